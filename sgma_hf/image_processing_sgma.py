@@ -1,0 +1,690 @@
+"""Image processor of SGMA: named rasters, some of them missing, in; one packed tensor and its mask out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.utils import logging
+
+from .configuration_sgma import check_modalities
+from .image_transforms_sgma import (
+    IGNORE_INDEX,
+    REFERENCE_LEVELS,
+    Moments,
+    Raster,
+    find_covered,
+    interpolation_weights,
+    measure_level,
+    read_label,
+    read_raster,
+    resample,
+    same_extent,
+    subtract,
+)
+
+
+logger = logging.get_logger(__name__)
+
+HEIGHT_NODATA = (-9999.0, -32768.0)
+# Root mean square of normalised values, 1 on average over the data that the statistics were fitted to, above which an
+# image is reported. Single tiles of real data sets reach 2.7; feet where metres were learnt give 3.28 and more.
+SUSPICIOUS_RMS = 3.0
+# What `transformers` itself writes to `preprocessor_config.json` or passes on while loading.
+SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """Normalisation of one kind of modality, until statistics are fitted."""
+
+    rescale_factor: float = 1 / 255
+    mean: tuple[float, ...] = (0.45,)
+    std: tuple[float, ...] = (0.225,)
+    nodata: tuple[float, ...] = ()
+    reference_level: str = "none"
+
+
+_SURFACE = _Defaults(1.0, (5.0,), (10.0,), HEIGHT_NODATA, "minimum")
+_HEIGHT_ABOVE_GROUND = _Defaults(1.0, (5.0,), (10.0,), HEIGHT_NODATA)
+_BACKSCATTER = _Defaults(1.0, (-15.0,), (5.0,), (-9999.0,))
+_REFLECTANCE = _Defaults(1e-4, (0.2,), (0.1,))
+_BY_NAME = {
+    "rgb": _Defaults(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    **dict.fromkeys(("dsm", "dem", "dtm", "elevation"), _SURFACE),
+    **dict.fromkeys(("ndsm", "chm", "height"), _HEIGHT_ABOVE_GROUND),
+    **dict.fromkeys(("sar", "s1", "vv", "vh"), _BACKSCATTER),
+    **dict.fromkeys(("s2", "msi", "hsi", "hyperspectral", "multispectral"), _REFLECTANCE),
+}
+
+
+def _defaults_for(name: str) -> _Defaults:
+    """Default normalisation of a modality: that of the first part of its name, split at "_", that is known."""
+    return next((_BY_NAME[part] for part in name.split("_") if part in _BY_NAME), _Defaults())
+
+
+@dataclass
+class _Row:
+    """One decoded sample: its rasters by modality, its label, the grid, the window of it, and the output size."""
+
+    rasters: list[Raster | None]
+    label: np.ndarray | None
+    grid: tuple[int, int]
+    window: tuple[int, int, int, int]
+    size: tuple[int, int]
+    coverage: list[np.ndarray | bool] = field(default_factory=list)
+
+
+class SgmaImagesKwargs(TypedDict, total=False):
+    """Fields of [`SgmaImageProcessor`] that `from_pretrained` may override."""
+
+    modalities: list[str]
+    modality_channels: list[int]
+    rescale_factor: list[float]
+    image_mean: list[list[float]]
+    image_std: list[list[float]]
+    nodata: list[list[float]]
+    reference_level: list[str]
+    do_resize: bool
+    size: dict[str, int]
+    num_labels: int | None
+
+
+def _check_window(window: Sequence[int] | None, grid: tuple[int, int], *, index: int) -> tuple[int, int, int, int]:
+    """Check a window (top, left, height, width) in pixels of the grid; None is all of it."""
+    if window is None:
+        return 0, 0, *grid
+    if len(window) != 4:
+        raise ValueError(f"`windows[{index}]` is {window!r}; expected (top, left, height, width) in pixels.")
+    top, left, height, width = (int(number) for number in window)
+    if min(top, left) < 0 or min(height, width) < 1 or top + height > grid[0] or left + width > grid[1]:
+        raise ValueError(
+            f"`windows[{index}]` is (top, left, height, width) = {(top, left, height, width)}, which does not lie in "
+            f"the {grid[0]} x {grid[1]} pixels of the row. Shrink or move it; smaller rows are padded in the batch."
+        )
+    return top, left, height, width
+
+
+def _as_list(value: Any, count: int, *, is_single: bool, name: str) -> list:
+    """Bring an optional per-row argument to a list with one entry per row."""
+    if value is None:
+        return [None] * count
+    if not is_single and not isinstance(value, list | tuple | np.ndarray | torch.Tensor):
+        raise TypeError(f"`{name}` is a {type(value).__name__}; expected a list with one entry per row of `images`.")
+    rows = [value] if is_single else list(value)
+    if len(rows) != count:
+        raise ValueError(f"`{name}` has {len(rows)} entries and `images` has {count}; give one per row.")
+    return rows
+
+
+def _check_size(size: Any) -> dict[str, int]:
+    """Bring an output size to {"height", "width"} in pixels."""
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    elif isinstance(size, list | tuple) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    if (
+        not isinstance(size, Mapping)
+        or set(size) != {"height", "width"}
+        or not all(isinstance(side, int) and side > 0 for side in size.values())
+    ):
+        raise ValueError(f"`size` is {size!r}; expected {{'height': ..., 'width': ...}} in pixels, both at least 1.")
+    return {"height": size["height"], "width": size["width"]}
+
+
+class SgmaImageProcessor(BaseImageProcessor):
+    r"""Turns samples with named, possibly missing rasters into the packed input of SGMA.
+
+    Every sample is a dict `{"rgb": raster, "dsm": None, ...}`. A raster is a NumPy array (masked or not), a torch
+    tensor, a PIL image, or the path of a file that PIL reads or of a `.npy` file; bool, integers of any width
+    or floating point; (height, width) for one band, else channels first or last, told apart by the modality's channel
+    count. Where both ends of the shape fit, channels are taken to be first in a tensor and last in an array, unless
+    `input_data_format` says otherwise. None, or a name left out, is a missing modality.
+
+    **Missing values.** NaN, infinities and magnitudes from 3.4e38 on in any band, the modality's `nodata` value in all
+    of its bands, transparent pixels (an alpha channel beyond the modality's own) and masked pixels become False in the
+    mask, never numbers. A modality without a single covered pixel is a missing one.
+
+    **Grid.** The rasters of a sample span the same ground and may have different resolutions. The label's grid counts
+    if there is one, else that of the largest raster. Other rasters are brought to it: linear interpolation where they
+    are coarser, area averages where they are finer, always of the covered pixels alone. A pixel is covered if the
+    coarser pixel around its centre is, or at least half of the finer ones in it. Labels are only ever picked by
+    nearest neighbour. Sizes whose proportions differ by more than a cell of the coarser grid are refused.
+
+    **Normalisation**, per modality: `((raster - level) * rescale_factor - image_mean) / image_std`. `level` is that of
+    the window's own pixels (source pixels, before resampling; one level for all bands), so that heights in metres
+    above sea level are comparable between places.
+
+    Without statistics of your own, a modality gets defaults by its name, or by the first part of it at underscores
+    that is known (`dsm_2019` is a `dsm`):
+
+    | names | unit of the values | `rescale_factor` | mean, std (rescaled) | `reference_level` | `nodata` |
+    |---|---|---|---|---|---|
+    | `rgb` | 0 to 255 | 1/255 | those of ImageNet | none | none |
+    | `dsm`, `dem`, `dtm`, `elevation` | metres above a datum | 1 | 5 m, 10 m | minimum | -9999, -32768 |
+    | `ndsm`, `chm`, `height` | metres above ground | 1 | 5 m, 10 m | none | -9999, -32768 |
+    | `sar`, `s1`, `vv`, `vh` | backscatter in dB | 1 | -15 dB, 5 dB | none | -9999 |
+    | `s2`, `msi`, `multispectral`, `hsi`, `hyperspectral` | reflectance times 10,000 | 1e-4 | 0.2, 0.1 | none | none |
+    | any other | 0 to 255 | 1/255 | 0.45, 0.225 | none | none |
+
+    [`SgmaImageProcessor.fit`] replaces mean and standard deviation by those of your data. An image that is far from
+    the statistics is reported in the log, once per modality.
+
+    Args:
+        modalities: Names, in the order of the channels of `pixel_values`. Defaults to rgb, dsm, nir.
+        modality_channels: Number of bands of each modality.
+        rescale_factor: Factor per modality, or one for all; applied before mean and standard deviation.
+        image_mean: Mean per modality, in rescaled units: a list with a number per band, or one number for all bands.
+        image_std: Standard deviation per modality, likewise; greater than 0.
+        nodata: List of nodata values per modality, in the unit of the raw raster. NaN need not be listed.
+        reference_level: Per modality, or one for all: "none", "minimum", "robust_minimum" (the 2nd percentile, which
+            a few pits in a surface model do not move) or "median".
+        do_resize: Whether to bring every sample (or its window) to `size`.
+        size: {"height", "width"} of the output in pixels, or one number for both. Used if `do_resize`.
+        num_labels: Number of classes; label ids from there on are refused. None: all ids up to 254 pass.
+
+    Raises:
+        ValueError: If the lists do not fit each other, or a number cannot be used.
+
+    Example:
+    ```python
+    >>> import numpy as np
+    >>> from sgma_hf import SgmaImageProcessor
+
+    >>> processor = SgmaImageProcessor(modalities=["rgb", "dsm"], modality_channels=[3, 1])
+    >>> inputs = processor({"rgb": np.zeros((64, 64, 3), np.uint8), "dsm": None})
+    >>> inputs["pixel_values"].shape, inputs["modality_mask"]
+    (torch.Size([1, 4, 64, 64]), tensor([[ True, False]]))
+    ```
+    """
+
+    model_input_names = ["pixel_values", "modality_mask"]  # noqa: RUF012 - the name and form transformers expects
+    valid_kwargs = SgmaImagesKwargs
+
+    def __init__(
+        self,
+        modalities: Sequence[str] = ("rgb", "dsm", "nir"),
+        modality_channels: Sequence[int] | None = None,
+        *,
+        rescale_factor: float | Sequence[float] | None = None,
+        image_mean: Sequence[float | Sequence[float]] | None = None,
+        image_std: Sequence[float | Sequence[float]] | None = None,
+        nodata: Sequence[Sequence[float]] | None = None,
+        reference_level: str | Sequence[str] | None = None,
+        do_resize: bool = False,
+        size: Any = None,
+        num_labels: int | None = None,
+        **kwargs,
+    ):
+        unknown = sorted(key for key in kwargs if key not in SERVICE_KEYS and not key.startswith("_"))
+        if unknown:
+            raise ValueError(
+                f"SgmaImageProcessor has no fields {unknown}; it knows {sorted(SgmaImagesKwargs.__annotations__)}. "
+                "Correct the spelling, or update the package if the file was written by a newer version."
+            )
+        super().__init__(**kwargs)
+        if isinstance(modalities, str):
+            raise ValueError(f"`modalities` is the string {modalities!r}; expected a list of names.")
+        if modality_channels is None:
+            modality_channels = [3 if name == "rgb" else 1 for name in modalities]
+        check_modalities(modalities, modality_channels)
+        self.modalities = list(modalities)
+        self.modality_channels = list(modality_channels)
+        defaults = [_defaults_for(name) for name in self.modalities]
+        self.rescale_factor = self._numbers("rescale_factor", rescale_factor, [d.rescale_factor for d in defaults])
+        self.image_mean = self._band_numbers("image_mean", image_mean, [d.mean for d in defaults])
+        self.image_std = self._band_numbers("image_std", image_std, [d.std for d in defaults])
+        self.nodata = self._nodata(nodata, [d.nodata for d in defaults])
+        self.reference_level = self._per_modality(
+            "reference_level", reference_level, [d.reference_level for d in defaults]
+        )
+        for field_name, numbers in (("rescale_factor", [self.rescale_factor]), ("image_std", self.image_std)):
+            if any(number == 0 or (number < 0 and field_name == "image_std") for row in numbers for number in row):
+                raise ValueError(f"`{field_name}` is {numbers}; expected numbers other than 0, positive for a std.")
+        for level in self.reference_level:
+            if level not in REFERENCE_LEVELS:
+                raise ValueError(f"`reference_level` has {level!r}; expected one of {list(REFERENCE_LEVELS)}.")
+        if num_labels is not None and not 1 <= num_labels <= IGNORE_INDEX:
+            raise ValueError(
+                f"`num_labels` is {num_labels}; expected 1 to {IGNORE_INDEX}, as {IGNORE_INDEX} is ignored."
+            )
+        self.do_resize = bool(do_resize)
+        self.size = _check_size({"height": 512, "width": 512} if size is None else size)
+        self.num_labels = num_labels
+        self._reported: set[str] = set()
+
+    def _per_modality(self, name: str, value: Any, default: list) -> list:
+        """One entry per modality; a single number or string counts for all."""
+        if value is None:
+            return list(default)
+        if isinstance(value, str | int | float):
+            return [value] * len(self.modalities)
+        if len(value) != len(self.modalities):
+            raise ValueError(
+                f"`{name}` has {len(value)} entries for the {len(self.modalities)} modalities {self.modalities}; "
+                "give one per modality, in their order."
+            )
+        return list(value)
+
+    def _numbers(self, name: str, value: Any, default: list) -> list[float]:
+        """One finite number per modality."""
+        entries = self._per_modality(name, value, default)
+        if not all(isinstance(entry, int | float | np.number) and np.isfinite(entry) for entry in entries):
+            raise ValueError(f"`{name}` is {entries}; expected one finite number per modality.")
+        return [float(entry) for entry in entries]
+
+    def _band_numbers(self, name: str, value: Any, default: list) -> list[list[float]]:
+        """One finite number per band of every modality; a single one counts for all bands."""
+        if value is None:  # Statistics by name may be for another number of bands, such as an "rgb" of four.
+            default = [
+                entry if len(entry) == bands else (sum(entry) / len(entry),)
+                for entry, bands in zip(default, self.modality_channels, strict=True)
+            ]
+        result = []
+        entries = self._per_modality(name, value, default)
+        for modality, bands, entry in zip(self.modalities, self.modality_channels, entries, strict=True):
+            numbers = np.asarray(entry, dtype=np.float64).reshape(-1)
+            if numbers.size not in (1, bands) or not np.isfinite(numbers).all():
+                raise ValueError(f"`{name}` of modality {modality!r} is {entry}; expected {bands} finite numbers.")
+            result.append(np.broadcast_to(numbers, bands).tolist())
+        return result
+
+    def _nodata(self, value: Any, default: list) -> list[list[float]]:
+        """Finite nodata values per modality; what is not finite is missing in any case, and is no JSON."""
+        entries = self._per_modality("nodata", value, default)
+        lists = [np.asarray([] if entry is None else entry, dtype=np.float64).reshape(-1) for entry in entries]
+        return [numbers[np.isfinite(numbers)].tolist() for numbers in lists]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The processor's fields as JSON-able values."""
+        fields = super().to_dict()
+        fields.pop("_reported", None)
+        return fields
+
+    def preprocess(
+        self,
+        images: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        segmentation_maps: Any = None,
+        *,
+        windows: Sequence | None = None,
+        do_resize: bool | None = None,
+        size: Any = None,
+        input_data_format: str | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Prepare a batch.
+
+        Args:
+            images: One dict or a list of dicts from modality name to raster or None; see the class.
+            segmentation_maps: Class ids per pixel, integers of shape (height, width), 255 for ignored pixels: one per
+                row, where None is a row without labels (all ignored). They define the grid of their rows.
+            windows: One (top, left, height, width) per row, in pixels of the row's grid; None is the whole row. Only
+                what a window needs is resampled, and the reference level is that of the window.
+            do_resize: Overrides the field.
+            size: Overrides the field.
+            input_data_format: "channels_first" or "channels_last", for arrays whose shape leaves both open.
+            return_tensors: "pt" for torch tensors, "np" or None for NumPy arrays.
+
+        Returns:
+            `pixel_values`: float32 (batch_size, sum of channels, height, width), the modalities in order, about 0 mean
+            and unit variance, 0 where missing. Rows that are smaller than others are padded at the bottom and right.
+            `modality_mask`: bool, (batch_size, num_modalities) if every modality that is there covers all pixels, else
+            (batch_size, num_modalities, height, width). A row whose given modalities hold nothing but nodata is
+            False throughout in the latter.
+            `labels`: int64 (batch_size, height, width), 255 where ignored or padded; only with `segmentation_maps`.
+
+        Raises:
+            ValueError: If a row has no modality at all, a modality's name or number of bands is unknown, sizes do not
+                fit each other, a file cannot be read, or label ids are out of range; the row is named.
+            TypeError: If something is no raster at all.
+        """
+        is_single = isinstance(images, Mapping)
+        samples = [images] if is_single else images
+        if not isinstance(samples, list | tuple) or not all(isinstance(sample, Mapping) for sample in samples):
+            raise TypeError(
+                f"`images` is a {type(images).__name__}; expected one dict or a list of dicts from modality name to "
+                f'raster or None, such as {{"{self.modalities[0]}": array}}.'
+            )
+        if not samples:
+            raise ValueError("`images` is empty; give at least one row.")
+        if input_data_format not in (None, "channels_first", "channels_last"):
+            raise ValueError(
+                f"`input_data_format` is {input_data_format!r}; expected channels_first or channels_last."
+            )
+        do_resize = self.do_resize if do_resize is None else do_resize
+        target = _check_size(self.size if size is None else size) if do_resize else None
+        with_labels = segmentation_maps is not None
+        maps_are_single = is_single and not isinstance(segmentation_maps, list | tuple)
+        maps = _as_list(segmentation_maps, len(samples), is_single=maps_are_single, name="segmentation_maps")
+        window_is_single = is_single and windows is not None and np.ndim(windows[0]) == 0 and windows[0] is not None
+        windows = _as_list(windows, len(samples), is_single=window_is_single, name="windows")
+        rows = [
+            self._read_row(sample, label, window, index=index, target=target, layout=input_data_format)
+            for index, (sample, label, window) in enumerate(zip(samples, maps, windows, strict=True))
+        ]
+        data = self._pack(rows, with_labels=with_labels)
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _read_row(
+        self,
+        sample: Mapping[str, Any],
+        label: Any,
+        window: Sequence[int] | None,
+        *,
+        index: int,
+        target: dict[str, int] | None,
+        layout: str | None,
+    ) -> _Row:
+        """Decode one sample and settle its grid, window and output size."""
+        for name in sample:
+            if name not in self.modalities:
+                raise ValueError(
+                    f"`images[{index}]` has modality {name!r}; this processor knows {self.modalities}. Rename it, or "
+                    "add it to the processor and the model."
+                )
+        rasters = [
+            None
+            if sample.get(name) is None
+            else read_raster(sample[name], channels, layout=layout, where=f"`images[{index}][{name!r}]`")
+            for name, channels in zip(self.modalities, self.modality_channels, strict=True)
+        ]
+        given = {name: raster.size for name, raster in zip(self.modalities, rasters, strict=True) if raster}
+        if not given:
+            raise ValueError(
+                f"`images[{index}]` has no modality: none of {self.modalities} is there. Leave the row out, or give "
+                "at least one raster."
+            )
+        label = read_label(label, num_labels=self.num_labels, index=index)
+        grid = max(given.values(), key=lambda size: size[0] * size[1]) if label is None else label.shape
+        for name, size in given.items():
+            if not same_extent(grid, size):
+                raise ValueError(
+                    f"`images[{index}][{name!r}]` has {size[0]} x {size[1]} pixels, which does not fit the "
+                    f"{grid[0]} x {grid[1]} of {'the label' if label is not None else 'the largest modality'}: they "
+                    "are to span the same ground with square pixels. Crop them to one extent first."
+                )
+        top, left, height, width = _check_window(window, grid, index=index)
+        size = (height, width) if target is None else (target["height"], target["width"])
+        return _Row(rasters, label, grid, (top, left, height, width), size)
+
+    def _pack(self, rows: list[_Row], *, with_labels: bool) -> dict[str, np.ndarray]:
+        """Normalise and stack the rows, padded to the largest."""
+        height, width = (max(row.size[axis] for row in rows) for axis in (0, 1))
+        bounds = np.cumsum([0, *self.modality_channels])
+        pixel_values = np.zeros((len(rows), int(bounds[-1]), height, width), dtype=np.float32)
+        for index, row in enumerate(rows):
+            for m, raster in enumerate(row.rasters):
+                view = pixel_values[index, bounds[m] : bounds[m + 1], : row.size[0], : row.size[1]]
+                row.coverage.append(False if raster is None else self._normalize(raster, row, m, view, index=index))
+        data = {"pixel_values": pixel_values, "modality_mask": self._mask(rows, (height, width))}
+        if with_labels:
+            labels = np.full((len(rows), height, width), IGNORE_INDEX, dtype=np.int64)
+            for index, row in enumerate(rows):
+                if row.label is not None:
+                    axes = zip(row.window[:2], row.window[2:], row.size, strict=True)
+                    picked = [  # nearest neighbour: the pixel that holds the centre of the new one
+                        start + np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(int), old - 1)
+                        for start, old, new in axes
+                    ]
+                    labels[index, : row.size[0], : row.size[1]] = row.label[np.ix_(*picked)]
+            data["labels"] = labels
+        return data
+
+    def _mask(self, rows: list[_Row], size: tuple[int, int]) -> np.ndarray:
+        """The modality mask: per row if that says it all, else per pixel."""
+        whole = all(isinstance(covered, bool) for row in rows for covered in row.coverage)
+        if whole and all(row.size == size and any(row.coverage) for row in rows):
+            return np.array([row.coverage for row in rows], dtype=bool)
+        mask = np.zeros((len(rows), len(self.modalities), *size), dtype=bool)
+        for index, row in enumerate(rows):
+            for m, covered in enumerate(row.coverage):
+                mask[index, m, : row.size[0], : row.size[1]] = covered
+        return mask
+
+    def _normalize(self, raster: Raster, row: _Row, m: int, out: np.ndarray, *, index: int) -> np.ndarray | bool:
+        """Write the window of one raster, normalised and on the output grid; return what it covers.
+
+        Args:
+            raster: The modality as it was given.
+            row: Its row, for the geometry.
+            m: Index of the modality.
+            out: float32 zeros (channels, height, width), written in place.
+            index: Index of the row, for messages.
+
+        Returns:
+            True if all of the window is covered, False if nothing is (`out` stays 0), else bool (height, width).
+        """
+        top, left, height, width = row.window
+        resampling = raster.size != row.grid or row.size != (height, width)
+        slices = slice(top, top + height), slice(left, left + width)
+        if resampling:
+            rows, columns = (
+                interpolation_weights(cells, start * cells / whole, length * cells / whole, new)
+                for cells, start, length, whole, new in zip(
+                    raster.size, row.window[:2], row.window[2:], row.grid, row.size, strict=True
+                )
+            )
+            slices = rows.cells, columns.cells
+        source = Raster(raster.values[:, *slices], None if raster.valid is None else raster.valid[slices])
+        covered = find_covered(source, self.nodata[m])
+        if covered is not None and not covered.any():
+            return False
+        level = measure_level(source.values, covered, self.reference_level[m])
+        values = np.empty(source.values.shape, dtype=np.float32) if resampling else out
+        mean = np.asarray(self.image_mean[m]) / self.rescale_factor[m]
+        subtract(source.values, level, mean, out=values)
+        if covered is not None:
+            np.copyto(values, 0, where=~covered)
+        if resampling:
+            values, covered = resample(values, covered, rows, columns)
+        scale = self.rescale_factor[m] / np.asarray(self.image_std[m])
+        np.multiply(values, scale.astype(np.float32)[:, None, None], out=out)
+        if covered is not None:
+            np.copyto(out, 0, where=~covered)
+            if not covered.any():
+                return False
+        self._report_outlier(out, covered, m, index=index)
+        return True if covered is None else covered
+
+    def _report_outlier(self, values: np.ndarray, covered: np.ndarray | None, m: int, *, index: int) -> None:
+        """Warn, once per modality, of an image that is far from the statistics it was normalised with."""
+        name = self.modalities[m]
+        if name in self._reported:
+            return
+        count = values.size if covered is None else values.shape[0] * int(covered.sum())
+        mean = float(values.sum()) / count  # What is not covered is 0 and adds nothing.
+        rms = float(np.sqrt(max(np.einsum("chw,chw->", values, values), 0.0) / count))
+        # Values in [0, 1] where 0 to 255 were learnt: all of them next to each other, far below the mean.
+        flat = self.reference_level[m] == "none" and abs(mean) > 1.5 and rms**2 - mean**2 < 1e-4
+        if rms <= SUSPICIOUS_RMS and not flat:
+            return
+        self._reported.add(name)
+        logger.warning(
+            f"Modality {name!r} of row {index} is far from the statistics it is normalised with: normalised values "
+            f"have mean {mean:.3g} and root mean square {rms:.3g} where about 0 and 1 are expected. Check its unit "
+            "and bit depth (8 or 16 bit, metres or feet, dB or linear) and `nodata`, or fit the statistics to your "
+            "data by `SgmaImageProcessor.fit`. This is said once per modality."
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        rows: Iterable[Mapping[str, Any]],
+        modalities: Sequence[str],
+        modality_channels: Sequence[int],
+        **kwargs,
+    ) -> "SgmaImageProcessor":
+        """Make a processor whose mean and standard deviation are those of a data set, in one streaming pass.
+
+        Nodata is left out, rasters count at their own resolution, and the reference level is that of the whole raster:
+        where training crops windows out of much larger rows, give crops of that size. A modality that no row has keeps
+        its defaults and a band that never varies gets a standard deviation of 1, each with a warning.
+
+        Args:
+            rows: Any iterable of dicts from modality name to raster or None. Other columns are not looked at.
+            modalities: Names, as for the class.
+            modality_channels: Bands of each, as for the class.
+            **kwargs: Other fields of the processor: `nodata`, `reference_level`, `rescale_factor`, ... Mean and
+                standard deviation are in units of `rescale_factor`.
+
+        Returns:
+            The processor.
+
+        Raises:
+            ValueError: If there are no rows, no row has a column of a modality's name, or a raster cannot be used.
+        """
+        fitted = {"image_mean", "image_std"} & set(kwargs)
+        if fitted:
+            raise ValueError(f"`fit` computes {sorted(fitted)}; leave them out, or build the processor directly.")
+        processor = cls(modalities, modality_channels, **kwargs)
+        moments = [Moments(channels) for channels in processor.modality_channels]
+        columns: set[str] = set()
+        num_rows = 0
+        for index, row in enumerate(rows):
+            num_rows += 1
+            columns.update(row)
+            for m, (name, channels) in enumerate(zip(modalities, modality_channels, strict=True)):
+                if row.get(name) is None:
+                    continue
+                where = f"row {row.get('id', index)!r}, modality {name!r}"
+                raster = read_raster(row[name], channels, layout=None, where=where)
+                covered = find_covered(raster, processor.nodata[m])
+                if covered is None or covered.any():
+                    level = measure_level(raster.values, covered, processor.reference_level[m])
+                    moments[m].update(raster.values, covered, level)
+        if num_rows == 0:
+            raise ValueError("`rows` is empty; statistics need at least one row.")
+        absent = [name for name in modalities if name not in columns]
+        if absent:
+            raise ValueError(f"No row has the columns {absent}; there are {sorted(columns)}. Correct `modalities`.")
+        for m, moment in enumerate(moments):
+            processor._set_statistics(m, moment)
+        return processor
+
+    def _set_statistics(self, m: int, moments: "Moments") -> None:
+        """Take over the fitted mean and standard deviation of modality m, as far as there are any."""
+        if moments.count == 0:
+            logger.warning(f"No row has a value of modality {self.modalities[m]!r}; its default statistics are kept.")
+            return
+        factor = self.rescale_factor[m]
+        std = np.sqrt(moments.squares / moments.count) * abs(factor)
+        constant = std <= 1e-12 * np.maximum(1.0, np.abs(moments.mean * factor))
+        if constant.any():
+            logger.warning(
+                f"Bands {np.flatnonzero(constant).tolist()} of modality {self.modalities[m]!r} never vary; their "
+                "standard deviation is set to 1."
+            )
+        self.image_mean[m] = (moments.mean * factor).tolist()
+        self.image_std[m] = np.where(constant, 1.0, std).tolist()
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        *,
+        input_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Turn the model's output into one class map per row.
+
+        The logits, one cell per 4 x 4 pixels, are brought to the size of the model's input, and from there to the
+        target size if that is another one, both by bilinear interpolation before the argmax.
+
+        Args:
+            outputs: Output of the model, with `logits` (batch_size, num_labels, height / 4, width / 4) and `coverage`
+                (batch_size, height, width).
+            target_sizes: (height, width) of each map in pixels. None: that of the input.
+            input_sizes: (height, width) of each row before it was padded to the batch's largest; the padding is cut
+                off. None: no row was padded.
+
+        Returns:
+            Class ids, int64 (height, width), one map per row. Pixels that no modality covers are 255 (ignore).
+
+        Raises:
+            ValueError: If the number of sizes is not that of the rows.
+        """
+        maps = []
+        for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
+            coverage = outputs.coverage[index]
+            logits = _upsample(outputs.logits[index], 4, coverage.shape)[:, : row_size[0], : row_size[1]]
+            coverage = coverage[: row_size[0], : row_size[1]]
+            ids = _resize(logits, size).argmax(0)
+            maps.append(ids.masked_fill(~_resize_mask(coverage, size), IGNORE_INDEX))
+        return maps
+
+    def post_process_robustness(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        stage: int | None = None,
+        *,
+        input_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Turn the robustness maps into shares per pixel: how much each modality is relied on.
+
+        Args:
+            outputs: Output of the model, with `robustness` and `coverage`.
+            target_sizes: (height, width) of each map in pixels. None: that of the input.
+            stage: 0 (fine, 4 pixels a cell) to 3 (coarse, 32). None: the mean over the stages.
+            input_sizes: As for `post_process_semantic_segmentation`.
+
+        Returns:
+            float32 (num_modalities, height, width) per row, in [0, 1], summing to 1 over the modalities wherever any
+            of them covers, else 0.
+
+        Raises:
+            ValueError: If the model has no robustness (mean fusion), or no such stage.
+        """
+        if outputs.robustness is None:
+            raise ValueError("`outputs.robustness` is None: mean fusion has none. Use a model with `fusion='sgf'`.")
+        num_stages = len(outputs.robustness)
+        if stage is not None and not 0 <= stage < num_stages:
+            raise ValueError(f"`stage` is {stage}; expected 0 to {num_stages - 1}, or None for the mean over all.")
+        stages = range(num_stages) if stage is None else [stage]
+        maps = []
+        for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
+            coverage = outputs.coverage[index]
+            # Stage i has cells of 4 * 2**i pixels.
+            shares = sum(_upsample(outputs.robustness[i][index], 4 * 2**i, coverage.shape) for i in stages)
+            shares = _resize(shares[:, : row_size[0], : row_size[1]], size)
+            shares = shares * _resize_mask(coverage[: row_size[0], : row_size[1]], size)
+            # Cells that nothing covers are 0 and thin out their neighbours by interpolation: bring the sum back to 1.
+            maps.append(shares / shares.sum(0, keepdim=True).clamp_min(1e-12))
+        return maps
+
+    @staticmethod
+    def _sizes(outputs: Any, input_sizes: Any, target_sizes: Any) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Pairs (size of the row within the batch, size of its map), checked."""
+        num_rows, height, width = outputs.coverage.shape
+        pairs = []
+        for name, sizes in (("input_sizes", input_sizes), ("target_sizes", target_sizes)):
+            if sizes is None:
+                sizes = pairs[0] if pairs else [(height, width)] * num_rows
+            sizes = [(int(size[0]), int(size[1])) for size in sizes]
+            if len(sizes) != num_rows or any(min(size) < 1 for size in sizes):
+                raise ValueError(f"`{name}` is {sizes}; expected a (height, width) of at least 1 for {num_rows} rows.")
+            pairs.append(sizes)
+        return list(zip(*pairs, strict=True))
+
+
+def _upsample(maps: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
+    """Bring (channels, h, w) of `stride` pixels a cell to (channels, height, width): exact multiple, then crop."""
+    maps = F.interpolate(maps[None].float(), scale_factor=stride, mode="bilinear", align_corners=False)[0]
+    return maps[:, : size[0], : size[1]]
+
+
+def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resizing of (channels, height, width), or nothing if the size is that already."""
+    if tuple(maps.shape[1:]) == size:
+        return maps
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Nearest-neighbour resizing of a bool mask (height, width)."""
+    return F.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")[0, 0] > 0.5
+
+
+__all__ = ["SgmaImageProcessor"]

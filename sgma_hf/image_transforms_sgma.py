@@ -1,0 +1,309 @@
+"""What happens to single rasters on their way into SGMA: decoding, coverage, reference level, resampling, moments."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+IGNORE_INDEX = 255
+REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
+# float32 and float64 rasters often carry the lowest number of their type as nodata, rounded or not: no measurement.
+LARGEST_VALUE = 3.4e38
+# Half of the footprint of a resampled pixel has to be there; the slack is for the rounding of float32 weights.
+MINIMUM_SUPPORT = 0.5 - 1e-5
+BITS_PER_SAMPLE_TAG = 258  # of TIFF
+
+
+@dataclass
+class Raster:
+    """A decoded raster: values (channels, height, width) of any real dtype; True where valid, or None: everywhere."""
+
+    values: np.ndarray
+    valid: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.values.shape[1], self.values.shape[2]
+
+
+def _open_file(path: str | os.PathLike) -> np.ndarray | Image.Image:
+    """Read an image file with PIL, or a `.npy` file; never unpickles."""
+    if str(path).endswith(".npy"):
+        return np.load(path, allow_pickle=False)
+    with Image.open(path) as image:
+        bits = image.tag_v2.get(BITS_PER_SAMPLE_TAG, ()) if image.format == "TIFF" else ()
+        # PIL opens colour images of 16 bits and hands out 8 of them without a word.
+        if len(image.getbands()) > 1 and (";16" in str(image.tile) or max(bits, default=8) > 8):
+            raise ValueError("a multi-band image of more than 8 bits, which PIL squeezes to 8; pass an array instead")
+        image.load()
+        return image
+
+
+def _decode(value: Any, *, where: str) -> tuple[np.ndarray, np.ndarray | None, str | None]:
+    """Turn what a user may pass into an array, its valid pixels or bands (or None) and its layout, where known."""
+    try:
+        if isinstance(value, str | os.PathLike):
+            value = _open_file(value)
+        if isinstance(value, Image.Image):
+            array, valid = np.asarray(value), None
+            if value.mode in ("LA", "RGBA"):
+                valid = array[..., -1] > 0
+            return array, valid, "pil"
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        name = f" {os.fspath(value)!r}" if isinstance(value, str | os.PathLike) else ""
+        raise ValueError(
+            f"{where}: the image{name} cannot be read ({error}). Replace the file, or pass an array, or None if the "
+            "modality is missing."
+        ) from error
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy(), None, "channels_first"
+    if isinstance(value, np.ma.MaskedArray):
+        return value.data, ~np.ma.getmaskarray(value), None
+    if isinstance(value, np.ndarray | list | tuple):
+        try:
+            return np.asarray(value), None, None
+        except ValueError as error:
+            raise ValueError(f"{where}: the nested lists are no raster ({error}). Pass an array.") from error
+    raise TypeError(f"{where}: got a {type(value).__name__}; expected an array, a PIL image, a path or None.")
+
+
+def _channels_first(array: np.ndarray, channels: int, *, layout: str | None, where: str) -> np.ndarray:
+    """View an array as (channels, height, width). Where both ends fit and no layout is known, channels are last."""
+    if array.ndim == 2 and channels == 1:
+        return array[None]
+    if array.ndim == 3 and array.shape[2] == channels and (layout != "channels_first" or array.shape[0] != channels):
+        return array.transpose(2, 0, 1)
+    if array.ndim == 3 and array.shape[0] == channels and layout != "pil":  # PIL's channels are always last
+        return array
+    expected = f"({channels}, height, width) or (height, width, {channels})"
+    raise ValueError(
+        f"{where}: got shape {array.shape}; expected {'(height, width), ' if channels == 1 else ''}{expected}. "
+        "Select the bands, or set `modality_channels` to what the modality has."
+    )
+
+
+def read_raster(value: Any, channels: int, *, layout: str | None, where: str) -> Raster:
+    """Decode one raster to (channels, height, width); alpha and masked arrays give its valid pixels."""
+    array, valid, known_layout = _decode(value, where=where)
+    layout = known_layout or layout
+    if array.dtype.kind not in "buif":
+        raise TypeError(f"{where}: got dtype {array.dtype}; expected bool, integers or floating point numbers.")
+    if array.size == 0:
+        raise ValueError(f"{where}: got shape {array.shape}, no pixel at all. Pass None if the modality is missing.")
+    if known_layout == "pil" and valid is not None:
+        if array.shape[2] == channels + 1:
+            array = array[..., :channels]
+        else:
+            valid = None  # The modality has the alpha channel as a band of its own, or the shape is refused below.
+    values = _channels_first(array, channels, layout=layout, where=where)
+    if valid is not None and valid.shape == array.shape:
+        valid = _channels_first(valid, channels, layout=layout, where=where).all(0)
+    return Raster(values.view(np.uint8) if values.dtype == bool else values, valid)
+
+
+def find_covered(raster: Raster, nodata: Sequence[float]) -> np.ndarray | None:
+    """Pixels that hold a measurement, bool (height, width), or None if all do."""
+    values, missing = raster.values, None if raster.valid is None else ~raster.valid
+    if values.dtype.kind == "f":
+        # min and max carry NaN on, and are much quicker than a look at every value.
+        low, high = float(values.min()), float(values.max())
+        if not (-LARGEST_VALUE < low and high < LARGEST_VALUE):
+            unusable = ~(np.abs(values) < LARGEST_VALUE).all(0)
+            missing = unusable if missing is None else missing | unusable
+    for number in nodata:
+        if values.dtype.kind != "f":
+            limits = np.iinfo(values.dtype)
+            if number != int(number) or not limits.min <= number <= limits.max:
+                continue
+            number = int(number)
+        with np.errstate(over="ignore"):  # A nodata value of float64 becomes inf in float32, which is missing too.
+            hit = values[0] == number
+            for band in values[1:]:  # One band may hold the value by chance: black is (0, 0, 0), not any 0.
+                if not hit.any():
+                    break
+                hit &= band == number
+        if hit.any():
+            missing = hit if missing is None else missing | hit
+    return None if missing is None or not missing.any() else ~missing
+
+
+def measure_level(values: np.ndarray, covered: np.ndarray | None, kind: str) -> float:
+    """Reference level of the covered pixels, over all bands, in the raster's own unit."""
+    if kind == "none":
+        return 0.0
+    pool = values if covered is None else values[:, covered]
+    if kind == "minimum":
+        return float(pool.min())
+    if kind == "robust_minimum":
+        return float(np.percentile(pool, 2, method="lower"))
+    middle = [(pool.size - 1) // 2, pool.size // 2]
+    return float(np.partition(pool, middle, axis=None)[middle].mean(dtype=np.float64))
+
+
+def subtract(values: np.ndarray, level: float, mean: np.ndarray, *, out: np.ndarray) -> None:
+    """Write (values - level) - mean to a float32 array; `mean` holds one number per band.
+
+    The level goes first and in float64 (by NumPy's buffered casting, without a copy of the array), so that a raster
+    and the same raster 460 m higher up give the same bits.
+    """
+    mean = mean.astype(np.float32)[:, None, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # Missing values may be anything; they are set to 0 later.
+        if level == 0.0:
+            np.subtract(values, mean, out=out, dtype=np.float32, casting="same_kind")
+        else:
+            np.subtract(values, level, out=out, dtype=np.float64, casting="same_kind")
+            out -= mean
+
+
+@dataclass
+class AxisWeights:
+    """How one axis is resampled.
+
+    Attributes:
+        values: float32 (num_target, cells): what each target pixel takes from each source cell; rows sum to 1.
+        footprint: float32 (num_target, cells): the cells that decide whether the pixel counts as covered.
+        cells: The source cells that the columns are for.
+    """
+
+    values: np.ndarray
+    footprint: np.ndarray
+    cells: slice
+
+
+def interpolation_weights(num_source: int, start: float, length: float, num_target: int) -> AxisWeights:
+    """Weights that resample one axis, with pixel centres at half positions (`align_corners=False`).
+
+    Linear interpolation where the target is the finer grid or the same, and the footprint of a pixel is the cell that
+    its centre lies in. Where the target is the coarser grid, both are the area of the target pixel.
+
+    Args:
+        num_source: Cells of the source along the axis.
+        start: Where the target begins, in source cells from the source's edge.
+        length: Extent of the target in source cells.
+        num_target: Cells of the target.
+
+    Returns:
+        The weights of the source cells that are needed.
+    """
+    step = length / num_target
+    position = np.arange(num_target)[:, None]
+    if step > 1:
+        left = start + step * position
+        first, stop = int(left[0, 0]), min(num_source, int(np.ceil(left[-1, 0] + step)))
+        cells = np.arange(first, stop)
+        weights = np.minimum(left + step, cells + 1) - np.maximum(left, cells)
+    else:
+        centre = np.clip(start + step * (position + 0.5) - 0.5, 0, num_source - 1)
+        first, stop = int(centre[0, 0]), min(num_source, int(centre[-1, 0]) + 2)
+        cells = np.arange(first, stop)
+        weights = 1 - np.abs(centre - cells)
+    weights[weights < 1e-9] = 0
+    used = np.flatnonzero(weights.any(0))  # A cell of no weight must not take part in the reference level either.
+    first, stop = first + int(used[0]), first + int(used[-1]) + 1
+    weights = weights[:, used[0] : used[-1] + 1]
+    weights /= weights.sum(1, keepdims=True)
+    weights = footprint = weights.astype(np.float32)
+    if step <= 1:  # The slack makes the choice between two cells at equal distance the same in every window.
+        footprint = (np.floor(centre + 0.5 + 1e-9) == np.arange(first, stop)).astype(np.float32)
+    return AxisWeights(weights, footprint, slice(first, stop))
+
+
+def resample(
+    values: np.ndarray, covered: np.ndarray | None, rows: AxisWeights, columns: AxisWeights
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Resample (channels, height, width) axis by axis, each pixel from the covered ones among its sources alone.
+
+    Args:
+        values: float32, 0 where not covered.
+        covered: bool (height, width), or None if everything is.
+        rows: Weights for the vertical axis.
+        columns: Weights for the horizontal axis.
+
+    Returns:
+        The new values, and the new coverage (None if that is everything): True where at least half of a pixel's
+        footprint is covered. Values are undefined elsewhere.
+    """
+    resampled = rows.values @ values @ columns.values.T
+    if covered is None:
+        return resampled, None
+    covered = covered.astype(np.float32)
+    new_covered = rows.footprint @ covered @ columns.footprint.T >= MINIMUM_SUPPORT
+    support = rows.values @ covered @ columns.values.T
+    resampled /= np.where(new_covered, support, 1)
+    return resampled, None if new_covered.all() else new_covered
+
+
+def same_extent(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether two grids may span the same ground: with square cells, no side is a whole coarse cell off."""
+    for coarse, fine in ((a, b), (b, a)):
+        lowest = max(fine[axis] / (coarse[axis] + 1) for axis in (0, 1))
+        highest = min(fine[axis] / (coarse[axis] - 1) if coarse[axis] > 1 else np.inf for axis in (0, 1))
+        if lowest < highest:
+            return True
+    return False
+
+
+def read_label(value: Any, *, num_labels: int | None, index: int) -> np.ndarray | None:
+    """Decode a label map to integers of shape (height, width), checked against the number of classes."""
+    if value is None:
+        return None
+    where = f"`segmentation_maps[{index}]`"
+    array, valid, _ = _decode(value, where=where)
+    if array.dtype.kind not in "bui":
+        raise ValueError(
+            f"{where}: got dtype {array.dtype}; expected class ids as integers, {IGNORE_INDEX} for ignored pixels. "
+            "Round and convert it, for instance with `.astype('uint8')`, if its values are ids."
+        )
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(
+            f"{where}: got shape {array.shape}; expected (height, width) with one class id per pixel. Colour-coded "
+            "labels have to be converted to ids first."
+        )
+    array = array.view(np.uint8) if array.dtype == bool else array
+    if valid is not None and valid.size == array.size:  # a masked array
+        array = np.where(valid.reshape(array.shape), array.astype(np.int64), IGNORE_INDEX)
+    limit = IGNORE_INDEX if num_labels is None else num_labels
+    wrong = (array >= limit) & (array != IGNORE_INDEX)
+    if array.dtype.kind == "i":
+        wrong |= array < 0
+    if wrong.any():
+        raise ValueError(
+            f"{where}: has the ids {np.unique(array[wrong])[:10].tolist()}; expected 0 to {limit - 1}, or "
+            f"{IGNORE_INDEX} for ignored pixels. Remap the ids, or raise `num_labels`."
+        )
+    return array
+
+
+@dataclass
+class Moments:
+    """Running mean and sum of squared deviations per band, in float64 (Chan et al., 1979)."""
+
+    channels: int
+    count: int = 0
+    mean: np.ndarray = field(init=False)
+    squares: np.ndarray = field(init=False)
+
+    def __post_init__(self):
+        self.mean, self.squares = np.zeros(self.channels), np.zeros(self.channels)
+
+    def update(self, values: np.ndarray, covered: np.ndarray | None, level: float) -> None:
+        """Merge in the covered pixels of one raster (channels, height, width), above its reference level."""
+        count = values[0].size if covered is None else int(covered.sum())
+        total = self.count + count
+        for band, plane in enumerate(values):  # One band at a time keeps the float64 copy small.
+            sample = (plane if covered is None else plane[covered]).astype(np.float64) - level
+            mean = sample.mean()
+            sample -= mean
+            difference = mean - self.mean[band]
+            self.mean[band] += difference * count / total
+            self.squares[band] += np.vdot(sample, sample) + difference**2 * self.count * count / total
+        self.count = total

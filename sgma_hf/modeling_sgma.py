@@ -1,0 +1,698 @@
+"""SGMA: semantic-guided, modality-aware segmentation with incomplete multimodal data (arXiv:2603.02505).
+
+The paper has no public code; this is an independent implementation of its description. Where the paper is silent the
+line says "ours". The paper's abbreviations stand in the first line of the docstring of the block they name: MP, CSF,
+SP, RP (together SGF) and MAS.
+
+Axes are always batch, modality, class, channel, height, width. In the comments: B rows, M modalities, N positions of a
+stage.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import load_backbone
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.utils import ModelOutput
+
+from .configuration_sgma import STAGE_STRIDES, SgmaConfig
+from .decode_head_sgma import SgmaDecodeHead, crop_padding, upsample_to_pixels
+from .fusion_sgma import (
+    ABSENT_SCORE,
+    SgmaConv2d,
+    SgmaLinear,
+    SgmaPairs,
+    SgmaSemanticGuidedFusion,
+    SgmaStageTokens,
+    to_maps,
+)
+from .sampling_sgma import modality_sampling_probabilities, sample_modality
+from .saving_sgma import replace_when_complete
+
+
+PAD_MULTIPLE = STAGE_STRIDES[-1]
+
+
+@dataclass
+class SgmaModelOutput(ModelOutput):
+    """Output of [`SgmaModel`].
+
+    Attributes:
+        feature_maps: The fused maps of the four stages, float, each of shape (batch_size, channels, height, width) at
+            stride 4, 8, 16 and 32 of the input padded to multiples of 32.
+        robustness: Robustness maps of the four stages, float32 in [0, 1], each of shape
+            (batch_size, num_modalities, ceil(height / stride), ceil(width / stride)). They sum to 1 over the present
+            modalities where anything covers the cell, and are 0 for what is absent. None unless `fusion="sgf"`.
+        coverage: True where at least one modality covers the pixel, bool, shape (batch_size, height, width).
+        prototypes: Class prototypes of the four stages, shape (batch_size, num_labels, channels), on request.
+            Rows with one modality do not need them; a batch of such rows only has None.
+        hidden_states: `feature_maps`, on request.
+    """
+
+    feature_maps: tuple[torch.Tensor, ...] | None = None
+    robustness: tuple[torch.Tensor, ...] | None = None
+    coverage: torch.Tensor | None = None
+    prototypes: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class SgmaSemanticSegmenterOutput(ModelOutput):
+    """Output of [`SgmaForSemanticSegmentation`].
+
+    Attributes:
+        loss: `sgf_loss_weight * L_SGF + mas_loss_weight * L_MAS`, float32, only if `labels` are given. 0 where a batch
+            has no valid label pixel. L_MAS is part of it in training mode only.
+        logits: Class scores of shape (batch_size, num_labels, ceil(height / 4), ceil(width / 4)). Cell (i, j) covers
+            the pixels 4i to 4i + 3 and 4j to 4j + 3: see [`upsample_to_pixels`].
+        robustness: See [`SgmaModelOutput`].
+        coverage: See [`SgmaModelOutput`].
+        loss_dict: The unweighted terms, `loss_sgf` and, in training, `loss_mas`; float32 scalars without gradient.
+        sampling_probabilities: Modality-aware sampling's probability of each modality, float32, shape
+            (batch_size, num_modalities); in training only.
+        sampled_modality: Index of the modality that was drawn for each row, int64, shape (batch_size,).
+        prototypes: See [`SgmaModelOutput`].
+        hidden_states: The fused feature maps, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    robustness: tuple[torch.Tensor, ...] | None = None
+    coverage: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    sampling_probabilities: torch.Tensor | None = None
+    sampled_modality: torch.Tensor | None = None
+    prototypes: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class SgmaEncoding:
+    """One pass of a batch through the encoder and the projectors; [`SgmaModel.fuse`] fuses any subset of it.
+
+    Attributes:
+        stages: What every stage keeps of the present pairs.
+        present: Which pairs are there, bool, (batch_size, num_modalities), and on the host as nested lists.
+        position: Index of every present pair in the packed order, (batch_size, num_modalities), -1 if absent.
+        pixel_coverage: Which pixels each modality covers, bool, (batch_size, num_modalities, height, width), without
+            padding, or None if every present modality covers its whole image.
+        fractions: Covered fraction of every cell of the four stages, float32 in [0, 1], each of shape
+            (batch_size, num_modalities, positions), or None if all present pairs are complete and nothing is padded.
+        image_size: Height and width of the input in pixels.
+    """
+
+    stages: list[SgmaStageTokens]
+    present: torch.Tensor
+    host_present: list[list[bool]] | None
+    position: torch.Tensor
+    pixel_coverage: torch.Tensor | None
+    fractions: list[torch.Tensor] | None
+    image_size: tuple[int, int]
+
+
+class SgmaPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and saving."""
+
+    config: SgmaConfig
+    config_class = SgmaConfig
+    base_model_prefix = "sgma"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    # `forward` computes a mean over pixels; Trainer must not take it for already scaled by gradient accumulation.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        # The paper does not state its initialisation. By leaf class: transformers initialises children first, once.
+        if isinstance(module, SgmaLinear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, SgmaConv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        else:
+            super()._init_weights(module)
+
+
+class SgmaModel(SgmaPreTrainedModel):
+    """The shared encoder and semantic-guided fusion, without a head.
+
+    `encode` and `fuse` are the two halves of `forward`: every combination of modalities can be fused from one
+    encoding.
+    """
+
+    def __init__(self, config: SgmaConfig):
+        super().__init__(config)
+        self.backbone = load_backbone(config)
+        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
+        self.channels = list(self.backbone.channels)
+        indivisible = [channels for channels in self.channels if channels % config.num_attention_heads]
+        if config.fusion == "sgf" and indivisible:
+            raise ValueError(
+                f"`num_attention_heads` is {config.num_attention_heads}, which does not divide the backbone's stage "
+                f"channels {self.channels}; choose a common divisor of them."
+            )
+        encoder_channels = getattr(config.backbone_config, "num_channels", 3)
+        self.stems = nn.ModuleList(
+            nn.Identity()
+            if channels in (1, encoder_channels)
+            else SgmaConv2d(channels, encoder_channels, 1, bias=False)
+            for channels in config.modality_channels
+        )
+        self.encoder_channels = encoder_channels
+        self.fusion_stages = nn.ModuleList(SgmaSemanticGuidedFusion(config, channels) for channels in self.channels)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        """The backbone's own; a vision model has no token embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def train(self, mode: bool = True):
+        """Set the mode, but keep the backbone's batch normalisation frozen if the configuration says so."""
+        super().train(mode)
+        if self.config.freeze_batch_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> SgmaEncoding:
+        """Encode and project every present (row, modality) pair; absent ones are not computed.
+
+        Args:
+            pixel_values: Normalised rasters, the modalities one after the other as in `config.modalities`, float,
+                shape (batch_size, sum(config.modality_channels), height, width). What stands under the mask does not
+                matter, NaN included.
+            modality_mask: True where a modality is there, bool: (batch_size, num_modalities), or
+                (batch_size, num_modalities, height, width) where coverage ends inside the image. None: all there.
+
+        Raises:
+            ValueError: If a shape does not fit the configuration, or a row of a (batch_size, num_modalities) mask
+                has no modality at all.
+            TypeError: If `pixel_values` are not floats or the mask is not bool.
+        """
+        present, coverage = self._check_inputs(pixel_values, modality_mask)
+        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        tracing = torch.compiler.is_compiling()
+        host_present = None if tracing else present.tolist()
+        # Written so that torch.export sees sides of 32 * n, whose divisions by the strides it can simplify.
+        bottom, right = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE - side for side in image_size)
+        fractions = pixel_coverage = None
+        if tracing or coverage is not None or bottom or right:
+            covered = present[..., None, None].expand(-1, -1, *image_size) if coverage is None else coverage
+            pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom))
+            padded = nn.functional.pad(covered.float(), (0, right, 0, bottom))
+            fractions = _covered_fractions(padded)
+            if tracing or coverage is not None:
+                pixel_coverage, coverage = covered, padded.bool()
+        packed, counts = self._pack(pixel_values, coverage, present, host_present)
+        position = _packed_positions(present)
+        stages = []
+        if packed.shape[0]:
+            with_context = tracing or any(sum(row) > 1 for row in host_present)
+            feature_maps = self.backbone(packed).feature_maps
+            self._check_feature_maps(feature_maps, packed)
+            stages = [
+                fusion.project(maps, counts, with_context)
+                for fusion, maps in zip(self.fusion_stages, feature_maps, strict=True)
+            ]
+        return SgmaEncoding(stages, present, host_present, position, pixel_coverage, fractions, image_size)
+
+    def fuse(
+        self,
+        encoding: SgmaEncoding,
+        subset_mask: torch.Tensor | None = None,
+        *,
+        output_prototypes: bool = False,
+        output_hidden_states: bool = False,
+    ) -> SgmaModelOutput:
+        """Fuse an encoding, or a subset of its modalities.
+
+        Args:
+            encoding: What `encode` returned.
+            subset_mask: True for the modalities to use, bool, (num_modalities,) or (batch_size, num_modalities).
+                What the encoding lacks stays absent; a row of which nothing is left has no coverage. None: all.
+            output_prototypes: Whether to return the prototypes.
+            output_hidden_states: Whether to return the fused maps as `hidden_states`.
+        """
+        mask, host_mask = encoding.present, encoding.host_present
+        if subset_mask is not None:
+            mask = mask & subset_mask.to(mask.device)
+            host_mask = None if host_mask is None else mask.tolist()
+        if host_mask is None:
+            active, most, complete = list(range(mask.shape[1])), mask.shape[1], True
+        else:
+            active = [index for index, column in enumerate(zip(*host_mask, strict=True)) if any(column)]
+            most = max(sum(row) for row in host_mask)
+            complete = all(row[index] for row in host_mask for index in active)
+        if most == 0:
+            fused, robustness, prototypes = self._fuse_nothing(encoding)
+        elif most == 1:
+            modality = mask.int().argmax(1)
+            fused = self.fuse_single(encoding, modality, row_mask=mask.any(1))
+            robustness, prototypes = self._single_robustness(encoding, mask), None
+        else:
+            # The dense view needs every row's pairs to be packed, and what it shows to be present in every row.
+            dense = host_mask is None or (complete and all(map(all, encoding.host_present)))
+            position = encoding.position[:, active]
+            if not dense:
+                fallback = torch.where(mask, encoding.position, -1).amax(1, keepdim=True)
+                position = torch.where(mask[:, active], position, fallback).clamp_min(0)
+            pairs = SgmaPairs(position, active if dense else None)
+            fused, robustness, prototypes = self._fuse_stages(encoding, pairs, mask, active, complete)
+        return SgmaModelOutput(
+            feature_maps=fused,
+            robustness=robustness,
+            coverage=_coverage(encoding, mask),
+            prototypes=prototypes if output_prototypes else None,
+            hidden_states=fused if output_hidden_states else None,
+        )
+
+    def fuse_single(
+        self, encoding: SgmaEncoding, modality: torch.Tensor, row_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Pass one modality per row alone, from results that `encode` already has.
+
+        Args:
+            encoding: What `encode` returned.
+            modality: Index of a present modality for each row, int64, (batch_size,).
+            row_mask: False for rows that shall be empty, bool, (batch_size,). None: no such rows.
+
+        Returns:
+            Maps of the four stages, as `feature_maps`.
+        """
+        rows = torch.arange(modality.shape[0], device=modality.device)
+        index = encoding.position[rows, modality].clamp_min(0)
+        if row_mask is None and encoding.fractions is not None:
+            row_mask = encoding.present[rows, modality]
+        maps = []
+        for level, (fusion, stage) in enumerate(zip(self.fusion_stages, encoding.stages, strict=True)):
+            covered = None if row_mask is None else row_mask.unsqueeze(1)
+            if encoding.fractions is not None:
+                covered = covered & (encoding.fractions[level][rows, modality] > 0)
+            maps.append(to_maps(fusion.fuse_single(stage, index, covered), stage.size))
+        return tuple(maps)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        modality_mask: torch.Tensor | None = None,
+        output_prototypes: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SgmaModelOutput | tuple:
+        """Encode and fuse; see `encode` for the inputs."""
+        output = self.fuse(
+            self.encode(pixel_values, modality_mask),
+            output_prototypes=bool(output_prototypes),
+            output_hidden_states=self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _fuse_stages(self, encoding, pairs, mask, active, complete):
+        fused, robustness, prototypes = [], [], []
+        for level, (fusion, stage) in enumerate(zip(self.fusion_stages, encoding.stages, strict=True)):
+            bias = None
+            if encoding.fractions is not None:
+                dtype = torch.promote_types(stage.tokens.dtype, torch.float32)
+                fraction = encoding.fractions[level][:, active].to(dtype)
+                there = (fraction > 0) & mask[:, active].unsqueeze(-1)
+                bias = torch.where(there, fraction, 1).log().masked_fill(~there, ABSENT_SCORE)
+            elif not complete:
+                bias = torch.where(mask[:, active], 0.0, ABSENT_SCORE).unsqueeze(-1)  # (B, M', 1)
+            tokens, weights, class_vectors = fusion.fuse(stage, pairs, bias)
+            fused.append(to_maps(tokens, stage.size))
+            prototypes.append(class_vectors)
+            if weights is not None:
+                if len(active) < mask.shape[1]:
+                    weights = weights.new_zeros(mask.shape + weights.shape[2:]).index_copy(
+                        1, torch.tensor(active, device=mask.device), weights
+                    )
+                robustness.append(_crop_cells(weights, level, stage.size, encoding.image_size))
+        return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
+
+    def _fuse_nothing(self, encoding):
+        """Maps of zeros: no row has anything."""
+        padded = [side + (-side) % PAD_MULTIPLE for side in encoding.image_size]
+        batch_size, device = encoding.present.shape[0], encoding.present.device
+        fused = tuple(
+            torch.zeros(batch_size, channels, *(side // stride for side in padded), dtype=self.dtype, device=device)
+            for channels, stride in zip(self.channels, STAGE_STRIDES, strict=True)
+        )
+        return fused, self._single_robustness(encoding, torch.zeros_like(encoding.present)), None
+
+    def _single_robustness(self, encoding, mask):
+        """Robustness where every row has one modality at most: 1 where that covers the cell."""
+        if self.config.fusion != "sgf":
+            return None
+        maps = []
+        for level, stride in enumerate(STAGE_STRIDES):
+            size = tuple((side + (-side) % PAD_MULTIPLE) // stride for side in encoding.image_size)
+            covered = mask.unsqueeze(-1).expand(-1, -1, size[0] * size[1])
+            if encoding.fractions is not None:
+                covered = covered & (encoding.fractions[level] > 0)
+            maps.append(_crop_cells(covered.float(), level, size, encoding.image_size))
+        return tuple(maps)
+
+    def _check_inputs(self, pixel_values, modality_mask):
+        """Return which pairs are present, and the coverage of pixels unless every present pair is complete."""
+        channels = sum(self.config.modality_channels)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            named = dict(zip(self.config.modalities, self.config.modality_channels, strict=True))
+            raise ValueError(
+                f"`pixel_values` has shape {tuple(pixel_values.shape)}; expected (batch_size, {channels}, height, "
+                f"width), the channels being {named} in this order. SgmaImageProcessor builds it."
+            )
+        if not pixel_values.is_floating_point():
+            raise TypeError(
+                f"`pixel_values` is {pixel_values.dtype}; expected normalised floats, as SgmaImageProcessor returns."
+            )
+        batch_size, modalities = pixel_values.shape[0], self.config.num_modalities
+        if modality_mask is None:
+            return pixel_values.new_ones((batch_size, modalities), dtype=torch.bool), None
+        expected = (batch_size, modalities)
+        if tuple(modality_mask.shape) not in (expected, expected + tuple(pixel_values.shape[-2:])):
+            raise ValueError(
+                f"`modality_mask` has shape {tuple(modality_mask.shape)}; expected {expected} or "
+                f"{expected + tuple(pixel_values.shape[-2:])}: batch size, modalities and, per pixel, the image."
+            )
+        if modality_mask.dtype != torch.bool:
+            raise TypeError(f"`modality_mask` is {modality_mask.dtype}; expected bool, True where there is data.")
+        modality_mask = modality_mask.to(pixel_values.device)
+        if modality_mask.ndim == 4:
+            present = modality_mask.flatten(2).any(2)
+            simple = (modality_mask.flatten(2).all(2) | ~present).all() & present.any(1).all()
+            if not torch.compiler.is_compiling() and bool(simple):
+                return present, None
+            return present, modality_mask
+        if not torch.compiler.is_compiling() and not bool(modality_mask.any(1).all()):
+            empty = (~modality_mask.any(1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"`modality_mask` has no modality at all in row(s) {empty}; leave such rows out, or give a mask per "
+                "pixel, (batch_size, num_modalities, height, width), to have them returned as uncovered."
+            )
+        return modality_mask, None
+
+    def _pack(self, pixel_values, coverage, present, host_present):
+        """Stack the present pairs, modality by modality, in the encoder's channels; 0 where nothing covers."""
+        packed, counts = [], []
+        for index, rasters in enumerate(pixel_values.split(self.config.modality_channels, dim=1)):
+            covered = None if coverage is None else coverage[:, index : index + 1]
+            if host_present is not None:
+                rows = [row for row, there in enumerate(host_present) if there[index]]
+                counts.append(len(rows))
+                if not rows:
+                    continue
+                if len(rows) < rasters.shape[0]:
+                    rows = torch.tensor(rows, device=rasters.device)
+                    rasters = rasters[rows]
+                    covered = None if covered is None else covered[rows]
+            else:
+                counts.append(rasters.shape[0])
+            if covered is not None:  # never a product: 0 * NaN is NaN
+                rasters = torch.where(covered, rasters, 0)
+            rasters = self.stems[index](rasters)
+            packed.append(rasters.expand(-1, self.encoder_channels, -1, -1))
+        return torch.cat(packed) if packed else pixel_values[:0], counts
+
+    def _check_feature_maps(self, feature_maps, packed):
+        expected = [tuple(side // stride for side in packed.shape[-2:]) for stride in STAGE_STRIDES]
+        if [tuple(maps.shape[-2:]) for maps in feature_maps] != expected:
+            raise ValueError(
+                f"The backbone turned {tuple(packed.shape[-2:])} pixels into maps of "
+                f"{[tuple(maps.shape[-2:]) for maps in feature_maps]}; SGMA expects strides {STAGE_STRIDES}, that is "
+                f"{expected}. Change the strides in `backbone_config`."
+            )
+
+
+def _packed_positions(present: torch.Tensor) -> torch.Tensor:
+    """Index of every present pair in modality-major order, -1 for the absent."""
+    if torch.compiler.is_compiling():  # all pairs are computed: the shapes do not depend on the mask
+        batch_size, modalities = present.shape
+        rows = torch.arange(batch_size, device=present.device).unsqueeze(1)
+        return rows + batch_size * torch.arange(modalities, device=present.device)
+    by_modality = present.t()
+    order = by_modality.flatten().cumsum(0).view_as(by_modality) - 1
+    return torch.where(by_modality, order, -1).t()
+
+
+def _covered_fractions(covered: torch.Tensor) -> list[torch.Tensor]:
+    """Share of covered pixels in every cell of the four stages; (B, M, H, W) -> four times (B, M, N)."""
+    fractions = []
+    for stride, previous in zip(STAGE_STRIDES, (1, *STAGE_STRIDES), strict=False):
+        covered = nn.functional.avg_pool2d(covered, stride // previous)  # exact: the counts are below 2^24
+        fractions.append(covered.flatten(2))
+    return fractions
+
+
+def _crop_cells(maps: torch.Tensor, level: int, size: tuple[int, int], image_size: tuple[int, int]) -> torch.Tensor:
+    """(B, M, N or 1) -> (B, M, ceil(height / stride), ceil(width / stride))."""
+    stride = STAGE_STRIDES[level]
+    maps = maps.expand(-1, -1, size[0] * size[1]).unflatten(2, size)
+    return crop_padding(maps, stride, image_size)
+
+
+def _coverage(encoding: SgmaEncoding, mask: torch.Tensor) -> torch.Tensor:
+    """Pixels that any of the modalities in the mask covers, (B, H, W)."""
+    if encoding.pixel_coverage is None:
+        return mask.any(1)[:, None, None].expand(-1, *encoding.image_size)
+    return (encoding.pixel_coverage & mask[..., None, None]).any(1)
+
+
+class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
+    """SGMA with its decode head; in training also with the modality-aware sampling branch (MAS)."""
+
+    def __init__(self, config: SgmaConfig):
+        super().__init__(config)
+        self.sgma = SgmaModel(config)
+        self.supports_gradient_checkpointing = self.sgma.supports_gradient_checkpointing
+        self.decode_head = SgmaDecodeHead(config, self.sgma.channels)
+        self.post_init()
+
+    @classmethod
+    def from_backbone_pretrained(
+        cls, backbone_name_or_path: str, config: SgmaConfig, **kwargs
+    ) -> "SgmaForSemanticSegmentation":
+        """Build a new model whose encoder starts from pretrained weights.
+
+        Args:
+            backbone_name_or_path: Hub id or folder of a checkpoint of `config.backbone_config`'s architecture, an
+                image classifier's for instance.
+            config: Configuration of the new model; its `backbone_config` has to fit the checkpoint.
+            kwargs: Passed on to the backbone's `from_pretrained` (`revision`, `token`, `cache_dir`, ...).
+
+        Raises:
+            ValueError: If weights of the encoder are missing in the checkpoint or have other shapes.
+        """
+        backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config.backbone_config)]
+        try:
+            backbone, report = backbone_class.from_pretrained(
+                backbone_name_or_path, config=config.backbone_config, output_loading_info=True, **kwargs
+            )
+        except RuntimeError as error:  # what transformers raises on weights of other shapes
+            raise ValueError(
+                f"The weights of {backbone_name_or_path!r} do not fit `config.backbone_config` "
+                f"({type(config.backbone_config).__name__}); build the configuration from the same checkpoint."
+            ) from error
+        # Norms of the output stages belong to the backbone wrapper only: a classifier's checkpoint never has them.
+        missing = sorted(key for key in report["missing_keys"] if "hidden_states_norms" not in key)
+        if missing:
+            raise ValueError(
+                f"{backbone_name_or_path!r} lacks {len(missing)} weights of the {type(backbone).__name__} that "
+                f"`config.backbone_config` describes, {missing[0]!r} for one. Use a checkpoint of that architecture."
+            )
+        model = cls(config)
+        model.sgma.backbone.load_state_dict(backbone.state_dict())
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a model as `PreTrainedModel.from_pretrained` does, but never with a decode head of random weights.
+
+        Raises:
+            ValueError: If the checkpoint was saved from [`SgmaModel`], which has no decode head.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.architectures == ["SgmaModel"]:
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} holds an SgmaModel, without a decode head, so it cannot "
+                "segment. Load it with SgmaModel.from_pretrained; to train a head on it, build "
+                "SgmaForSemanticSegmentation(config) and load the SgmaModel's state_dict into its `.sgma`."
+            )
+        return loaded
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, **kwargs):
+        """Save as `PreTrainedModel.save_pretrained` does, but replace an earlier checkpoint only when all is written.
+
+        A full disk or a killed process leaves the earlier one as it was. `AutoModel` finds the class with a head.
+        """
+        if self._auto_class is not None:
+            module = type(self).__module__.rpartition(".")[2]
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**auto_map, "AutoModel": f"{module}.{type(self).__name__}"}
+        if not is_main_process:
+            super().save_pretrained(save_directory, is_main_process=False, push_to_hub=push_to_hub, **kwargs)
+            return
+        if push_to_hub:
+            kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
+        with replace_when_complete(save_directory) as staging:
+            super().save_pretrained(staging, push_to_hub=push_to_hub, **kwargs)
+
+    def get_input_embeddings(self):
+        """The backbone's own; a vision model has no token embeddings."""
+        return self.sgma.get_input_embeddings()
+
+    def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> SgmaEncoding:
+        """Encode a batch once, for `fuse_and_decode`; see [`SgmaModel.encode`]."""
+        return self.sgma.encode(pixel_values, modality_mask)
+
+    def fuse_and_decode(
+        self, encoding: SgmaEncoding, subset_mask: torch.Tensor | None = None, **kwargs
+    ) -> SgmaSemanticSegmenterOutput:
+        """Predict from an encoding with all or some of its modalities; see [`SgmaModel.fuse`]."""
+        fused = self.sgma.fuse(encoding, subset_mask, **kwargs)
+        return SgmaSemanticSegmenterOutput(
+            logits=self._decode(fused.feature_maps, encoding.image_size),
+            robustness=fused.robustness,
+            coverage=fused.coverage,
+            prototypes=fused.prototypes,
+            hidden_states=fused.hidden_states,
+        )
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        modality_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        sampling_noise: torch.Tensor | None = None,
+        output_prototypes: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SgmaSemanticSegmenterOutput | tuple:
+        """Segment a batch of incomplete multimodal images.
+
+        Args:
+            pixel_values: Float, (batch_size, sum(config.modality_channels), height, width); see [`SgmaModel.encode`].
+            modality_mask: Bool, True where a modality is there, (batch_size, num_modalities) or
+                (batch_size, num_modalities, height, width); None if all are.
+            labels: Class of each pixel, integer in [0, num_labels) or `config.semantic_loss_ignore_index`,
+                (batch_size, height, width). Pixels that no modality covers are ignored too.
+            sampling_noise: Numbers in [0, 1) that decide modality-aware sampling's draw, float, (batch_size,). Given
+                by the data path, the draw is a function of seed, epoch and row. None: from the global generator.
+            output_prototypes: Whether to return the class prototypes.
+            output_hidden_states: Whether to return the fused feature maps.
+            return_dict: False for a plain tuple.
+
+        Raises:
+            ValueError: If a shape does not fit, a row has no modality, or a label is no class.
+            TypeError: If a dtype does not fit.
+
+        Example:
+        ```python
+        >>> import torch
+        >>> from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation
+
+        >>> model = SgmaForSemanticSegmentation(SgmaConfig(num_labels=5)).eval()  # RGB, height, near infrared
+        >>> modality_mask = torch.tensor([[True, False, True]])  # no height
+        >>> model(torch.randn(1, 5, 64, 96), modality_mask).logits.shape
+        torch.Size([1, 5, 16, 24])
+        ```
+        """
+        if labels is not None:
+            labels = self._check_labels(labels, pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        encoding = self.encode(pixel_values, modality_mask)
+        fused = self.sgma.fuse(
+            encoding, output_prototypes=bool(output_prototypes), output_hidden_states=output_hidden_states
+        )
+        output = SgmaSemanticSegmenterOutput(
+            robustness=fused.robustness,
+            coverage=fused.coverage,
+            prototypes=fused.prototypes,
+            hidden_states=fused.hidden_states,
+        )
+        if labels is not None and encoding.pixel_coverage is not None:
+            # Nothing can be learnt where nothing covers, and the prediction is nodata there.
+            labels = torch.where(fused.coverage, labels, self.config.semantic_loss_ignore_index)
+        if labels is not None and self.training and self.config.mas_loss_weight and encoding.stages:
+            self._add_sampling_branch(output, encoding, fused, labels, sampling_noise)
+        else:
+            output.logits = self._decode(fused.feature_maps, encoding.image_size)
+            if labels is not None:
+                loss = self._pixel_loss(output.logits, labels)
+                output.loss, output.loss_dict = self.config.sgf_loss_weight * loss, {"loss_sgf": loss.detach()}
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _add_sampling_branch(self, output, encoding, fused, labels, sampling_noise):
+        """Draw one modality per row, pass it alone through SGF and the head, and supervise that prediction too.
+
+        A row with one modality is drawn with certainty, its L_MAS equals its L_SGF; it is counted like any other row.
+        """
+        fractions = encoding.fractions
+        if fractions is not None:
+            sizes = (stage.size for stage in encoding.stages)
+            fractions = [
+                _crop_cells(fraction, level, size, encoding.image_size)
+                for level, (fraction, size) in enumerate(zip(fractions, sizes, strict=True))
+            ]
+        probabilities = modality_sampling_probabilities(fused.robustness, fractions, encoding.present)
+        if sampling_noise is None:
+            sampling_noise = torch.rand(labels.shape[0], device=labels.device)
+        sampled = sample_modality(probabilities, sampling_noise.to(labels.device))
+        single = self.sgma.fuse_single(encoding, sampled)
+        logits = self._decode(
+            tuple(torch.cat(maps) for maps in zip(fused.feature_maps, single, strict=True)), encoding.image_size
+        )
+        output.logits, single_logits = logits.chunk(2)
+        single_labels = labels
+        if encoding.pixel_coverage is not None:
+            rows = torch.arange(labels.shape[0], device=labels.device)
+            covered = encoding.pixel_coverage[rows, sampled]
+            single_labels = torch.where(covered, labels, self.config.semantic_loss_ignore_index)
+        loss_sgf = self._pixel_loss(output.logits, labels)
+        loss_mas = self._pixel_loss(single_logits, single_labels)
+        output.loss = self.config.sgf_loss_weight * loss_sgf + self.config.mas_loss_weight * loss_mas
+        output.loss_dict = {"loss_sgf": loss_sgf.detach(), "loss_mas": loss_mas.detach()}
+        output.sampling_probabilities, output.sampled_modality = probabilities, sampled
+
+    def _decode(self, feature_maps, image_size):
+        logits = self.decode_head(feature_maps)
+        return crop_padding(logits, STAGE_STRIDES[0], image_size)
+
+    def _pixel_loss(self, logits, labels):
+        """Mean cross-entropy over the valid pixels, in float32 at least; 0 if there is none."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = upsample_to_pixels(logits, STAGE_STRIDES[0], labels.shape[-2:])
+        ignore_index = self.config.semantic_loss_ignore_index
+        total = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+        return total / (labels != ignore_index).sum().clamp_min(1)
+
+    def _check_labels(self, labels, pixel_values):
+        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
+        if tuple(labels.shape) != expected:
+            raise ValueError(f"`labels` has shape {tuple(labels.shape)}; expected {expected}, as the images have.")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"`labels` is {labels.dtype}; expected integers, one class index per pixel.")
+        labels = labels.long()
+        if not torch.compiler.is_compiling():
+            ignore_index = self.config.semantic_loss_ignore_index
+            wrong = (labels != ignore_index) & ((labels < 0) | (labels >= self.config.num_labels))
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"`labels` holds {labels[wrong].unique()[:10].tolist()}; expected classes 0 to "
+                    f"{self.config.num_labels - 1}, or {ignore_index} for pixels to ignore. Remap the labels."
+                )
+        return labels
+
+
+__all__ = ["SgmaForSemanticSegmentation", "SgmaModel", "SgmaPreTrainedModel", "upsample_to_pixels"]

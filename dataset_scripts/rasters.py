@@ -1,0 +1,13 @@
+"""Turn folders of rasters into a dataset.
+
+Example:
+    python dataset_scripts/rasters.py --source weedmap --out data/weedmap --modalities nir red green --label label
+"""
+
+import sys
+
+from sgma_hf.converters.rasters import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Writes a dataset of procedural scenes in which no sensor suffices alone: colour, height and near infrared.
+
+    python dataset_scripts/demo_scenes.py --out data/demo --tiles 240 --size 128
+
+The scenes hold the conflicts that fusion is about (see `scene_painting.paint_scene`). The training split is incomplete
+on purpose: some rows lack a modality, and some flights end inside the scene. Validation and test rows are complete.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..dataset_schema import DatasetMetadata
+from .parquet_writer import ParquetDatasetWriter
+from .scene_painting import PIXEL_SIZE, PaintedScene, paint_scene
+
+
+MODALITIES = ("rgb", "dsm", "nir")
+CLASS_NAMES = ("impervious", "building", "low_vegetation", "tree", "car")
+# Told apart under the common colour blindnesses (after Okabe and Ito, 2008).
+PALETTE = ((187, 187, 187), (213, 94, 0), (240, 228, 66), (0, 158, 115), (0, 114, 178))
+SPLITS = ("train", "validation", "test")
+DSM_NODATA = -9999.0
+IMAGE_NODATA = 0
+TILES_PER_SIDE = 2  # of a scene: small ones, so that the splits see many suns, slopes and lawns
+
+
+def demo_metadata() -> DatasetMetadata:
+    """What the columns of the demo scenes mean."""
+    return DatasetMetadata(
+        modalities=list(MODALITIES),
+        modality_channels=[3, 1, 1],
+        modality_dtypes=["uint8", "float32", "uint8"],
+        nodata=[[float(IMAGE_NODATA)], [DSM_NODATA], [float(IMAGE_NODATA)]],
+        units=[None, "m", None],
+        class_names=list(CLASS_NAMES),
+        palette=[list(colour) for colour in PALETTE],
+    )
+
+
+def split_sizes(num_tiles: int) -> dict[str, int]:
+    """Tiles per split, 70 : 15 : 15, at least one each.
+
+    Raises:
+        ValueError: If there are fewer than three tiles.
+    """
+    if num_tiles < len(SPLITS):
+        raise ValueError(f"{num_tiles} tiles cannot fill the splits {list(SPLITS)}. Ask for 3 or more (--tiles).")
+    held_out = max(1, round(0.15 * num_tiles))
+    return {"train": num_tiles - 2 * held_out, "validation": held_out, "test": held_out}
+
+
+def demo_rows(
+    *, num_tiles: int, tile_size: int = 128, seed: int = 0, missing: float = 0.2, coverage: float = 0.25
+) -> Iterator[tuple[str, str, dict[str, np.ndarray | None], np.ndarray]]:
+    """Generate the rows of the demo scenes, in order.
+
+    A scene gives up to four tiles, all to one split. The same arguments give the same rows, and a larger `num_tiles`
+    goes on with further scenes.
+
+    Args:
+        num_tiles: Rows in all.
+        tile_size: Side of a tile in pixels of 0.35 m.
+        seed: Decides everything.
+        missing: Share of training rows that lack one or two of the three modalities.
+        coverage: Per training scene and modality, the chance that the modality's flight ends inside the scene.
+
+    Yields:
+        Split, row id, rasters by modality (None where missing) and label, as `ParquetDatasetWriter.write` takes them.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    if tile_size < 32:
+        raise ValueError(f"`tile_size` is {tile_size} pixels; a street needs 32 or more.")
+    if seed < 0:
+        raise ValueError(f"`seed` is {seed}; it must not be negative.")
+    for name, share in (("missing", missing), ("coverage", coverage)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"`{name}` is {share}; expected a share between 0 and 1.")
+    for split_index, (split, count) in enumerate(split_sizes(num_tiles).items()):
+        incomplete = split == "train"
+        for index in range(count):
+            scene_index, tile = divmod(index, TILES_PER_SIDE**2)
+            if tile == 0:
+                rng = np.random.default_rng([seed, split_index, scene_index])
+                scene = paint_scene(rng, TILES_PER_SIDE * tile_size)
+                rasters = _fly(rng, scene, coverage if incomplete else 0.0)
+            top, left = (tile_size * part for part in divmod(tile, TILES_PER_SIDE))
+            window = (slice(top, top + tile_size), slice(left, left + tile_size))
+            images = {name: _present(array[window], name) for name, array in rasters.items()}
+            if incomplete:
+                _drop_modalities(np.random.default_rng([seed, split_index, scene_index, tile]), images, missing)
+            yield split, f"{split}_{scene_index:03d}_{tile}", images, scene.label[window]
+
+
+def _fly(rng: np.random.Generator, scene: PaintedScene, coverage: float) -> dict[str, np.ndarray]:
+    """Rasters of a scene; beyond a slanting line some hold nodata, as at the edge of a flight."""
+    rasters = {"rgb": scene.rgb, "dsm": scene.dsm, "nir": scene.nir}
+    size = scene.label.shape[0]
+    y, x = np.mgrid[0:size, 0:size] / size - 0.5
+    whole = MODALITIES[rng.integers(len(MODALITIES))]  # so that no place is left without any
+    for name in MODALITIES:
+        angle, reach, ends = rng.uniform(0, 2 * np.pi), rng.uniform(-0.15, 0.35), rng.random() < coverage
+        if ends and name != whole:
+            beyond = x * np.cos(angle) + y * np.sin(angle) > reach
+            rasters[name] = rasters[name].copy()
+            rasters[name][beyond] = DSM_NODATA if name == "dsm" else IMAGE_NODATA
+    return rasters
+
+
+def _present(array: np.ndarray, name: str) -> np.ndarray | None:
+    """The tile, or None if the modality does not reach it."""
+    return array if (array != (DSM_NODATA if name == "dsm" else IMAGE_NODATA)).any() else None
+
+
+def _drop_modalities(rng: np.random.Generator, images: dict[str, np.ndarray | None], missing: float) -> None:
+    """Remove one or two modalities of some rows, never the last one, nor the last that covers the whole tile."""
+    if rng.random() >= missing:
+        return
+    order = rng.permutation(len(MODALITIES))[: rng.integers(1, 3)]
+    for name in (MODALITIES[index] for index in order):
+        others = [array for other, array in images.items() if other != name and array is not None]
+        if any(not (array == DSM_NODATA).any() and array.min(axis=(0, 1)).max() > IMAGE_NODATA for array in others):
+            images[name] = None
+
+
+def write_demo_scenes(
+    out: str | os.PathLike,
+    *,
+    num_tiles: int = 240,
+    tile_size: int = 128,
+    seed: int = 0,
+    missing: float = 0.2,
+    coverage: float = 0.25,
+    overwrite: bool = False,
+) -> str:
+    """Write the demo scenes as a dataset folder; the other arguments are those of `demo_rows`.
+
+    Args:
+        out: Folder to make.
+        num_tiles: Rows in all; 70 % train, 15 % validation, 15 % test.
+        tile_size: Side of a tile in pixels.
+        seed: Decides everything.
+        missing: Share of training rows that lack a modality.
+        coverage: Chance that a modality ends inside a training scene.
+        overwrite: Whether to replace an earlier dataset.
+
+    Returns:
+        A summary for the terminal.
+    """
+    rows = demo_rows(num_tiles=num_tiles, tile_size=tile_size, seed=seed, missing=missing, coverage=coverage)
+    writer = ParquetDatasetWriter(
+        out,
+        demo_metadata(),
+        title="Procedural scenes: RGB, height and near infrared",
+        description=(
+            f"Suburbs painted by a program, {PIXEL_SIZE} m per pixel, tiles of {tile_size} x {tile_size} pixels: made "
+            "for trying and testing multimodal segmentation, no evidence about the real world. Some training rows "
+            "lack a modality, some modalities end inside the tile (nodata); validation and test are complete."
+        ),
+        command=(
+            f"python dataset_scripts/demo_scenes.py --out {Path(out).name} --tiles {num_tiles} --size {tile_size} "
+            f"--seed {seed} --missing {missing:g} --coverage {coverage:g}"
+        ),
+        overwrite=overwrite,
+    )
+    with writer:
+        for split, row_id, images, label in tqdm(rows, total=num_tiles, desc="painting", unit="tile"):
+            writer.write(split, row_id, images, label)
+    return writer.summary()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the demo scenes; see the module's docstring.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        0, or 1 after one line that says what was wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="demo_scenes", description="Write a dataset of procedural scenes: RGB, height and near infrared."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to make; load_dataset(folder) reads it")
+    parser.add_argument("--tiles", type=int, default=240, help="rows in all, 70 : 15 : 15 %% per split (default: 240)")
+    parser.add_argument("--size", type=int, default=128, help="side of a tile in pixels of 0.35 m (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same rows (default: 0)")
+    parser.add_argument(
+        "--missing", type=float, default=0.2, help="share of training rows that lack a modality (default: 0.2)"
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        default=0.25,
+        help="chance that a modality ends inside a training scene (default: 0.25)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset in --out")
+    arguments = parser.parse_args(argv)
+    try:
+        summary = write_demo_scenes(
+            arguments.out,
+            num_tiles=arguments.tiles,
+            tile_size=arguments.size,
+            seed=arguments.seed,
+            missing=arguments.missing,
+            coverage=arguments.coverage,
+            overwrite=arguments.overwrite,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"demo_scenes: {error}\n")
+        return 1
+    sys.stdout.write(f"{summary}\n")
+    return 0

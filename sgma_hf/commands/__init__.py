@@ -1,0 +1,53 @@
+"""The console command `sgma-hf <command> [arguments]`; each command is a module with a `main(argv)`."""
+
+import importlib
+import sys
+
+
+# Command -> (module, one line of help). Modules are imported when their command is called: `sgma-hf --help` answers
+# at once, and a missing extra stops only the commands that need it.
+COMMANDS = {
+    "train": ("sgma_hf.commands.train", "train a model on a dataset of rows with nullable modalities"),
+    "evaluate": ("sgma_hf.commands.evaluate", "score a checkpoint on every combination of its modalities"),
+    "predict": ("sgma_hf.commands.predict", "predict a label map from the rasters at hand"),
+    "demo": ("sgma_hf.commands.demo", "train, evaluate and predict on procedural scenes"),
+    "benchmark": ("sgma_hf.commands.benchmark", "measure the cost of fusion and of missing modalities"),
+    "convert-rasters": ("sgma_hf.converters.rasters", "turn folders of rasters into a dataset"),
+    "demo-scenes": ("sgma_hf.converters.demo_scenes", "write a dataset of procedural scenes"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: sgma-hf <command> [arguments]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`sgma-hf <command> --help` has the rest.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that the first argument names.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit status: that of the command, or 2 where no known command is named.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        problem = f"unknown command {argv[0]!r}" if argv else "no command given"
+        print(f"sgma-hf: {problem}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[argv[0]]
+    return importlib.import_module(module).main(argv[1:]) or 0

@@ -1,0 +1,79 @@
+"""`sgma-hf evaluate`: score a checkpoint on every non-empty combination of its modalities."""
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+
+import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.dataset_schema import load_rows
+from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class EvaluateArguments:
+    """Arguments of `sgma-hf evaluate`."""
+
+    model: str = field(metadata={"help": "Checkpoint: a folder, or an id on the Hub."})
+    dataset: str = field(metadata={"help": "Rows with labels: a folder of a converter, or an id on the Hub."})
+    split: str = field(metadata={"help": "Split of the dataset, for instance validation."})
+    output: str = field(metadata={"help": "JSON file to write the results to."})
+    batch_size: int = field(default=8, metadata={"help": "Rows per forward pass, at most."})
+    missing: str = field(
+        default="absent",
+        metadata={
+            "choices": ["absent", "zero"],
+            "help": "What the model sees of a modality that is left out: nothing, or zeros after normalisation.",
+        },
+    )
+    scored_classes: str = field(
+        default="union",
+        metadata={
+            "choices": ["union", "truth"],
+            "help": "Classes that count in the means: those labelled or predicted anywhere, or those labelled.",
+        },
+    )
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ...; CUDA where there is some."})
+    dtype: str = field(default="float32", metadata={"choices": list(DTYPES), "help": "Type of the weights."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that read rows; 0 reads in this one."})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate, write the JSON file and print the table.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        0; errors are raised.
+    """
+    parser = HfArgumentParser(EvaluateArguments, prog="sgma-hf evaluate", description=__doc__)
+    (args,) = parser.parse_args_into_dataclasses(argv)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rows = load_rows(args.dataset, args.split)
+    processor = AutoImageProcessor.from_pretrained(args.model)
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device)
+    results = evaluate_modality_combinations(
+        model,
+        processor,
+        rows,
+        missing=args.missing,
+        scored_classes=args.scored_classes,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        progress_bar=True,
+    )
+    source = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "split": args.split,
+        "dtype": args.dtype,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    save_results(source | results, args.output)
+    print(results_to_markdown(results))
+    return 0

@@ -1,0 +1,449 @@
+"""Scores for every combination of the modalities, from one encoding per image.
+
+What is counted:
+
+- Rows without a label, and rows without any modality, are skipped and their numbers reported.
+- A row that has none of a combination's modalities is left out of that combination; a row that has some of them is
+  predicted from those. `rows`, `rows_left_out` and `rows_complete` (all of the combination is there) say how many.
+- Where rasters end inside the image, pixels that nothing of the combination covers are nodata in the prediction, so
+  they are left out as well; `uncovered_share` says how many of the labelled ones.
+- A combination with a modality that no row has is not scored: its figures would be those of a smaller combination.
+  It is None, and no part of Average, Top-1 and Last-1.
+- Which classes count in a mean is said in `sgma_hf.metrics`.
+"""
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils import logging
+
+from .dataset_schema import decode_row
+from .metrics import (
+    ScoredClasses,
+    check_class_ids,
+    check_scored_classes,
+    count_pixels,
+    mean_of_defined,
+    segmentation_scores,
+)
+from .modeling_sgma import upsample_to_pixels
+
+
+Missing = Literal["absent", "zero"]
+
+MAX_COMBINATIONS = 2**10 - 1
+LOGITS_STRIDE = 4
+# Rows wait for others of their size to share a batch with; this many batches of them at most are kept in memory.
+MAX_WAITING_BATCHES = 4
+
+
+def modality_combinations(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """List every non-empty combination: single modalities first, then pairs, and so on, each in the given order.
+
+    Args:
+        modalities: Names of the modalities, 10 at most (1023 combinations).
+
+    Returns:
+        2**M - 1 tuples of names for M modalities.
+
+    Raises:
+        ValueError: If there are more than 10 modalities.
+
+    Example:
+        >>> modality_combinations(["rgb", "dsm"])
+        [('rgb',), ('dsm',), ('rgb', 'dsm')]
+    """
+    if 2 ** len(modalities) - 1 > MAX_COMBINATIONS:
+        raise ValueError(
+            f"{len(modalities)} modalities have {2 ** len(modalities) - 1} combinations; expected at most "
+            f"{MAX_COMBINATIONS}. Pass the `combinations` that you want evaluated."
+        )
+    sizes = range(1, len(modalities) + 1)
+    return [names for size in sizes for names in itertools.combinations(modalities, size)]
+
+
+@torch.no_grad()
+def evaluate_modality_combinations(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: Sequence[Mapping[str, Any]],
+    *,
+    combinations: Sequence[Sequence[str]] | None = None,
+    missing: Missing = "absent",
+    scored_classes: ScoredClasses = "union",
+    batch_size: int = 8,
+    num_workers: int = 0,
+    progress_bar: bool = False,
+) -> dict[str, Any]:
+    """Score a model on every combination of its modalities (protocol of arXiv:2603.02505).
+
+    Each image is encoded once and every combination is fused from that encoding. Only confusion matrices are kept,
+    in integers. The model's mode is restored; its device and dtype are used as they are.
+
+    Args:
+        model: An SGMA model with a segmentation head.
+        processor: Its image processor.
+        dataset: Rows of the one schema (`load_rows`), with a length. Sizes may differ: a batch holds rows of one size.
+        combinations: Names to evaluate together; None takes every non-empty combination.
+        missing: How a modality that is not in a combination is represented. `absent`: not there, what the model is
+            made for. `zero`: zeros after normalisation, encoded as if it had been seen, to compare with methods that
+            know no masks; gaps and nulls of the rows become zeros too. It takes a full pass per combination. Both
+            count the same pixels.
+        scored_classes: Which classes count in the means, see `segmentation_scores`.
+        batch_size: Rows per forward pass, at most.
+        num_workers: Processes that read and prepare rows; 0 does it in this one.
+        progress_bar: Show a progress bar over the rows.
+
+    Returns:
+        A dictionary that JSON can hold, scores as fractions in [0, 1] and None where undefined:
+
+        - `combinations`: names joined by "+" -> the scores of `segmentation_scores`, with `rows`, `rows_left_out`,
+          `rows_complete` and `uncovered_share`.
+        - `average_miou`, `top1_miou`, `last1_miou`: mean, best and worst over the combinations that have a score;
+          `top1_combination` and `last1_combination` name the latter two, `unscored_combinations` those without.
+        - `modalities`, `class_names`, `missing`, `scored_classes`; `rows`, `rows_without_label`,
+          `rows_without_modality`, and `rows_per_modality`, of the rows that were evaluated.
+
+    Raises:
+        ValueError: If the dataset is empty, no row has both a label and a modality, a row cannot be read or holds a
+            label outside the model's classes (the row is named), the processor is another model's, or an option is
+            unknown.
+        TypeError: If the dataset has no length.
+    """
+    config = model.config
+    _check_arguments(config, processor, dataset)
+    _check_options(missing=missing, scored_classes=scored_classes, batch_size=batch_size)
+    if combinations is None:
+        combinations = modality_combinations(config.modalities)
+    counts = _Counts(_subset_masks(combinations, config.modalities), config.num_labels, model.device)
+    rows = _PreparedRows(dataset, processor, config)
+    # Rows arrive one by one, batch_size=None: they are put together by size below. Its own generator, because a loader
+    # would draw from the global one, and training goes on after an evaluation as if there had been none.
+    loader = torch.utils.data.DataLoader(rows, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+    prepared = logging.tqdm(loader, total=len(rows), unit="row", desc="evaluate", disable=not progress_bar)
+    skipped = {"label": 0, "modality": 0}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in _batches_by_size(_without_skipped(prepared, skipped), batch_size):
+            _count_batch(model, batch, counts, missing=missing)
+    finally:
+        model.train(was_training)
+    if skipped["label"] + skipped["modality"] == len(rows):
+        raise ValueError(
+            f"None of the {len(rows)} rows can be evaluated: {skipped['label']} have no label, {skipped['modality']} "
+            f"have none of the modalities {config.modalities}. Choose a split with labels."
+        )
+    return {
+        "modalities": list(config.modalities),
+        "class_names": [str(config.id2label[index]) for index in range(config.num_labels)],
+        "missing": missing,
+        "rows": len(rows),
+        "rows_without_label": skipped["label"],
+        "rows_without_modality": skipped["modality"],
+        "rows_per_modality": dict(zip(config.modalities, counts.rows_per_modality.tolist(), strict=True)),
+    } | _summarize(counts, config.modalities, scored_classes=scored_classes)
+
+
+def _check_options(*, missing: str, scored_classes: str, batch_size: int) -> None:
+    if missing not in ("absent", "zero"):
+        raise ValueError(f"`missing` is {missing!r}; expected 'absent' or 'zero'.")
+    check_scored_classes(scored_classes)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
+
+
+def _check_arguments(config: Any, processor: BaseImageProcessor, dataset: Sequence) -> None:
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"`dataset` is a {type(dataset).__name__}, which has no length; expected rows that can be counted. "
+            "Load it without streaming, or pass a list of rows."
+        )
+    if len(dataset) == 0:
+        raise ValueError("`dataset` has no rows; expected at least one with a label. Choose another split.")
+    given = (list(processor.modalities), list(processor.modality_channels))
+    expected = (list(config.modalities), list(config.modality_channels))
+    if given != expected:
+        raise ValueError(
+            f"`processor` is for modalities {given[0]} with {given[1]} channels, the model for {expected[0]} with "
+            f"{expected[1]}. Load the processor from the model's own folder."
+        )
+
+
+def _subset_masks(combinations: Sequence[Sequence[str]], modalities: Sequence[str]) -> torch.Tensor:
+    """Bool (combinations, num_modalities), True for the modalities that belong to each."""
+    if len(combinations) == 0:
+        raise ValueError("`combinations` is empty; expected at least one combination of modalities.")
+    for names in combinations:
+        unknown = [name for name in names if name not in modalities]
+        if isinstance(names, str) or unknown or not names:
+            raise ValueError(
+                f"`combinations` holds {names!r}; expected non-empty sequences of names among {list(modalities)}."
+            )
+    return torch.tensor([[name in names for name in modalities] for names in combinations])
+
+
+@dataclass
+class _PreparedRow:
+    """One row as the model takes it, without a batch axis; a batch of equal sizes has the same fields with one."""
+
+    pixel_values: torch.Tensor  # (sum C, H, W)
+    modality_mask: torch.Tensor  # (M,) or (M, H, W)
+    labels: torch.Tensor  # (H, W)
+
+
+class _PreparedRows(torch.utils.data.Dataset):
+    """Reads, checks and processes single rows; a row that can't be evaluated gives the reason: "label", "modality"."""
+
+    def __init__(self, dataset: Sequence[Mapping[str, Any]], processor: BaseImageProcessor, config: Any):
+        self.dataset = dataset
+        self.processor = processor
+        self.modalities = list(config.modalities)
+        self.num_labels = config.num_labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> _PreparedRow | str:
+        row = self.dataset[index]
+        if row.get("label") is None:
+            return "label"
+        if all(name in row and row[name] is None for name in self.modalities):
+            return "modality"
+        images, label = decode_row(row, self.modalities)
+        try:
+            if label.dtype.kind in "iu":
+                check_class_ids(label, self.num_labels, "label")
+            inputs = self.processor(images=[images], segmentation_maps=[label], return_tensors="pt")
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"Row {row.get('id', index)!r}: {error}") from error
+        mask = inputs["modality_mask"][0]
+        if not mask.any():  # all its rasters hold nodata only
+            return "modality"
+        return _PreparedRow(inputs["pixel_values"][0], mask, inputs["labels"][0])
+
+
+def _without_skipped(prepared: Iterable[_PreparedRow | str], skipped: dict[str, int]) -> Iterator[_PreparedRow]:
+    for row in prepared:
+        if isinstance(row, str):
+            skipped[row] += 1
+        else:
+            yield row
+
+
+def _batches_by_size(rows: Iterable[_PreparedRow], batch_size: int) -> Iterator[_PreparedRow]:
+    """Stack rows of one size and one kind of mask: padding would change what a row's prediction depends on."""
+    waiting: dict[tuple, list[_PreparedRow]] = {}
+    for row in rows:
+        key = (row.labels.shape, row.modality_mask.ndim)
+        waiting.setdefault(key, []).append(row)
+        if len(waiting[key]) == batch_size:
+            yield _stack(waiting.pop(key))
+        elif sum(map(len, waiting.values())) >= MAX_WAITING_BATCHES * batch_size:
+            yield _stack(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))))
+    for group in waiting.values():
+        yield _stack(group)
+
+
+def _stack(rows: list[_PreparedRow]) -> _PreparedRow:
+    return _PreparedRow(
+        torch.stack([row.pixel_values for row in rows]),
+        torch.stack([row.modality_mask for row in rows]),
+        torch.stack([row.labels for row in rows]),
+    )
+
+
+class _Counts:
+    """Everything that is added up over the batches, in integers; pixels on the model's device."""
+
+    def __init__(self, subsets: torch.Tensor, num_labels: int, device: torch.device):
+        self.subsets = subsets  # bool (S, M)
+        num_subsets, num_modalities = subsets.shape
+        self.confusion = torch.zeros(num_subsets, num_labels, num_labels, dtype=torch.int64, device=device)
+        self.labelled = torch.zeros(num_subsets, dtype=torch.int64, device=device)
+        self.rows = torch.zeros(num_subsets, dtype=torch.int64)
+        self.rows_complete = torch.zeros(num_subsets, dtype=torch.int64)
+        self.rows_per_modality = torch.zeros(num_modalities, dtype=torch.int64)
+        self.num_rows = 0
+
+
+def _count_batch(model: PreTrainedModel, batch: _PreparedRow, counts: _Counts, *, missing: Missing) -> None:
+    mask = batch.modality_mask
+    present = mask if mask.ndim == 2 else mask.flatten(2).any(2)  # (B, M)
+    counts.rows_per_modality += present.sum(0)
+    counts.num_rows += len(present)
+    predict = _predict_absent if missing == "absent" else _predict_zero
+    device = model.device
+    labels = batch.labels.to(device)
+    labelled = labels != model.config.semantic_loss_ignore_index
+    mask = mask.to(device)
+    predictions = predict(model, batch.pixel_values.to(device, model.dtype), mask, present, counts.subsets)
+    for index, predicted in predictions:
+        subset = counts.subsets[index]
+        seen = (present & subset).any(1)  # (B,)
+        counts.rows[index] += seen.sum()
+        counts.rows_complete[index] += (present | ~subset).all(1).sum()
+        of_rows = labelled & seen.to(device)[:, None, None]
+        counted = of_rows
+        if mask.ndim == 4:
+            counted = of_rows & mask[:, subset.to(device)].any(1)
+        counts.labelled[index] += of_rows.sum()
+        counts.confusion[index] += count_pixels(predicted, labels, model.config.num_labels, counted)
+
+
+def _predict_absent(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    mask: torch.Tensor,
+    present: torch.Tensor,
+    subsets: torch.Tensor,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (index of a subset, class ids (B, H, W)), all from one encoding; subsets that no row has are left out."""
+    encoding = model.encode(pixel_values, mask)
+    for index, subset in enumerate(subsets):
+        if (present & subset).any():
+            outputs = model.fuse_and_decode(encoding, subset.to(pixel_values.device))
+            yield index, _class_ids(outputs.logits, pixel_values.shape[-2:])
+
+
+def _predict_zero(
+    model: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    mask: torch.Tensor,
+    present: torch.Tensor,
+    subsets: torch.Tensor,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """As `_predict_absent`, by a full pass per subset in which what is missing is zeros that the model is shown."""
+    repeats = torch.tensor(model.config.modality_channels, device=pixel_values.device)
+    mask = mask if mask.ndim == 4 else mask[..., None, None]
+    for index, subset in enumerate(subsets):
+        if (present & subset).any():
+            kept = mask & subset.to(mask.device)[:, None, None]  # (B, M, H or 1, W or 1)
+            values = torch.where(kept.repeat_interleave(repeats, dim=1), pixel_values, 0)
+            yield index, _class_ids(model(pixel_values=values).logits, pixel_values.shape[-2:])
+
+
+def _class_ids(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Class of every pixel, int64 (B, H, W), from logits at stride 4."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()  # neighbouring classes would tie after rounding
+    return upsample_to_pixels(logits, LOGITS_STRIDE, (size[0], size[1])).argmax(1)
+
+
+def _summarize(counts: _Counts, modalities: Sequence[str], *, scored_classes: ScoredClasses) -> dict[str, Any]:
+    confusion, labelled = counts.confusion.cpu().numpy(), counts.labelled.tolist()
+    results: dict[str, dict[str, Any]] = {}
+    for index, subset in enumerate(counts.subsets):
+        names = [name for name, chosen in zip(modalities, subset.tolist(), strict=True) if chosen]
+        never_seen = bool((subset & (counts.rows_per_modality == 0)).any())
+        matrix = np.zeros_like(confusion[index]) if never_seen else confusion[index]
+        scores = segmentation_scores(matrix, scored_classes=scored_classes)
+        rows = 0 if never_seen else int(counts.rows[index])
+        results["+".join(names)] = scores | {
+            "rows": rows,
+            "rows_left_out": counts.num_rows - rows,
+            "rows_complete": int(counts.rows_complete[index]),
+            "uncovered_share": 1 - scores["pixels"] / labelled[index] if rows and labelled[index] else None,
+        }
+    scored = {name: scores["miou"] for name, scores in results.items() if scores["miou"] is not None}
+    best, worst = (max(scored, key=scored.get), min(scored, key=scored.get)) if scored else (None, None)
+    return {
+        "scored_classes": scored_classes,
+        "combinations": results,
+        "average_miou": mean_of_defined(list(scored.values())),
+        "top1_miou": scored.get(best),
+        "top1_combination": best,
+        "last1_miou": scored.get(worst),
+        "last1_combination": worst,
+        "unscored_combinations": [name for name in results if name not in scored],
+    }
+
+
+def results_to_markdown(results: Mapping[str, Any]) -> str:
+    """Write the results as a Markdown table in percent, one row per combination, with what was left out below it.
+
+    Args:
+        results: What `evaluate_modality_combinations` returned, or the same read back from JSON.
+    """
+    classes = [str(name).replace("|", r"\|") for name in results["class_names"]]
+    header = ["modalities", "mIoU", "F1", "accuracy", *(f"IoU {name}" for name in classes), "rows"]
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for name, scores in results["combinations"].items():
+        figures = [scores["miou"], scores["f1"], scores["accuracy"], *scores["iou"]]
+        lines.append(f"| {name} | " + " | ".join(map(_percent, figures)) + f" | {scores['rows']} |")
+    top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
+    summary = (
+        f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
+        f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
+    )
+    return "\n".join([*lines, "", summary, *_remarks(results)]) + "\n"
+
+
+def _percent(score: float | None) -> str:
+    return "–" if score is None else f"{100 * score:.2f}"
+
+
+def _remarks(results: Mapping[str, Any]) -> list[str]:
+    remarks = []
+    if results["missing"] == "zero":
+        remarks.append("Modalities that are not in a combination were shown to the model as zeros.")
+    if results["scored_classes"] == "truth":
+        remarks.append("Classes without a labelled pixel are left out of the means.")
+    else:
+        remarks.append("Classes that are neither labelled nor predicted anywhere are left out of the means.")
+    if results["unscored_combinations"]:
+        names = ", ".join(results["unscored_combinations"])
+        remarks.append(f"Without data, so not scored and no part of the average: {names}.")
+    skipped = results["rows_without_label"], results["rows_without_modality"]
+    if any(skipped):
+        remarks.append(f"Of {results['rows']} rows {skipped[0]} have no label and {skipped[1]} no modality; skipped.")
+    incomplete = [
+        f"{name} {scores['rows'] - scores['rows_complete']}"
+        for name, scores in results["combinations"].items()
+        if scores["rows"] > scores["rows_complete"]
+    ]
+    if incomplete:
+        remarks.append(f"Rows with a part of a combination only, predicted from that: {', '.join(incomplete)}.")
+    uncovered = [
+        f"{name} {_percent(scores['uncovered_share'])} %"
+        for name, scores in results["combinations"].items()
+        if scores["uncovered_share"]
+    ]
+    if uncovered:
+        remarks.append(f"Labelled pixels that nothing of the combination covers, left out: {', '.join(uncovered)}.")
+    return remarks
+
+
+def save_results(results: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write results as JSON, whole or not at all: a file of that name is replaced at the end, by a rename.
+
+    Args:
+        results: What `evaluate_modality_combinations` returned.
+        path: File to write; its folder is made if need be.
+
+    Raises:
+        OSError: If the file cannot be written; what was there before stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp gives the owner alone the right to read
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,225 @@
+"""`sgma-hf train`: train SGMA on a data set with nullable modality columns."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser, set_seed
+from transformers.utils import logging
+
+from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf.dataset_schema import DatasetMetadata, decode_row, labelled_rows, load_rows
+from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
+from sgma_hf.trainer import SgmaTrainer
+from sgma_hf.training_args import SgmaTrainingArguments
+
+
+PVT_V2_SIZES = {
+    "pvt_v2_b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2]},
+    "pvt_v2_b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2]},
+    "pvt_v2_b2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3]},
+}
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class TrainCommandArguments:
+    """Arguments of `sgma-hf train` beside those of training."""
+
+    dataset: str = field(metadata={"help": "Rows: a folder of a converter, or an id on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on while training, and to choose by; default: `validation` if there is."},
+    )
+    modalities: list[str] | None = field(
+        default=None, metadata={"help": "Columns to use, in this order; default: all that the data set names."}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "SGMA checkpoint to go on from, with its processor; default: a new model."}
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained encoder: Hub id or folder of a backbone or classifier; default: random weights."
+        },
+    )
+    backbone_config: str = field(
+        default="pvt_v2_b2",
+        metadata={"help": f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration."},
+    )
+    decoder_hidden_size: int = field(default=256, metadata={"help": "Width of a new model's decode head."})
+    fusion: str = field(
+        default="sgf", metadata={"help": "How a new model fuses.", "choices": ["sgf", "mean", "projector_mean"]}
+    )
+    mas_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, save the model with its processor, and evaluate it on the validation split.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process. A single `.yaml` or `.json` file
+            may stand for them.
+
+    Returns:
+        0; errors are raised.
+    """
+    arguments, training_args = _parse(argv)
+    set_seed(training_args.seed)
+    train_rows = _rows_to_train_on(arguments)
+    validation_rows = _validation_rows(arguments, training_args)
+    model, processor = _model_and_processor(arguments, train_rows)
+    if validation_rows is None:
+        training_args.eval_strategy = "no"
+    trainer = SgmaTrainer(
+        model, training_args, processing_class=processor, train_dataset=train_rows, eval_dataset=validation_rows
+    )
+    result = trainer.train(resume_from_checkpoint=_resume(training_args))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)
+    if validation_rows is not None:
+        _report(trainer, validation_rows)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    return 0
+
+
+def _parse(argv: list[str] | None) -> tuple[TrainCommandArguments, SgmaTrainingArguments]:
+    parser = HfArgumentParser(
+        (TrainCommandArguments, SgmaTrainingArguments), prog="sgma-hf train", description=__doc__
+    )
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(argv[0])
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(argv[0])
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def _resume(training_args: SgmaTrainingArguments) -> str | bool | None:
+    """`--resume_from_checkpoint true` is text on a command line."""
+    resume = training_args.resume_from_checkpoint
+    if isinstance(resume, str) and resume.lower() in ("true", "false"):
+        return resume.lower() == "true"
+    return resume
+
+
+def _rows_to_train_on(arguments: TrainCommandArguments) -> Dataset:
+    rows = load_rows(arguments.dataset, arguments.train_split)
+    labelled = labelled_rows(rows)
+    if len(labelled) == 0:
+        raise ValueError(
+            f"None of the {len(rows)} rows of split {arguments.train_split!r} of {arguments.dataset!r} has a label; "
+            "choose a labelled split by `--train_split`."
+        )
+    if len(labelled) < len(rows):
+        logger.warning(f"{len(rows) - len(labelled)} of {len(rows)} training rows have no label and are left out.")
+    return labelled
+
+
+def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTrainingArguments) -> Dataset | None:
+    """The rows to evaluate on while training; the test split is for the end."""
+    split = arguments.validation_split
+    chooses = training_args.load_best_model_at_end
+    if chooses and split in ("test", arguments.train_split):
+        raise ValueError(
+            f"`--load_best_model_at_end` would choose the checkpoint on split {split!r}; name a split that is neither "
+            "trained on nor reported on, for instance one that the converter's `--val-fraction` makes."
+        )
+    try:
+        return load_rows(arguments.dataset, split or "validation")
+    except ValueError as error:
+        if split is None and not chooses and training_args.eval_strategy == "no":
+            return None
+        raise ValueError(f"{error} Name the rows to evaluate on by `--validation_split`.") from error
+
+
+def _model_and_processor(
+    arguments: TrainCommandArguments, train_rows: Dataset
+) -> tuple[SgmaForSemanticSegmentation, SgmaImageProcessor]:
+    if arguments.model is not None:
+        _refuse_new_model_options(arguments)
+        model = AutoModelForSemanticSegmentation.from_pretrained(arguments.model)
+        return model, AutoImageProcessor.from_pretrained(arguments.model)
+    metadata = DatasetMetadata.load(arguments.dataset)
+    if metadata is None or not metadata.class_names:
+        raise ValueError(
+            f"{arguments.dataset!r} has no sgma_dataset.json with class names, so its modalities and classes are not "
+            "known; write it by `sgma-hf convert-rasters`, or go on from a checkpoint by `--model`."
+        )
+    modalities = arguments.modalities or metadata.modalities
+    unknown = [name for name in modalities if name not in metadata.modalities]
+    if unknown:
+        raise ValueError(f"The data set has no modalities {unknown}; it has {metadata.modalities}.")
+    chosen = [metadata.modalities.index(name) for name in modalities]
+    channels = [metadata.modality_channels[index] for index in chosen]
+    config = SgmaConfig(
+        modalities=modalities,
+        modality_channels=channels,
+        id2label=dict(enumerate(metadata.class_names)),
+        label2id={name: index for index, name in enumerate(metadata.class_names)},
+        backbone_config=_backbone_config(arguments),
+        decoder_hidden_size=arguments.decoder_hidden_size,
+        fusion=arguments.fusion,
+        mas_loss_weight=arguments.mas_loss_weight,
+        palette=metadata.palette or None,
+    )
+    if arguments.backbone is not None:
+        model = SgmaForSemanticSegmentation.from_backbone_pretrained(arguments.backbone, config)
+    else:
+        model = SgmaForSemanticSegmentation(config)
+    nodata = [metadata.nodata[index] for index in chosen]
+    processor = SgmaImageProcessor.fit(
+        _decoded(train_rows, modalities), modalities, channels, nodata=nodata, num_labels=config.num_labels
+    )
+    return model, processor
+
+
+def _refuse_new_model_options(arguments: TrainCommandArguments) -> None:
+    defaults = {item.name: item.default for item in fields(TrainCommandArguments)}
+    names = ("modalities", "backbone", "backbone_config", "decoder_hidden_size", "fusion", "mas_loss_weight")
+    changed = [f"--{name}" for name in names if getattr(arguments, name) != defaults[name]]
+    if changed:
+        raise ValueError(f"{changed} describe a new model, but `--model` goes on from one; leave one of the two out.")
+
+
+def _backbone_config(arguments: TrainCommandArguments) -> Any:
+    """Configuration of the encoder: that of the pretrained one, a preset, or a file."""
+    if arguments.backbone is not None:
+        return AutoConfig.from_pretrained(arguments.backbone)
+    if arguments.backbone_config in PVT_V2_SIZES:
+        return {"model_type": "pvt_v2", **PVT_V2_SIZES[arguments.backbone_config]}
+    path = Path(arguments.backbone_config)
+    if not path.is_file():
+        raise ValueError(
+            f"`--backbone_config` is {arguments.backbone_config!r}; expected one of {list(PVT_V2_SIZES)} or a JSON "
+            'file with a "model_type" and its fields.'
+        )
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _decoded(rows: Dataset, modalities: list[str]) -> Iterator[Mapping[str, Any]]:
+    for row in logging.tqdm(rows, desc="statistics", unit="row"):
+        images, _ = decode_row(row, modalities)
+        yield {"id": row["id"], **images}
+
+
+def _report(trainer: SgmaTrainer, validation_rows: Dataset) -> None:
+    """Score the model that was saved, print the table and write it beside the model."""
+    results = evaluate_modality_combinations(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        validation_rows,
+        batch_size=trainer.args.per_device_eval_batch_size,
+    )
+    if trainer.is_world_process_zero():
+        save_results(results, Path(trainer.args.output_dir) / "validation_results.json")
+        print(results_to_markdown(results))

@@ -1,0 +1,74 @@
+"""Arguments of training: transformers' own, and what SGMA adds."""
+
+from dataclasses import dataclass, field
+
+from transformers import SchedulerType, TrainingArguments
+
+
+@dataclass
+class SgmaTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the paper's optimiser as defaults, and the augmentation of multimodal rows.
+
+    Where `modality_dropout`, `noise_std` and `gain_range` have several entries, they are in the order of the model's
+    modalities; one entry counts for all.
+
+    Args:
+        crop_size: Side in pixels of the square window that is cut from each row; None takes whole images.
+        random_flip: Whether to flip vertically and horizontally, each with probability 1/2.
+        random_quarter_turns: Whether to turn by multiples of 90 degrees.
+        modality_dropout: Probability to drop a modality that a row has; the last one always stays. The paper drops
+            modalities but states no rate. At 0.5 all combinations of the modalities are about equally frequent.
+        noise_std: Standard deviation of Gaussian noise, in normalised units; 0 for none.
+        gain_range: Each modality is multiplied by a random number in [1 - gain_range, 1 + gain_range]; 0 for none.
+        warmup_start_factor: Share of the learning rate that the warm-up of the polynomial schedule starts from. The
+            paper warms up for 10 of its 200 epochs at 10 % of the rate; ours ramps from there over 5 % of the steps.
+
+    Changed defaults of `TrainingArguments`, from the paper: `learning_rate` 6e-5, `weight_decay` 1e-2,
+    `adam_epsilon` 1e-8, `num_train_epochs` 200, `lr_scheduler_type` "polynomial", then with `lr_scheduler_kwargs`
+    {"power": 0.9} unless given, `warmup_steps` 0.05. Ours: `remove_unused_columns` False, because the collator reads
+    the rows' columns; `metric_for_best_model` "average_miou", the mean over all combinations of the modalities.
+    """
+
+    crop_size: int | None = field(default=None, metadata={"help": "Side of the training window in pixels."})
+    random_flip: bool = field(default=True, metadata={"help": "Flip vertically and horizontally at random."})
+    random_quarter_turns: bool = field(default=True, metadata={"help": "Turn by multiples of 90 degrees at random."})
+    modality_dropout: list[float] = field(
+        default_factory=lambda: [0.5],
+        metadata={"help": "Probability to drop a modality: one for all, or one per modality."},
+    )
+    noise_std: list[float] = field(
+        default_factory=lambda: [0.0], metadata={"help": "Gaussian noise, normalised units: one, or one per modality."}
+    )
+    gain_range: list[float] = field(
+        default_factory=lambda: [0.0], metadata={"help": "Random gain 1 +- gain_range: one, or one per modality."}
+    )
+    warmup_start_factor: float = field(
+        default=0.1, metadata={"help": "Share of the learning rate at which the warm-up starts."}
+    )
+
+    learning_rate: float = field(default=6e-5, metadata={"help": "Initial learning rate of AdamW."})
+    weight_decay: float = field(default=1e-2, metadata={"help": "Weight decay of AdamW."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
+    num_train_epochs: float = field(default=200.0, metadata={"help": "Number of epochs."})
+    lr_scheduler_type: str = field(default="polynomial", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps of linear warm-up; a number below 1 is a share of all steps."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Has to be False: the collator reads the rows' columns."}
+    )
+    metric_for_best_model: str | None = field(
+        default="average_miou", metadata={"help": "What the best checkpoint is chosen by, on the evaluation rows."}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that is better."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.lr_scheduler_kwargs and self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
+            self.lr_scheduler_kwargs = {"power": 0.9}
+        if self.remove_unused_columns:
+            raise ValueError(
+                "`remove_unused_columns` is True; expected False, because the collator reads the columns."
+            )
+        if not 0 <= self.warmup_start_factor <= 1:
+            raise ValueError(f"`warmup_start_factor` is {self.warmup_start_factor}; expected a share in [0, 1].")

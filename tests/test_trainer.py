@@ -1,0 +1,244 @@
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from sgma_hf import (
+    SgmaConfig,
+    SgmaForSemanticSegmentation,
+    SgmaImageProcessor,
+    SgmaTrainer,
+    SgmaTrainingArguments,
+)
+
+
+MODALITIES, CHANNELS = ["rgb", "dsm", "nir"], [3, 1, 1]
+TINY_BACKBONE = {
+    "model_type": "pvt_v2",
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 1, 1],
+    "mlp_ratios": [2, 2, 2, 2],
+}
+
+
+def make_rows(count=6, size=32):
+    """Rows with gaps: every third lacks a modality, one has a height model that ends inside."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for index in range(count):
+        label = np.kron(generator.integers(0, 3, (4, 4)), np.ones((size // 4, size // 4))).astype(np.uint8)
+        dsm = label.astype(np.float32) * 5 + 40
+        if index == 1:
+            dsm[:, size // 2 :] = np.nan
+        row = {
+            "id": f"row{index}",
+            "rgb": generator.integers(0, 255, (size, size, 3)).astype(np.uint8),
+            "dsm": dsm,
+            "nir": label * 80,
+            "label": label,
+        }
+        if index % 3 == 2:
+            row[MODALITIES[index % 2]] = None
+        rows.append(row)
+    return rows
+
+
+def make_trainer(output_dir, rows=None, model=None, **changes):
+    torch.manual_seed(0)
+    if model is None:
+        config = SgmaConfig(
+            modalities=MODALITIES,
+            modality_channels=CHANNELS,
+            num_labels=3,
+            backbone_config=TINY_BACKBONE,
+            decoder_hidden_size=16,
+        )
+        model = SgmaForSemanticSegmentation(config)
+    values = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "crop_size": 24,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 5,
+    }
+    args = SgmaTrainingArguments(str(output_dir), **values | changes)
+    rows = make_rows() if rows is None else rows
+    return SgmaTrainer(
+        model,
+        args,
+        processing_class=SgmaImageProcessor(MODALITIES, CHANNELS),
+        train_dataset=rows,
+        eval_dataset=changes.pop("eval_dataset", rows),
+    )
+
+
+def state_of(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def test_training_lowers_the_loss_and_logs_its_terms_per_modality(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=12, modality_dropout=[0.3], learning_rate=3e-3)
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss_sgf" in entry]
+    first, last = history[0], history[-1]
+    assert last["loss_sgf"] < first["loss_sgf"]
+    for name in ("loss_mas", "robustness/rgb", "sampling_probability/dsm"):
+        assert 0 < first[name], name
+    weighted = 2 * first["loss_sgf"] + first["loss_mas"]
+    assert first["loss"] == pytest.approx(weighted, abs=1e-3)
+
+
+def test_logged_probabilities_sum_to_one_where_nothing_is_missing(tmp_path):
+    rows = [row for row in make_rows() if all(row[name] is not None for name in MODALITIES) and row["id"] != "row1"]
+    trainer = make_trainer(tmp_path, rows=rows, modality_dropout=[0.0])
+    trainer.train()
+    entry = next(entry for entry in trainer.state.log_history if "loss_sgf" in entry)
+    for kind in ("robustness", "sampling_probability"):
+        assert sum(entry[f"{kind}/{name}"] for name in MODALITIES) == pytest.approx(1, abs=1e-5)
+
+
+def test_resuming_at_an_epochs_end_gives_the_uninterrupted_weights_bit_for_bit(tmp_path):
+    uninterrupted = make_trainer(tmp_path / "a", save_strategy="epoch", eval_strategy="epoch")
+    uninterrupted.train()
+    resumed = make_trainer(tmp_path / "b", save_strategy="epoch", eval_strategy="epoch")
+    shutil.copytree(tmp_path / "a" / "checkpoint-3", tmp_path / "b" / "checkpoint-3")
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == uninterrupted.state.global_step == 6
+    expected = state_of(uninterrupted)
+    for name, tensor in state_of(resumed).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_resuming_in_mid_epoch_gives_the_uninterrupted_weights_bit_for_bit(tmp_path):
+    uninterrupted = make_trainer(tmp_path / "a", save_strategy="steps", save_steps=2)
+    uninterrupted.train()
+    resumed = make_trainer(tmp_path / "b", save_strategy="steps", save_steps=2)
+    shutil.copytree(tmp_path / "a" / "checkpoint-4", tmp_path / "b" / "checkpoint-4")
+    resumed.train(resume_from_checkpoint=True)
+    expected = state_of(uninterrupted)
+    for name, tensor in state_of(resumed).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_loader_workers_see_the_same_rows(tmp_path):
+    alone = make_trainer(tmp_path / "a")
+    alone.train()
+    with_workers = make_trainer(tmp_path / "b", dataloader_num_workers=1)
+    with_workers.train()
+    expected = state_of(alone)
+    for name, tensor in state_of(with_workers).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_evaluation_reports_every_combination_and_chooses_the_best_checkpoint(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    metrics = [entry for entry in trainer.state.log_history if "eval_average_miou" in entry]
+    assert len(metrics) == 2
+    assert {name for name in metrics[0] if name.startswith("eval_miou/")} == {
+        f"eval_miou/{name}" for name in ("rgb", "dsm", "nir", "rgb+dsm", "rgb+nir", "dsm+nir", "rgb+dsm+nir")
+    }
+    assert metrics[0]["eval_last1_miou"] <= metrics[0]["eval_average_miou"] <= metrics[0]["eval_top1_miou"]
+    assert trainer.state.best_metric == max(entry["eval_average_miou"] for entry in metrics)
+
+
+def test_schedule_ramps_from_a_tenth_and_decays_by_the_papers_power(tmp_path):
+    trainer = make_trainer(tmp_path, learning_rate=1.0, warmup_steps=2)
+    trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(num_training_steps=10)
+    rates = []
+    for _ in range(11):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        scheduler.step()
+    expected = [0.1, 0.55] + [(1 - step / 8) ** 0.9 for step in range(9)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+def test_the_papers_optimiser_is_the_default(tmp_path):
+    args = SgmaTrainingArguments(str(tmp_path), use_cpu=True)
+    assert (args.learning_rate, args.weight_decay, args.adam_epsilon) == (6e-5, 1e-2, 1e-8)
+    assert (args.num_train_epochs, args.lr_scheduler_kwargs) == (200, {"power": 0.9})
+    assert SgmaTrainingArguments(str(tmp_path), use_cpu=True, lr_scheduler_type="cosine").lr_scheduler_kwargs is None
+
+
+def test_a_checkpoint_cut_off_while_saving_is_passed_over_or_refused(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="epoch")
+    trainer.train()
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"global_st')
+    again = make_trainer(tmp_path, save_strategy="no")
+    again.train(resume_from_checkpoint=True)  # from checkpoint-3
+    expected = state_of(trainer)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(again).items())
+    with pytest.raises(ValueError, match="not a complete checkpoint.*checkpoint-3"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
+
+
+def test_disk_full_while_saving_leaves_the_previous_checkpoint_loadable(tmp_path):
+    make_trainer(tmp_path).model.save_pretrained(tmp_path / "model")
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    code = f"""
+        import resource, signal
+        from sgma_hf import SgmaForSemanticSegmentation
+        model = SgmaForSemanticSegmentation.from_pretrained({str(tmp_path / "model")!r})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, resource.RLIM_INFINITY))
+        model.decode_head.classifier.weight.data.zero_()
+        try:
+            model.save_pretrained({str(tmp_path / "model")!r})
+        except Exception as error:
+            print("failed", type(error).__name__)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert "failed" in result.stdout, result.stderr
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    assert SgmaForSemanticSegmentation.from_pretrained(tmp_path / "model").config.num_labels == 3
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY  # only the child was limited
+
+
+def test_processor_and_model_have_to_agree(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match="have to be the same, in one order"):
+        SgmaTrainer(
+            trainer.model,
+            trainer.args,
+            processing_class=SgmaImageProcessor(["dsm", "rgb", "nir"], [1, 3, 1]),
+            train_dataset=make_rows(),
+        )
+
+
+def test_rows_are_needed_and_have_to_be_countable(tmp_path):
+    with pytest.raises(ValueError, match="`train_dataset` has no rows"):
+        make_trainer(tmp_path, rows=[])
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(TypeError, match="without a length"):
+        SgmaTrainer(
+            trainer.model, trainer.args, processing_class=trainer.processing_class, train_dataset=iter(make_rows())
+        )
+
+
+def test_checkpoints_hold_everything_that_loading_needs(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="epoch")
+    trainer.train()
+    names = {path.name for path in (tmp_path / "checkpoint-6").iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_sgma.py"} <= names
+    auto_map = json.loads((tmp_path / "checkpoint-6" / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == "modeling_sgma.SgmaForSemanticSegmentation"

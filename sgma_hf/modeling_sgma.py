@@ -166,6 +166,7 @@ class SgmaModel(SgmaPreTrainedModel):
         self.encoder_channels = encoder_channels
         self.fusion_stages = nn.ModuleList(SgmaSemanticGuidedFusion(config, channels) for channels in self.channels)
         self.post_init()
+        self.train()  # a new module is in training mode already, but with batch normalisation that is not frozen
 
     def get_input_embeddings(self):
         """The backbone's own; a vision model has no token embeddings."""

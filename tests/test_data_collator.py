@@ -23,7 +23,12 @@ def processor():
 def make_row(index, size=8, epoch=0, **columns):
     """All columns hold the same ramp, so that what is cut and turned together stays equal."""
     ramp = np.arange(size * size, dtype=np.float32).reshape(size, size)
-    row = {"id": f"row{index}", "rgb": np.stack([ramp] * 3, -1), "dsm": ramp.copy(), "label": (ramp % 200).astype(np.uint8)}
+    row = {
+        "id": f"row{index}",
+        "rgb": np.stack([ramp] * 3, -1),
+        "dsm": ramp.copy(),
+        "label": (ramp % 200).astype(np.uint8),
+    }
     return row | columns | {EPOCH_KEY: epoch, INDEX_KEY: index}
 
 

@@ -186,7 +186,7 @@ def test_a_checkpoint_cut_off_while_saving_is_passed_over_or_refused(tmp_path):
     again.train(resume_from_checkpoint=True)  # from checkpoint-3
     expected = state_of(trainer)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(again).items())
-    with pytest.raises(ValueError, match="not a complete checkpoint.*checkpoint-3"):
+    with pytest.raises(ValueError, match=r"not a complete checkpoint.*checkpoint-3"):
         make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     with pytest.raises(ValueError, match="no complete checkpoint"):
         make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+import torch
+
+from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf.commands.train import main
+from sgma_hf.converters.demo_scenes import write_demo_scenes
+
+
+BACKBONE = {
+    "model_type": "pvt_v2",
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 1, 1],
+}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train_command") / "scenes"
+    write_demo_scenes(folder, num_tiles=24, tile_size=32)
+    return folder
+
+
+@pytest.fixture
+def arguments(scenes, tmp_path):
+    (tmp_path / "backbone.json").write_text(json.dumps(BACKBONE))
+    values = {
+        "dataset": scenes,
+        "output_dir": tmp_path / "run",
+        "backbone_config": tmp_path / "backbone.json",
+        "decoder_hidden_size": 16,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+def flags(arguments, **changes):
+    return [text for name, value in (arguments | changes).items() for text in (f"--{name}", str(value))]
+
+
+def test_training_leaves_a_model_a_processor_and_the_scores_on_validation(arguments, tmp_path, capsys):
+    assert main(flags(arguments)) == 0
+    run = tmp_path / "run"
+    model = SgmaForSemanticSegmentation.from_pretrained(run)
+    processor = SgmaImageProcessor.from_pretrained(run)
+    assert model.config.modalities == processor.modalities == ["rgb", "dsm", "nir"]
+    assert list(model.config.id2label.values()) == ["impervious", "building", "low_vegetation", "tree", "car"]
+    assert len(model.config.palette) == 5
+    assert processor.nodata[1] == [-9999.0]
+    results = json.loads((run / "validation_results.json").read_text())
+    assert len(results["combinations"]) == 7
+    assert "| rgb+dsm+nir |" in capsys.readouterr().out
+
+
+def test_a_yaml_file_stands_for_the_flags(arguments, tmp_path):
+    values = {name: int(value) if value.isdigit() else value for name, value in arguments.items()}
+    values |= {"use_cpu": True, "disable_tqdm": True, "modalities": ["nir", "rgb"], "validation_split": "validation"}
+    (tmp_path / "train.yaml").write_text(json.dumps(values))  # JSON is YAML too
+    assert main([str(tmp_path / "train.yaml")]) == 0
+    config = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run").config
+    assert (config.modalities, config.modality_channels) == (["nir", "rgb"], [1, 3])
+
+
+def test_training_goes_on_from_a_checkpoint_with_its_processor(arguments, tmp_path):
+    main(flags(arguments))
+    before = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run").state_dict()
+    for name in ("backbone_config", "decoder_hidden_size"):
+        del arguments[name]
+    again = arguments | {"model": str(tmp_path / "run"), "output_dir": str(tmp_path / "again"), "learning_rate": "0"}
+    assert main(flags(again)) == 0
+    after = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_resuming_from_a_command_line(arguments, tmp_path):
+    main(flags(arguments, save_strategy="steps", save_steps=1))
+    (tmp_path / "run" / "checkpoint-2" / "optimizer.pt").unlink()  # as if killed while saving
+    assert main(flags(arguments, save_strategy="no", resume_from_checkpoint="true")) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_split": "nowhere"}, "no split 'nowhere'"),
+        ({"modalities": "sar"}, r"no modalities \['sar'\]"),
+        ({"backbone_config": "resnet999"}, "expected one of .*pvt_v2_b2"),
+        (
+            {
+                "load_best_model_at_end": True,
+                "validation_split": "test",
+                "eval_strategy": "steps",
+                "save_strategy": "steps",
+            },
+            "would choose the checkpoint on split 'test'",
+        ),
+        ({"validation_split": "holdout"}, "no split 'holdout'.*--validation_split"),
+        ({"model": "somewhere"}, "describe a new model"),
+        ({"modality_dropout": "1.5"}, "modality_dropout"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, changes, message):
+    with pytest.raises(ValueError, match=message):
+        main(flags(arguments, **changes))
+
+
+def test_a_data_set_without_metadata_is_refused(arguments, scenes, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "data").symlink_to(scenes / "data")
+    with pytest.raises(ValueError, match=r"no sgma_dataset.json.*convert-rasters"):
+        main(flags(arguments, dataset=bare))

@@ -8,22 +8,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_sgma import SgmaConfig
 from .image_processing_sgma import SgmaImageProcessor
-from .modeling_sgma import (
-    SgmaForSemanticSegmentation,
-    SgmaModel,
-    SgmaModelOutput,
-    SgmaPreTrainedModel,
-    SgmaSemanticSegmenterOutput,
-)
+from .modeling_sgma import SgmaForSemanticSegmentation, SgmaModel, SgmaPreTrainedModel
+from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
+from .pipeline_sgma import PIPELINE_TASK, SgmaPipeline
 
 
 if TYPE_CHECKING:
     from .data_collator import SgmaDataCollator
+    from .evaluate_metric import SgmaMeanIou
     from .evaluation import evaluate_modality_combinations, modality_combinations
-    from .metrics import SgmaMeanIou, confusion_matrix, segmentation_scores
+    from .inference import sliding_window_logits
+    from .metrics import confusion_matrix, segmentation_scores
+    from .raster import predict_raster
     from .trainer import SgmaTrainer
     from .training_args import SgmaTrainingArguments
 
@@ -39,16 +39,21 @@ SgmaConfig.register_for_auto_class()
 SgmaModel.register_for_auto_class("AutoModel")
 SgmaForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 SgmaImageProcessor.register_for_auto_class()
+PIPELINE_REGISTRY.register_pipeline(
+    PIPELINE_TASK, pipeline_class=SgmaPipeline, pt_model=AutoModelForSemanticSegmentation, type="multimodal"
+)
 
 _MODULES = {
     "SgmaDataCollator": "data_collator",
-    "SgmaMeanIou": "metrics",
+    "SgmaMeanIou": "evaluate_metric",
     "SgmaTrainer": "trainer",
     "SgmaTrainingArguments": "training_args",
     "confusion_matrix": "metrics",
     "evaluate_modality_combinations": "evaluation",
     "modality_combinations": "evaluation",
+    "predict_raster": "raster",
     "segmentation_scores": "metrics",
+    "sliding_window_logits": "inference",
 }
 
 
@@ -66,6 +71,7 @@ __all__ = [
     "SgmaMeanIou",
     "SgmaModel",
     "SgmaModelOutput",
+    "SgmaPipeline",
     "SgmaPreTrainedModel",
     "SgmaSemanticSegmenterOutput",
     "SgmaTrainer",
@@ -73,5 +79,7 @@ __all__ = [
     "confusion_matrix",
     "evaluate_modality_combinations",
     "modality_combinations",
+    "predict_raster",
     "segmentation_scores",
+    "sliding_window_logits",
 ]

@@ -1,22 +1,44 @@
 """Configuration of SGMA (arXiv:2603.02505)."""
 
+import dataclasses
+import math
 import re
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 # A modality name is also a column of the data set, a command-line flag and a part of output file names.
 RESERVED_MODALITY_NAMES = frozenset(
-    "bands batch_size classes config coverage dataset device dtype help id image images index label labels like mask "
-    "missing modalities modality modality_mask model nodata num_workers out output pixel_values processor resume "
-    "robustness seed source split stride tile".split()
+    "bands batch_size classes config coverage dataset device dtype extras help id image images index label labels "
+    "like map mask missing modalities modality modality_mask model nodata num_workers out output pixel_values "
+    "processor resampling resume robustness seed source split stride tile".split()
 )
 MAX_MODALITIES = 64
 MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred bands
 MAX_LABELS = 255  # label maps are uint8, and 255 says "ignore"
+MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
 STAGE_STRIDES = (4, 8, 16, 32)
+
+# A configuration may come from a stranger. These bounds are far beyond any real backbone, and keep what it describes
+# from being allocated.
+FORMAT_VERSION = 1
+MAX_BACKBONE_WIDTH = 16_384  # also of kernels, strides, ratios and numbers of heads
+MAX_BACKBONE_BLOCKS = 512
+MAX_BACKBONE_NUMBER = 1_000_000  # image sizes and whatever else a backbone counts
+MAX_WEIGHTS = 4_000_000_000
+BACKBONE_SIZE = re.compile(r"(size|sizes|dim|dims|depths|layers|heads|ratio|ratios|stride|strides|channels)$")
+# What transformers itself writes into a configuration, or passes on while loading, beside the declared fields.
+SERVICE_FIELDS = frozenset(
+    "attn_implementation auto_map custom_pipelines experts_implementation model_type name_or_path num_labels "
+    "output_attentions per_layer_config torch_dtype transformers_version use_cache".split()
+)
+DTYPES = ("float16", "bfloat16", "float32", "float64", "auto")
 
 # PVT-v2-b2, the paper's main backbone: `PvtV2Config()` itself is b0-sized.
 PVT_V2_B2 = {
@@ -62,6 +84,22 @@ def check_modalities(modalities, modality_channels):
             raise ValueError(f"Modality {name!r} has {channels!r} channels; expected 1 to {MAX_CHANNELS}.")
 
 
+def check_num_labels(num_labels):
+    """Check a number of classes.
+
+    Args:
+        num_labels: Number of classes, 2 to 255.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or not 2 <= num_labels <= MAX_LABELS:
+        raise ValueError(
+            f"`num_labels` is {num_labels!r}; expected 2 to {MAX_LABELS} classes. "
+            "For one class against the rest use 2, with the rest as class 0."
+        )
+
+
 @strict
 class SgmaConfig(PreTrainedConfig):
     r"""Configuration of [`SgmaModel`] and [`SgmaForSemanticSegmentation`].
@@ -87,8 +125,9 @@ class SgmaConfig(PreTrainedConfig):
             channels of all four stages.
         decoder_hidden_size (`int`, *optional*, defaults to 256):
             Width of the decode head. The paper does not name its head.
-        classifier_dropout_prob (`float`, *optional*, defaults to 0.1):
-            Dropout before the classifier.
+        classifier_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout before the classifier. It draws from the global random state, so that training depends on more
+            than seed, epoch and row.
         sgf_loss_weight (`float`, *optional*, defaults to 2.0):
             Weight of the loss of the fused prediction (paper: 2).
         mas_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -100,6 +139,15 @@ class SgmaConfig(PreTrainedConfig):
             Standard deviation of the initial classifier weights.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
             Label value that is left out of the loss.
+        class_weights (`list[float]`, *optional*):
+            Weight of each class in the loss, for classes that are rare. The paper has none.
+        tile_size (`int`, *optional*):
+            Side in pixels of the images that the model was trained on, written by `SgmaTrainer` from its `crop_size`.
+            Evaluation and prediction cut larger images into windows of this size. The model itself takes any size.
+        palette (`list[list[int]]`, *optional*):
+            [red, green, blue] in 0..255 of each class, for pictures.
+        format_version (`int`, *optional*, defaults to 1):
+            Version of this configuration's meaning; one that this code does not know is refused.
 
     Example:
     ```python
@@ -119,6 +167,9 @@ class SgmaConfig(PreTrainedConfig):
         "loss_dict",
         "sampling_probabilities",
         "sampled_modality",
+        "row_losses",
+        "sampled_row_losses",
+        "sampled_logits",
         "hidden_states",
     ]
 
@@ -128,37 +179,64 @@ class SgmaConfig(PreTrainedConfig):
     fusion: str = "sgf"
     num_attention_heads: int = 4
     decoder_hidden_size: int = 256
-    classifier_dropout_prob: float | int = 0.1
+    classifier_dropout_prob: float | int = 0.0
     sgf_loss_weight: float | int = 2.0
     mas_loss_weight: float | int = 1.0
     freeze_batch_norm: bool = True
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    tile_size: int | None = None
+    palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = None
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"The configuration has format version {self.format_version}, this code reads {FORMAT_VERSION}: it "
+                "was written by another version of sgma_hf. Update the package, or load with trust_remote_code=True."
+            )
+        if not is_remote_code(__name__):  # the package registers its pipeline; the entry is for machines without it
+            kwargs.pop("custom_pipelines", None)
+        _warn_about_unknown_fields(kwargs, {item.name for item in dataclasses.fields(self)})
+        _check_labels(self.id2label, kwargs.get("num_labels"))
+        if isinstance(self.dtype, str) and self.dtype not in DTYPES:
+            raise ValueError(f"`dtype` is {self.dtype!r}; expected one of {list(DTYPES)}.")
         self.modalities = list(self.modalities)
         self.modality_channels = list(self.modality_channels)
         check_modalities(self.modalities, self.modality_channels)
         self.backbone_config = _backbone_config(self.backbone_config)
         super().__post_init__(**kwargs)
+        if not self.label2id:  # transformers derives only one of the two when the other is given
+            self.label2id = {name: index for index, name in self.id2label.items()}
         self._check_values()
 
     def _check_values(self):
         if self.fusion not in ("sgf", "mean", "projector_mean"):
             raise ValueError(f"`fusion` is {self.fusion!r}; expected 'sgf', 'mean' or 'projector_mean'.")
-        if not 2 <= self.num_labels <= MAX_LABELS:
-            raise ValueError(
-                f"`num_labels` is {self.num_labels}; expected 2 to {MAX_LABELS} classes. "
-                "For one class against the rest use 2, with the rest as class 0."
-            )
+        check_num_labels(self.num_labels)
         for name, upper in (("num_attention_heads", 64), ("decoder_hidden_size", 8192)):
             if not 1 <= getattr(self, name) <= upper:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected 1 to {upper}.")
         for name in ("sgf_loss_weight", "mas_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0.")
+        if self.class_weights is not None and (
+            len(self.class_weights) != self.num_labels or not all(0 <= w < float("inf") for w in self.class_weights)
+        ):
+            raise ValueError(
+                f"`class_weights` is {self.class_weights}; expected {self.num_labels} finite numbers of at least 0."
+            )
+        if self.tile_size is not None and not 1 <= self.tile_size <= MAX_IMAGE_SIDE:
+            raise ValueError(f"`tile_size` is {self.tile_size}; expected 1 to {MAX_IMAGE_SIDE} pixels, or None.")
         if not 0 <= self.classifier_dropout_prob < 1:
             raise ValueError(f"`classifier_dropout_prob` is {self.classifier_dropout_prob}; expected [0, 1).")
+        if not 0 <= self.initializer_range < float("inf"):
+            raise ValueError(f"`initializer_range` is {self.initializer_range}; expected a finite standard deviation.")
+        for color in self.palette or []:
+            if len(color) != 3 or not all(0 <= part <= 255 for part in color):
+                raise ValueError(f"`palette` has {color}; expected [red, green, blue], each 0 to 255.")
+        _check_num_weights(self)
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             raise ValueError(
                 f"`semantic_loss_ignore_index` is {self.semantic_loss_ignore_index}, which is also one of the "
@@ -171,10 +249,82 @@ class SgmaConfig(PreTrainedConfig):
         return len(self.modalities)
 
 
+def is_remote_code(module_name: str) -> bool:
+    """Whether a module was loaded from a checkpoint by `trust_remote_code`, not from the installed package."""
+    return module_name.partition(".")[0] == "transformers_modules"
+
+
+def _warn_about_unknown_fields(given, declared):
+    unknown = sorted(name for name in given if name not in declared | SERVICE_FIELDS and not name.startswith("_"))
+    if unknown:
+        logger.warning(
+            f"SgmaConfig does not know the fields {unknown}; they are kept and have no effect. Correct their names, "
+            "or update the package if a newer version wrote them."
+        )
+
+
+def _check_labels(id2label, num_labels):
+    """Check what `PreTrainedConfig` turns into one entry per class, before it does."""
+    if num_labels is not None:
+        check_num_labels(num_labels)
+    if id2label is None:
+        return
+    if not isinstance(id2label, dict) or {str(key) for key in id2label} != set(map(str, range(len(id2label)))):
+        raise ValueError(
+            f"`id2label` is {str(id2label)[:200]}; expected a name for each of the class ids 0, 1, 2, ..., no gaps."
+        )
+
+
+def _check_backbone_numbers(values, name="backbone_config"):
+    """Refuse numbers that no backbone has, in a configuration as a dict."""
+    for key, value in values.items():
+        if isinstance(value, dict) and key not in ("id2label", "label2id"):
+            _check_backbone_numbers(value, f"{name}.{key}")
+            continue
+        for number in value if isinstance(value, list | tuple) else [value]:
+            for part in number if isinstance(number, list | tuple) else [number]:
+                if isinstance(part, bool) or not isinstance(part, int | float):
+                    continue
+                is_size = BACKBONE_SIZE.search(str(key)) and not str(key).startswith(("vocab", "image"))
+                upper = MAX_BACKBONE_WIDTH if is_size else MAX_BACKBONE_NUMBER
+                if not math.isfinite(part) or abs(part) > upper or (is_size and part < 0):
+                    raise ValueError(
+                        f"`{name}.{key}` is {str(value)[:200]}; expected finite numbers "
+                        f"{'of 0' if is_size else f'of -{upper}'} to {upper}."
+                    )
+
+
+def _check_num_weights(config):
+    """Refuse a model that is too large for any machine; the estimate leaves small parts out."""
+    backbone = config.backbone_config
+    depths = list(getattr(backbone, "depths", None) or [1] * len(STAGE_STRIDES))
+    widths = getattr(backbone, "hidden_sizes", None)
+    if widths is None:
+        widths = [getattr(backbone, "embed_dim", 64) * 2**level for level in range(len(STAGE_STRIDES))]
+    for name, numbers in (("hidden_sizes", widths), ("depths", depths)):
+        if len(numbers) != len(STAGE_STRIDES) or not all(isinstance(part, int) and part > 0 for part in numbers):
+            raise ValueError(
+                f"`backbone_config.{name}` is {numbers}; expected a positive number for each of 4 stages."
+            )
+    if sum(depths) > MAX_BACKBONE_BLOCKS:
+        raise ValueError(f"`backbone_config.depths` is {depths}; expected {MAX_BACKBONE_BLOCKS} blocks at most.")
+    ratios = getattr(backbone, "mlp_ratios", None) or getattr(backbone, "mlp_ratio", None) or 4
+    ratios = list(ratios) if isinstance(ratios, list | tuple) else [ratios] * len(STAGE_STRIDES)
+    total = config.decoder_hidden_size * sum(widths)
+    for width, depth, ratio in zip(widths, depths, ratios, strict=False):
+        total += width**2 * (depth * (4 + 2 * ratio) + len(config.modalities) + 8)
+    if total > MAX_WEIGHTS:
+        raise ValueError(
+            f"The configuration describes about {total:.1e} weights; expected {MAX_WEIGHTS:.0e} at most. Check the "
+            "widths and depths of `backbone_config`."
+        )
+
+
 def _backbone_config(backbone_config):
     """Build the backbone's configuration with all four of its stages as outputs."""
     if backbone_config is None:
         backbone_config = PVT_V2_B2
+    _check_backbone_numbers(backbone_config if isinstance(backbone_config, dict) else backbone_config.to_dict())
     if isinstance(backbone_config, dict):
         values = dict(backbone_config)
         model_type = values.pop("model_type", None)

@@ -107,14 +107,8 @@ def class_prototypes(logits: torch.Tensor, tokens: torch.Tensor, bias: torch.Ten
     return prototypes
 
 
-class SgmaSpatialPerceptron(nn.Module):
-    """SP: multi-head attention at every position, from the class prototypes to the modalities there.
-
-    Its mean over the classes, the semantic reference feature, is all that is used of its output. Values and output
-    projection are linear, so the attention weights can be averaged over the classes first, and no tensor of
-    positions x classes x channels is needed. Likewise the keys are never built: their projection is applied to the
-    few queries instead of the many positions. Both are exact.
-    """
+class SgmaPerceptron(nn.Module):
+    """The four projections of multi-head attention, without biases."""
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -123,6 +117,16 @@ class SgmaSpatialPerceptron(nn.Module):
         self.key = SgmaLinear(channels, channels, bias=False)
         self.value = SgmaLinear(channels, channels, bias=False)
         self.output = SgmaLinear(channels, channels, bias=False)
+
+
+class SgmaSpatialPerceptron(SgmaPerceptron):
+    """SP: multi-head attention at every position, from the class prototypes to the modalities there.
+
+    Its mean over the classes, the semantic reference feature, is all that is used of its output. Values and output
+    projection are linear, so the attention weights can be averaged over the classes first, and no tensor of
+    positions x classes x channels is needed. Likewise the keys are never built: their projection is applied to the
+    few queries instead of the many positions. Both are exact.
+    """
 
     def forward(
         self, prototypes: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
@@ -151,19 +155,11 @@ class SgmaSpatialPerceptron(nn.Module):
         return self.output(_weighted_sum(weights, values))
 
 
-class SgmaRobustnessPerceptron(nn.Module):
+class SgmaRobustnessPerceptron(SgmaPerceptron):
     """RP: multi-head attention at every position, from the semantic reference feature to the modalities there.
 
     Its weights are the robustness maps, its output the fused map.
     """
-
-    def __init__(self, channels: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = SgmaLinear(channels, channels, bias=False)
-        self.key = SgmaLinear(channels, channels, bias=False)
-        self.value = SgmaLinear(channels, channels, bias=False)
-        self.output = SgmaLinear(channels, channels, bias=False)
 
     def forward(
         self, reference: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.utils import logging
 
-from .configuration_sgma import check_modalities
+from .configuration_sgma import MAX_IMAGE_SIDE, check_modalities, check_num_labels
 from .image_transforms_sgma import (
     IGNORE_INDEX,
     REFERENCE_LEVELS,
@@ -25,6 +25,8 @@ from .image_transforms_sgma import (
     same_extent,
     subtract,
 )
+from .modalities_sgma import SgmaProcessorModalitiesMixin
+from .saving_sgma import SgmaPushToHubMixin
 
 
 logger = logging.get_logger(__name__)
@@ -78,7 +80,7 @@ class _Row:
     coverage: list[np.ndarray | bool] = field(default_factory=list)
 
 
-class SgmaImagesKwargs(TypedDict, total=False):
+class SgmaImageProcessorKwargs(TypedDict, total=False):
     """Fields of [`SgmaImageProcessor`] that `from_pretrained` may override."""
 
     modalities: list[str]
@@ -129,13 +131,15 @@ def _check_size(size: Any) -> dict[str, int]:
     if (
         not isinstance(size, Mapping)
         or set(size) != {"height", "width"}
-        or not all(isinstance(side, int) and side > 0 for side in size.values())
+        or not all(isinstance(side, int) and 0 < side <= MAX_IMAGE_SIDE for side in size.values())
     ):
-        raise ValueError(f"`size` is {size!r}; expected {{'height': ..., 'width': ...}} in pixels, both at least 1.")
+        raise ValueError(
+            f"`size` is {size!r}; expected {{'height': ..., 'width': ...}}, both 1 to {MAX_IMAGE_SIDE} pixels."
+        )
     return {"height": size["height"], "width": size["width"]}
 
 
-class SgmaImageProcessor(BaseImageProcessor):
+class SgmaImageProcessor(SgmaProcessorModalitiesMixin, SgmaPushToHubMixin, BaseImageProcessor):
     r"""Turns samples with named, possibly missing rasters into the packed input of SGMA.
 
     Every sample is a dict `{"rgb": raster, "dsm": None, ...}`. A raster is a NumPy array (masked or not), a torch
@@ -202,7 +206,7 @@ class SgmaImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values", "modality_mask"]  # noqa: RUF012 - the name and form transformers expects
-    valid_kwargs = SgmaImagesKwargs
+    valid_kwargs = SgmaImageProcessorKwargs
 
     def __init__(
         self,
@@ -222,7 +226,7 @@ class SgmaImageProcessor(BaseImageProcessor):
         unknown = sorted(key for key in kwargs if key not in SERVICE_KEYS and not key.startswith("_"))
         if unknown:
             raise ValueError(
-                f"SgmaImageProcessor has no fields {unknown}; it knows {sorted(SgmaImagesKwargs.__annotations__)}. "
+                f"SgmaImageProcessor has no fields {unknown}; it knows {sorted(self.valid_kwargs.__annotations__)}. "
                 "Correct the spelling, or update the package if the file was written by a newer version."
             )
         super().__init__(**kwargs)
@@ -247,10 +251,8 @@ class SgmaImageProcessor(BaseImageProcessor):
         for level in self.reference_level:
             if level not in REFERENCE_LEVELS:
                 raise ValueError(f"`reference_level` has {level!r}; expected one of {list(REFERENCE_LEVELS)}.")
-        if num_labels is not None and not 1 <= num_labels <= IGNORE_INDEX:
-            raise ValueError(
-                f"`num_labels` is {num_labels}; expected 1 to {IGNORE_INDEX}, as {IGNORE_INDEX} is ignored."
-            )
+        if num_labels is not None:
+            check_num_labels(num_labels)
         self.do_resize = bool(do_resize)
         self.size = _check_size({"height": 512, "width": 512} if size is None else size)
         self.num_labels = num_labels

@@ -8,7 +8,6 @@ Axes are always batch, modality, class, channel, height, width. In the comments:
 stage.
 """
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
-from transformers.utils import ModelOutput
 
 from .configuration_sgma import STAGE_STRIDES, SgmaConfig
 from .decode_head_sgma import SgmaDecodeHead, crop_padding, upsample_to_pixels
@@ -30,64 +28,13 @@ from .fusion_sgma import (
     SgmaStageTokens,
     to_maps,
 )
+from .modalities_sgma import SgmaModelModalitiesMixin
+from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
 from .sampling_sgma import modality_sampling_probabilities, sample_modality
-from .saving_sgma import replace_when_complete
+from .saving_sgma import SgmaCheckpointMixin
 
 
 PAD_MULTIPLE = STAGE_STRIDES[-1]
-
-
-@dataclass
-class SgmaModelOutput(ModelOutput):
-    """Output of [`SgmaModel`].
-
-    Attributes:
-        feature_maps: The fused maps of the four stages, float, each of shape (batch_size, channels, height, width) at
-            stride 4, 8, 16 and 32 of the input padded to multiples of 32.
-        robustness: Robustness maps of the four stages, float32 in [0, 1], each of shape
-            (batch_size, num_modalities, ceil(height / stride), ceil(width / stride)). They sum to 1 over the present
-            modalities where anything covers the cell, and are 0 for what is absent. None unless `fusion="sgf"`.
-        coverage: True where at least one modality covers the pixel, bool, shape (batch_size, height, width).
-        prototypes: Class prototypes of the four stages, shape (batch_size, num_labels, channels), on request.
-            Rows with one modality do not need them; a batch of such rows only has None.
-        hidden_states: `feature_maps`, on request.
-    """
-
-    feature_maps: tuple[torch.Tensor, ...] | None = None
-    robustness: tuple[torch.Tensor, ...] | None = None
-    coverage: torch.Tensor | None = None
-    prototypes: tuple[torch.Tensor, ...] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class SgmaSemanticSegmenterOutput(ModelOutput):
-    """Output of [`SgmaForSemanticSegmentation`].
-
-    Attributes:
-        loss: `sgf_loss_weight * L_SGF + mas_loss_weight * L_MAS`, float32, only if `labels` are given. 0 where a batch
-            has no valid label pixel. L_MAS is part of it in training mode only.
-        logits: Class scores of shape (batch_size, num_labels, ceil(height / 4), ceil(width / 4)). Cell (i, j) covers
-            the pixels 4i to 4i + 3 and 4j to 4j + 3: see [`upsample_to_pixels`].
-        robustness: See [`SgmaModelOutput`].
-        coverage: See [`SgmaModelOutput`].
-        loss_dict: The unweighted terms, `loss_sgf` and, in training, `loss_mas`; float32 scalars without gradient.
-        sampling_probabilities: Modality-aware sampling's probability of each modality, float32, shape
-            (batch_size, num_modalities); in training only.
-        sampled_modality: Index of the modality that was drawn for each row, int64, shape (batch_size,).
-        prototypes: See [`SgmaModelOutput`].
-        hidden_states: The fused feature maps, on request.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    robustness: tuple[torch.Tensor, ...] | None = None
-    coverage: torch.Tensor | None = None
-    loss_dict: dict[str, torch.Tensor] | None = None
-    sampling_probabilities: torch.Tensor | None = None
-    sampled_modality: torch.Tensor | None = None
-    prototypes: tuple[torch.Tensor, ...] | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -114,8 +61,8 @@ class SgmaEncoding:
     image_size: tuple[int, int]
 
 
-class SgmaPreTrainedModel(PreTrainedModel):
-    """Weight initialisation, loading and saving."""
+class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrainedModel):
+    """Weight initialisation, loading and saving, and changes of the modalities."""
 
     config: SgmaConfig
     config_class = SgmaConfig
@@ -149,6 +96,9 @@ class SgmaModel(SgmaPreTrainedModel):
         super().__init__(config)
         self.backbone = load_backbone(config)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_pre_hook(_restride_single)
         self.channels = list(self.backbone.channels)
         indivisible = [channels for channels in self.channels if channels % config.num_attention_heads]
         if config.fusion == "sgf" and indivisible:
@@ -156,17 +106,17 @@ class SgmaModel(SgmaPreTrainedModel):
                 f"`num_attention_heads` is {config.num_attention_heads}, which does not divide the backbone's stage "
                 f"channels {self.channels}; choose a common divisor of them."
             )
-        encoder_channels = getattr(config.backbone_config, "num_channels", 3)
-        self.stems = nn.ModuleList(
-            nn.Identity()
-            if channels in (1, encoder_channels)
-            else SgmaConv2d(channels, encoder_channels, 1, bias=False)
-            for channels in config.modality_channels
-        )
-        self.encoder_channels = encoder_channels
+        self.encoder_channels = getattr(config.backbone_config, "num_channels", 3)
+        self.stems = nn.ModuleList(self.make_stem(channels) for channels in config.modality_channels)
         self.fusion_stages = nn.ModuleList(SgmaSemanticGuidedFusion(config, channels) for channels in self.channels)
         self.post_init()
         self.train()  # a new module is in training mode already, but with batch normalisation that is not frozen
+
+    def make_stem(self, channels: int) -> nn.Module:
+        """Make what brings so many bands to the encoder's: nothing if they are as many, or one band to be repeated."""
+        if channels in (1, self.encoder_channels):
+            return nn.Identity()
+        return SgmaConv2d(channels, self.encoder_channels, 1, bias=False)
 
     def get_input_embeddings(self):
         """The backbone's own; a vision model has no token embeddings."""
@@ -183,6 +133,9 @@ class SgmaModel(SgmaPreTrainedModel):
 
     def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> SgmaEncoding:
         """Encode and project every present (row, modality) pair; absent ones are not computed.
+
+        Under `torch.compile` and `torch.export` all pairs are computed, and what is absent is masked out afterwards:
+        one graph for all masks.
 
         Args:
             pixel_values: Normalised rasters, the modalities one after the other as in `config.modalities`, float,
@@ -433,6 +386,20 @@ class SgmaModel(SgmaPreTrainedModel):
             )
 
 
+def _restride_single(module, inputs):
+    """Give a batch of one its usual strides before a convolution.
+
+    A view of tokens as (1, C, h, w) has the stride C in the batch axis, by which torch does not know it as channels
+    last; it copies the map to another layout, which takes far longer than a depthwise convolution itself.
+    """
+    maps = inputs[0]
+    if module.training or torch.compiler.is_compiling() or maps.shape[0] != 1 or maps.stride(1) != 1:
+        return None
+    _, channels, height, width = maps.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return (maps.as_strided(maps.shape, strides),) if maps.stride()[2:] == strides[2:] else None
+
+
 def _packed_positions(present: torch.Tensor) -> torch.Tensor:
     """Index of every present pair in modality-major order, -1 for the absent."""
     if torch.compiler.is_compiling():  # all pairs are computed: the shapes do not depend on the mask
@@ -530,23 +497,6 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             )
         return loaded
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, **kwargs):
-        """Save as `PreTrainedModel.save_pretrained` does, but replace an earlier checkpoint only when all is written.
-
-        A full disk or a killed process leaves the earlier one as it was. `AutoModel` finds the class with a head.
-        """
-        if self._auto_class is not None:
-            module = type(self).__module__.rpartition(".")[2]
-            auto_map = getattr(self.config, "auto_map", None) or {}
-            self.config.auto_map = {**auto_map, "AutoModel": f"{module}.{type(self).__name__}"}
-        if not is_main_process:
-            super().save_pretrained(save_directory, is_main_process=False, push_to_hub=push_to_hub, **kwargs)
-            return
-        if push_to_hub:
-            kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
-        with replace_when_complete(save_directory) as staging:
-            super().save_pretrained(staging, push_to_hub=push_to_hub, **kwargs)
-
     def get_input_embeddings(self):
         """The backbone's own; a vision model has no token embeddings."""
         return self.sgma.get_input_embeddings()
@@ -574,6 +524,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         modality_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         sampling_noise: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         output_prototypes: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -588,6 +539,9 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
                 (batch_size, height, width). Pixels that no modality covers are ignored too.
             sampling_noise: Numbers in [0, 1) that decide modality-aware sampling's draw, float, (batch_size,). Given
                 by the data path, the draw is a function of seed, epoch and row. None: from the global generator.
+            num_items_in_batch: What to divide the summed losses by, in place of the number of valid pixels of this
+                batch: that of a whole accumulation window and of all processes, so that accumulating gradients
+                equals one large batch.
             output_prototypes: Whether to return the class prototypes.
             output_hidden_states: Whether to return the fused feature maps.
             return_dict: False for a plain tuple.
@@ -625,16 +579,17 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             # Nothing can be learnt where nothing covers, and the prediction is nodata there.
             labels = torch.where(fused.coverage, labels, self.config.semantic_loss_ignore_index)
         if labels is not None and self.training and self.config.mas_loss_weight and encoding.stages:
-            self._add_sampling_branch(output, encoding, fused, labels, sampling_noise)
+            self._add_sampling_branch(output, encoding, fused, labels, sampling_noise, num_items_in_batch)
         else:
             output.logits = self._decode(fused.feature_maps, encoding.image_size)
             if labels is not None:
-                loss = self._pixel_loss(output.logits, labels)
-                output.loss, output.loss_dict = self.config.sgf_loss_weight * loss, {"loss_sgf": loss.detach()}
+                self._set_loss(output, self._row_losses(output.logits, labels), None, num_items_in_batch)
+        # A field set later stands last; as a tuple the output goes by order, and loss and logits come first.
+        output = SgmaSemanticSegmenterOutput(**output)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _add_sampling_branch(self, output, encoding, fused, labels, sampling_noise):
+    def _add_sampling_branch(self, output, encoding, fused, labels, sampling_noise, num_items_in_batch):
         """Draw one modality per row, pass it alone through SGF and the head, and supervise that prediction too.
 
         A row with one modality is drawn with certainty, its L_MAS equals its L_SGF; it is counted like any other row.
@@ -660,23 +615,42 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             rows = torch.arange(labels.shape[0], device=labels.device)
             covered = encoding.pixel_coverage[rows, sampled]
             single_labels = torch.where(covered, labels, self.config.semantic_loss_ignore_index)
-        loss_sgf = self._pixel_loss(output.logits, labels)
-        loss_mas = self._pixel_loss(single_logits, single_labels)
-        output.loss = self.config.sgf_loss_weight * loss_sgf + self.config.mas_loss_weight * loss_mas
-        output.loss_dict = {"loss_sgf": loss_sgf.detach(), "loss_mas": loss_mas.detach()}
         output.sampling_probabilities, output.sampled_modality = probabilities, sampled
+        output.sampled_logits = single_logits.detach()
+        losses = self._row_losses(output.logits, labels), self._row_losses(single_logits, single_labels)
+        self._set_loss(output, *losses, num_items_in_batch)
+
+    def _set_loss(self, output, fused_losses, sampled_losses, num_items_in_batch):
+        """Weigh and add the two terms.
+
+        Both are divided by the pixels of the fused prediction: where the drawn modality covers less, its term weighs
+        less (ours; the paper has no partial coverage), and the divisor is known before anything is drawn.
+        """
+        sums, counts = fused_losses
+        valid = counts.sum().clamp_min(1)
+        divisor = valid if num_items_in_batch is None else num_items_in_batch
+        output.loss = self.config.sgf_loss_weight * sums.sum() / divisor
+        output.loss_dict = {"loss_sgf": sums.detach().sum() / valid}
+        output.row_losses = sums.detach() / counts  # 0 / 0 is NaN, as documented
+        if sampled_losses is not None:
+            sums, counts = sampled_losses
+            output.loss = output.loss + self.config.mas_loss_weight * sums.sum() / divisor
+            output.loss_dict["loss_mas"] = sums.detach().sum() / valid
+            output.sampled_row_losses = sums.detach() / counts
 
     def _decode(self, feature_maps, image_size):
         logits = self.decode_head(feature_maps)
         return crop_padding(logits, STAGE_STRIDES[0], image_size)
 
-    def _pixel_loss(self, logits, labels):
-        """Mean cross-entropy over the valid pixels, in float32 at least; 0 if there is none."""
+    def _row_losses(self, logits, labels):
+        """Summed cross-entropy of each row's valid pixels, in float32 at least, and their number."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = upsample_to_pixels(logits, STAGE_STRIDES[0], labels.shape[-2:])
         ignore_index = self.config.semantic_loss_ignore_index
-        total = nn.functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-        return total / (labels != ignore_index).sum().clamp_min(1)
+        weights = self.config.class_weights
+        weights = None if weights is None else logits.new_tensor(weights)
+        losses = nn.functional.cross_entropy(logits, labels, weights, ignore_index=ignore_index, reduction="none")
+        return losses.flatten(1).sum(1), (labels != ignore_index).flatten(1).sum(1)
 
     def _check_labels(self, labels, pixel_values):
         expected = (pixel_values.shape[0], *pixel_values.shape[-2:])

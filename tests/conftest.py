@@ -28,3 +28,10 @@ def tiny_config():
 def tiny_model():
     """A model of `tiny_config`, in evaluation mode."""
     return build_model()
+
+
+def pytest_configure(config):
+    """Declare the marks that transformers' own common tests carry."""
+    names = "accelerate_tests flash_attn_test flash_attn_3_test flash_attn_4_test torch_compile_test"
+    for name in names.split():
+        config.addinivalue_line("markers", f"{name}: a mark of transformers' common tests")

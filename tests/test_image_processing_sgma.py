@@ -440,7 +440,11 @@ def test_masked_label_is_ignored_there():
         ({"reference_level": "maximum"}, "'maximum'; expected one of"),
         ({"rescale_factor": [NAN]}, "finite number per modality"),
         ({"size": {"shortest_edge": 5}}, "`size`"),
-        ({"num_labels": 256}, "expected 1 to 255"),
+        ({"size": {"height": 65_537, "width": 8}}, "both 1 to 65536 pixels"),
+        ({"size": 10**9}, "both 1 to 65536 pixels"),
+        ({"num_labels": 256}, "`num_labels` is 256; expected 2 to 255 classes"),
+        ({"num_labels": 1}, "`num_labels` is 1; expected 2 to 255 classes"),
+        ({"num_labels": "5"}, "`num_labels` is '5'; expected 2 to 255 classes"),
         ({"image_means": [1.0]}, r"no fields \['image_means'\]"),
     ],
 )

@@ -53,7 +53,7 @@ def tiny_model(seed: int = 0, **changes) -> SgmaForSemanticSegmentation:
 
 
 def spread_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every parameter values of order 1 / sqrt(fan in), so that attention is far from uniform and biases count."""
+    """Give every parameter random values of order 1 / sqrt(fan in): sharp attention, and biases that count."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

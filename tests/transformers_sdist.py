@@ -1,8 +1,8 @@
 """transformers' own common tests, taken from the source distribution of the installed version.
 
-They are part of the sdist on PyPI and of no wheel. `python tests/transformers_sdist.py` downloads it once and keeps the
-three modules that we run in a cache outside the repository; tests only ever read that cache. Where another copy of the
-`tests` folder of the same version is at hand, `SGMA_TRANSFORMERS_TESTS` names it and nothing is downloaded.
+They are part of the sdist on PyPI and of no wheel. `python tests/transformers_sdist.py` downloads it once and keeps
+the three modules that we run in a cache outside the repository; tests only ever read that cache. Where another copy
+of the `tests` folder of the same version is at hand, `SGMA_TRANSFORMERS_TESTS` names it and nothing is downloaded.
 """
 
 import importlib

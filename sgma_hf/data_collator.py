@@ -1,7 +1,7 @@
 """Rows of a data set -> joint augmentation -> modality dropout -> processor -> a batch for the model.
 
-Every random choice is a function of (seed, epoch, row): a resumed run, another number of processes or of loader
-workers and another way to accumulate gradients see the same images.
+Every random choice is a function of (seed, epoch, row, repeat): a resumed run, another number of processes or of
+loader workers and another way to accumulate gradients see the same images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,8 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor
 
-from .dataset_schema import decode_row
-
-
-EPOCH_KEY = "_epoch"
-INDEX_KEY = "_index"
+from .dataset_schema import IGNORE_INDEX, decode_row
+from .modality_sampling import ROW_KEY, RowKey
 
 
 @dataclass(frozen=True)
@@ -36,16 +33,15 @@ class RowDraws:
     noise_seed: int
 
 
-def draw_row(seed: int, epoch: int, index: int, num_modalities: int) -> RowDraws:
+def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
     """Draw the random choices for a row.
 
     Args:
         seed: Seed of the run, at least 0.
-        epoch: Epoch, from 0.
-        index: Index of the row in the data set.
+        key: The row and its epoch.
         num_modalities: Number of modalities.
     """
-    generator = np.random.default_rng([seed, epoch, index])
+    generator = np.random.default_rng([seed, key.epoch, key.index, key.repeat])
     return RowDraws(
         crop=generator.random(2),
         flips=generator.random(2) < 0.5,
@@ -91,6 +87,7 @@ class SgmaDataCollator:
         gain_range: Each modality's normalised values are multiplied by a number in [1 - gain_range, 1 + gain_range]:
             one range for all, or one per modality.
         seed: Seed of all random choices.
+        with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take.
 
     Raises:
         ValueError: If a number is out of range or a list has not one entry per modality.
@@ -104,6 +101,7 @@ class SgmaDataCollator:
     noise_std: Sequence[float] | float = 0.0
     gain_range: Sequence[float] | float = 0.0
     seed: int = 0
+    with_row_index: bool = False
     _boundaries: list[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +115,7 @@ class SgmaDataCollator:
         self._boundaries = np.cumsum([0, *self.processor.modality_channels]).tolist()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate rows, each with its epoch and index under `_epoch` and `_index` (see `EpochRows`).
+        """Collate rows, each with its `RowKey` under `_key` (see `EpochRows`).
 
         Returns:
             `pixel_values`, `modality_mask`, `labels` as the processor makes them, and `sampling_noise`, float32,
@@ -127,7 +125,8 @@ class SgmaDataCollator:
             ValueError: If a row has no label or no modality, or cannot be read; the row is named.
         """
         names = self.processor.modalities
-        draws = [draw_row(self.seed, row[EPOCH_KEY], row[INDEX_KEY], len(names)) for row in rows]
+        keys = [row[ROW_KEY] for row in rows]
+        draws = [draw_row(self.seed, key, len(names)) for key in keys]
         images, labels = zip(*(decode_row(row, names) for row in rows), strict=True)
         self._check(rows, images, labels)
         windows = [self._window(label.shape, draw) for label, draw in zip(labels, draws, strict=True)]
@@ -136,15 +135,25 @@ class SgmaDataCollator:
         except ValueError as error:
             raise ValueError(f"Rows {[row.get('id') for row in rows]}: {error}") from error
         values, mask, targets = batch["pixel_values"], batch["modality_mask"], batch["labels"]
-        for position, draw in enumerate(draws):
+        for position, (key, draw) in enumerate(zip(keys, draws, strict=True)):
             for maps in (values, targets) if mask.ndim == 2 else (values, targets, mask):
                 maps[position] = self._turn(maps[position], draw)
             self._perturb(values[position], draw)
             present = mask[position] if mask.ndim == 2 else mask[position].flatten(1).any(1)
-            kept = drop_modalities(present.numpy(), self.modality_dropout, draw)
+            dropout = self.modality_dropout if key.dropout is None else np.asarray(key.dropout)
+            kept = drop_modalities(present.numpy(), dropout, draw)
             mask[position, torch.from_numpy(~kept)] = False
+        if any(key.padding for key in keys):
+            # Nothing of a padding row may be computed: a gradient of 0 is another step than none to the optimiser.
+            if mask.ndim == 2:
+                mask = mask[..., None, None].repeat(1, 1, *targets.shape[1:])
+            padding = torch.tensor([key.padding for key in keys])
+            mask[padding], targets[padding] = False, IGNORE_INDEX
         noise = torch.tensor([draw.sampling_noise for draw in draws], dtype=torch.float32)
-        return {"pixel_values": values, "modality_mask": mask, "labels": targets, "sampling_noise": noise}
+        batch = {"pixel_values": values, "modality_mask": mask, "labels": targets, "sampling_noise": noise}
+        if self.with_row_index:
+            batch["row_index"] = torch.tensor([key.index for key in keys])
+        return batch
 
     def _per_modality(self, name: str, limit: float) -> np.ndarray:
         """One number per modality, in [0, limit)."""

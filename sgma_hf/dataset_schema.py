@@ -22,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, Value, get_dataset_split_names, load_dataset
+from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
 from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image as PILImage
 from PIL import TiffImagePlugin, UnidentifiedImageError
@@ -36,6 +39,7 @@ logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = 255
 METADATA_FILE = "sgma_dataset.json"
+FORMAT_VERSION = 1
 SUPPORTED_DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 SPLIT_ALIASES = {
     "train": "train",
@@ -316,9 +320,10 @@ class DatasetMetadata:
     class_names: list[str] = field(default_factory=list)
     palette: list[list[int]] = field(default_factory=list)
     statistics: dict[str, Any] | None = None
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        check_modalities(list(self.modalities), list(self.modality_channels))
         self.nodata = self.nodata or [[] for _ in self.modalities]
         self.units = self.units or [None] * len(self.modalities)
         for name in ("modality_channels", "modality_dtypes", "nodata", "units"):
@@ -364,6 +369,9 @@ class DatasetMetadata:
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            version = content.get("format_version", FORMAT_VERSION)
+            if version != FORMAT_VERSION:
+                raise ValueError(f"it has format version {version}, this code reads {FORMAT_VERSION}; update sgma_hf")
             known = {item.name for item in fields(cls)}
             return cls(**{key: entry for key, entry in content.items() if key in known})
         except (ValueError, TypeError, AttributeError) as error:
@@ -382,7 +390,8 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
 
     Raises:
         FileNotFoundError: If there is no such folder or dataset.
-        ValueError: If there is no such split (the message lists those there are), or it is empty.
+        ValueError: If there is no such split (the message lists those there are), it is empty, or a cell names a file
+            outside the dataset.
     """
     source = str(directory_or_id)
     names = get_dataset_split_names(source)
@@ -395,7 +404,25 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
     for name, feature in rows.features.items():
         if isinstance(feature, Image):
             rows = rows.cast_column(name, Image(mode=feature.mode, decode=False))
+            _refuse_foreign_files(rows, name, source)
     return rows
+
+
+def _refuse_foreign_files(rows: Dataset, column: str, source: str) -> None:
+    """Refuse cells that name a file instead of holding it, unless it belongs to the dataset.
+
+    A Parquet file of a stranger could name any file of this machine.
+    """
+    allowed = [Path(folder).resolve() for folder in (source, HF_CACHE_HOME, HF_DATASETS_CACHE, HF_HUB_CACHE)]
+    for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+        cells = batch[column].combine_chunks()
+        only_path = pc.and_(pc.is_null(pc.struct_field(cells, "bytes")), pc.is_valid(pc.struct_field(cells, "path")))
+        for path in pc.struct_field(cells, "path").filter(only_path).to_pylist():
+            if not any(Path(path).resolve().is_relative_to(folder) for folder in allowed):
+                raise ValueError(
+                    f"Column {column!r} of dataset {source!r} names the file {path!r}, which is no part of it. Rows "
+                    "have to hold their rasters: write the dataset again, or do not trust it."
+                )
 
 
 def labelled_rows(rows: Dataset) -> Dataset:
@@ -407,3 +434,20 @@ def labelled_rows(rows: Dataset) -> Dataset:
     batches = rows.select_columns(["label"]).with_format("arrow").iter(batch_size=256)
     is_null = [null for batch in batches for null in batch["label"].is_null().to_pylist()]
     return rows.select([index for index, null in enumerate(is_null) if not null]) if any(is_null) else rows
+
+
+def present_modalities(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
+    """Tell which modalities each row has, without decoding any.
+
+    Args:
+        rows: Rows as `load_rows` returns them, or a sequence of mappings of that form.
+        modalities: Names, in the order of the columns of the result.
+
+    Returns:
+        Bool, (num_rows, num_modalities).
+    """
+    if not isinstance(rows, Dataset):
+        return np.array([[row.get(name) is not None for name in modalities] for row in rows], dtype=bool)
+    batches = rows.select_columns(list(modalities)).with_format("arrow").iter(batch_size=256)
+    parts = [[batch[name].is_valid().to_numpy() for name in modalities] for batch in batches]
+    return np.concatenate([np.stack(part, axis=1) for part in parts])

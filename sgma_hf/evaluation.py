@@ -19,14 +19,15 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from .dataset_schema import decode_row
+from .dataset_schema import IGNORE_INDEX, decode_row
 from .metrics import (
     ScoredClasses,
     check_class_ids,
@@ -80,9 +81,11 @@ def evaluate_modality_combinations(
     combinations: Sequence[Sequence[str]] | None = None,
     missing: Missing = "absent",
     scored_classes: ScoredClasses = "union",
+    window_size: int | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
     progress_bar: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Score a model on every combination of its modalities (protocol of arXiv:2603.02505).
 
@@ -95,13 +98,15 @@ def evaluate_modality_combinations(
         dataset: Rows of the one schema (`load_rows`), with a length. Sizes may differ: a batch holds rows of one size.
         combinations: Names to evaluate together; None takes every non-empty combination.
         missing: How a modality that is not in a combination is represented. `absent`: not there, what the model is
-            made for. `zero`: zeros after normalisation, encoded as if it had been seen, to compare with methods that
-            know no masks; gaps and nulls of the rows become zeros too. It takes a full pass per combination. Both
-            count the same pixels.
+            made for. `zero`: zeros after normalisation, encoded as if seen, to compare with methods without masks;
+            gaps and nulls become zeros too. It takes a full pass per combination. Both count the same pixels.
         scored_classes: Which classes count in the means, see `segmentation_scores`.
+        window_size: Side in pixels of the windows that larger rows are cut into, each pixel counted once; each is then
+            evaluated as a row. Give the size trained on: attention over much larger images costs points.
         batch_size: Rows per forward pass, at most.
         num_workers: Processes that read and prepare rows; 0 does it in this one.
         progress_bar: Show a progress bar over the rows.
+        accelerator: Shares the rows out among its processes, each exactly once; all of them return the same.
 
     Returns:
         A dictionary that JSON can hold, scores as fractions in [0, 1] and None where undefined:
@@ -110,51 +115,49 @@ def evaluate_modality_combinations(
           `rows_complete` and `uncovered_share`.
         - `average_miou`, `top1_miou`, `last1_miou`: mean, best and worst over the combinations that have a score;
           `top1_combination` and `last1_combination` name the latter two, `unscored_combinations` those without.
-        - `modalities`, `class_names`, `missing`, `scored_classes`; `rows`, `rows_without_label`,
-          `rows_without_modality`, and `rows_per_modality`, of the rows that were evaluated.
+        - `rows` that were read and the `windows` they gave (as many without `window_size`); `rows_without_label`,
+          `rows_without_modality`, and `rows_per_modality` of those that were evaluated, which count windows.
+        - `modalities`, `class_names`, `missing`, `scored_classes`, `window_size`.
 
     Raises:
-        ValueError: If the dataset is empty, no row has both a label and a modality, a row cannot be read or holds a
-            label outside the model's classes (the row is named), the processor is another model's, or an option is
-            unknown.
+        ValueError: If no row has both a label and a modality, a row cannot be read or has a label outside the model's
+            classes (the row is named), the processor is another model's, or an option is unknown.
         TypeError: If the dataset has no length.
     """
     config = model.config
     _check_arguments(config, processor, dataset)
-    _check_options(missing=missing, scored_classes=scored_classes, batch_size=batch_size)
+    _check_options(missing=missing, scored_classes=scored_classes, batch_size=batch_size, window_size=window_size)
     if combinations is None:
         combinations = modality_combinations(config.modalities)
     counts = _Counts(_subset_masks(combinations, config.modalities), config.num_labels, model.device)
-    rows = _PreparedRows(dataset, processor, config)
+    rows = _PreparedRows(dataset, processor, config, window_size)
+    if accelerator is not None:
+        rows = torch.utils.data.Subset(rows, range(accelerator.process_index, len(rows), accelerator.num_processes))
     # Rows arrive one by one, batch_size=None: they are put together by size below. Its own generator, because a loader
     # would draw from the global one, and training goes on after an evaluation as if there had been none.
     loader = torch.utils.data.DataLoader(rows, batch_size=None, num_workers=num_workers, generator=torch.Generator())
     prepared = logging.tqdm(loader, total=len(rows), unit="row", desc="evaluate", disable=not progress_bar)
-    skipped = {"label": 0, "modality": 0}
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in _batches_by_size(_without_skipped(prepared, skipped), batch_size):
-            _count_batch(model, batch, counts, missing=missing)
-    finally:
-        model.train(was_training)
-    if skipped["label"] + skipped["modality"] == len(rows):
+    skipped = _count_rows(model, prepared, counts, batch_size=batch_size, missing=missing)
+    if accelerator is not None:
+        skipped = counts.reduce(accelerator, skipped)
+    if counts.num_rows == 0:
         raise ValueError(
-            f"None of the {len(rows)} rows can be evaluated: {skipped['label']} have no label, {skipped['modality']} "
-            f"have none of the modalities {config.modalities}. Choose a split with labels."
+            f"None of the {skipped['rows']} rows can be evaluated: {skipped['label']} have no label, "
+            f"{skipped['modality']} have none of the modalities {config.modalities}. Choose a split with labels."
         )
-    return {
-        "modalities": list(config.modalities),
-        "class_names": [str(config.id2label[index]) for index in range(config.num_labels)],
+    return _summarize(counts, config, scored_classes=scored_classes) | {
         "missing": missing,
-        "rows": len(rows),
+        "window_size": window_size,
+        "rows": skipped["rows"],
+        "windows": skipped["windows"],
         "rows_without_label": skipped["label"],
         "rows_without_modality": skipped["modality"],
-        "rows_per_modality": dict(zip(config.modalities, counts.rows_per_modality.tolist(), strict=True)),
-    } | _summarize(counts, config.modalities, scored_classes=scored_classes)
+    }
 
 
-def _check_options(*, missing: str, scored_classes: str, batch_size: int) -> None:
+def _check_options(*, missing: str, scored_classes: str, batch_size: int, window_size: int | None) -> None:
+    if window_size is not None and window_size < 1:
+        raise ValueError(f"`window_size` is {window_size}; expected pixels, at least 1, or None for whole rows.")
     if missing not in ("absent", "zero"):
         raise ValueError(f"`missing` is {missing!r}; expected 'absent' or 'zero'.")
     check_scored_classes(scored_classes)
@@ -201,11 +204,25 @@ class _PreparedRow:
     labels: torch.Tensor  # (H, W)
 
 
+class _Window(NamedTuple):
+    """Part of a row, and how many of its first rows and columns of pixels other windows count already."""
+
+    place: tuple[int, int, int, int] | None  # top, left, height, width
+    counted_before: tuple[int, int] = (0, 0)
+
+
 class _PreparedRows(torch.utils.data.Dataset):
     """Reads, checks and processes single rows; a row that can't be evaluated gives the reason: "label", "modality"."""
 
-    def __init__(self, dataset: Sequence[Mapping[str, Any]], processor: BaseImageProcessor, config: Any):
+    def __init__(
+        self,
+        dataset: Sequence[Mapping[str, Any]],
+        processor: BaseImageProcessor,
+        config: Any,
+        window_size: int | None,
+    ):
         self.dataset = dataset
+        self.window_size = window_size
         self.processor = processor
         self.modalities = list(config.modalities)
         self.num_labels = config.num_labels
@@ -213,31 +230,59 @@ class _PreparedRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> _PreparedRow | str:
+    def __getitem__(self, index: int) -> list[_PreparedRow | str]:
         row = self.dataset[index]
         if row.get("label") is None:
-            return "label"
+            return ["label"]
         if all(name in row and row[name] is None for name in self.modalities):
-            return "modality"
+            return ["modality"]
         images, label = decode_row(row, self.modalities)
         try:
             if label.dtype.kind in "iu":
                 check_class_ids(label, self.num_labels, "label")
-            inputs = self.processor(images=[images], segmentation_maps=[label], return_tensors="pt")
+            return [self._prepare(images, label, window) for window in _windows(label.shape, self.window_size)]
         except (ValueError, TypeError) as error:
             raise type(error)(f"Row {row.get('id', index)!r}: {error}") from error
+
+    def _prepare(self, images: Mapping[str, Any], label: np.ndarray, window: _Window) -> _PreparedRow | str:
+        inputs = self.processor(
+            images=[images], segmentation_maps=[label], windows=[window.place], return_tensors="pt"
+        )
         mask = inputs["modality_mask"][0]
         if not mask.any():  # all its rasters hold nodata only
             return "modality"
-        return _PreparedRow(inputs["pixel_values"][0], mask, inputs["labels"][0])
+        labels = inputs["labels"][0]
+        labels[: window.counted_before[0]] = IGNORE_INDEX
+        labels[:, : window.counted_before[1]] = IGNORE_INDEX
+        return _PreparedRow(inputs["pixel_values"][0], mask, labels)
 
 
-def _without_skipped(prepared: Iterable[_PreparedRow | str], skipped: dict[str, int]) -> Iterator[_PreparedRow]:
-    for row in prepared:
-        if isinstance(row, str):
-            skipped[row] += 1
-        else:
-            yield row
+def _windows(size: tuple[int, int], window_size: int | None) -> list[_Window]:
+    """Cover (height, width) with windows; the last of each direction is shifted back inside."""
+    if window_size is None:
+        return [_Window(None)]
+
+    def steps(side: int) -> list[tuple[int, int, int]]:
+        extent = min(side, window_size)
+        starts = [min(start, side - extent) for start in range(0, side, extent)]
+        return [(start, extent, place * extent - start) for place, start in enumerate(starts)]
+
+    return [
+        _Window((top, left, height, width), (rows, columns))
+        for top, height, rows in steps(size[0])
+        for left, width, columns in steps(size[1])
+    ]
+
+
+def _without_skipped(prepared: Iterable[list[_PreparedRow | str]], skipped: dict[str, int]) -> Iterator[_PreparedRow]:
+    for parts in prepared:
+        skipped["rows"] += 1
+        skipped["windows"] += len(parts)
+        for part in parts:
+            if isinstance(part, str):
+                skipped[part] += 1
+            else:
+                yield part
 
 
 def _batches_by_size(rows: Iterable[_PreparedRow], batch_size: int) -> Iterator[_PreparedRow]:
@@ -274,6 +319,35 @@ class _Counts:
         self.rows_complete = torch.zeros(num_subsets, dtype=torch.int64)
         self.rows_per_modality = torch.zeros(num_modalities, dtype=torch.int64)
         self.num_rows = 0
+
+    def reduce(self, accelerator: Accelerator, skipped: dict[str, int]) -> dict[str, int]:
+        """Add up the counts of all processes; the returned dict holds the summed numbers of skipped rows."""
+        numbers = torch.tensor([self.num_rows, *skipped.values()], device=accelerator.device)
+        self.num_rows, *totals = accelerator.reduce(numbers, "sum").tolist()
+        for name in ("confusion", "labelled", "rows", "rows_complete", "rows_per_modality"):
+            total = accelerator.reduce(getattr(self, name).to(accelerator.device), "sum")
+            setattr(self, name, total.to(getattr(self, name).device))
+        return dict(zip(skipped, totals, strict=True))
+
+
+def _count_rows(
+    model: PreTrainedModel,
+    prepared: Iterable[list[_PreparedRow | str]],
+    counts: _Counts,
+    *,
+    batch_size: int,
+    missing: Missing,
+) -> dict[str, int]:
+    """Count all rows in the model's evaluation mode; return how many were read, and how many skipped and why."""
+    skipped = {"rows": 0, "windows": 0, "label": 0, "modality": 0}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in _batches_by_size(_without_skipped(prepared, skipped), batch_size):
+            _count_batch(model, batch, counts, missing=missing)
+    finally:
+        model.train(was_training)
+    return skipped
 
 
 def _count_batch(model: PreTrainedModel, batch: _PreparedRow, counts: _Counts, *, missing: Missing) -> None:
@@ -339,7 +413,8 @@ def _class_ids(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return upsample_to_pixels(logits, LOGITS_STRIDE, (size[0], size[1])).argmax(1)
 
 
-def _summarize(counts: _Counts, modalities: Sequence[str], *, scored_classes: ScoredClasses) -> dict[str, Any]:
+def _summarize(counts: _Counts, config: Any, *, scored_classes: ScoredClasses) -> dict[str, Any]:
+    modalities = list(config.modalities)
     confusion, labelled = counts.confusion.cpu().numpy(), counts.labelled.tolist()
     results: dict[str, dict[str, Any]] = {}
     for index, subset in enumerate(counts.subsets):
@@ -354,17 +429,31 @@ def _summarize(counts: _Counts, modalities: Sequence[str], *, scored_classes: Sc
             "rows_complete": int(counts.rows_complete[index]),
             "uncovered_share": 1 - scores["pixels"] / labelled[index] if rows and labelled[index] else None,
         }
-    scored = {name: scores["miou"] for name, scores in results.items() if scores["miou"] is not None}
+    return {
+        "modalities": modalities,
+        "class_names": [str(config.id2label[index]) for index in range(config.num_labels)],
+        "rows_per_modality": dict(zip(modalities, counts.rows_per_modality.tolist(), strict=True)),
+        "scored_classes": scored_classes,
+        **summarize_combinations(results),
+    }
+
+
+def summarize_combinations(combinations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Average, Top-1 and Last-1 over the combinations that have a score, beside the `combinations` themselves.
+
+    Args:
+        combinations: Scores by the names joined by "+", each with `miou`, None where it is undefined.
+    """
+    scored = {name: scores["miou"] for name, scores in combinations.items() if scores["miou"] is not None}
     best, worst = (max(scored, key=scored.get), min(scored, key=scored.get)) if scored else (None, None)
     return {
-        "scored_classes": scored_classes,
-        "combinations": results,
+        "combinations": dict(combinations),
         "average_miou": mean_of_defined(list(scored.values())),
         "top1_miou": scored.get(best),
         "top1_combination": best,
         "last1_miou": scored.get(worst),
         "last1_combination": worst,
-        "unscored_combinations": [name for name in results if name not in scored],
+        "unscored_combinations": [name for name in combinations if name not in scored],
     }
 
 
@@ -405,7 +494,8 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
         remarks.append(f"Without data, so not scored and no part of the average: {names}.")
     skipped = results["rows_without_label"], results["rows_without_modality"]
     if any(skipped):
-        remarks.append(f"Of {results['rows']} rows {skipped[0]} have no label and {skipped[1]} no modality; skipped.")
+        parts = f"{results['windows']} {'rows' if results['window_size'] is None else 'windows'}"
+        remarks.append(f"Of {parts} {skipped[0]} have no label and {skipped[1]} no modality; skipped.")
     incomplete = [
         f"{name} {scores['rows'] - scores['rows_complete']}"
         for name, scores in results["combinations"].items()

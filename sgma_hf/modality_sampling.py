@@ -1,45 +1,188 @@
-"""The order of rows in training, as a function of seed and epoch."""
+"""Which rows an epoch has, and in which order: robustness-weighted sampling.
+
+Modality-aware sampling (MAS) inside the model chooses among the modalities of one row. The paper's abstract also says
+that training samples are reweighted, "prioritizing challenging samples from fragile modalities", without an equation.
+Ours, for data sets whose rows lack modalities, from what the last epoch showed:
+
+- fragility of modality m: phi_m = M / 2 * (f_m + d_m), with f_m = (1 / r_m) / sum(1 / r), r_m its mean robustness
+  where it competed with others, and d_m = l_m / sum(l), l_m the loss of the predictions from m alone. Its mean over
+  the modalities is 1.
+- weight of row i: the mean of phi over the modalities that it has, times (its loss / mean loss of all rows) to the
+  power of hardness, limited to [1 / sqrt(max_ratio), sqrt(max_ratio)] around the mean: no row comes more than
+  max_ratio times as often as another.
+- dropout: p_m ** phi_m in place of p_m. Fragile modalities are dropped less, strong ones more.
+
+Before anything is known, and where everything is equal, all of it is uniform. Weights are frozen within an epoch, and
+every draw is a function of (seed, epoch), so that a run can be replayed from any point.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .data_collator import EPOCH_KEY, INDEX_KEY
+
+ROW_KEY = "_key"
 
 
-class EpochSampler(torch.utils.data.Sampler):
-    """Shuffles the rows, once per epoch, and hands on the epoch with every index.
+class RowKey(NamedTuple):
+    """What a row is asked for by; it travels with the row, because loader workers hold copies of everything else.
 
-    The order depends on seed and epoch alone, never on the global random state, so all processes have the same and a
-    resumed run has that of the uninterrupted one. Loader workers hold copies of the data set that no `set_epoch`
-    reaches; therefore the epoch travels with the index.
+    Attributes:
+        epoch: Epoch, from 0.
+        index: Index of the row in the data set.
+        repeat: How often the row came before in this epoch.
+        dropout: Probability to drop each modality in this epoch; None leaves the collator's.
+        padding: Whether the row only fills up a batch: it has no labels and no modality there.
+    """
+
+    epoch: int
+    index: int
+    repeat: int = 0
+    dropout: tuple[float, ...] | None = None
+    padding: bool = False
+
+
+@dataclass
+class EpochStatistics:
+    """What one epoch showed, as far as it showed anything: None or NaN stands for unknown.
+
+    Attributes:
+        robustness: Mean robustness of each modality in [0, 1], over the rows where it competed, (num_modalities,).
+        single_loss: Mean cross-entropy of the predictions from each modality alone, (num_modalities,).
+        row_losses: Mean cross-entropy of each row's fused prediction in the epoch, (num_rows,).
+    """
+
+    robustness: list[float] | None = None
+    single_loss: list[float] | None = None
+    row_losses: list[float] | None = None
+
+    def updated_by(self, newer: "EpochStatistics") -> "EpochStatistics":
+        """Take the newer values; what the newer epoch did not see keeps its earlier one."""
+        merged = {}
+        for name, value in asdict(newer).items():
+            earlier = getattr(self, name)
+            if value is None or earlier is None:
+                merged[name] = earlier if value is None else value
+            else:
+                merged[name] = np.where(np.isnan(value), earlier, value).tolist()
+        return EpochStatistics(**merged)
+
+
+def modality_fragility(statistics: EpochStatistics, num_modalities: int) -> np.ndarray:
+    """Fragility phi of the module's docstring, (num_modalities,), mean 1; what is not known of a modality counts 1."""
+
+    def share(values: np.ndarray) -> np.ndarray:
+        known = np.isfinite(values) & (values > 0)
+        shares = np.full(num_modalities, 1 / num_modalities)
+        shares[known] = values[known] / values[known].sum() * known.mean() if known.any() else shares[known]
+        return shares
+
+    unknown = np.full(num_modalities, np.nan)
+    robustness = unknown if statistics.robustness is None else np.asarray(statistics.robustness)
+    single_loss = unknown if statistics.single_loss is None else np.asarray(statistics.single_loss)
+    return num_modalities / 2 * (share(1 / np.maximum(robustness, 1e-6)) + share(single_loss))
+
+
+def row_weights(
+    statistics: EpochStatistics, present: np.ndarray, *, hardness: float = 0.5, max_ratio: float = 4.0
+) -> np.ndarray:
+    """How often each row shall come, relative to the others.
+
+    Args:
+        statistics: What the last epoch showed.
+        present: Which modalities each row has, bool, (num_rows, num_modalities); at least one in each.
+        hardness: Exponent of the row's relative loss; 0 leaves it out.
+        max_ratio: Largest ratio of two weights, at least 1.
+
+    Returns:
+        Weights, float64, (num_rows,), mean 1.
+    """
+    fragility = modality_fragility(statistics, present.shape[1])
+    weights = (present * fragility).sum(1) / present.sum(1)
+    if statistics.row_losses is not None and hardness:
+        losses = np.asarray(statistics.row_losses, dtype=np.float64)
+        mean = np.nanmean(losses) if np.isfinite(losses).any() else 0.0
+        if mean > 0:
+            weights = weights * np.where(np.isfinite(losses), losses / mean, 1.0) ** hardness
+    limit = max_ratio**0.5
+    weights = np.clip(weights / weights.mean(), 1 / limit, limit)
+    return weights / weights.mean()
+
+
+def draw_counts(weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Draw how often each row comes, as many rows as there are, each within one of its expectation.
+
+    Systematic sampling over a random order: it is unbiased like independent draws, with far less noise.
+
+    Args:
+        weights: Relative weights, (num_rows,), positive.
+        generator: Source of randomness.
+
+    Returns:
+        Counts, int64, (num_rows,), their sum num_rows.
+    """
+    order = generator.permutation(len(weights))
+    ends = np.cumsum(weights[order]) * (len(weights) / weights.sum())
+    ends[-1] = len(weights)  # not a rounding error less
+    marks = np.ceil(ends - generator.random()).astype(np.int64)  # one mark per unit, at a common random place
+    counts = np.empty(len(weights), dtype=np.int64)
+    counts[order] = np.diff(marks, prepend=0)
+    return counts
+
+
+class ModalityAwareSampler(torch.utils.data.Sampler):
+    """Shuffles the rows, once per epoch, and hands on all that their random choices depend on.
+
+    The order depends on seed, epoch and weights alone, never on the global random state, so all processes have the
+    same and a resumed run has that of the uninterrupted one.
 
     Args:
         num_rows: Rows of the data set.
         seed: Seed of the run, at least 0.
+        multiple: The epoch is filled up with padding to a multiple of this many keys.
     """
 
-    def __init__(self, num_rows: int, seed: int):
+    def __init__(self, num_rows: int, seed: int, multiple: int = 1):
         self.num_rows = num_rows
         self.seed = seed
+        self.multiple = multiple
         self.epoch = 0
+        self.weights: np.ndarray | None = None
+        self.dropout: tuple[float, ...] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order the next iteration has."""
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return self.num_rows
+    def set_weights(self, weights: np.ndarray | None, dropout: Sequence[float] | None) -> None:
+        """Choose the rows' weights and the modalities' dropout of the epoch; None for uniform and for no change."""
+        self.weights = weights
+        self.dropout = None if dropout is None else tuple(dropout)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_rows)
-        return iter([(self.epoch, int(index)) for index in order])
+    def __len__(self) -> int:
+        return self.num_rows + (-self.num_rows) % self.multiple
+
+    def __iter__(self) -> Iterator[RowKey]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if self.weights is None:
+            counts = np.ones(self.num_rows, dtype=np.int64)
+        else:
+            counts = draw_counts(self.weights, generator)
+        keys = [
+            RowKey(self.epoch, index, repeat, self.dropout)
+            for index, count in enumerate(counts.tolist())
+            for repeat in range(count)
+        ]
+        keys = [keys[position] for position in generator.permutation(len(keys))]
+        padding = [keys[place % len(keys)]._replace(padding=True) for place in range(len(self) - len(keys))]
+        return iter(keys + padding)
 
 
 class EpochRows(torch.utils.data.Dataset):
-    """A data set that is asked for (epoch, index) and writes both into the row, for `SgmaDataCollator`.
+    """A data set that is asked for `RowKey`s and writes them into the rows, for `SgmaDataCollator`.
 
     Args:
         dataset: Rows of the one schema, with a length.
@@ -51,6 +194,39 @@ class EpochRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
-        return {**self.dataset[index], EPOCH_KEY: epoch, INDEX_KEY: index}
+    def __getitem__(self, key: RowKey) -> dict[str, Any]:
+        key = RowKey(*key)
+        return {**self.dataset[key.index], ROW_KEY: key}
+
+
+@dataclass
+class SamplingState:
+    """What robustness-weighted sampling knows; it is saved with every checkpoint.
+
+    Attributes:
+        epoch: Epoch that `frozen` steers; -1 before the first.
+        frozen: Statistics behind the weights of that epoch.
+    """
+
+    epoch: int = -1
+    frozen: EpochStatistics = field(default_factory=EpochStatistics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values; NaN becomes None."""
+        lists = asdict(self.frozen)
+        return {
+            "epoch": self.epoch,
+            "frozen": {
+                name: None if values is None else [None if value != value else value for value in values]
+                for name, values in lists.items()
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SamplingState":
+        """Read what `to_dict` wrote."""
+        lists = {
+            name: None if entries is None else [float("nan") if entry is None else entry for entry in entries]
+            for name, entries in values["frozen"].items()
+        }
+        return cls(values["epoch"], EpochStatistics(**lists))

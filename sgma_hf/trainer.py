@@ -1,38 +1,60 @@
 """Training of SGMA on transformers' Trainer."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, Trainer, TrainerCallback
+from accelerate import DistributedType
+from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback
 from transformers.trainer_utils import speed_metrics
 
 from .checkpoints import is_complete_checkpoint, last_complete_checkpoint
 from .data_collator import SgmaDataCollator
+from .dataset_schema import decode_raster, present_modalities
 from .evaluation import evaluate_modality_combinations
-from .modality_sampling import EpochRows, EpochSampler
+from .hub_trainer import HubTrainer
+from .learning_dynamics import LearningDynamics, feature_separation, modality_parameters
+from .modality_sampling import EpochRows, ModalityAwareSampler, SamplingState, modality_fragility, row_weights
 from .training_args import SgmaTrainingArguments
+from .training_statistics import TrainingStatistics, epoch_statistics, mean_robustness
+
+
+SAMPLER_STATE_NAME = "modality_sampler.json"
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the sampler which epoch begins: a loader that skips the first batches after a resume does not."""
+    """Prepares the sampler for the epoch that begins; a loader that skips batches after a resume does not tell it.
+
+    Also hands on what learning dynamics need: the gradients of every step, and the end of the last epoch.
+    """
 
     def __init__(self, trainer: "SgmaTrainer"):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.epoch_sampler.set_epoch(int(state.epoch or 0))
+        self.trainer._begin_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer._add_gradients()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer._end_training()
 
 
-class SgmaTrainer(Trainer):
+class SgmaTrainer(HubTrainer):
     """Trains SGMA on rows of the one schema, and evaluates it on every combination of the modalities.
 
     Besides `loss`, the log has `loss_sgf` and `loss_mas`, and `robustness/<modality>` and
     `sampling_probability/<modality>`: means over the rows that had the modality and at least one more. `evaluate`
     returns the scores of `evaluate_modality_combinations` as `eval_average_miou`, `eval_top1_miou`,
     `eval_last1_miou` and `eval_miou/<combination>`.
+
+    Once per epoch, and at evaluations, the log has how each modality learns as `dynamics/...`; with the figures per
+    class it is in `learning_dynamics.json` in `args.output_dir`: see `sgma_hf.learning_dynamics`.
 
     Args:
         model: The model to train.
@@ -48,6 +70,9 @@ class SgmaTrainer(Trainer):
         ValueError: If processor and model disagree on the modalities, or there is no row.
         TypeError: If `train_dataset` has no length.
     """
+
+    # The loss is divided by the pixels of the whole step already, see `compute_loss`.
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -73,6 +98,7 @@ class SgmaTrainer(Trainer):
                 noise_std=args.noise_std,
                 gain_range=args.gain_range,
                 seed=_data_seed(args),
+                with_row_index=True,
             )
         super().__init__(
             model,
@@ -83,8 +109,15 @@ class SgmaTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.add_callback(_EpochCallback(self))
+        # First of all: those that report to others stop doing so at the end of training.
+        self.callback_handler.callbacks.insert(0, _EpochCallback(self))
+        if args.crop_size is not None:
+            model.config.tile_size = args.crop_size
+        elif model.config.tile_size is None and train_dataset is not None:
+            model.config.tile_size = _largest_side(train_dataset)
         self._sums: dict[str, torch.Tensor] = {}
+        self._present = None if train_dataset is None else _check_rows(train_dataset, processing_class.modalities)
+        self.dynamics: LearningDynamics | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Train as `Trainer.train` does.
@@ -110,18 +143,129 @@ class SgmaTrainer(Trainer):
                 f"{str(resume_from_checkpoint)!r} is not a complete checkpoint: saving it was interrupted, or it is "
                 f"another folder. The last complete one beside it: {last}."
             )
+        self._start_statistics(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _start_statistics(self, checkpoint: str | None) -> None:
+        """Begin without statistics, or with those that the checkpoint was saved with."""
+        config = self.model.config
+        self.sampling_state = SamplingState()
+        self.statistics = self._new_statistics()
+        self.dynamics = LearningDynamics(
+            list(config.modalities), [str(config.id2label[index]) for index in range(config.num_labels)]
+        )
+        path = None if checkpoint is None else Path(checkpoint) / SAMPLER_STATE_NAME
+        if path is not None and path.is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            self.sampling_state = SamplingState.from_dict(saved["state"])
+            self.dynamics.load(saved["dynamics"])
+            if self.is_world_process_zero():
+                self.statistics.load(saved["sums"])
+
+    def _new_statistics(self) -> TrainingStatistics:
+        config = self.model.config
+        channels = self.accelerator.unwrap_model(self.model).sgma.channels if config.fusion == "sgf" else ()
+        return TrainingStatistics(
+            len(self.train_dataset) if self.train_dataset is not None else 0,
+            config.num_modalities,
+            config.num_labels,
+            config.semantic_loss_ignore_index,
+            self.args.device,
+            stage_channels=channels,
+        )
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Freeze what the last epoch showed, and let it steer the order of rows and the dropout of this one."""
+        self.sampler.set_epoch(epoch)
+        self._modality_parameters = modality_parameters(self.model, self.model.config.num_modalities)
+        state = self.sampling_state
+        if state.epoch != epoch:  # else resumed in mid-epoch: its weights stay
+            summary = self.statistics.summary(self.accelerator)
+            if state.epoch >= 0:
+                self._record_dynamics(summary)
+            state = SamplingState(epoch, state.frozen.updated_by(epoch_statistics(summary)))
+            self.statistics = self._new_statistics()
+            self.sampling_state = state
+        if not self.args.robustness_sampling:
+            return
+        names = self.processing_class.modalities
+        weights = row_weights(
+            state.frozen,
+            self._present,
+            hardness=self.args.sampling_hardness,
+            max_ratio=self.args.sampling_max_ratio,
+        )
+        fragility = modality_fragility(state.frozen, len(names))
+        dropout = np.broadcast_to(np.asarray(self.args.modality_dropout, dtype=np.float64), len(names)) ** fragility
+        self.sampler.set_weights(weights, dropout.tolist())
+        self.log(
+            {f"fragility/{name}": value for name, value in zip(names, fragility.tolist(), strict=True)}
+            | {f"modality_dropout/{name}": value for name, value in zip(names, dropout.tolist(), strict=True)}
+            | {"row_weight/min": float(weights.min()), "row_weight/max": float(weights.max())}
+        )
+
+    def _add_gradients(self) -> None:
+        # Every process holds the same gradients, unless their parameters are sharded.
+        is_first = self.is_world_process_zero()
+        if is_first or self.accelerator.distributed_type == DistributedType.FSDP:
+            self.statistics.add_gradients(self._modality_parameters, counted=is_first)
+
+    def _end_training(self) -> None:
+        if self.sampling_state.epoch >= 0:
+            self._record_dynamics(self.statistics.summary(self.accelerator))
+
+    def _record_dynamics(self, summary: Mapping[str, Any]) -> None:
+        self._log_dynamics(self.dynamics.add_epoch(summary, epoch=self.state.epoch, step=self.state.global_step))
+
+    def _log_dynamics(self, logs: dict[str, float]) -> None:
+        if logs:
+            self.log(logs)
+        if self.is_world_process_zero():
+            self.dynamics.save(self.args.output_dir)
+
+    def _record_separation(self, dataset: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Measure how far apart the classes are in each modality's features; part of the record of a training."""
+        if self.dynamics is None:
+            return
+        separation = feature_separation(
+            self.accelerator.unwrap_model(self.model),
+            self.processing_class,
+            dataset,
+            window_size=self.model.config.tile_size,
+            seed=self.args.seed,
+        )
+        step = self._step_of_weights()
+        epoch = self.state.epoch or 0.0
+        self._log_dynamics(self.dynamics.add_evaluation(separation, epoch=epoch, step=step, name=name))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random state, and what row sampling knows; `trainer_state.json` is written after both."""
+        super()._save_rng_state(output_dir)
+        self.statistics.reduce(self.accelerator)
+        if self.is_world_process_zero():
+            content = {
+                "state": self.sampling_state.to_dict(),
+                "sums": self.statistics.to_dict(),
+                "dynamics": self.dynamics.to_dict(),
+            }
+            (Path(output_dir) / SAMPLER_STATE_NAME).write_text(json.dumps(content), encoding="utf-8")
+
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """The training rows in the order of `EpochSampler`, with their epoch and index."""
+        """The training rows in the order of `ModalityAwareSampler`, with their keys."""
         if self.train_dataset is None:
             raise ValueError("SgmaTrainer needs a `train_dataset` to train on; pass one.")
-        self.epoch_sampler = EpochSampler(len(self.train_dataset), _data_seed(self.args))
+        processes = self.accelerator.num_processes
+        self.sampler = ModalityAwareSampler(
+            len(self.train_dataset),
+            _data_seed(self.args),
+            # Accelerate would repeat rows, to deal out as many to every process.
+            multiple=1 if processes == 1 else processes * self._train_batch_size,
+        )
         return self._get_dataloader(
             EpochRows(self.train_dataset),
             description="Training",
             batch_size=self._train_batch_size,
-            sampler_fn=lambda rows: self.epoch_sampler,
+            sampler_fn=lambda rows: self.sampler,
             is_training=True,
         )
 
@@ -142,27 +286,45 @@ class SgmaTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """Collect the batches of one step, and count their valid pixels over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        ignore_index = self.model.config.semantic_loss_ignore_index
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in batches:
+            valid = batch["labels"] != ignore_index
+            if batch["modality_mask"].ndim == 4:
+                valid = valid & batch["modality_mask"].any(1)
+            count += valid.sum().to(device)
+        return batches, self.accelerator.reduce(count, "sum").clamp_min(1)
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        """The model's own loss; what the log wants is added up on the way, on the device."""
-        outputs = model(**inputs)
+        """The model's loss, divided by the valid pixels of the whole step: of all its batches and processes.
+
+        What the log and the statistics want is added up on the way, on the device.
+        """
+        inputs = dict(inputs)
+        row_index = inputs.pop("row_index", None)
+        if num_items_in_batch is not None:
+            # Gradients are averaged over the processes afterwards.
+            num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch, output_prototypes=model.training)
         if model.training:
             self._add_up(outputs, inputs["modality_mask"])
+            if row_index is not None:
+                self.statistics.add(outputs, inputs["modality_mask"], inputs["labels"], row_index)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     @torch.no_grad()
     def _add_up(self, outputs, modality_mask: torch.Tensor) -> None:
         """Add a batch to the running sums, each with its count in the last place."""
-        one = torch.ones((), device=outputs.loss.device)
+        counts = (~outputs.row_losses.isnan()).any().float()  # a batch without a valid pixel has no loss to average
         for name, loss in outputs.loss_dict.items():
-            self._accumulate(name, torch.stack([loss.float(), one]))
+            self._accumulate(name, torch.stack([loss.float() * counts, counts]))
         present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
-        counted = present & (present.sum(1, keepdim=True) > 1)
+        counted = present & (present.sum(1, keepdim=True) > 1) & ~outputs.row_losses.isnan().unsqueeze(1)
         if outputs.robustness is not None:
-            means = []
-            for maps in outputs.robustness:
-                covered = maps.sum(1, keepdim=True) > 0
-                means.append(maps.flatten(2).sum(2) / covered.flatten(2).sum(2).clamp_min(1))
-            self._add_rows("robustness", torch.stack(means).mean(0), counted)
+            self._add_rows("robustness", mean_robustness(outputs.robustness), counted)
         if outputs.sampling_probabilities is not None:
             self._add_rows("sampling_probability", outputs.sampling_probabilities, counted)
 
@@ -177,8 +339,13 @@ class SgmaTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means since the last time over all processes."""
         if "loss" in logs and self._sums:
-            names = sorted(self._sums)
-            sums = self.accelerator.reduce(torch.stack([self._sums[name] for name in names]), "sum").tolist()
+            # All names, whatever this process saw: the processes have to agree on what they add up.
+            config, zeros = self.model.config, torch.zeros(2, device=self.args.device)
+            names = ["loss_sgf"] + ["loss_mas"] * bool(config.mas_loss_weight)
+            kinds = ["robustness"] * (config.fusion == "sgf") + ["sampling_probability"] * bool(config.mas_loss_weight)
+            names += [f"{kind}/{modality}" for kind in kinds for modality in config.modalities]
+            sums = torch.stack([self._sums.get(name, zeros) for name in names])
+            sums = self.accelerator.reduce(sums, "sum").tolist()
             self._sums = {}
             logs |= {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
         super().log(logs, start_time)
@@ -214,10 +381,13 @@ class SgmaTrainer(Trainer):
             self.accelerator.unwrap_model(self.model),
             self.processing_class,
             dataset,
+            window_size=self.model.config.tile_size,
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
+            accelerator=self.accelerator,
         )
+        self.record_evaluation(results, dataset)
         metrics = {
             f"{metric_key_prefix}_{name}": results[name] for name in ("average_miou", "top1_miou", "last1_miou")
         }
@@ -226,6 +396,7 @@ class SgmaTrainer(Trainer):
         metrics = {name: score for name, score in metrics.items() if score is not None}
         metrics |= speed_metrics(metric_key_prefix, start_time, num_samples=results["rows"])
         self.log(metrics)
+        self._record_separation(dataset, metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -254,3 +425,25 @@ def _check_dataset(name: str, dataset: Any) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"`{name}` has no rows; expected at least one.")
+
+
+def _check_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
+    """Which modalities each training row has, (num_rows, num_modalities); every row needs one."""
+    present = present_modalities(rows, modalities)
+    empty = np.flatnonzero(~present.any(1))
+    if len(empty):
+        names = [str(rows[int(index)].get("id", index)) for index in empty[:5]]
+        raise ValueError(
+            f"{len(empty)} of {len(present)} training rows have none of the modalities {list(modalities)}, among them "
+            f"{names}; leave such rows out of `train_dataset`."
+        )
+    return present
+
+
+def _largest_side(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """Largest side in pixels of some rows, spread over the data set: what is trained on without crops."""
+    sides = []
+    for index in np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int):
+        label = decode_raster(rows[int(index)].get("label"), is_label=True)
+        sides += [] if label is None else label.shape[:2]
+    return int(max(sides, default=0)) or None

@@ -20,6 +20,10 @@ class SgmaTrainingArguments(TrainingArguments):
             modalities but states no rate. At 0.5 all combinations of the modalities are about equally frequent.
         noise_std: Standard deviation of Gaussian noise, in normalised units; 0 for none.
         gain_range: Each modality is multiplied by a random number in [1 - gain_range, 1 + gain_range]; 0 for none.
+        robustness_sampling: Whether to sample rows with fragile modalities and hard rows more often, and to drop
+            fragile modalities less, by what the last epoch showed: see `sgma_hf.modality_sampling`.
+        sampling_hardness: Exponent of a row's relative loss in its weight; 0 leaves hardness out.
+        sampling_max_ratio: No row comes more than this many times as often as another.
         warmup_start_factor: Share of the learning rate that the warm-up of the polynomial schedule starts from. The
             paper warms up for 10 of its 200 epochs at 10 % of the rate; ours ramps from there over 5 % of the steps.
 
@@ -41,6 +45,16 @@ class SgmaTrainingArguments(TrainingArguments):
     )
     gain_range: list[float] = field(
         default_factory=lambda: [0.0], metadata={"help": "Random gain 1 +- gain_range: one, or one per modality."}
+    )
+    robustness_sampling: bool = field(
+        default=True,
+        metadata={"help": "Sample rows and drop modalities by what the last epoch showed about robustness and loss."},
+    )
+    sampling_hardness: float = field(
+        default=0.5, metadata={"help": "Exponent of a row's relative loss in its sampling weight."}
+    )
+    sampling_max_ratio: float = field(
+        default=4.0, metadata={"help": "Largest ratio of two rows' sampling weights, at least 1."}
     )
     warmup_start_factor: float = field(
         default=0.1, metadata={"help": "Share of the learning rate at which the warm-up starts."}
@@ -70,5 +84,13 @@ class SgmaTrainingArguments(TrainingArguments):
             raise ValueError(
                 "`remove_unused_columns` is True; expected False, because the collator reads the columns."
             )
+        if self.sampling_hardness < 0 or self.sampling_max_ratio < 1:
+            raise ValueError(
+                f"`sampling_hardness` is {self.sampling_hardness} and `sampling_max_ratio` {self.sampling_max_ratio}; "
+                "expected at least 0 and at least 1."
+            )
+        if self.ddp_find_unused_parameters is None:
+            # A modality that no row of a process has leaves its projector unused there.
+            self.ddp_find_unused_parameters = True
         if not 0 <= self.warmup_start_factor <= 1:
             raise ValueError(f"`warmup_start_factor` is {self.warmup_start_factor}; expected a share in [0, 1].")

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from sgma_hf import SgmaDataCollator, SgmaImageProcessor
-from sgma_hf.data_collator import EPOCH_KEY, INDEX_KEY, RowDraws, draw_row, drop_modalities
+from sgma_hf.data_collator import RowDraws, draw_row, drop_modalities
+from sgma_hf.modality_sampling import ROW_KEY, RowKey
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def make_row(index, size=8, epoch=0, **columns):
         "dsm": ramp.copy(),
         "label": (ramp % 200).astype(np.uint8),
     }
-    return row | columns | {EPOCH_KEY: epoch, INDEX_KEY: index}
+    return row | columns | {ROW_KEY: RowKey(epoch, index)}
 
 
 def draws_with(**changes):
-    return RowDraws(**(vars(draw_row(0, 0, 0, 2)) | changes))
+    return RowDraws(**(vars(draw_row(0, RowKey(0, 0), 2)) | changes))
 
 
 def test_modalities_and_label_are_cropped_and_turned_together(processor):
@@ -56,7 +57,7 @@ def test_flips_and_turns_cover_all_eight_orientations(processor):
 def test_rows_that_are_not_square_keep_their_shape(processor):
     ramp = np.arange(12, dtype=np.float32).reshape(3, 4)
     row = make_row(0, rgb=None, dsm=ramp, label=ramp.astype(np.uint8))
-    labels = SgmaDataCollator(processor)([row | {INDEX_KEY: index} for index in range(32)])["labels"]
+    labels = SgmaDataCollator(processor)([row | {ROW_KEY: RowKey(0, index)} for index in range(32)])["labels"]
     assert labels.shape == (32, 3, 4)
     assert len({tuple(row.flatten().tolist()) for row in labels}) == 4
 
@@ -68,9 +69,34 @@ def test_choices_are_a_function_of_seed_epoch_and_row(processor):
     alone = collator([rows[3]])
     for key in ("pixel_values", "modality_mask", "labels", "sampling_noise"):
         assert torch.equal(batch[key][3:4], alone[key]), key
-    next_epoch = collator([row | {EPOCH_KEY: 1} for row in rows])
+    next_epoch = collator([row | {ROW_KEY: row[ROW_KEY]._replace(epoch=1)} for row in rows])
     assert not torch.equal(batch["labels"], next_epoch["labels"])
     assert not torch.equal(batch["sampling_noise"], next_epoch["sampling_noise"])
+
+
+def test_a_row_that_comes_again_in_an_epoch_is_cut_anew(processor):
+    rows = [make_row(2), make_row(2)]
+    rows[1][ROW_KEY] = RowKey(0, 2, repeat=1)
+    labels = SgmaDataCollator(processor, crop_size=4)(rows)["labels"]
+    assert not torch.equal(labels[0], labels[1])
+
+
+def test_an_epochs_own_dropout_takes_the_place_of_the_collators(processor):
+    rows = [make_row(index, size=2) for index in range(20)]
+    for row in rows:
+        row[ROW_KEY] = row[ROW_KEY]._replace(dropout=(0.0, 0.999))
+    batch = SgmaDataCollator(processor, modality_dropout=0.0, with_row_index=True)(rows)
+    assert torch.equal(batch["modality_mask"], torch.tensor([[True, False]]).expand(20, 2))
+    assert batch["row_index"].tolist() == list(range(20))
+
+
+def test_padding_has_no_labels_and_no_modality(processor):
+    rows = [make_row(0), make_row(1)]
+    rows[1][ROW_KEY] = rows[1][ROW_KEY]._replace(padding=True)
+    batch = SgmaDataCollator(processor)(rows)
+    assert (batch["labels"][1] == 255).all() and not (batch["labels"][0] == 255).any()
+    assert batch["modality_mask"].shape == (2, 2, 8, 8)
+    assert batch["modality_mask"][0].all() and not batch["modality_mask"][1].any()
 
 
 def test_switching_an_option_on_leaves_the_other_choices_as_they_were(processor):

@@ -405,3 +405,15 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     assert results_to_markdown(results) in capsys.readouterr().out
     with pytest.raises(ValueError, match="no split 'test'"):
         main([*paths, "--split", "test"])
+
+
+def test_windows_cover_every_pixel_once():
+    from sgma_hf.evaluation import _windows
+
+    for size, window_size in (((7, 12), 5), ((5, 5), 5), ((3, 4), 10), ((11, 10), 4)):
+        counted = np.zeros(size, dtype=int)
+        for (top, left, height, width), (rows, columns) in _windows(size, window_size):
+            assert top >= 0 and left >= 0 and top + height <= size[0] and left + width <= size[1]
+            assert (height, width) == (min(size[0], window_size), min(size[1], window_size))
+            counted[top + rows : top + height, left + columns : left + width] += 1
+        assert (counted == 1).all()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgma_hf.metrics import SgmaMeanIou, confusion_matrix, count_pixels, segmentation_scores
+from sgma_hf.evaluate_metric import SgmaMeanIou
+from sgma_hf.metrics import confusion_matrix, count_pixels, segmentation_scores
 
 
 # Rows and columns both sum to 5, 4, 4, so the unions are 5 + 5 - 4, 4 + 4 - 2 and 4 + 4 - 3.

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,3 +118,15 @@ def test_a_data_set_without_metadata_is_refused(arguments, scenes, tmp_path):
     (bare / "data").symlink_to(scenes / "data")
     with pytest.raises(ValueError, match=r"no sgma_dataset.json.*convert-rasters"):
         main(flags(arguments, dataset=bare))
+
+
+def test_class_weights_come_from_the_training_pixels(arguments, scenes, tmp_path):
+    assert main(flags(arguments, class_weighting="inverse_sqrt")) == 0
+    weights = np.array(SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run").config.class_weights)
+    pixels = np.array(json.loads((scenes / "sgma_dataset.json").read_text())["statistics"]["class_pixels"])
+    share = pixels / pixels.sum()
+    seen = (weights * np.sqrt(share))[pixels > 0]
+    np.testing.assert_allclose(seen, seen[0])
+    assert np.isfinite(weights).all() and (weights * share).sum() == pytest.approx(
+        1, rel=0.05
+    )  # two classes have no pixel

@@ -131,6 +131,56 @@ def test_resuming_in_mid_epoch_gives_the_uninterrupted_weights_bit_for_bit(tmp_p
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_accumulating_gradients_equals_a_large_batch(tmp_path):
+    rows = make_rows(8)
+    rows[0]["label"][:, :20] = 255  # batches with different numbers of valid pixels
+    rows[3]["nir"] = rows[3]["nir"][:16, :16]
+    large = make_trainer(tmp_path / "a", rows=rows, per_device_train_batch_size=4, num_train_epochs=1)
+    accumulated = make_trainer(
+        tmp_path / "b", rows=rows, per_device_train_batch_size=1, gradient_accumulation_steps=4, num_train_epochs=1
+    )
+    for trainer in (large, accumulated):
+        trainer.model.config.classifier_dropout_prob = trainer.model.decode_head.dropout.p = 0.0
+        trainer.train()
+    losses = [[entry["loss"] for entry in t.state.log_history if "loss_sgf" in entry] for t in (large, accumulated)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    expected = state_of(large)
+    for name, tensor in state_of(accumulated).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_rows_with_the_fragile_modality_come_more_often_after_the_first_epoch(tmp_path):
+    rows = make_rows(9)
+    trainer = make_trainer(tmp_path, rows=rows, modality_dropout=[0.3])
+    trainer.train()
+    first, second = [entry for entry in trainer.state.log_history if "row_weight/max" in entry]
+    assert first["row_weight/min"] == first["row_weight/max"] == 1
+    assert first["fragility/rgb"] == 1 and first["modality_dropout/rgb"] == pytest.approx(0.3)
+    assert second["row_weight/min"] < 1 < second["row_weight/max"] <= 4
+    assert sum(second[f"fragility/{name}"] for name in MODALITIES) == pytest.approx(3)
+    for name in MODALITIES:
+        assert second[f"modality_dropout/{name}"] == pytest.approx(0.3 ** second[f"fragility/{name}"])
+
+
+def test_a_training_row_without_any_modality_is_named(tmp_path):
+    rows = make_rows()
+    rows[4] |= dict.fromkeys(MODALITIES)
+    with pytest.raises(ValueError, match=r"1 of 6 training rows have none .*'row4'"):
+        make_trainer(tmp_path, rows=rows)
+
+
+def test_the_size_trained_on_is_kept_with_and_without_crops(tmp_path):
+    assert make_trainer(tmp_path).model.config.tile_size == 24
+    assert make_trainer(tmp_path, crop_size=None).model.config.tile_size == 32
+
+
+def test_row_sampling_is_off_by_one_argument(tmp_path):
+    trainer = make_trainer(tmp_path, robustness_sampling=False)
+    trainer.train()
+    assert trainer.sampler.weights is None and trainer.sampler.dropout is None
+    assert not [entry for entry in trainer.state.log_history if "row_weight/max" in entry]
+
+
 def test_loader_workers_see_the_same_rows(tmp_path):
     alone = make_trainer(tmp_path / "a")
     alone.train()
@@ -242,3 +292,18 @@ def test_checkpoints_hold_everything_that_loading_needs(tmp_path):
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_sgma.py"} <= names
     auto_map = json.loads((tmp_path / "checkpoint-6" / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModel"] == "modeling_sgma.SgmaForSemanticSegmentation"
+
+
+def test_class_weights_multiply_the_loss_of_their_pixels():
+    torch.manual_seed(0)
+    config = {"num_labels": 3, "backbone_config": TINY_BACKBONE, "decoder_hidden_size": 16}
+    plain = SgmaForSemanticSegmentation(SgmaConfig(**config)).eval()
+    weighted = SgmaForSemanticSegmentation(SgmaConfig(**config, class_weights=[1.0, 3.0, 0.0])).eval()
+    weighted.load_state_dict(plain.state_dict())
+    pixel_values, labels = torch.randn(1, 5, 32, 32), torch.randint(3, (1, 32, 32))
+    single = [plain(pixel_values, labels=torch.where(labels == k, labels, 255)).loss.item() for k in range(3)]
+    counts = [(labels == k).sum().item() for k in range(3)]
+    expected = (counts[0] * single[0] + 3 * counts[1] * single[1]) / sum(counts)
+    assert weighted(pixel_values, labels=labels).loss.item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="expected 3 finite numbers"):
+        SgmaConfig(**config, class_weights=[1.0, 2.0])

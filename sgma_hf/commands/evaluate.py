@@ -1,5 +1,6 @@
 """`sgma-hf evaluate`: score a checkpoint on every non-empty combination of its modalities."""
 
+import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.commands import evaluate_scene
 from sgma_hf.dataset_schema import load_rows
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
 
@@ -22,6 +24,10 @@ class EvaluateArguments:
     dataset: str = field(metadata={"help": "Rows with labels: a folder of a converter, or an id on the Hub."})
     split: str = field(metadata={"help": "Split of the dataset, for instance validation."})
     output: str = field(metadata={"help": "JSON file to write the results to."})
+    window_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the windows that larger rows are cut into; default: the size trained on; 0: none."},
+    )
     batch_size: int = field(default=8, metadata={"help": "Rows per forward pass, at most."})
     missing: str = field(
         default="absent",
@@ -51,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0; errors are raised.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if any(argument.partition("=")[0] == "--label" for argument in argv):
+        return evaluate_scene.main(argv)
     parser = HfArgumentParser(EvaluateArguments, prog="sgma-hf evaluate", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         rows,
         missing=args.missing,
         scored_classes=args.scored_classes,
+        window_size=(model.config.tile_size if args.window_size is None else args.window_size) or None,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         progress_bar=True,

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
+from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser, set_seed
 from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
-from sgma_hf.dataset_schema import DatasetMetadata, decode_row, labelled_rows, load_rows
+from sgma_hf.dataset_schema import DatasetMetadata, decode_row, labelled_rows, load_rows, present_modalities
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
+from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
 from sgma_hf.trainer import SgmaTrainer
 from sgma_hf.training_args import SgmaTrainingArguments
+from sgma_hf.training_record import DataDescription, command_line
 
 
 PVT_V2_SIZES = {
@@ -59,6 +63,14 @@ class TrainCommandArguments:
     mas_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
     )
+    class_weighting: str = field(
+        default="none",
+        metadata={
+            "help": "Weigh a new model's classes in the loss by the inverse of their share of the training pixels, or "
+            "by its square root.",
+            "choices": ["none", "inverse_sqrt", "inverse"],
+        },
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             may stand for them.
 
     Returns:
-        0; errors are raised.
+        0, or 1 after one line if all went well but the push to the Hub; other errors are raised.
     """
     arguments, training_args = _parse(argv)
     set_seed(training_args.seed)
@@ -78,18 +90,47 @@ def main(argv: list[str] | None = None) -> int:
     model, processor = _model_and_processor(arguments, train_rows)
     if validation_rows is None:
         training_args.eval_strategy = "no"
-    trainer = SgmaTrainer(
-        model, training_args, processing_class=processor, train_dataset=train_rows, eval_dataset=validation_rows
-    )
+    try:
+        trainer = SgmaTrainer(
+            model, training_args, processing_class=processor, train_dataset=train_rows, eval_dataset=validation_rows
+        )
+    except HTTPError as error:  # with `--push_to_hub` the repository is made before the training begins
+        name = training_args.hub_model_id or Path(training_args.output_dir).name
+        print(f"sgma-hf train: {explain_push_error(error, name)}", file=sys.stderr)
+        return 1
+    trainer.data_description = _data_description(arguments, validation_rows)
+    trainer.command = command_line(["sgma-hf", "train", *(sys.argv[1:] if argv is None else argv)])
     result = trainer.train(resume_from_checkpoint=_resume(training_args))
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # else it pushes, before there are scores for the card
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     if validation_rows is not None:
         _report(trainer, validation_rows)
+    trainer.create_model_card()
     if training_args.push_to_hub:
-        trainer.push_to_hub()
+        return _push(trainer)
     return 0
+
+
+def _push(trainer: SgmaTrainer) -> int:
+    try:
+        trainer.push_to_hub()
+    except PUSH_ERRORS as error:
+        name = trainer.hub_model_id
+        print(f"sgma-hf train: {explain_push_error(error, name)}", file=sys.stderr)
+        print(f"sgma-hf push-to-hub --model {trainer.args.output_dir} --repo_id {name}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _data_description(arguments: TrainCommandArguments, validation_rows: Dataset | None) -> DataDescription:
+    metadata = DatasetMetadata.load(arguments.dataset)
+    return DataDescription(
+        dataset=arguments.dataset,
+        train_split=arguments.train_split,
+        evaluation_split=None if validation_rows is None else arguments.validation_split or "validation",
+        units={} if metadata is None else dict(zip(metadata.modalities, metadata.units, strict=True)),
+    )
 
 
 def _parse(argv: list[str] | None) -> tuple[TrainCommandArguments, SgmaTrainingArguments]:
@@ -122,6 +163,16 @@ def _rows_to_train_on(arguments: TrainCommandArguments) -> Dataset:
         )
     if len(labelled) < len(rows):
         logger.warning(f"{len(rows) - len(labelled)} of {len(rows)} training rows have no label and are left out.")
+    modalities = arguments.modalities or [name for name in labelled.column_names if name not in ("id", "label")]
+    unknown = [name for name in modalities if name not in labelled.column_names]
+    if unknown:
+        raise ValueError(f"The data set has no modalities {unknown}; its columns are {labelled.column_names}.")
+    present = present_modalities(labelled, modalities).any(1)
+    if not present.any():
+        raise ValueError(f"None of the {len(labelled)} labelled training rows has any of the modalities {modalities}.")
+    if not present.all():
+        logger.warning(f"{(~present).sum()} training rows have none of {modalities} and are left out.")
+        labelled = labelled.select(np.flatnonzero(present))
     return labelled
 
 
@@ -171,6 +222,7 @@ def _model_and_processor(
         fusion=arguments.fusion,
         mas_loss_weight=arguments.mas_loss_weight,
         palette=metadata.palette or None,
+        class_weights=_class_weights(arguments.class_weighting, metadata),
     )
     if arguments.backbone is not None:
         model = SgmaForSemanticSegmentation.from_backbone_pretrained(arguments.backbone, config)
@@ -185,10 +237,33 @@ def _model_and_processor(
 
 def _refuse_new_model_options(arguments: TrainCommandArguments) -> None:
     defaults = {item.name: item.default for item in fields(TrainCommandArguments)}
-    names = ("modalities", "backbone", "backbone_config", "decoder_hidden_size", "fusion", "mas_loss_weight")
+    names = (
+        "modalities",
+        "backbone",
+        "backbone_config",
+        "decoder_hidden_size",
+        "fusion",
+        "mas_loss_weight",
+        "class_weighting",
+    )
     changed = [f"--{name}" for name in names if getattr(arguments, name) != defaults[name]]
     if changed:
         raise ValueError(f"{changed} describe a new model, but `--model` goes on from one; leave one of the two out.")
+
+
+def _class_weights(weighting: str, metadata: DatasetMetadata) -> list[float] | None:
+    """Weights whose mean over the training pixels is 1, so that the learning rate keeps its meaning."""
+    if weighting == "none":
+        return None
+    if metadata.statistics is None:
+        raise ValueError(
+            f"`--class_weighting {weighting}` needs the data set's pixels per class, and its sgma_dataset.json has no "
+            "statistics; convert it again, or leave the flag out."
+        )
+    pixels = np.asarray(metadata.statistics["class_pixels"], dtype=np.float64)
+    share = np.maximum(pixels, 1) / np.maximum(pixels, 1).sum()  # a class without a pixel gets a finite weight
+    weights = share ** (-1.0 if weighting == "inverse" else -0.5)
+    return (weights / (share * weights).sum()).tolist()
 
 
 def _backbone_config(arguments: TrainCommandArguments) -> Any:
@@ -218,8 +293,11 @@ def _report(trainer: SgmaTrainer, validation_rows: Dataset) -> None:
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.processing_class,
         validation_rows,
+        window_size=trainer.model.config.tile_size,
         batch_size=trainer.args.per_device_eval_batch_size,
+        accelerator=trainer.accelerator,
     )
+    trainer.record_evaluation(results)
     if trainer.is_world_process_zero():
         save_results(results, Path(trainer.args.output_dir) / "validation_results.json")
         print(results_to_markdown(results))

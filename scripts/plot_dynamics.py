@@ -1,0 +1,13 @@
+"""Draw how each modality learned over a training run.
+
+Example:
+    python scripts/plot_dynamics.py --run outputs/weedmap --out dynamics.png
+"""
+
+import sys
+
+from sgma_hf.commands.plot_dynamics import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..dataset_schema import DatasetMetadata
 from .parquet_writer import ParquetDatasetWriter
+from .publishing import add_push_arguments, push_as_asked
 from .scene_painting import PIXEL_SIZE, PaintedScene, paint_scene
 
 
@@ -202,6 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         help="chance that a modality ends inside a training scene (default: 0.25)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset in --out")
+    add_push_arguments(parser)
     arguments = parser.parse_args(argv)
     try:
         summary = write_demo_scenes(
@@ -217,4 +219,4 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"demo_scenes: {error}\n")
         return 1
     sys.stdout.write(f"{summary}\n")
-    return 0
+    return push_as_asked(arguments, "demo_scenes")

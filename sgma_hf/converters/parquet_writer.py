@@ -24,6 +24,47 @@ _ROW_GROUP_ROWS = 100
 _ROW_GROUP_BYTES = 32 * 2**20
 
 
+class ShardWriter:
+    """One Parquet file of encoded rows, written in row groups of a bounded size.
+
+    Args:
+        path: The file.
+        schema: Of the rows.
+        max_group_bytes: Start another row group after so many encoded bytes.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, max_group_bytes: int = _ROW_GROUP_BYTES) -> None:
+        self.schema = schema
+        self.max_group_bytes = max_group_bytes
+        self.num_bytes = 0
+        self._rows: list[dict[str, Any]] = []
+        self._group_bytes = 0
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one row of `encode_row`."""
+        self._rows.append(row)
+        self._group_bytes += row_bytes(row)
+        if len(self._rows) >= _ROW_GROUP_ROWS or self._group_bytes >= self.max_group_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """End the row group."""
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self.schema))
+            self.num_bytes += self._group_bytes
+            self._rows, self._group_bytes = [], 0
+
+    def close(self) -> None:
+        """Write what is left and end the file."""
+        self.flush()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._writer.close()
+
+
 class _ShardedSplit:
     """The Parquet files of one split; their number, which their names carry, is known only at the end."""
 
@@ -32,44 +73,32 @@ class _ShardedSplit:
         self.split = split
         self.schema = schema
         self.max_shard_bytes = max_shard_bytes
-        self.writer: pq.ParquetWriter | None = None
+        self.shard: ShardWriter | None = None
         self.num_shards = 0
-        self.shard_bytes = 0
-        self.rows: list[dict[str, Any]] = []
-        self.rows_bytes = 0
 
     def _partial_path(self, index: int) -> Path:
         return self.directory / f"{self.split}-{index:05d}.partial"
 
-    def write(self, row: dict[str, Any], num_bytes: int) -> None:
+    def write(self, row: dict[str, Any]) -> None:
         """Add one encoded row."""
-        self.rows.append(row)
-        self.rows_bytes += num_bytes
-        if len(self.rows) >= _ROW_GROUP_ROWS or self.rows_bytes >= min(_ROW_GROUP_BYTES, self.max_shard_bytes):
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self.rows:
-            return
-        if self.writer is None:
-            self.writer = pq.ParquetWriter(self._partial_path(self.num_shards), self.schema, compression="zstd")
+        if self.shard is None:
+            path = self._partial_path(self.num_shards)
+            self.shard = ShardWriter(path, self.schema, min(_ROW_GROUP_BYTES, self.max_shard_bytes))
             self.num_shards += 1
-            self.shard_bytes = 0
-        self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
-        self.shard_bytes += self.rows_bytes
-        self.rows, self.rows_bytes = [], 0
-        if self.shard_bytes >= self.max_shard_bytes:
+        self.shard.write(row)
+        if self.shard.num_bytes >= self.max_shard_bytes:
             self.abandon()
 
     def abandon(self) -> None:
         """Close the open file as it is."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        if self.shard is not None:
+            self.shard.abandon()
+            self.shard = None
 
     def close(self) -> None:
         """Write what is left and give the shards their names."""
-        self._flush()
+        if self.shard is not None:
+            self.shard.flush()
         self.abandon()
         for index in range(self.num_shards):
             name = f"{self.split}-{index:05d}-of-{self.num_shards:05d}.parquet"
@@ -141,46 +170,17 @@ class ParquetDatasetWriter:
         Raises:
             ValueError: If the row is not what the metadata says, or its id is taken.
         """
-        metadata = self.metadata
-        if set(images) != set(metadata.modalities):
-            raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
         if (split, row_id) in self._ids:
             raise ValueError(f"Row id {row_id!r} occurs twice in split {split!r}. Give every row its own.")
-        self._check_label(row_id, label)
-        row: dict[str, Any] = {"id": row_id}
-        declared = zip(metadata.modalities, metadata.modality_channels, metadata.modality_dtypes, strict=True)
-        for name, channels, dtype in declared:
-            try:
-                row[name] = encode_raster(images[name], channels=channels, dtype=dtype)
-            except ValueError as error:
-                raise ValueError(f"Row {row_id!r}, column {name!r}: {error}") from error
-        row["label"] = encode_raster(label)
+        row = encode_row(self.metadata, row_id, images, label)
         self._ids.add((split, row_id))
         self._digest.update(split.encode())
-        for value in row.values():
-            content = value["bytes"] if isinstance(value, dict) else value
-            self._digest.update(b"" if content is None else content.encode() if isinstance(content, str) else content)
+        digest_row(self._digest, row)
         if split not in self._splits:
             self._splits[split] = _ShardedSplit(self._temporary / "data", split, self._schema, self.max_shard_bytes)
-            self.statistics[split] = SplitStatistics(
-                metadata.modalities, metadata.modality_channels, metadata.nodata, len(metadata.class_names)
-            )
-        self._splits[split].write(row, sum(_num_bytes(value) for value in row.values()))
+            self.statistics[split] = SplitStatistics.of(self.metadata)
+        self._splits[split].write(row)
         self.statistics[split].update(images, label)
-
-    def _check_label(self, row_id: str, label: np.ndarray | None) -> None:
-        if label is None:
-            return
-        if label.dtype != np.uint8 or label.ndim != 2:
-            raise ValueError(
-                f"Row {row_id!r}: a label is uint8 of shape (height, width); got {label.dtype} {label.shape}."
-            )
-        beyond = np.unique(label[(label >= len(self.metadata.class_names)) & (label != IGNORE_INDEX)])
-        if beyond.size:
-            raise ValueError(
-                f"Row {row_id!r}: label ids {beyond.tolist()} are neither below {len(self.metadata.class_names)}, the "
-                f"number of classes, nor {IGNORE_INDEX} (ignored)."
-            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -210,25 +210,88 @@ class ParquetDatasetWriter:
             fingerprint=self._digest.hexdigest()[:32],
         )
         (self._temporary / "README.md").write_text(card, encoding="utf-8")
-        replaced = self.out.with_name(f"{self._temporary.name}-replaced")
-        if self.out.exists():
-            self.out.rename(replaced)
-        self._temporary.rename(self.out)
-        shutil.rmtree(replaced, ignore_errors=True)
+        publish_folder(self._temporary, self.out)
 
     def summary(self) -> str:
         """A few lines for the terminal: rows, missing shares and class shares per split."""
-        sizes = ", ".join(f"{split} {item.num_rows}" for split, item in self.statistics.items())
-        lines = [f"{self.out}: {sizes} rows"]
-        for split, item in self.statistics.items():
-            missing = [
-                f"{name} {modality.missing_rows / item.num_rows:.0%}" for name, modality in item.modalities.items()
-            ]
-            missing.append(f"label {item.unlabelled_rows / item.num_rows:.0%}")
-            lines.append(f"{split}: rows without {', '.join(missing)}")
-            shares = zip(self.metadata.class_names, item.class_shares(), strict=True)
-            lines.append("  classes: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
-        return "\n".join(lines)
+        return summarize(self.out, self.metadata, self.statistics)
+
+
+def encode_row(
+    metadata: DatasetMetadata, row_id: str, images: Mapping[str, np.ndarray | None], label: np.ndarray | None
+) -> dict[str, Any]:
+    """Turn arrays into a row of the dataset.
+
+    Args:
+        metadata: What the row has to be like.
+        row_id: Its id.
+        images: One entry per modality; None where missing.
+        label: Class ids, or None.
+
+    Raises:
+        ValueError: If the row is not what the metadata says; the row and the column are named.
+    """
+    if set(images) != set(metadata.modalities):
+        raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
+    _check_label(row_id, label, len(metadata.class_names))
+    row: dict[str, Any] = {"id": row_id}
+    declared = zip(metadata.modalities, metadata.modality_channels, metadata.modality_dtypes, strict=True)
+    for name, channels, dtype in declared:
+        try:
+            row[name] = encode_raster(images[name], channels=channels, dtype=dtype)
+        except ValueError as error:
+            raise ValueError(f"Row {row_id!r}, column {name!r}: {error}") from error
+    row["label"] = encode_raster(label)
+    return row
+
+
+def _check_label(row_id: str, label: np.ndarray | None, num_classes: int) -> None:
+    if label is None:
+        return
+    if label.dtype != np.uint8 or label.ndim != 2:
+        raise ValueError(
+            f"Row {row_id!r}: a label is uint8 of shape (height, width); got {label.dtype} {label.shape}."
+        )
+    beyond = np.unique(label[(label >= num_classes) & (label != IGNORE_INDEX)])
+    if beyond.size:
+        raise ValueError(
+            f"Row {row_id!r}: label ids {beyond.tolist()} are neither below {num_classes}, the number of classes, nor "
+            f"{IGNORE_INDEX} (ignored)."
+        )
+
+
+def row_bytes(row: Mapping[str, Any]) -> int:
+    """Size of an encoded row."""
+    return sum(_num_bytes(value) for value in row.values())
+
+
+def digest_row(digest: Any, row: Mapping[str, Any]) -> None:
+    """Add an encoded row to a `hashlib` digest."""
+    for value in row.values():
+        content = value["bytes"] if isinstance(value, dict) else value
+        digest.update(b"" if content is None else content.encode() if isinstance(content, str) else content)
+
+
+def publish_folder(temporary: Path, out: Path) -> None:
+    """Rename a finished folder to its final name; an earlier one is removed last."""
+    replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
+    if out.exists():
+        out.rename(replaced)
+    temporary.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def summarize(out: Path, metadata: DatasetMetadata, statistics: Mapping[str, SplitStatistics]) -> str:
+    """A few lines for the terminal: rows, missing shares and class shares per split."""
+    sizes = ", ".join(f"{split} {item.num_rows}" for split, item in statistics.items())
+    lines = [f"{out}: {sizes} rows"]
+    for split, item in statistics.items():
+        missing = [f"{name} {modality.missing_rows / item.num_rows:.0%}" for name, modality in item.modalities.items()]
+        missing.append(f"label {item.unlabelled_rows / item.num_rows:.0%}")
+        lines.append(f"{split}: rows without {', '.join(missing)}")
+        shares = zip(metadata.class_names, item.class_shares(), strict=True)
+        lines.append("  classes: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
+    return "\n".join(lines)
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:

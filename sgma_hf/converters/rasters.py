@@ -24,8 +24,10 @@ from ..configuration_sgma import check_modalities
 from ..dataset_schema import DatasetMetadata
 from ..raster_io import Georeference, RasterInfo, read_info, read_on_extent, read_raster
 from .class_maps import ClassMap, count_values, describe_unmapped, whole_numbers
+from .dataset_card import command_for_card
 from .modality_plan import ModalityPlan, NodataOption, plan_modality
 from .parquet_writer import ParquetDatasetWriter, check_output
+from .publishing import add_push_arguments, push_as_asked
 from .source_layout import SceneFiles, find_scenes
 from .spatial_groups import choose_validation, group_scenes
 from .tiling import cut, tile_windows
@@ -311,6 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="decides which scenes are set aside (default: 0)")
     add("--split-as", nargs="+", default=[], action="extend", metavar="FOLDER=SPLIT", help="e.g. valid=test")
     add("--overwrite", action="store_true", help="replace an earlier dataset in --out")
+    add_push_arguments(parser)
     return parser
 
 
@@ -348,10 +351,10 @@ def main(argv: list[str] | None = None) -> int:
             arguments.out,
             [name for name, _, _ in named],
             options=options,
-            command=" ".join(["python dataset_scripts/rasters.py", *argv]),
+            command=command_for_card("dataset_scripts/rasters.py", argv, ("--source", "--out", "--classes")),
         )
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"rasters: {error}\n")
         return 1
     sys.stdout.write(f"{summary}\n")
-    return 0
+    return push_as_asked(arguments, "rasters")

@@ -1,0 +1,15 @@
+"""Check DELIVER on disk, and convert it.
+
+Example:
+    python dataset_scripts/deliver.py --source DELIVER --out data/deliver
+"""
+
+import sys
+
+from sgma_hf.converters.deliver import Deliver, main
+
+
+__all__ = ["Deliver", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

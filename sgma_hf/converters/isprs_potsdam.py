@@ -1,0 +1,333 @@
+"""ISPRS Potsdam from the archives as they are handed out: rgb, nir, ndsm or dsm, and labels.
+
+    python dataset_scripts/isprs_potsdam.py --source /data/Potsdam --check
+    python dataset_scripts/isprs_potsdam.py --source /data/Potsdam --out data/potsdam --height ndsm --split official
+
+`DESCRIPTION` says what is peculiar about the files.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .benchmark_builder import BenchmarkBuilder
+from .benchmark_command import run_command
+from .benchmark_dataset import (
+    LABEL,
+    OBSERVED,
+    Choice,
+    DatasetDescription,
+    Modality,
+    Problem,
+    Scene,
+    SplitProtocol,
+    Survey,
+)
+from .isprs_files import IsprsDataset, absent_files, match_files, nothing_found, shorten
+from .isprs_labels import BENCHMARK_CITATION, CLASS_NAMES, HOMEPAGE, LABEL_CHOICES, PALETTE
+from .source_walk import FolderContents, walk_files
+
+
+def _tiles(text: str) -> tuple[str, ...]:
+    """`2_10-12 7_13` as tile names."""
+    names = []
+    for part in text.split():
+        row, _, columns = part.partition("_")
+        first, _, last = columns.partition("-")
+        names += [f"{row}_{column}" for column in range(int(first), int(last or first) + 1)]
+    return tuple(names)
+
+
+def _without(tiles: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
+    return tuple(tile for tile in tiles if tile not in set(others))
+
+
+# torchgeo/torchgeo, torchgeo/datasets/potsdam.py, and mmsegmentation, tools/dataset_converters/potsdam.py.
+CONTEST_TRAIN = _tiles("2_10-12 3_10-12 4_10-12 5_10-12 6_7-12 7_7-12")
+CONTEST_TEST = _tiles("2_13-14 3_13-14 4_13-15 5_13-15 6_13-15 7_13")
+TILES = (*CONTEST_TRAIN, *CONTEST_TEST)
+# sstary/SSRS, MFNet/utils.py and CMFNet/trainAndtest.py.
+SSRS_TEST = ("4_10", "5_11", "2_11", "3_10", "6_11", "7_12")
+# Sherrah, "Fully Convolutional Networks for Dense Semantic Labelling", arXiv:1606.02585.
+SHERRAH_VALIDATION = ("2_11", "2_12", "4_10", "5_11", "6_7", "7_10", "7_8")
+# WangLibo1995/GeoSeg (UNetFormer): 7_10, whose labels are wrong, is left out and 2_10 validates.
+SPLIT_TILES = {
+    "official": {"train": CONTEST_TRAIN, "test": CONTEST_TEST},
+    "mmseg": {"train": CONTEST_TRAIN, "validation": CONTEST_TEST},
+    "geoseg": {
+        "train": _without(CONTEST_TRAIN, ("7_10", "2_10")),
+        "validation": ("2_10",),
+        "test": CONTEST_TEST,
+    },
+    "ssrs": {"train": _without(CONTEST_TRAIN, SSRS_TEST), "test": SSRS_TEST},
+    "sherrah": {
+        "train": _without(CONTEST_TRAIN, SHERRAH_VALIDATION),
+        "validation": SHERRAH_VALIDATION,
+        "test": CONTEST_TEST,
+    },
+}
+
+_RGB = Modality("rgb", 3, "uint8", description="orthophoto, red, green, blue, 0.05 m per pixel")
+_NIR = Modality("nir", 1, "uint8", description="orthophoto, near infrared, 0.05 m per pixel")
+_NDSM = Modality(
+    "ndsm",
+    1,
+    "uint8",
+    unit="dm",
+    description="height above ground in decimetres, 255 is 25.5 m or more; made by lastools, not checked for quality",
+)
+_DSM = Modality("dsm", 1, "float32", unit="m", nodata=(-9999.0,), description="surface model, absolute height")
+
+_SAT = "KushwahaSujal/SATQuery-AI, tests/unit/test_isprs_dataset.py, which decodes all labels"
+DESCRIPTION = DatasetDescription(
+    name="isprs_potsdam",
+    title="ISPRS 2D Semantic Labeling: Potsdam",
+    summary="38 tiles of 6000 x 6000 pixels at 0.05 m of the city of Potsdam, Germany: true orthophotos in red, "
+    "green, blue and near infrared, a surface model from dense matching, and a class for every pixel.",
+    homepage="https://www.isprs.org/education/benchmarks/UrbanSemLab/2d-sem-label-potsdam.aspx",
+    modalities=(_RGB, _NIR, _NDSM, _DSM),
+    class_names=CLASS_NAMES,
+    palette=PALETTE,
+    splits={
+        "official": SplitProtocol(
+            "the benchmark's 24 tiles for participants and its 14 test tiles.",
+            "torchgeo/torchgeo, torchgeo/datasets/potsdam.py",
+            {"train": 24, "test": 14},
+        ),
+        "mmseg": SplitProtocol(
+            "as official, with the test tiles called validation.",
+            "open-mmlab/mmsegmentation, tools/dataset_converters/potsdam.py",
+            {"train": 24, "validation": 14},
+        ),
+        "geoseg": SplitProtocol(
+            "as official without 7_10, and 2_10 validates.",
+            "WangLibo1995/GeoSeg, README.md (UNetFormer, doi 10.1016/j.isprsjprs.2022.06.008)",
+            {"train": 22, "validation": 1, "test": 14},
+        ),
+        "ssrs": SplitProtocol(
+            "18 and 6 of the tiles for participants.",
+            "sstary/SSRS, MFNet/utils.py (also CMFNet and FTransUNet)",
+            {"train": 18, "test": 6},
+        ),
+        "sherrah": SplitProtocol(
+            "7 of the tiles for participants validate.",
+            "Sherrah, arXiv:1606.02585; azavea/raster-vision, research code for Potsdam",
+            {"train": 17, "validation": 7, "test": 14},
+        ),
+    },
+    choices={
+        "height": Choice("ndsm", "height above ground (8 bit, dm) or absolute height (float32, m)", ("ndsm", "dsm")),
+        **LABEL_CHOICES,
+    },
+    class_shares=(0.296, 0.257, 0.226, 0.155, 0.018, 0.048),
+    class_shares_source=_SAT,
+    default_tile=512,
+    facts=(
+        ("Names of images and labels are not padded (top_potsdam_2_10_RGB.tif), those of heights are "
+         "(dsm_potsdam_02_10.tif); copies with either are read", "azavea/raster-vision, research code for Potsdam"),
+        ("The four bands of RGBIR are red, green, blue, near infrared; the file calls the last one alpha, and it is "
+         "read as near infrared all the same", "torchgeo/torchgeo, tests/data/potsdam"),
+        ("Both heights of tile 3_13 lack the last column: NaN in dsm, the column before repeated in ndsm",
+         "azavea/raster-vision, research code for Potsdam"),
+        ("The label of 4_12 in 5_Labels_all was compressed with loss (24,850 colours), the one in "
+         "5_Labels_for_participants was not: that one is preferred, and every label is decoded by thresholds",
+         "torchgeo/torchgeo issue 1727"),
+        ("Most cars of label 6_7 are (252, 255, 0) instead of (255, 255, 0); they are read as cars", _SAT),
+        ("The annotation of 7_10 is wrong in places; leave it out with --exclude 7_10, or take --split geoseg",
+         "WangLibo1995/GeoSeg, README.md"),
+        ("With tiles of 512 pixels the official split gives 3456 and 2016 rows, 144 per tile",
+         "open-mmlab/mmsegmentation, docs/en/user_guides/2_dataset_prepare.md"),
+        ("1_DSM comes as a .rar, which has to be unpacked (unrar, 7z or bsdtar)", OBSERVED),
+    ),
+    terms="Handed out by ISPRS (WG II/4) for research; no licence text is published, so do not redistribute the data "
+    "or anything that contains them, and keep a repository with them private. Publications cite Rottensteiner et al. "
+    "(2012) and name the ISPRS benchmark.",
+    citation=BENCHMARK_CITATION,
+    acknowledgement=f"The Potsdam data set was provided by ISPRS: {HOMEPAGE}",
+)  # fmt: skip
+
+_TILE = r"potsdam_0?(?P<row>\d+)_0?(?P<column>\d+)"
+_PATTERNS = {
+    "RGB": re.compile(rf"top_{_TILE}_RGB\.tiff?", re.IGNORECASE),
+    "IRRG": re.compile(rf"top_{_TILE}_IRRG\.tiff?", re.IGNORECASE),
+    "RGBIR": re.compile(rf"top_{_TILE}_RGBIR\.tiff?", re.IGNORECASE),
+    "dsm": re.compile(rf"dsm_{_TILE}\.tiff?", re.IGNORECASE),
+    "lastools": re.compile(rf"dsm_{_TILE}_normalized_lastools\.(jpe?g|png|tiff?)", re.IGNORECASE),
+    "ownapproach": re.compile(rf"dsm_{_TILE}_normalized_ownapproach\.(jpe?g|png|tiff?)", re.IGNORECASE),
+    "full": re.compile(rf"top_{_TILE}_label\.tiff?", re.IGNORECASE),
+    "eroded": re.compile(rf"top_{_TILE}_label_no_?Boundary\.tiff?", re.IGNORECASE),
+}
+_ARCHIVES = {
+    "rgb": ("4_Ortho_RGBIR.zip", "2_Ortho_RGB.zip"),
+    "nir": ("4_Ortho_RGBIR.zip", "3_Ortho_IRRG.zip"),
+    "ndsm": ("1_DSM_normalisation.zip",),
+    "dsm": ("1_DSM.rar",),
+    "full": ("5_Labels_for_participants.zip", "5_Labels_all.zip"),
+    "eroded": ("5_Labels_for_participants_no_Boundary.zip", "5_Labels_all_noBoundary.zip"),
+}
+_NAMES = {
+    "rgb": "top_potsdam_R_C_RGBIR.tif or top_potsdam_R_C_RGB.tif",
+    "nir": "top_potsdam_R_C_RGBIR.tif or top_potsdam_R_C_IRRG.tif",
+    "ndsm": "dsm_potsdam_RR_CC_normalized_lastools.jpg",
+    "dsm": "dsm_potsdam_RR_CC.tif",
+    "full": "top_potsdam_R_C_label.tif",
+    "eroded": "top_potsdam_R_C_label_noBoundary.tif",
+}
+_LOSSY_LABEL, _WRONG_LABEL = "4_12", "7_10"
+
+
+class Potsdam(IsprsDataset):
+    """Reader of Potsdam, see `DESCRIPTION`."""
+
+    description = DESCRIPTION
+    file_pattern = re.compile(
+        r"(top_potsdam_\d+_\d+_(RGB|IRRG|RGBIR|label|label_no_?Boundary)|dsm_potsdam_\d+_\d+(_normalized_\w+)?)"
+        r"\.(tiff?|jpe?g|png)",
+        re.IGNORECASE,
+    )
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """Rgb, nir and the chosen height."""
+        return _RGB, _NIR, _NDSM if self.choices["height"] == "ndsm" else _DSM
+
+    def find(self, source: Path) -> Survey:
+        """Find the files by their names, wherever under `source` they lie."""
+        contents = walk_files(source)
+        found = {kind: match_files(contents, pattern) for kind, pattern in _PATTERNS.items()}
+        scenes = [
+            Scene(tile, split, self._files(tile, found))
+            for split, tiles in SPLIT_TILES[self.split].items()
+            for tile in tiles
+        ]
+        if not any(path for scene in scenes for path in scene.files.values()):
+            nothing = nothing_found(
+                "Potsdam", source, contents, example="top_potsdam_2_10_RGBIR.tif", homepage=DESCRIPTION.homepage
+            )
+            return Survey([], [nothing])
+        problems = self._absent(scenes, contents)
+        present = [scene for scene in scenes if any(scene.files[item.name] for item in self.modalities)]
+        return Survey(present, problems + self._notes(present, found))
+
+    def _files(self, tile: str, found: dict[str, dict[str, list[Path]]]) -> dict[str, Path | None]:
+        def first(*kinds: str) -> Path | None:
+            return next((found[kind][tile][0] for kind in kinds if tile in found[kind]), None)
+
+        candidates = found[self.choices["labels"]].get(tile, [])
+        # 5_Labels_all is whole; but its 4_12 is the lossy one.
+        for_participants = [path for path in candidates if "participants" in path.parent.name.lower()]
+        others = [path for path in candidates if path not in for_participants]
+        labels = [*for_participants, *others] if tile == _LOSSY_LABEL else [*others, *for_participants]
+        height = first("lastools", "ownapproach") if self.choices["height"] == "ndsm" else first("dsm")
+        return {
+            "rgb": first("RGBIR", "RGB"),
+            "nir": first("RGBIR", "IRRG"),
+            self.choices["height"]: height,
+            LABEL: labels[0] if labels else None,
+        }
+
+    def _absent(self, scenes: Sequence[Scene], contents: FolderContents) -> list[Problem]:
+        problems: list[Problem] = []
+        for column in (item.name for item in self.modalities):
+            problems += absent_files(
+                [scene.name for scene in scenes if scene.files[column] is None],
+                of=len(scenes),
+                what=column,
+                names=_NAMES[column],
+                archives=_ARCHIVES[column],
+                contents=contents,
+            )
+        kind = self.choices["labels"]
+        unlabelled = [scene.name for scene in scenes if scene.files[LABEL] is None]
+        needed = [tile for tile in unlabelled if tile in CONTEST_TRAIN]
+        problems += absent_files(
+            needed,
+            of=len(scenes),
+            what=f"{kind} labels",
+            names=_NAMES[kind],
+            archives=_ARCHIVES[kind],
+            contents=contents,
+        )
+        withheld = [
+            scene.name
+            for scene in scenes
+            if scene.name in CONTEST_TEST and scene.files[LABEL] is None and any(scene.files.values())
+        ]
+        if withheld:
+            problems.append(
+                Problem(
+                    "note",
+                    f"{kind} labels of {len(withheld)} test tiles ({shorten(withheld)})",
+                    "not there, so these rows have no label",
+                    f"They are in {_ARCHIVES[kind][1]}",
+                )
+            )
+        return problems
+
+    def _notes(self, scenes: Sequence[Scene], found: dict[str, dict[str, list[Path]]]) -> list[Problem]:
+        notes = []
+        names = {scene.name: scene for scene in scenes}
+        if self.choices["height"] == "ndsm":
+            own = [tile for tile in names if tile not in found["lastools"] and tile in found["ownapproach"]]
+            if own:
+                reason = "no lastools version, so ownapproach is taken"
+                notes.append(Problem("note", f"ndsm of {shorten(own)}", reason))
+        if _WRONG_LABEL in names and _WRONG_LABEL not in self.options.exclude:
+            scene = names[_WRONG_LABEL]
+            if scene.files[LABEL] is not None:
+                reason = "the annotation is wrong in places; UNetFormer and others leave the tile out"
+                key = (scene.split, scene.name)
+                notes.append(Problem("note", "label of 7_10", reason, "--exclude 7_10", key))
+        lossy = names[_LOSSY_LABEL].files[LABEL] if _LOSSY_LABEL in names else None
+        if lossy is not None and "participants" not in lossy.parent.name.lower():
+            reason = "this copy was compressed with loss; it is decoded by thresholds"
+            remedy = f"{_ARCHIVES[self.choices['labels']][0]} has a clean one"
+            key = (names[_LOSSY_LABEL].split, _LOSSY_LABEL)
+            notes.append(Problem("note", str(lossy), reason, remedy, key))
+        return notes
+
+    def read(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
+        """Read a window; the RGBIR file gives both rgb and nir."""
+        if column == LABEL:
+            return self.label(scene, window)
+        if column in ("ndsm", "dsm"):
+            return self.height(scene, column, window, dtype="uint8" if column == "ndsm" else "float32")
+        values = self.bands(scene, column, window)
+        if values is None:
+            return None
+        path = scene.files[column]
+        kind = next(kind for kind in ("RGBIR", "RGB", "IRRG") if _PATTERNS[kind].fullmatch(path.name))
+        if values.shape[2] != len(kind.replace("IR", "I")) or values.dtype != np.uint8:
+            raise ValueError(
+                f"{path}: holds {values.shape[2]} bands of {values.dtype}, expected {len(kind.replace('IR', 'I'))} of "
+                "uint8"
+            )
+        if column == "rgb":
+            return values[..., :3]
+        return values[..., 3 if kind == "RGBIR" else 0]
+
+    def remedy(self, scene: Scene, column: str | None) -> str:
+        """Which archive to get again."""
+        archives = {_ARCHIVES.get(self.choices["labels"] if column == LABEL else column, ("it",))[0]}
+        path = scene.files.get(column) if column else None
+        if path is not None and column in ("rgb", "nir"):
+            kind = next(kind for kind in ("RGBIR", "RGB", "IRRG") if _PATTERNS[kind].fullmatch(path.name))
+            archives = {name for name in _ARCHIVES["rgb"] + _ARCHIVES["nir"] if name.endswith(f"_{kind}.zip")}
+        return f"Unpack {' or '.join(sorted(archives))} again, or download it again"
+
+
+class IsprsPotsdam(BenchmarkBuilder):
+    """Builder of Potsdam: `IsprsPotsdam(data_dir=..., height="dsm", split="official", tile=512)`."""
+
+    reader = Potsdam
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of Potsdam; see `benchmark_command`.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+    """
+    return run_command(Potsdam, argv)

@@ -1,0 +1,104 @@
+"""Lists what lies under a folder, and tells where the data lie when the folder is the wrong one."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+ARCHIVE_SUFFIXES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".tar.gz")
+_MAX_DEPTH = 8
+_PARENTS_ASKED = 2
+_PARENT_DEPTH = 5
+_PARENT_FILES = 50_000  # a search above --source must not turn into a walk over the whole disk
+
+
+@dataclass
+class FolderContents:
+    """Files under a folder.
+
+    Args:
+        files: Sorted, shallow ones first; no hidden ones.
+        archives: Files that are still packed.
+        is_whole: False if the walk was cut short.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    archives: list[Path] = field(default_factory=list)
+    is_whole: bool = True
+
+
+def walk_files(source: Path, *, max_depth: int = _MAX_DEPTH, max_files: int | None = None) -> FolderContents:
+    """List the files under a folder, through links too, but each folder once.
+
+    Args:
+        source: The folder.
+        max_depth: Folders below it.
+        max_files: Stop after so many; None does not.
+    """
+    contents = FolderContents()
+    seen: set[str] = set()
+    for folder, children, names in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            children.clear()
+            continue
+        seen.add(real)
+        depth = len(Path(folder).relative_to(source).parts)
+        children[:] = sorted(name for name in children if not name.startswith(".") and depth < max_depth)
+        for name in names:
+            if name.startswith("."):
+                continue
+            target = contents.archives if name.lower().endswith(ARCHIVE_SUFFIXES) else contents.files
+            target.append(Path(folder) / name)
+        if max_files is not None and len(contents.files) > max_files:
+            contents.is_whole = False
+            break
+    contents.files.sort(key=lambda path: (len(path.parts), path))
+    contents.archives.sort()
+    return contents
+
+
+def unpacking_hint(archives: Iterable[Path], names: Iterable[str]) -> str:
+    """How to unpack the archives among `archives` that are called one of `names`; empty if none is there.
+
+    Args:
+        archives: What was found.
+        names: Names of archives that hold what is absent, with or without suffix, any case.
+    """
+    wanted = {name.lower() for name in names}
+    hints = []
+    for path in archives:
+        stem = path.name.lower().split(".")[0]
+        if path.name.lower() not in wanted and stem not in wanted:
+            continue
+        target = path.with_name(path.name.split(".")[0])
+        if path.suffix.lower() in (".rar", ".7z"):
+            hints.append(f"unrar x '{path}' '{target}/' (or: 7z x -o'{target}' '{path}', bsdtar -xf)")
+        elif path.suffix.lower() == ".zip":
+            hints.append(f"unzip '{path}' -d '{target}'")
+        else:
+            hints.append(f"mkdir '{target}' && tar -xf '{path}' -C '{target}'")
+    return f"It is still packed; unpack it: {'; '.join(hints)}" if hints else ""
+
+
+def better_source(source: Path, count: Callable[[FolderContents], int]) -> Path | None:
+    """A folder above `source` in which more of the data set is found, None if there is none.
+
+    Args:
+        source: What the user gave.
+        count: How many files of the data set the contents of a folder hold.
+    """
+    best, most = None, count(walk_files(source, max_files=_PARENT_FILES))
+    parent = source.absolute()
+    for _ in range(_PARENTS_ASKED):
+        parent = parent.parent
+        if parent == Path(parent.anchor):
+            break
+        contents = walk_files(parent, max_depth=_PARENT_DEPTH, max_files=_PARENT_FILES)
+        if not contents.is_whole:
+            break
+        found = count(contents)
+        if found > most:
+            best, most = parent, found
+    return best

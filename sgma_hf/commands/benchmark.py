@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import HfArgumentParser
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation
 from sgma_hf.commands.train import PVT_V2_SIZES
+from sgma_hf.inference import measure_overlaps
 from sgma_hf.metrics import confusion_matrix
 from sgma_hf.modeling_sgma import upsample_to_pixels
+from sgma_hf.raster_sources import RasterScene
+from sgma_hf.raster_throughput import measure_raster_throughput
 
 
 @dataclass
@@ -37,6 +40,22 @@ class BenchmarkArguments:
     threads: int = field(default=1, metadata={"help": "Threads of torch."})
     seed: int = field(default=0, metadata={"help": "Seed of weights and images."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
+    overlap_model: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint: measure how much neighbouring tiles of a scene disagree, and nothing else."},
+    )
+    overlap_rasters: list[str] | None = field(
+        default=None, metadata={"help": "The scene, MODALITY=FILE for each; two tiles wide, one high, or larger."}
+    )
+    raster_throughput: bool = field(
+        default=False,
+        metadata={
+            "help": "Measure how fast GeoTIFFs become a map, by tiles of --size, against the bare model on the same "
+            "tiles in memory, and nothing else. Takes the extra geo."
+        },
+    )
+    raster_tiles: int = field(default=4, metadata={"help": "Tiles along each side of the scene of that."})
+    device: str = field(default="cpu", metadata={"help": "Where the model of that runs: cpu, cuda, ..."})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,19 +70,87 @@ def main(argv: list[str] | None = None) -> int:
     parser = HfArgumentParser(BenchmarkArguments, prog="sgma-hf benchmark", description=__doc__)
     (args,) = parser.parse_args_into_dataclasses(argv)
     torch.set_num_threads(args.threads)
+    if args.overlap_model is not None:
+        figures = {"arguments": vars(args), "overlaps": _measure_overlaps(args)}
+        print(_overlap_report(figures["overlaps"]))
+        return _write(figures, args.output)
+    machine = {"processor": _processor(), "torch": torch.__version__, "threads": args.threads}
+    if args.raster_throughput:
+        throughput = measure_raster_throughput(
+            _build(args).to(args.device),
+            tile_size=args.size,
+            tiles_per_side=args.raster_tiles,
+            batch_size=args.batch_size,
+            repeats=args.repeats,
+            seed=args.seed,
+        )
+        print(_throughput_report(throughput))
+        return _write({"arguments": vars(args), "machine": machine, "raster_throughput": throughput}, args.output)
     seconds, parameters = _measure(args)
     figures = {
         "arguments": vars(args),
-        "machine": {"processor": _processor(), "torch": torch.__version__, "threads": args.threads},
+        "machine": machine,
         "median_seconds": seconds,
         "parameters": parameters,
         "ratios": _ratios(seconds),
         "combinations_agree_in_float64": _combinations_agree(args),
     }
     print(_report(figures))
-    if args.output is not None:
-        Path(args.output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return _write(figures, args.output)
+
+
+def _write(figures: dict, output: str | None) -> int:
+    if output is not None:
+        Path(output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _measure_overlaps(args: BenchmarkArguments) -> list[dict[str, float]]:
+    """Disagreement of neighbouring tiles by overlap, the mean over all places of a scene that are two tiles wide."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.overlap_model).eval()
+    processor = AutoImageProcessor.from_pretrained(args.overlap_model)
+    rasters = dict(text.partition("=")[::2] for text in args.overlap_rasters or [])
+    channels = dict(zip(processor.modalities, processor.modality_channels, strict=True))
+    nodata = dict(zip(processor.modalities, processor.nodata, strict=True))
+    tile = model.config.tile_size or min(processor.size.values())
+    measured = []
+    with RasterScene(rasters, channels=channels, nodata=nodata) as scene:
+        height, width = scene.grid.size
+        if height < tile or width < 2 * tile:
+            raise ValueError(f"The scene has {height} x {width} pixels; tiles of {tile} need {tile} x {2 * tile}.")
+        tops, lefts = range(0, height - tile + 1, tile), range(0, width - 2 * tile + 1, tile)
+        for top, left in logging.tqdm(list(itertools.product(tops, lefts)), desc="overlaps"):
+            images = scene.read(top, left, tile, 2 * tile)
+            if len(images) < len(rasters) or any(image.mask.any() for image in images.values()):
+                continue  # gaps have edges of their own
+            inputs = processor(images=[images], do_resize=False, input_data_format="channels_last")
+            measured.append(measure_overlaps(model, inputs["pixel_values"], inputs["modality_mask"], tile_size=tile))
+    if not measured:
+        raise ValueError("The scene has gaps wherever two tiles would lie; choose another one.")
+    return [
+        {"places": len(measured)} | {name: statistics.fmean(figure[name] for figure in figures) for name in figures[0]}
+        for figures in zip(*measured, strict=True)
+    ]
+
+
+def _overlap_report(overlaps: list[dict[str, float]]) -> str:
+    lines = ["overlap  labels that differ (middle)  gap of probability (middle)"]
+    for figure in overlaps:
+        labels = f"{figure['label_disagreement']:18.2%} ({figure['middle_label_disagreement']:6.2%})"
+        gap = f"{figure['probability_gap']:18.4f} ({figure['middle_probability_gap']:.4f})"
+        lines.append(f"{figure['overlap']:7.1%}  {labels}  {gap}")
+    return "\n".join([*lines, f"means over {overlaps[0]['places']} pairs of neighbouring tiles"])
+
+
+def _throughput_report(figures: dict[str, float]) -> str:
+    whole, model = 1000 * figures["raster_seconds"], 1000 * figures["model_seconds"]
+    return "\n".join(
+        [
+            f"whole prediction {whole:9.1f} ms  {figures['megapixels_per_second']:.3f} MPixel/s",
+            f"bare model       {model:9.1f} ms  on the same {figures['tiles']} tiles in memory",
+            f"throughput: {figures['throughput_share']:.1%} of the bare model's",
+        ]
+    )
 
 
 def _build(args: BenchmarkArguments, **changes) -> SgmaForSemanticSegmentation:

@@ -1,0 +1,136 @@
+"""`sgma-hf evaluate --label`: score a checkpoint, or a map that is there, on one labelled scene.
+
+    sgma-hf evaluate --model DIR_OR_ID --label truth.tif --rgb rgb.tif --dsm dsm.tif --output scores.json
+    sgma-hf evaluate --map map.tif --label truth.tif
+
+The checkpoint is scored on every non-empty combination of the rasters that are given, on the label's grid. With
+`--plot matrix.png`, which modality it relies on for which class is drawn as well (extra `viz`).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.evaluation import results_to_markdown, save_results
+from sgma_hf.raster_io import require_rasterio
+from sgma_hf.scene_evaluation import evaluate_scene, score_map
+from sgma_hf.visualization import plot_robustness_matrix
+
+
+def _parser(modalities: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sgma-hf evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--label", required=True, metavar="FILE", help="raster of class ids; 255 and nodata: none")
+    scored = parser.add_mutually_exclusive_group(required=True)
+    scored.add_argument("--model", metavar="DIR_OR_ID", help="checkpoint to score")
+    scored.add_argument("--map", metavar="FILE", help="map to score, as `sgma-hf predict` writes them")
+    parser.add_argument("--output", metavar="FILE", help="JSON file to write the results to")
+    parser.add_argument("--plot", metavar="FILE", help="picture of the reliance on each modality by class: .png, .pdf")
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; default: that of training")
+    parser.add_argument("--stride", type=int, metavar="PIXELS", help="from tile to tile")
+    parser.add_argument("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
+    group = parser.add_argument_group("modalities of the checkpoint, one or more")
+    for name in modalities:
+        group.add_argument(f"--{name}", nargs="+", metavar="FILE", default=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate, write the JSON file if one is named, and print the scores.
+
+    Args:
+        argv: Arguments without the program's name.
+
+    Returns:
+        0, or 1 after one line that says what was wrong; wrong flags exit with 2, as argparse does.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model")
+    model_name = first.parse_known_args(argv)[0].model
+    try:
+        processor = None if model_name is None else AutoImageProcessor.from_pretrained(model_name)
+        modalities = [] if processor is None else processor.modalities
+        parser = _parser(modalities)
+        args = parser.parse_args(argv)
+        if args.map is not None:
+            if args.plot is not None:
+                parser.error("`--plot` takes a checkpoint, `--model`; a map does not name its modalities")
+            results, text = _score_map(args)
+        else:
+            rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
+            if not rasters:
+                parser.error(f"no raster given; give at least one of {', '.join(f'--{name}' for name in modalities)}")
+            results = _score_model(args, processor, rasters)
+            text = results_to_markdown(results) + _robustness_table(results)
+        if args.output is not None:
+            save_results(results, args.output)
+        print(text)
+        if args.plot is not None:  # last: the scores are there, whatever becomes of the picture
+            _plot(results, args.plot)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"sgma-hf evaluate: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _score_model(args: argparse.Namespace, processor: Any, rasters: Mapping[str, list[str]]) -> dict[str, Any]:
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
+    options = {"tile_size": args.tile, "stride": args.stride, "batch_size": args.batch_size}
+    return {"model": args.model, "label": args.label} | evaluate_scene(
+        model, processor, rasters, args.label, **options
+    )
+
+
+def _plot(results: Mapping[str, Any], path: str) -> None:
+    """Write the matrix of reliance.
+
+    Raises:
+        ValueError: If there is none, or the file's kind is not known.
+    """
+    if not any((results["robustness_per_class"] or {}).values()):
+        raise ValueError(
+            "`--plot` has nothing to draw: reliance takes a checkpoint that fuses by 'sgf', two modalities or more, "
+            "and labelled pixels."
+        )
+    plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(path, dpi=200)
+
+
+def _score_map(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Scores of a map whose tags name its classes."""
+    rasterio = require_rasterio(args.map)
+    if not Path(args.map).is_file():
+        raise ValueError(f"The map {args.map!r} does not exist.")
+    with rasterio.open(args.map) as file:
+        tags = file.tags(1)
+    names = [tags[f"CLASS_{index}"] for index in range(256) if f"CLASS_{index}" in tags]
+    if not names:
+        raise ValueError(f"{args.map} does not name its classes (tags CLASS_0, CLASS_1, ...); `sgma-hf predict` does.")
+    robustness = Path(args.map).with_name(f"{Path(args.map).stem}_robustness.tif")
+    scores = score_map(args.map, args.label, len(names), robustness=robustness if robustness.is_file() else None)
+    results = {"map": args.map, "label": args.label, "class_names": names} | scores
+    return results, json.dumps(results, indent=2)
+
+
+def _robustness_table(results: Mapping[str, Any]) -> str:
+    """Which modality is trusted for which class, in percent."""
+    found = {name: row for name, row in (results["robustness_per_class"] or {}).items() if row}
+    if not found:
+        return ""
+    names = list(next(iter(found.values())))
+    lines = ["", f"| reliance on | {' | '.join(names)} |", "|---" + "|---:" * len(names) + "|"]
+    for label, row in found.items():
+        lines.append(f"| {label} | " + " | ".join(f"{100 * row[name]:.1f}" for name in names) + " |")
+    return "\n".join(lines) + "\n"

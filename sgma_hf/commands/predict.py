@@ -1,0 +1,219 @@
+"""`sgma-hf predict`: predict a map from the rasters at hand, whatever their size, grid and gaps.
+
+    sgma-hf predict --model DIR_OR_ID --rgb rgb.tif --nir nir.tif --out map.tif
+
+The checkpoint's modalities are the flags; any of them may be left out, but not all.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+
+import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.raster import RasterPrediction, predict_raster
+from sgma_hf.raster_output import EXTRAS, IGNORE_INDEX, PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
+from sgma_hf.raster_sources import RasterInput
+
+
+DESCRIPTION = """\
+Predict a map from the rasters at hand. Every modality of the checkpoint is a flag, --rgb for instance; leave out those
+that are missing. Files are GeoTIFF and what else GDAL reads, PNG, JPEG or .npy. Several files make a mosaic, in which
+the first one counts where they overlap; bands are chosen by number, as in `--rgb a.tif:4,1,2`. Georeferenced rasters
+are brought to one grid as they are read, others are taken to show the same extent. Nodata, alpha, masks, NaN and what
+lies outside a raster are missing data there. Tiles are predicted one after the other and blended, so that memory does
+not depend on the height of the map.
+"""
+OUTPUTS = """\
+output files, for --out DIR/map.tif or DIR/map.png:
+  DIR/map.tif                          class ids, uint8; 255 where no modality covers. Cloud Optimized GeoTIFF with
+                                       colour table and class names, on the grid's CRS and transform
+  DIR/map_confidence.tif               --extras confidence: probability of the class, and entropy from 0 to 1
+  DIR/map_probabilities.tif            --extras probabilities: a band per class
+  DIR/map_robustness.tif               --extras robustness: a band per modality, from 0 to 1: how much it was relied
+                                       on, the mean over the model's four stages
+  DIR/map_decision.tif                 --extras decision: the modality that was relied on most
+  DIR/map.png                          class ids, 8 bit
+  DIR/map_color.png                    PNG only: the same in colours, transparent where no modality covers
+  DIR/map_robustness_<modality>.png    PNG only: 0 to 255 for shares of 0 to 1
+Files of these names are replaced when all are written, and not touched if anything fails. A run that dies leaves its
+strips in DIR/.map.tif.partial, from which the same command goes on with --resume.
+
+several processes share the strips, and the map is the same:
+  accelerate launch --multi_gpu --num_processes N scripts/predict.py ...                a GPU each
+  ACCELERATE_USE_CPU=true torchrun --nproc_per_node N scripts/predict.py --device cpu ...   on the CPU
+"""
+
+
+def _parser(modalities: Sequence[str] | None) -> argparse.ArgumentParser:
+    """The parser for a checkpoint's modalities; None for a general help, before there is a checkpoint."""
+    parser = argparse.ArgumentParser(
+        prog="sgma-hf predict",
+        description=DESCRIPTION,
+        epilog=OUTPUTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="DIR_OR_ID", help="checkpoint: a folder, or an id on the Hub"
+    )
+    parser.add_argument("--out", required=True, metavar="FILE", help="label map to write: .png, .tif or .tiff")
+    parser.add_argument(
+        "--like", metavar="FILE", help="raster whose grid the map gets; default: the first file on the command line"
+    )
+    parser.add_argument(
+        "--extras", nargs="+", choices=EXTRAS, help="more files to write; PNG: robustness, which is the default there"
+    )
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="side of the tiles; default: that of the training crops"
+    )
+    parser.add_argument(
+        "--stride", type=int, metavar="PIXELS", help="from tile to tile; default: about three quarters of the tile"
+    )
+    parser.add_argument("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
+    parser.add_argument(
+        "--resampling",
+        nargs="+",
+        default=["bilinear"],
+        metavar="NAME",
+        help="how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the strips of a run that died")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
+    group = parser.add_argument_group("modalities, one or more")
+    # Suppressed defaults leave the namespace with what was given, in the order of the command line.
+    for name in modalities or ():
+        group.add_argument(
+            f"--{name}", nargs="+", metavar="FILE", default=argparse.SUPPRESS, help=f"raster of modality {name}"
+        )
+    if modalities is None:
+        group.add_argument(
+            "--<modality>", metavar="FILE", help="give --model with --help to see those of a checkpoint"
+        )
+    return parser
+
+
+def _load_processor(model: str) -> Any:
+    """The processor of an SGMA checkpoint.
+
+    Raises:
+        ValueError: If it is no checkpoint, or one of another model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model)
+        processor = AutoImageProcessor.from_pretrained(model) if config.model_type == "sgma" else None
+    except OSError as error:
+        raise ValueError(f"`--model {model}` cannot be loaded: {error}") from error
+    if processor is None:
+        raise ValueError(f"`--model {model}` is a checkpoint of {config.model_type!r}; expected one of SGMA.")
+    return processor
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Predict, write the files and say what they are.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        0, or 1 after one line that says what was wrong; wrong flags exit with 2, as argparse does.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model")
+    model_name = first.parse_known_args(argv)[0].model
+    try:
+        if model_name is None:
+            _parser(None).parse_args(argv)  # prints the help, or that --model is missing
+        processor = _load_processor(model_name)
+        parser = _parser(processor.modalities)
+        args, unknown = parser.parse_known_args(argv)
+        rasters = {name: paths for name, paths in vars(args).items() if name in processor.modalities}
+        modalities = ", ".join(f"--{name}" for name in processor.modalities)
+        if unknown:
+            parser.error(f"unknown: {' '.join(unknown)}. The modalities of {args.model} are {modalities}")
+        if not rasters:
+            parser.error(f"no raster given; give at least one of {modalities}")
+        _predict(args, rasters, processor)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"sgma-hf predict: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], processor: Any) -> None:
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    device = args.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
+    config = AutoConfig.from_pretrained(args.model)
+    extras = args.extras
+    if extras is None:
+        is_picture = args.out.lower().endswith(PNG_SUFFIXES)
+        extras = ["robustness"] if is_picture and config.fusion == "sgf" else []
+    # What cannot be written is said before gigabytes of weights are loaded.
+    inputs = [RasterInput.parse(path).path for paths in rasters.values() for path in paths]
+    layers = plan_layers(config, list(rasters), extras)
+    check_writable(plan_outputs(args.out, layers, inputs, processor.modalities).label_map)
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
+    prediction = predict_raster(
+        model,
+        processor,
+        rasters,
+        args.out,
+        like=args.like,
+        extras=extras,
+        tile_size=args.tile,
+        stride=args.stride,
+        batch_size=args.batch_size,
+        resampling=_resampling(args.resampling),
+        resume=args.resume,
+        progress_bar=True,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        _report(prediction, model.config)
+
+
+def _resampling(texts: list[str]) -> str | dict[str, str]:
+    """`bilinear`, or `dsm=cubic rgb=average`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    if not all("=" in text for text in texts):
+        raise ValueError(f"`--resampling` is {' '.join(texts)!r}; expected one name, or MODALITY=NAME for each.")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def _report(prediction: RasterPrediction, config: Any) -> None:
+    height, width = prediction.size
+    missing = [name for name in config.modalities if name not in prediction.modalities]
+    print(
+        f"{height} x {width} pixels from {', '.join(prediction.modalities)}; missing: {', '.join(missing) or 'none'}"
+    )
+    counts = prediction.class_pixels
+    for index in np.argsort(-counts[: config.num_labels], kind="stable"):
+        if counts[index]:
+            print(f"  {counts[index] / counts.sum():6.1%}  {config.id2label[int(index)]}")
+    if counts[IGNORE_INDEX]:
+        print(f"  {counts[IGNORE_INDEX] / counts.sum():6.1%}  covered by no modality ({IGNORE_INDEX})")
+    is_png = prediction.files["labels"].suffix.lower() in PNG_SUFFIXES
+    meanings = {
+        "labels": "class ids, 255 = no data" + (" (PNG: no georeference)" if is_png else ""),
+        "color": "the same in colours",
+        "confidence": "bands: probability of the class; entropy, 0..1",
+        "probabilities": f"bands: {', '.join(str(config.id2label[index]) for index in range(config.num_labels))}",
+        "robustness": "bands: reliance on each modality, 0..1",
+        "decision": "the modality relied on most, named in the tags; 255 = no data",
+    }
+    space = max(len(str(path)) for path in prediction.files.values())
+    for name, path in prediction.files.items():
+        modality = name.removeprefix("robustness_")
+        print(f"{path!s:<{space}}  {meanings.get(name) or f'reliance on {modality}, 0..255 = 0..1'}")
+    if config.fusion != "sgf":
+        print(f"no robustness maps: this checkpoint fuses by {config.fusion!r}")

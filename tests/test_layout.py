@@ -190,7 +190,8 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     pytest.importorskip("build")
     tree = tmp_path / "tree"
     ignored = {".venv", "build", "dist", "__pycache__"}
-    for path in [*_python_files(*CODE_FOLDERS), *ROOT.glob("*.*"), ROOT / "LICENSE", PACKAGE / "py.typed"]:
+    data = [PACKAGE / "py.typed", PACKAGE / "model_card_template.md"]
+    for path in [*_python_files(*CODE_FOLDERS), *ROOT.glob("*.*"), ROOT / "LICENSE", *data]:
         relative = path.relative_to(ROOT)
         if path.is_file() and not ignored & set(relative.parts):
             (tree / relative).parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {path.relative_to(ROOT).as_posix() for path in _python_files("sgma_hf")} | {"sgma_hf/py.typed"}
+    expected = {path.relative_to(ROOT).as_posix() for path in [*_python_files("sgma_hf"), *data]}
     assert names == expected
 
 

@@ -11,9 +11,16 @@ COMMANDS = {
     "evaluate": ("sgma_hf.commands.evaluate", "score a checkpoint on every combination of its modalities"),
     "predict": ("sgma_hf.commands.predict", "predict a label map from the rasters at hand"),
     "demo": ("sgma_hf.commands.demo", "train, evaluate and predict on procedural scenes"),
+    "plot-dynamics": ("sgma_hf.commands.plot_dynamics", "draw how each modality learned over a training run"),
+    "push-to-hub": ("sgma_hf.commands.push_to_hub", "push a checkpoint with its processor, code and card to the Hub"),
+    "export": ("sgma_hf.commands.export", "write a checkpoint as a torch.export program or as ONNX"),
     "benchmark": ("sgma_hf.commands.benchmark", "measure the cost of fusion and of missing modalities"),
     "convert-rasters": ("sgma_hf.converters.rasters", "turn folders of rasters into a dataset"),
     "demo-scenes": ("sgma_hf.converters.demo_scenes", "write a dataset of procedural scenes"),
+    "isprs-potsdam": ("sgma_hf.converters.isprs_potsdam", "check or convert ISPRS Potsdam: RGB, NIR, height"),
+    "isprs-vaihingen": ("sgma_hf.converters.isprs_vaihingen", "check or convert ISPRS Vaihingen: IRRG, height"),
+    "dfc2023": ("sgma_hf.converters.dfc2023", "check or convert DFC2023: RGB, height, SAR; buildings"),
+    "deliver": ("sgma_hf.converters.deliver", "check or convert DELIVER: RGB, depth, events, lidar"),
 }
 
 

@@ -403,7 +403,7 @@ def test_card_says_what_load_dataset_and_people_need(source, tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("--source /home/ann/Potsdam/ --out ../out --tile 16", "--source Potsdam --out out --tile 16"),
+        ("--source /data/ann/Potsdam/ --out ../out --tile 16", "--source Potsdam --out out --tile 16"),
         ("--out=/data/a --sou=/data/b", "--out=a --sou=b"),  # argparse takes abbreviations
         ("--sou /data/b --push org/name", "--sou b --push org/name"),
         ("--source / --out --out", "--source / --out --out"),

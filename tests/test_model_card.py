@@ -167,7 +167,7 @@ def test_tokens_never_enter_a_command():
         "x=<token>",
     ]
     assert command_line(["sgma-hf", "train", *typed[:2]]) == "sgma-hf train --hub_token '<token>'"
-    assert command_line(["/home/me/env/bin/sgma-hf", "train"]) == "sgma-hf train"
+    assert command_line(["/opt/env/bin/sgma-hf", "train"]) == "sgma-hf train"
     assert command_line([str(ROOT / "scripts" / "none.py"), "--x"]) == "python none.py --x"
     assert command_line() is None  # pytest is not the command of a run
 

@@ -1,13 +1,45 @@
-"""Finding a training checkpoint that was written to its end."""
+"""Finding a training checkpoint that was written to its end, in each of the layouts that `Trainer` writes.
+
+| layout | weights | optimizer |
+|---|---|---|
+| plain | `model.safetensors`, or its index and all shards | `optimizer.pt` |
+| fsdp_full | `pytorch_model_fsdp.bin` | `optimizer.bin` |
+| fsdp_sharded | `pytorch_model_fsdp_0/.metadata` and `*.distcp` | `optimizer_0/.metadata` and `*.distcp` |
+| deepspeed | `*model_states.pt` in the folder that `latest` names | the same folder |
+
+Beside them lie `config.json`, `scheduler.pt` (not with DeepSpeed's own schedule), the random state of every process,
+`modality_sampler.json` and, written last, when all processes have written theirs, `trainer_state.json`. Under FSDP
+`model.safetensors` is there as well, but nothing is resumed from it.
+"""
 
 import json
 import os
 import re
+import shutil
 from pathlib import Path
+from typing import Any, Literal
 
 
-# `trainer_state.json` is what Trainer writes last.
-REQUIRED_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+SAMPLER_STATE_NAME = "modality_sampler.json"
+TRAINER_STATE_NAME = "trainer_state.json"
+
+Layout = Literal["plain", "fsdp_full", "fsdp_sharded", "deepspeed"]
+
+
+def checkpoint_layout(checkpoint: str | os.PathLike) -> Layout:
+    """Tell by what is in a checkpoint folder how it was trained, see the module's docstring.
+
+    Args:
+        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
+    """
+    checkpoint = Path(checkpoint)
+    if (checkpoint / "pytorch_model_fsdp.bin").is_file() or (checkpoint / "optimizer.bin").is_file():
+        return "fsdp_full"
+    if (checkpoint / "pytorch_model_fsdp_0").is_dir() or (checkpoint / "optimizer_0").is_dir():
+        return "fsdp_sharded"
+    if (checkpoint / "latest").is_file() or any(checkpoint.glob("global_step*")):
+        return "deepspeed"
+    return "plain"
 
 
 def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
@@ -17,13 +49,20 @@ def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
         checkpoint: A folder `checkpoint-<step>` of `Trainer`.
     """
     checkpoint = Path(checkpoint)
-    if not all((checkpoint / name).is_file() for name in REQUIRED_FILES):
+    if _read_json(checkpoint / TRAINER_STATE_NAME) is None or not (checkpoint / "config.json").is_file():
         return False
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except ValueError:  # the disk was full, or the process killed, while it was written
-        return False
-    return any(checkpoint.glob("model*.safetensors")) and any(checkpoint.glob("rng_state*.pth"))
+    layout = checkpoint_layout(checkpoint)
+    parts = {
+        "plain": lambda: _has_safetensors(checkpoint) and _has(checkpoint, "optimizer.pt", "scheduler.pt"),
+        "fsdp_full": lambda: _has(checkpoint, "pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"),
+        "fsdp_sharded": lambda: (
+            _has_shards(checkpoint / "pytorch_model_fsdp_0")
+            and _has_shards(checkpoint / "optimizer_0")
+            and _has(checkpoint, "scheduler.pt")
+        ),
+        "deepspeed": lambda: _has_deepspeed_states(checkpoint),
+    }
+    return parts[layout]() and _has_random_states(checkpoint)
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -38,3 +77,72 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
         if match and is_complete_checkpoint(folder):
             steps[int(match[1])] = str(folder)
     return steps[max(steps)] if steps else None
+
+
+def remove_checkpoint(checkpoint: str | os.PathLike) -> None:
+    """Remove a checkpoint folder, if it is there; one that is removed in part is not complete.
+
+    Args:
+        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
+    """
+    (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    if Path(checkpoint).is_dir():
+        shutil.rmtree(checkpoint)
+
+
+def read_sampler_state(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
+    """Read what the trainer saved beside `trainer_state.json`; None if there is no such file, or half of it.
+
+    Args:
+        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
+    """
+    return _read_json(Path(checkpoint) / SAMPLER_STATE_NAME)
+
+
+def _read_json(path: Path) -> Any | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # the disk was full, or the process killed, while it was written
+        return None
+
+
+def _has(folder: Path, *names: str) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def _has_safetensors(folder: Path) -> bool:
+    if _has(folder, "model.safetensors"):
+        return True
+    index = _read_json(folder / "model.safetensors.index.json")
+    return index is not None and _has(folder, *set(index["weight_map"].values()))
+
+
+def _has_shards(folder: Path) -> bool:
+    """Whether torch's distributed checkpoint is whole: `.metadata` is written when all processes are done."""
+    return _has(folder, ".metadata") and any(folder.glob("*.distcp"))
+
+
+def _has_deepspeed_states(checkpoint: Path) -> bool:
+    if not _has(checkpoint, "latest"):
+        return False
+    folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
+    if folder == checkpoint or not any(folder.glob("*model_states.pt")):
+        return False
+    # ZeRO keeps a part of the optimizer per process; without it, it is in the model's states.
+    parts = len(list(folder.glob("*optim_states.pt")))
+    return parts in (0, _num_processes(checkpoint))
+
+
+def _num_processes(checkpoint: Path) -> int:
+    """Processes that the checkpoint was written by; where it is not known, the random states that there are."""
+    state = read_sampler_state(checkpoint)
+    if state is not None and "num_processes" in state:
+        return state["num_processes"]
+    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+
+
+def _has_random_states(checkpoint: Path) -> bool:
+    count = _num_processes(checkpoint)
+    if count == 1:
+        return _has(checkpoint, "rng_state.pth") or _has(checkpoint, "rng_state_0.pth")
+    return _has(checkpoint, *(f"rng_state_{index}.pth" for index in range(count)))

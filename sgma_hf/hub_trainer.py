@@ -45,6 +45,10 @@ PUBLISHED = (
 )
 
 
+class PublicRepositoryError(ValueError):
+    """A private repository was asked for, and the one of that name is public."""
+
+
 class HubTrainer(Trainer):
     """Trainer whose every push leaves a repository that loads, and whose model card comes from the run.
 
@@ -68,13 +72,20 @@ class HubTrainer(Trainer):
             private: Whether a repository that is created is private; None is `args.hub_private_repo`.
 
         Raises:
-            ValueError: If a private one was asked for, and it is there and public.
+            PublicRepositoryError: If a private one was asked for, and it is there and public.
         """
         super().init_hf_repo(token=token, private=private)
         if self.is_world_process_zero():
             api = HfApi(token=self.args.hub_token if token is None else token)
             private = self.args.hub_private_repo if private is None else private
-            refuse_public_repository(api, self.hub_model_id, private=private)
+            try:
+                refuse_public_repository(api, self.hub_model_id, private=private)
+            except ValueError as error:
+                raise PublicRepositoryError(
+                    f"The repository {self.hub_model_id} is public, and a private one was asked for; nothing was "
+                    "uploaded. Leave `hub_private_repo` out to push to it all the same, or choose another "
+                    "`hub_model_id`."
+                ) from error
 
     def train(self, *args, **kwargs):
         """Train as `Trainer.train` does."""
@@ -131,6 +142,14 @@ class HubTrainer(Trainer):
             hardware=hardware_name(self.args.device),
             evaluation=self._evaluation[1] if self._evaluation and self._evaluation[0] == step else None,
         )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as `Trainer.save_model` does; also where FSDP saves shards, which none but it can load."""
+        super().save_model(output_dir, _internal_call=True)
+        if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save model, processor and record, but no `training_args.bin`: a pickle, with the access token in it."""

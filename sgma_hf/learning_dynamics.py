@@ -3,9 +3,12 @@
 One record per epoch, from the sums of `TrainingStatistics`, so exact over all processes and after a resume:
 
 - for each modality: mean robustness, also per class of the pixels; cross-entropy and IoU of the predictions from it
-  alone, wherever modality-aware sampling drew it (of training crops, while the weights change, one pixel per cell of
-  stride 4: to compare modalities and epochs, not to report); and the gradient norm of its projectors and stem as the
-  optimiser got it, after clipping, as root mean square over the steps that had one.
+  alone, both also per class, wherever modality-aware sampling drew it (of training crops, while the weights change: to
+  compare modalities and epochs, not to report); and the gradient norm of its projectors and stem as the optimiser got
+  it, after clipping, as root mean square over the steps that had one.
+- `single_loss` is the mean over rows of what the model is trained on, so over all valid pixels of a row and, with
+  `class_weights`, weighted (`EpochStatistics`). IoU and all figures per class are of one pixel per cell of stride 4,
+  and `class_single_loss` is the plain cross-entropy there.
 - for each stage: prototype drift, the mean over the classes of 1 - cosine(mean prototype of this epoch, of the last
   one), over the rows with two modalities at least.
 
@@ -319,12 +322,16 @@ def _sampled_windows(
 
 
 def _modality_record(summary: Mapping[str, Any], index: int) -> dict[str, Any]:
-    class_robustness = [_known(value) for value in summary["class_robustness"][index]]
+    by_class = {
+        name: [_known(value) for value in summary[name][index]] for name in ("class_robustness", "class_single_loss")
+    }
+    by_class = {name: None if set(values) == {None} else values for name, values in by_class.items()}
     scores = segmentation_scores(summary["single_confusion"][index].astype(np.int64))
     return {
         "robustness": _known(summary["robustness"][index]),
-        "class_robustness": None if all(value is None for value in class_robustness) else class_robustness,
+        "class_robustness": by_class["class_robustness"],
         "single_loss": _known(summary["single_loss"][index]),
+        "class_single_loss": by_class["class_single_loss"],
         "single_miou": scores["miou"],
         "single_iou": scores["iou"] if scores["pixels"] else None,
         "gradient_norm": _known(np.sqrt(summary["squared_gradients"][index])),

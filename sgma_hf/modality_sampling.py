@@ -13,11 +13,15 @@ Ours, for data sets whose rows lack modalities, from what the last epoch showed:
 - dropout: p_m ** phi_m in place of p_m. Fragile modalities are dropped less, strong ones more.
 
 Before anything is known, and where everything is equal, all of it is uniform. Weights are frozen within an epoch, and
-every draw is a function of (seed, epoch), so that a run can be replayed from any point.
+every draw is a function of (seed, epoch), so that a run can be replayed from any point. The weights of every row are
+in `row_weights.jsonl` in the run's folder, see `RowWeightsFile`.
 """
 
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +29,7 @@ import torch
 
 
 ROW_KEY = "_key"
+ROW_WEIGHTS_FILE = "row_weights.jsonl"
 
 
 class RowKey(NamedTuple):
@@ -51,8 +56,12 @@ class EpochStatistics:
 
     Attributes:
         robustness: Mean robustness of each modality in [0, 1], over the rows where it competed, (num_modalities,).
-        single_loss: Mean cross-entropy of the predictions from each modality alone, (num_modalities,).
-        row_losses: Mean cross-entropy of each row's fused prediction in the epoch, (num_rows,).
+        single_loss: Mean over the rows that modality-aware sampling drew it for of the row's mean cross-entropy,
+            predicted from that modality alone, (num_modalities,).
+        row_losses: Mean cross-entropy of each row's fused prediction over its valid pixels, and over the times it came
+            in the epoch, (num_rows,). With the model's `class_weights` both losses are the sum of weight times
+            cross-entropy over the number of pixels, so a row of rare classes counts as harder; `sgma-hf train` scales
+            the weights to a mean of 1 over the training pixels.
     """
 
     robustness: list[float] | None = None
@@ -131,6 +140,48 @@ def draw_counts(weights: np.ndarray, generator: np.random.Generator) -> np.ndarr
     counts = np.empty(len(weights), dtype=np.int64)
     counts[order] = np.diff(marks, prepend=0)
     return counts
+
+
+class RowWeightsFile:
+    """The sampling weights of all rows, epoch by epoch, as JSON lines `{"epoch": 0, "weights": [1.0, ...]}`.
+
+    Epochs count from 0; the weights are in the order of the training set, with six significant digits, mean 1.
+
+    Args:
+        directory: The run's folder.
+        first_epoch: Epoch that is written first. A resumed run keeps what is there of earlier ones: what the run that
+            was killed wrote after its last checkpoint is written again.
+    """
+
+    def __init__(self, directory: str | os.PathLike, first_epoch: int):
+        self.path = Path(directory) / ROW_WEIGHTS_FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in self._lines() if _epoch_of(line) < first_epoch]
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def _lines(self) -> list[str]:
+        """Lines that were written to their end."""
+        if not self.path.is_file():
+            return []
+        return [line[:-1] for line in self.path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+
+    def write(self, epoch: int, weights: np.ndarray) -> None:
+        """Append an epoch.
+
+        Args:
+            epoch: The epoch that they steer, from 0.
+            weights: Weights of the rows, (num_rows,).
+        """
+        rounded = [float(f"{weight:.6g}") for weight in weights.tolist()]
+        line = json.dumps({"epoch": epoch, "weights": rounded}, separators=(",", ":"))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+
+def _epoch_of(line: str) -> int:
+    return json.loads(line)["epoch"]
 
 
 class ModalityAwareSampler(torch.utils.data.Sampler):

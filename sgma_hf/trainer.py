@@ -8,22 +8,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import DistributedType
+from torch.distributed.tensor import DTensor
 from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback
 from transformers.trainer_utils import speed_metrics
 
-from .checkpoints import is_complete_checkpoint, last_complete_checkpoint
+from .checkpoints import (
+    SAMPLER_STATE_NAME,
+    checkpoint_layout,
+    is_complete_checkpoint,
+    last_complete_checkpoint,
+    read_sampler_state,
+    remove_checkpoint,
+)
 from .data_collator import SgmaDataCollator
 from .dataset_schema import decode_raster, present_modalities
 from .evaluation import evaluate_modality_combinations
 from .hub_trainer import HubTrainer
 from .learning_dynamics import LearningDynamics, feature_separation, modality_parameters
-from .modality_sampling import EpochRows, ModalityAwareSampler, SamplingState, modality_fragility, row_weights
+from .modality_sampling import (
+    EpochRows,
+    ModalityAwareSampler,
+    RowWeightsFile,
+    SamplingState,
+    modality_fragility,
+    row_weights,
+)
+from .sharded_training import (
+    UnusedParameters,
+    check_sharding,
+    fill_optimizer_state,
+    whole_copy,
+)
 from .training_args import SgmaTrainingArguments
 from .training_statistics import TrainingStatistics, epoch_statistics, mean_robustness
-
-
-SAMPLER_STATE_NAME = "modality_sampler.json"
 
 
 class _EpochCallback(TrainerCallback):
@@ -54,7 +71,10 @@ class SgmaTrainer(HubTrainer):
     `eval_last1_miou` and `eval_miou/<combination>`.
 
     Once per epoch, and at evaluations, the log has how each modality learns as `dynamics/...`; with the figures per
-    class it is in `learning_dynamics.json` in `args.output_dir`: see `sgma_hf.learning_dynamics`.
+    class it is in `learning_dynamics.json` in `args.output_dir`: see `sgma_hf.learning_dynamics`. How often each row
+    shall come is in `row_weights.jsonl`, epoch by epoch: see `sgma_hf.modality_sampling`.
+
+    Several processes train as Accelerate's configuration says: DDP, or FSDP version 2 (scripts/accelerate_fsdp.yaml).
 
     Args:
         model: The model to train.
@@ -67,7 +87,8 @@ class SgmaTrainer(HubTrainer):
         kwargs: Passed on to `Trainer`.
 
     Raises:
-        ValueError: If processor and model disagree on the modalities, or there is no row.
+        ValueError: If processor and model disagree on the modalities, there is no row, or Accelerate was started with
+            FSDP version 1.
         TypeError: If `train_dataset` has no length.
     """
 
@@ -109,6 +130,9 @@ class SgmaTrainer(HubTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        check_sharding(self.accelerator)
+        self._model_class = type(model)  # sharding makes it another one
+        self._unused_parameters = UnusedParameters(model, self.accelerator) if self.is_fsdp_enabled else None
         # First of all: those that report to others stop doing so at the end of training.
         self.callback_handler.callbacks.insert(0, _EpochCallback(self))
         if args.crop_size is not None:
@@ -118,6 +142,7 @@ class SgmaTrainer(HubTrainer):
         self._sums: dict[str, torch.Tensor] = {}
         self._present = None if train_dataset is None else _check_rows(train_dataset, processing_class.modalities)
         self.dynamics: LearningDynamics | None = None
+        self._row_weights: RowWeightsFile | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Train as `Trainer.train` does.
@@ -128,7 +153,8 @@ class SgmaTrainer(HubTrainer):
             kwargs: Passed on to `Trainer.train`.
 
         Raises:
-            ValueError: If there is no complete checkpoint to resume from.
+            ValueError: If there is no complete checkpoint to resume from, or it is one of another way to share the
+                model out among the processes, or of steps of another number of rows.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
@@ -143,8 +169,44 @@ class SgmaTrainer(HubTrainer):
                 f"{str(resume_from_checkpoint)!r} is not a complete checkpoint: saving it was interrupted, or it is "
                 f"another folder. The last complete one beside it: {last}."
             )
+        if resume_from_checkpoint:
+            self._check_continues(resume_from_checkpoint)
         self._start_statistics(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """Train an epoch; nothing of a run that was killed after its last step: Trainer would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _check_continues(self, checkpoint: str) -> None:
+        """Refuse a checkpoint that this run would not continue; the number of processes alone may differ."""
+        layout, expected = checkpoint_layout(checkpoint), "plain"
+        if self.is_fsdp_enabled:
+            is_full = "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+            expected = "fsdp_full" if is_full else "fsdp_sharded"
+        elif self.is_deepspeed_enabled:
+            expected = "deepspeed"
+        if layout != expected:
+            raise ValueError(
+                f"{str(checkpoint)!r} was saved in the layout {layout!r}, this run resumes from {expected!r} only. "
+                "Start it with the same Accelerate configuration, or start anew from the model's weights."
+            )
+        saved = read_sampler_state(checkpoint) or {}
+        rows = saved.get("rows_per_step", self._rows_per_step())
+        if rows != self._rows_per_step() and not self.args.ignore_data_skip:
+            raise ValueError(
+                f"{str(checkpoint)!r} was trained with {rows} rows per step by {saved['num_processes']} processes; "
+                f"this run has {self._rows_per_step()}: {self.accelerator.num_processes} processes, times "
+                f"`per_device_train_batch_size`, times `gradient_accumulation_steps` "
+                f"{self.args.gradient_accumulation_steps}. Choose them so that the product is {rows}: else rows would "
+                "be left out or come twice."
+            )
+
+    def _rows_per_step(self) -> int:
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _start_statistics(self, checkpoint: str | None) -> None:
         """Begin without statistics, or with those that the checkpoint was saved with."""
@@ -154,9 +216,9 @@ class SgmaTrainer(HubTrainer):
         self.dynamics = LearningDynamics(
             list(config.modalities), [str(config.id2label[index]) for index in range(config.num_labels)]
         )
-        path = None if checkpoint is None else Path(checkpoint) / SAMPLER_STATE_NAME
-        if path is not None and path.is_file():
-            saved = json.loads(path.read_text(encoding="utf-8"))
+        self._row_weights = None
+        saved = read_sampler_state(checkpoint) if checkpoint else None
+        if saved is not None:
             self.sampling_state = SamplingState.from_dict(saved["state"])
             self.dynamics.load(saved["dynamics"])
             if self.is_world_process_zero():
@@ -198,6 +260,10 @@ class SgmaTrainer(HubTrainer):
         fragility = modality_fragility(state.frozen, len(names))
         dropout = np.broadcast_to(np.asarray(self.args.modality_dropout, dtype=np.float64), len(names)) ** fragility
         self.sampler.set_weights(weights, dropout.tolist())
+        if self.is_world_process_zero():
+            if self._row_weights is None:
+                self._row_weights = RowWeightsFile(self.args.output_dir, epoch)
+            self._row_weights.write(epoch, weights)
         self.log(
             {f"fragility/{name}": value for name, value in zip(names, fragility.tolist(), strict=True)}
             | {f"modality_dropout/{name}": value for name, value in zip(names, dropout.tolist(), strict=True)}
@@ -205,9 +271,11 @@ class SgmaTrainer(HubTrainer):
         )
 
     def _add_gradients(self) -> None:
+        if self._unused_parameters is not None:
+            self._unused_parameters.drop_gradients(self.model)
         # Every process holds the same gradients, unless their parameters are sharded.
         is_first = self.is_world_process_zero()
-        if is_first or self.accelerator.distributed_type == DistributedType.FSDP:
+        if is_first or self.is_fsdp_enabled:
             self.statistics.add_gradients(self._modality_parameters, counted=is_first)
 
     def _end_training(self) -> None:
@@ -223,12 +291,12 @@ class SgmaTrainer(HubTrainer):
         if self.is_world_process_zero():
             self.dynamics.save(self.args.output_dir)
 
-    def _record_separation(self, dataset: Sequence[Mapping[str, Any]], name: str) -> None:
+    def _record_separation(self, model: PreTrainedModel, dataset: Sequence[Mapping[str, Any]], name: str) -> None:
         """Measure how far apart the classes are in each modality's features; part of the record of a training."""
         if self.dynamics is None:
             return
         separation = feature_separation(
-            self.accelerator.unwrap_model(self.model),
+            model,
             self.processing_class,
             dataset,
             window_size=self.model.config.tile_size,
@@ -238,8 +306,33 @@ class SgmaTrainer(HubTrainer):
         epoch = self.state.epoch or 0.0
         self._log_dynamics(self.dynamics.add_evaluation(separation, epoch=epoch, step=step, name=name))
 
+    def whole_model(self) -> PreTrainedModel:
+        """The model without its wrappers; where it is sharded, a copy with all weights. To be called on all processes.
+
+        What evaluates it calls `encode` and `fuse_and_decode`, and not `forward`, and on each process as often as that
+        has rows.
+        """
+        if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
+            return whole_copy(self.model, self._model_class)
+        return self.accelerator.unwrap_model(self.model)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Save a checkpoint, never over one that an earlier attempt left at this step: half of each looks whole."""
+        if self.is_world_process_zero():
+            remove_checkpoint(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            fill_optimizer_state(self.optimizer)
+        super()._save_optimizer_and_scheduler(output_dir)
+
     def _save_rng_state(self, output_dir: str) -> None:
-        """Save the random state, and what row sampling knows; `trainer_state.json` is written after both."""
+        """Save the random state, and what row sampling knows; `trainer_state.json` is written after both.
+
+        To add up the statistics, all processes wait for each other here: each has written its part by then.
+        """
         super()._save_rng_state(output_dir)
         self.statistics.reduce(self.accelerator)
         if self.is_world_process_zero():
@@ -247,6 +340,8 @@ class SgmaTrainer(HubTrainer):
                 "state": self.sampling_state.to_dict(),
                 "sums": self.statistics.to_dict(),
                 "dynamics": self.dynamics.to_dict(),
+                "num_processes": self.accelerator.num_processes,
+                "rows_per_step": self._rows_per_step(),
             }
             (Path(output_dir) / SAMPLER_STATE_NAME).write_text(json.dumps(content), encoding="utf-8")
 
@@ -308,6 +403,10 @@ class SgmaTrainer(HubTrainer):
         if num_items_in_batch is not None:
             # Gradients are averaged over the processes afterwards.
             num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
+        if self._unused_parameters is not None and model.training:
+            inputs["modality_mask"], inputs["labels"] = self._unused_parameters.with_a_pair(
+                inputs["modality_mask"], inputs["labels"], self.model.config.semantic_loss_ignore_index
+            )
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch, output_prototypes=model.training)
         if model.training:
             self._add_up(outputs, inputs["modality_mask"])
@@ -377,8 +476,9 @@ class SgmaTrainer(HubTrainer):
             parts = [self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}") for name, rows in dataset.items()]
             return {key: score for part in parts for key, score in part.items()}
         start_time = time.time()
+        model = self.whole_model()
         results = evaluate_modality_combinations(
-            self.accelerator.unwrap_model(self.model),
+            model,
             self.processing_class,
             dataset,
             window_size=self.model.config.tile_size,
@@ -396,7 +496,7 @@ class SgmaTrainer(HubTrainer):
         metrics = {name: score for name, score in metrics.items() if score is not None}
         metrics |= speed_metrics(metric_key_prefix, start_time, num_samples=results["rows"])
         self.log(metrics)
-        self._record_separation(dataset, metric_key_prefix)
+        self._record_separation(model, dataset, metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

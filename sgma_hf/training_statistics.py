@@ -17,6 +17,9 @@ class TrainingStatistics:
 
     Everything stays on the device and costs no synchronisation until `reduce`.
 
+    Where the model has `class_weights`, a row's loss is what it is trained on: the sum over its valid pixels of weight
+    times cross-entropy, divided by their number (not by the sum of their weights). Losses by class are not weighted.
+
     Args:
         num_rows: Rows of the training set.
         num_modalities: Modalities of the model.
@@ -43,6 +46,7 @@ class TrainingStatistics:
             "robustness": (2, num_modalities),  # a sum and a count in the first place, as in most
             "class_robustness": (2, num_modalities, num_labels),
             "single_loss": (2, num_modalities),
+            "class_single_loss": (2, num_modalities, num_labels),
             "row_losses": (2, num_rows),
             "squared_gradients": (2, num_modalities),
             "single_confusion": (num_modalities, num_labels, num_labels),
@@ -84,7 +88,7 @@ class TrainingStatistics:
             if modality_mask.ndim == 4:
                 rows = torch.arange(len(labels), device=labels.device)
                 seen = seen & modality_mask[rows, outputs.sampled_modality, ::4, ::4]
-            self._add_confusion(outputs, cells, seen)
+            self._add_single_classes(outputs, cells, seen)
 
     @torch.no_grad()
     def add_gradients(self, parameters: Sequence[Sequence[torch.nn.Parameter]], *, counted: bool = True) -> None:
@@ -115,24 +119,37 @@ class TrainingStatistics:
         sums[0].index_add_(0, index, torch.where(valid, values, 0).to(sums.dtype))
         sums[1].index_add_(0, index, valid.to(sums.dtype))
 
+    def _one_hot(self, classes: torch.Tensor) -> torch.Tensor:
+        """One-hot classes, (..., K); pixels to ignore fall into a class of their own, which is cut off again."""
+        sums = self.sums["class_robustness"]
+        num_labels = sums.shape[2]
+        classes = torch.where(classes == self.ignore_index, num_labels, classes)
+        return torch.nn.functional.one_hot(classes, num_labels + 1)[..., :num_labels].to(sums.dtype)
+
     def _add_robustness(self, robustness: tuple[torch.Tensor, ...], competing: torch.Tensor, cells: torch.Tensor):
         sums, class_sums = self.sums["robustness"], self.sums["class_robustness"]
         counted = competing.to(sums.dtype)
         sums[0] += (mean_robustness(robustness).to(sums.dtype) * counted).sum(0)
         sums[1] += counted.sum(0)
-        num_labels = class_sums.shape[2]
-        # Pixels to ignore fall into a class of their own, which is cut off again.
-        classes = torch.where(cells == self.ignore_index, num_labels, cells)
-        one_hot = torch.nn.functional.one_hot(classes, num_labels + 1)[..., :num_labels].to(sums.dtype)  # (B, h, w, K)
+        one_hot = self._one_hot(cells)  # (B, h, w, K)
         finest = robustness[0].to(sums.dtype) * counted[..., None, None]
         class_sums[0] += torch.einsum("bmhw,bhwk->mk", finest, one_hot)
         class_sums[1] += torch.einsum("bm,bhwk->mk", counted, one_hot)
 
-    def _add_confusion(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
-        predicted = outputs.sampled_logits.argmax(1)
+    def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
+        """Add confusion and loss by class of the predictions from the drawn modality, at one pixel per cell."""
+        logits, sums = outputs.sampled_logits, self.sums["class_single_loss"]
+        predicted = logits.argmax(1)
         for index, confusion in enumerate(self.sums["single_confusion"]):
             drawn = seen & (outputs.sampled_modality == index)[:, None, None]
             confusion += count_pixels(predicted, cells, confusion.shape[0], drawn)
+        one_hot = self._one_hot(torch.where(seen, cells, self.ignore_index))  # (B, h, w, K)
+        modality = torch.nn.functional.one_hot(outputs.sampled_modality, sums.shape[1]).to(sums.dtype)  # (B, M)
+        losses = torch.nn.functional.cross_entropy(
+            logits.float(), cells, ignore_index=self.ignore_index, reduction="none"
+        )
+        sums[0] += torch.einsum("bm,bhw,bhwk->mk", modality, losses.to(sums.dtype), one_hot)
+        sums[1] += torch.einsum("bm,bhwk->mk", modality, one_hot)
 
     def reduce(self, accelerator: Accelerator) -> None:
         """Add up the sums of all processes; the first holds them then, the others start from 0 again.

@@ -23,7 +23,8 @@ from sgma_hf.training_statistics import TrainingStatistics
 from sgma_hf.visualization import plot_learning_dynamics
 
 
-FIGURES = {"robustness", "class_robustness", "single_loss", "single_miou", "single_iou", "gradient_norm"}
+FIGURES = {"robustness", "class_robustness", "single_loss", "class_single_loss", "single_miou", "single_iou"}
+FIGURES |= {"gradient_norm"}
 
 
 def points(*values):
@@ -64,6 +65,7 @@ def summary(prototypes):
         "robustness": np.array([0.75, nan]),
         "class_robustness": np.array([[0.5, nan], [nan, nan]]),
         "single_loss": np.array([0.25, nan]),
+        "class_single_loss": np.array([[nan, 0.75], [nan, nan]]),
         "single_confusion": np.array([[[3.0, 1.0], [0.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]]),
         "squared_gradients": np.array([9.0, 0.0]),
         "prototypes": prototypes,
@@ -87,6 +89,7 @@ def test_records_and_logs_of_two_epochs():
     assert second["prototype_drift"] == [0.5]
     assert second["modalities"]["rgb"]["class_robustness"] == [0.5, None]
     assert second["modalities"]["rgb"]["single_iou"] == [3 / 4, 4 / 5]
+    assert second["modalities"]["rgb"]["class_single_loss"] == [None, 0.75]
     assert second["modalities"]["dsm"] == dict.fromkeys(FIGURES) | {"gradient_norm": 0.0}
 
 
@@ -122,6 +125,27 @@ def statistics(**changes):
         **{"num_rows": 4, "num_modalities": 3, "num_labels": 5, "ignore_index": 255, "device": torch.device("cpu")}
         | changes
     )
+
+
+def test_loss_of_one_modality_alone_is_added_up_by_class():
+    model = tiny_model().train()
+    torch.manual_seed(0)
+    mask = torch.ones(2, 3, 32, 32, dtype=torch.bool)
+    mask[:, :, 16:] = False
+    labels = torch.randint(0, 4, (2, 32, 32))  # class 4 is nowhere
+    labels[:, :8] = 255
+    outputs = model(torch.randn(2, 6, 32, 32), mask, labels=labels)
+    sums = statistics()
+    sums.add(outputs, mask, labels, torch.arange(2))
+    losses, counts = sums.sums["class_single_loss"]
+    expected, expected_counts = torch.zeros(3, 5, dtype=torch.float64), torch.zeros(3, 5, dtype=torch.float64)
+    for row, modality in enumerate(outputs.sampled_modality.tolist()):
+        for i, j in ((i, j) for i in (2, 3) for j in range(8)):  # cells that are covered, with labels
+            label = int(labels[row, 4 * i, 4 * j])
+            expected[modality, label] -= outputs.sampled_logits[row, :, i, j].log_softmax(0)[label].double()
+            expected_counts[modality, label] += 1
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(counts, expected_counts) and counts.sum() == 32 and counts[:, 4].sum() == 0
 
 
 def parameter(*gradient):
@@ -240,6 +264,7 @@ def test_training_records_every_figure_logs_it_and_draws_it(tmp_path):
         assert set(last["modalities"][name]) == FIGURES
         assert 0 < last["modalities"][name]["robustness"] < 1
         assert len(last["modalities"][name]["class_robustness"]) == 3
+        assert len(last["modalities"][name]["class_single_loss"]) == 3
         assert reporter.logs[f"dynamics/robustness/{name}"] == last["modalities"][name]["robustness"]
         assert len(record["evaluations"][0]["separation"][name]) == 4
     assert all(0 < drift < 2 for drift in last["prototype_drift"])
@@ -282,6 +307,7 @@ def test_what_a_model_lacks_is_none_and_an_empty_panel(tmp_path, fusion):
     for name in MODALITIES:
         figures = last["modalities"][name]
         assert figures["single_loss"] is figures["single_miou"] is figures["single_iou"] is None
+        assert figures["class_single_loss"] is None
         assert (figures["robustness"] is None) == (figures["class_robustness"] is None) == (fusion != "sgf")
         assert (figures["gradient_norm"] is None) == (fusion == "mean")  # 3 bands and 1 need no stem
     assert (last["prototype_drift"] is None) == (fusion != "sgf")

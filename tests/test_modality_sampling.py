@@ -9,6 +9,7 @@ from sgma_hf.modality_sampling import (
     EpochStatistics,
     ModalityAwareSampler,
     RowKey,
+    RowWeightsFile,
     SamplingState,
     draw_counts,
     modality_fragility,
@@ -121,3 +122,22 @@ def test_the_state_survives_json_exactly():
     again = SamplingState.from_dict(json.loads(json.dumps(state.to_dict(), allow_nan=False)))
     assert (again.epoch, again.frozen.robustness, again.frozen.single_loss) == (3, [0.1, 0.2 + 1e-17], None)
     np.testing.assert_array_equal(again.frozen.row_losses, [NAN, 1 / 3])
+
+
+def test_row_weights_of_a_resumed_run_stand_there_once(tmp_path):
+    path = tmp_path / "run" / "row_weights.jsonl"
+    first = RowWeightsFile(path.parent, 0)
+    for epoch in range(3):
+        first.write(epoch, np.array([1.0, 2 / 3, 4 / 3 + epoch]))
+    with path.open("a") as file:
+        file.write('{"epoch":3,"wei')  # killed while it was written
+    resumed = RowWeightsFile(path.parent, 2)  # the last checkpoint was in epoch 2
+    resumed.write(2, np.array([1.0, 0.123456789, 2.0]))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [
+        {"epoch": 0, "weights": [1.0, 0.666667, 1.33333]},
+        {"epoch": 1, "weights": [1.0, 0.666667, 2.33333]},
+        {"epoch": 2, "weights": [1.0, 0.123457, 2.0]},
+    ]
+    RowWeightsFile(path.parent, 0)  # another run in the same folder
+    assert path.read_text() == ""

@@ -1,10 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import Trainer
 
-from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor, hub_trainer
 from sgma_hf.commands.train import main
 from sgma_hf.converters.demo_scenes import write_demo_scenes
 
@@ -130,3 +132,24 @@ def test_class_weights_come_from_the_training_pixels(arguments, scenes, tmp_path
     assert np.isfinite(weights).all() and (weights * share).sum() == pytest.approx(
         1, rel=0.05
     )  # two classes have no pixel
+
+
+def test_a_private_push_to_a_public_repository_is_refused_in_one_line(arguments, monkeypatch, capsys):
+    def find(trainer, token=None, private=None):
+        trainer.hub_model_id = "org/public"
+
+    class PublicHub:
+        def __init__(self, token=None):
+            pass
+
+        def repo_info(self, repo_id, repo_type):
+            return SimpleNamespace(private=False)
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", find)
+    monkeypatch.setattr(hub_trainer, "HfApi", PublicHub)
+    assert main(flags(arguments, push_to_hub=True, hub_model_id="org/public", hub_private_repo=True)) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sgma-hf train:")]
+    assert lines == [
+        "sgma-hf train: The repository org/public is public, and a private one was asked for; nothing was uploaded. "
+        "Leave `hub_private_repo` out to push to it all the same, or choose another `hub_model_id`."
+    ]

@@ -242,6 +242,38 @@ def test_a_checkpoint_cut_off_while_saving_is_passed_over_or_refused(tmp_path):
         make_trainer(tmp_path / "empty").train(resume_from_checkpoint=True)
 
 
+def test_a_checkpoint_of_steps_of_other_sizes_is_refused(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    accumulated = make_trainer(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    accumulated.train(resume_from_checkpoint=True)  # two rows per step, as before
+    with pytest.raises(ValueError, match="was trained with 2 rows per step by 1 processes; this run has 4: 1 process"):
+        make_trainer(tmp_path, per_device_train_batch_size=4).train(resume_from_checkpoint=True)
+
+
+def test_resuming_a_run_that_has_ended_trains_no_further(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
+    ended = make_trainer(tmp_path, **options)  # in mid-epoch
+    ended.train()
+    record = (tmp_path / "learning_dynamics.json").read_bytes()
+    resumed = make_trainer(tmp_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+    expected = state_of(ended)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state_of(resumed).items())
+    assert (tmp_path / "learning_dynamics.json").read_bytes() == record
+
+
+def test_weights_of_all_rows_are_written_once_per_epoch(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=3)
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "row_weights.jsonl").open()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert lines[0]["weights"] == [1.0] * 6
+    np.testing.assert_allclose(lines[2]["weights"], trainer.sampler.weights, rtol=1e-5)
+    logged = [entry for entry in trainer.state.log_history if "row_weight/max" in entry]
+    assert max(lines[1]["weights"]) == pytest.approx(logged[1]["row_weight/max"], rel=1e-5)
+
+
 def test_disk_full_while_saving_leaves_the_previous_checkpoint_loadable(tmp_path):
     make_trainer(tmp_path).model.save_pretrained(tmp_path / "model")
     before = (tmp_path / "model" / "model.safetensors").read_bytes()

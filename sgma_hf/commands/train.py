@@ -16,6 +16,7 @@ from transformers.utils import logging
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.dataset_schema import DatasetMetadata, decode_row, labelled_rows, load_rows, present_modalities
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
+from sgma_hf.hub_trainer import PublicRepositoryError
 from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
 from sgma_hf.trainer import SgmaTrainer
 from sgma_hf.training_args import SgmaTrainingArguments
@@ -97,6 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     except HTTPError as error:  # with `--push_to_hub` the repository is made before the training begins
         name = training_args.hub_model_id or Path(training_args.output_dir).name
         print(f"sgma-hf train: {explain_push_error(error, name)}", file=sys.stderr)
+        return 1
+    except PublicRepositoryError as error:
+        print(f"sgma-hf train: {error}", file=sys.stderr)
         return 1
     trainer.data_description = _data_description(arguments, validation_rows)
     trainer.command = command_line(["sgma-hf", "train", *(sys.argv[1:] if argv is None else argv)])
@@ -290,7 +294,7 @@ def _decoded(rows: Dataset, modalities: list[str]) -> Iterator[Mapping[str, Any]
 def _report(trainer: SgmaTrainer, validation_rows: Dataset) -> None:
     """Score the model that was saved, print the table and write it beside the model."""
     results = evaluate_modality_combinations(
-        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.whole_model(),
         trainer.processing_class,
         validation_rows,
         window_size=trainer.model.config.tile_size,

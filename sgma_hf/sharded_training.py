@@ -1,0 +1,159 @@
+"""What training needs where Accelerate shards the parameters over the processes: FSDP version 2.
+
+A sharded unit is gathered, and its gradients are reduced, by all processes at the same moment. So all of them have to
+call the same units, and have gradients of the same parameters, whatever their rows hold: a modality that no row of a
+process has, or a batch that is all padding, would leave the others waiting for ever. DDP finds out by itself.
+"""
+
+import copy
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """Refuse FSDP version 1: its parameters are there inside `forward` alone, and evaluation needs its two halves.
+
+    Args:
+        accelerator: The trainer's.
+
+    Raises:
+        ValueError: If version 1 was asked for, which is Accelerate's default.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)  # the attribute is there under FSDP only
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ValueError(
+            f"Accelerate was started with FSDP version {plugin.fsdp_version}; SgmaTrainer shards with version 2. Set "
+            "`fsdp_version: 2` in its `fsdp_config`, as scripts/accelerate_fsdp.yaml does."
+        )
+
+
+class UnusedParameters:
+    """Gives all processes gradients of the same parameters, and takes away again what none of them used.
+
+    To the optimiser 0 is another step than none. Which ones a loss depends on is read off its graph, as DDP does.
+
+    Args:
+        model: The model to train, before it is sharded.
+        accelerator: The trainer's.
+    """
+
+    def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self._used: dict[str, bool] = {}
+        self._has_pair = True
+        # Accelerate asks for them, to shard them by themselves, and not every backbone can tell.
+        model.get_input_embeddings = lambda: None
+        # Before FSDP's own hook, while the parameters of the outermost unit are there as plain tensors.
+        model.register_forward_hook(self._reach_all)
+
+    def _reach_all(self, model: torch.nn.Module, args, outputs):
+        if model.training and outputs.loss is not None:
+            parameters = {name: part for name, part in model.named_parameters() if part.requires_grad}
+            leaves = _leaves(outputs.loss)
+            for name, part in parameters.items():
+                # Inner units, which are sharded again by now, use all of theirs whenever they are called; the head is
+                # called whatever a batch holds.
+                used = isinstance(part, DTensor) or id(part) in leaves
+                used = used and (self._has_pair or name.startswith("decode_head."))
+                self._used[name] = self._used.get(name, False) or used
+            outer = [part for part in parameters.values() if not isinstance(part, DTensor)]
+            outputs.loss = outputs.loss + 0 * torch.stack([part.flatten()[0] for part in outer]).sum()
+        return outputs
+
+    def with_a_pair(
+        self, modality_mask: torch.Tensor, labels: torch.Tensor, ignore_index: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Show a batch without any modality one, at pixels that do not count, so that the encoder is called.
+
+        What it uses does not count as used.
+
+        Args:
+            modality_mask: (batch_size, num_modalities) or (batch_size, num_modalities, height, width).
+            labels: (batch_size, height, width).
+            ignore_index: Label value that does not count.
+
+        Returns:
+            The mask and the labels to use in their place; as they are if some row has a modality.
+        """
+        self._has_pair = bool(modality_mask.any())
+        if self._has_pair:
+            return modality_mask, labels
+        modality_mask = modality_mask.clone()
+        modality_mask[0, 0] = True
+        return modality_mask, torch.full_like(labels, ignore_index)
+
+    def drop_gradients(self, model: torch.nn.Module) -> None:
+        """Take away, before the optimiser's step, the gradients that no process used. To be called on all of them.
+
+        Args:
+            model: The sharded model, after `backward`.
+        """
+        flags = torch.tensor(list(self._used.values()), dtype=torch.int64, device=self.accelerator.device)
+        counts = self.accelerator.reduce(flags, "sum").tolist()
+        unused = {name for name, count in zip(self._used, counts, strict=True) if count == 0}
+        for name, parameter in model.named_parameters():
+            if name in unused:
+                parameter.grad = None
+        self._used = {}
+
+
+def _leaves(loss: torch.Tensor) -> set[int]:
+    """Ids of the parameters that a loss depends on."""
+    leaves, seen, waiting = set(), set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        waiting.extend(following for following, _ in node.next_functions)
+    return leaves
+
+
+def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give zeros to parameters that were never used so far: torch does not load a sharded state with gaps.
+
+    They are what the optimiser itself would start with (Adam's step and moments, the momentum of SGD).
+
+    Args:
+        optimizer: The optimiser of a sharded model.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    filled = next((parameter for parameter in parameters if optimizer.state.get(parameter)), None)
+    if filled is None:
+        return
+    for parameter in parameters:
+        if parameter.requires_grad and not optimizer.state.get(parameter):
+            optimizer.state[parameter] = {
+                key: torch.zeros_like(parameter if value.shape == filled.shape else value)
+                for key, value in optimizer.state[filled].items()
+                if isinstance(value, torch.Tensor)
+            }
+
+
+def whole_copy(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """Gather a sharded model, on every process: rows are dealt out unevenly, and no call then waits for the others.
+
+    Args:
+        model: The sharded model.
+        model_class: Its class before it was sharded.
+
+    Returns:
+        A model with the same weights and mode, on the same device, that is not trained.
+    """
+    # Only here: not every build of torch has it.
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        whole = model_class(copy.deepcopy(model.config))
+    whole.load_state_dict(weights, assign=True)
+    for name, buffer in model.named_buffers():  # those that are not saved
+        module, _, attribute = name.rpartition(".")
+        setattr(whole.get_submodule(module), attribute, buffer.detach().clone())
+    whole.requires_grad_(False)
+    return whole.train(model.training)

@@ -1,7 +1,7 @@
-"""Measure what fusion and missing modalities cost in time.
+"""Measure what fusion and missing modalities cost in time and memory.
 
 Example:
-    python scripts/benchmark.py
+    python scripts/benchmark.py --sweep --output figures.json
 """
 
 import sys

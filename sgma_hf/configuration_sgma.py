@@ -120,6 +120,9 @@ class SgmaConfig(PreTrainedConfig):
             `"sgf"`: semantic-guided fusion, as in the paper. `"mean"`: the mean of the encoder's features over the
             modalities present. `"projector_mean"`: the mean of the modality-specific projectors' output. The latter
             two are baselines.
+        fusion_residual (`bool`, *optional*, defaults to `False`):
+            Add the mean of the encoder's features, weighted by robustness, to the fused map of `"sgf"`. The paper has
+            no such path; it has no parameters.
         num_attention_heads (`int`, *optional*, defaults to 4):
             Heads of the two perceptrons at every stage; the paper does not state a number. It has to divide the
             channels of all four stages.
@@ -136,7 +139,8 @@ class SgmaConfig(PreTrainedConfig):
             Keep the statistics of the backbone's batch normalisation fixed while training. They would otherwise
             depend on which modalities happen to be packed together. No effect on backbones without it.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the initial classifier weights.
+            Standard deviation of the initial weights of backbone layers that have no initialisation of their own.
+            Everything of ours keeps the variance of its input instead.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
             Label value that is left out of the loss.
         class_weights (`list[float]`, *optional*):
@@ -177,6 +181,7 @@ class SgmaConfig(PreTrainedConfig):
     modality_channels: list[int] | tuple[int, ...] = (3, 1, 1)
     backbone_config: dict | PreTrainedConfig | None = None
     fusion: str = "sgf"
+    fusion_residual: bool = False
     num_attention_heads: int = 4
     decoder_hidden_size: int = 256
     classifier_dropout_prob: float | int = 0.0

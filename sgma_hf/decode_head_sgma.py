@@ -21,7 +21,8 @@ class SgmaDecodeHead(nn.Module):
         self.linears = nn.ModuleList(SgmaLinear(stage_channels, width) for stage_channels in channels)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
-        self.classifier = nn.Linear(width, config.num_labels)
+        # Not transformers' usual weights of 0.02: with them, training stalls at the classes' shares for long.
+        self.classifier = SgmaLinear(width, config.num_labels)
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Fused maps of the four stages -> logits (batch_size, num_labels, height / 4, width / 4)."""

@@ -112,6 +112,8 @@ def fuse_row(config, weights, features, fractions, sizes, only=None):
             covered = {m: fractions[m][level].flatten() for m in used}  # (N,)
             tokens = {m: project(config, weights, level, m, features[m][level]) for m in used}  # (N, C)
             maps, shares, vectors = fuse_stage(config, weights, level, tokens, covered)
+            if config.fusion == "sgf" and config.fusion_residual:
+                maps = maps + sum(shares[m][:, None] * features[m][level].flatten(1).t() for m in used)
         nowhere = torch.zeros(size[0] * size[1], dtype=torch.float64)
         fused.append(maps.t().unflatten(1, size))
         robustness.append(

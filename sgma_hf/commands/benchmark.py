@@ -1,27 +1,29 @@
-"""`sgma-hf benchmark`: what fusion, missing modalities and the sampling branch cost.
+"""`sgma-hf benchmark`: what fusion, missing modalities and the sampling branch cost in time and memory.
 
-All variants of a comparison are timed in turn, so that whatever else the machine does hits them alike; what is printed
-are medians and their ratios. Weights and images are random: nothing here depends on their values.
+Times the training step and the inference of SGMA beside mean fusion with the same encoder and head and beside the bare
+encoder, and measures their peaks of memory, the loading of data, and the evaluation of all combinations of modalities.
+With `--sweep`, again for other numbers of modalities and classes, sizes, and shares of modalities present.
 """
 
 import itertools
 import json
 import platform
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 from transformers.utils import logging
 
-from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation
+from sgma_hf import SgmaDataCollator, SgmaImageProcessor
 from sgma_hf.commands.train import PVT_V2_SIZES
+from sgma_hf.converters.demo_scenes import demo_metadata, demo_rows
+from sgma_hf.dataset_schema import encode_raster
 from sgma_hf.inference import measure_overlaps
-from sgma_hf.metrics import confusion_matrix
-from sgma_hf.modeling_sgma import upsample_to_pixels
+from sgma_hf.memory_benchmark import measure_memory
+from sgma_hf.modality_sampling import ROW_KEY, RowKey
+from sgma_hf.model_benchmark import FUSIONS, VARIANTS, BenchmarkCase, measure_case, measure_loading, measure_subsets
 from sgma_hf.raster_sources import RasterScene
 from sgma_hf.raster_throughput import measure_raster_throughput
 
@@ -40,6 +42,24 @@ class BenchmarkArguments:
     threads: int = field(default=1, metadata={"help": "Threads of torch."})
     seed: int = field(default=0, metadata={"help": "Seed of weights and images."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
+    memory: bool = field(default=True, metadata={"help": "Measure peaks of memory, each in a process of its own."})
+    sweep: bool = field(
+        default=False, metadata={"help": "Also vary one number at a time, over the lists below; takes many minutes."}
+    )
+    sweep_modalities: list[int] = field(
+        default_factory=lambda: [1, 2, 3, 4, 5], metadata={"help": "Numbers of modalities of the sweep."}
+    )
+    sweep_labels: list[int] = field(
+        default_factory=lambda: [2, 5, 10, 25], metadata={"help": "Numbers of classes of the sweep."}
+    )
+    sweep_sizes: list[int] = field(
+        default_factory=lambda: [128, 256, 384, 512], metadata={"help": "Sides of the images of the sweep, in pixels."}
+    )
+    sweep_present: list[int] = field(
+        default_factory=lambda: [1, 2, 3],
+        metadata={"help": "How many of the modalities are present, in the sweep; more than there are is left out."},
+    )
+    sweep_repeats: int = field(default=5, metadata={"help": "Rounds for each point of the sweep."})
     overlap_model: str | None = field(
         default=None,
         metadata={"help": "Checkpoint: measure how much neighbouring tiles of a scene disagree, and nothing else."},
@@ -55,7 +75,7 @@ class BenchmarkArguments:
         },
     )
     raster_tiles: int = field(default=4, metadata={"help": "Tiles along each side of the scene of that."})
-    device: str = field(default="cpu", metadata={"help": "Where the model of that runs: cpu, cuda, ..."})
+    device: str = field(default="cpu", metadata={"help": "Where the models run: cpu, cuda, ..."})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,9 +95,19 @@ def main(argv: list[str] | None = None) -> int:
         print(_overlap_report(figures["overlaps"]))
         return _write(figures, args.output)
     machine = {"processor": _processor(), "torch": torch.__version__, "threads": args.threads}
+    case = BenchmarkCase(
+        {"model_type": "pvt_v2", **PVT_V2_SIZES[args.backbone_config]},
+        size=args.size,
+        batch_size=args.batch_size,
+        num_modalities=args.num_modalities,
+        num_labels=args.num_labels,
+        decoder_hidden_size=args.decoder_hidden_size,
+        seed=args.seed,
+        device=args.device,
+    )
     if args.raster_throughput:
         throughput = measure_raster_throughput(
-            _build(args).to(args.device),
+            case.build(),
             tile_size=args.size,
             tiles_per_side=args.raster_tiles,
             batch_size=args.batch_size,
@@ -86,15 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(_throughput_report(throughput))
         return _write({"arguments": vars(args), "machine": machine, "raster_throughput": throughput}, args.output)
-    seconds, parameters = _measure(args)
-    figures = {
-        "arguments": vars(args),
-        "machine": machine,
-        "median_seconds": seconds,
-        "parameters": parameters,
-        "ratios": _ratios(seconds),
-        "combinations_agree_in_float64": _combinations_agree(args),
-    }
+    figures = {"arguments": vars(args), "machine": machine} | _measure(args, case)
     print(_report(figures))
     return _write(figures, args.output)
 
@@ -153,116 +175,42 @@ def _throughput_report(figures: dict[str, float]) -> str:
     )
 
 
-def _build(args: BenchmarkArguments, **changes) -> SgmaForSemanticSegmentation:
-    torch.manual_seed(args.seed)
-    config = SgmaConfig(
-        modalities=[f"modality{index}" for index in range(args.num_modalities)],
-        modality_channels=[3] + [1] * (args.num_modalities - 1),
-        num_labels=args.num_labels,
-        decoder_hidden_size=args.decoder_hidden_size,
-        backbone_config={"model_type": "pvt_v2", **PVT_V2_SIZES[args.backbone_config]},
-        **changes,
-    )
-    return SgmaForSemanticSegmentation(config).eval()
-
-
-def _subsets(num_modalities: int, batch_size: int) -> list[torch.Tensor]:
-    """Every non-empty combination as a mask, (batch_size, num_modalities)."""
-    masks = [mask for mask in itertools.product([False, True], repeat=num_modalities) if any(mask)]
-    return [torch.tensor(mask).expand(batch_size, -1) for mask in masks]
-
-
-def _measure(args: BenchmarkArguments) -> tuple[dict[str, float], dict[str, int]]:
-    """Median seconds of every variant, and parameters of the models."""
-    sgf, mean = _build(args), _build(args, fusion="mean")
-    sgf_without_mas, mean_without_mas = (
-        _build(args, mas_loss_weight=0.0),
-        _build(args, fusion="mean", mas_loss_weight=0),
-    )
-    pixel_values = torch.randn(args.batch_size, sum(sgf.config.modality_channels), args.size, args.size)
-    labels = torch.randint(args.num_labels, (args.batch_size, args.size, args.size))
-    stacked = pixel_values[:, :3].repeat(args.num_modalities, 1, 1, 1)
-    subsets = _subsets(args.num_modalities, args.batch_size)
-    first = torch.arange(args.num_modalities).expand(args.batch_size, -1) == 0
-
-    def combinations_cached():
-        encoding = sgf.encode(pixel_values)
-        for subset in subsets:
-            sgf.fuse_and_decode(encoding, subset)
-
-    def combinations_naive():
-        for subset in subsets:
-            sgf(pixel_values, subset)
-
-    inference = {
-        "inference_sgf": lambda: sgf(pixel_values),
-        "inference_mean": lambda: mean(pixel_values),
-        "inference_backbone": lambda: sgf.sgma.backbone(stacked),
-        "inference_one_modality": lambda: sgf(pixel_values, first),
-        "combinations_cached": combinations_cached,
-        "combinations_naive": combinations_naive,
+def _measure(args: BenchmarkArguments, case: BenchmarkCase) -> dict:
+    """All figures of a case, and of the sweep around it."""
+    parameters = {variant: case.build(variant).num_parameters() for variant in ("SGMA", "mean fusion")}
+    figures = {
+        "parameters": parameters | {"added by SGF": parameters["SGMA"] - parameters["mean fusion"]},
+        "time": measure_case(case, list(VARIANTS), repeats=args.repeats),
+        "memory": measure_memory(case, list(VARIANTS)) if args.memory else None,
+        "subsets": measure_subsets(case, repeats=args.repeats),
+        "loading": _measure_loading(case, args.repeats),
+        "sweep": [],
     }
-    with torch.no_grad():
-        seconds = _medians(inference, args.repeats)
-
-    def step(model):
-        model.train()
-        model(pixel_values, labels=labels).loss.backward()
-        model.zero_grad()
-
-    training = {
-        "training_sgf_mas": lambda: step(sgf),
-        "training_sgf": lambda: step(sgf_without_mas),
-        "training_mean_mas": lambda: step(mean),
-        "training_mean": lambda: step(mean_without_mas),
-    }
-    seconds |= _medians(training, max(1, args.repeats // 2))
-    parameters = {"sgf": sgf.num_parameters(), "mean": mean.num_parameters()}
-    parameters["added_by_sgf"] = parameters["sgf"] - parameters["mean"]
-    return seconds, parameters
+    if args.sweep:
+        present = [count for count in args.sweep_present if count <= args.num_modalities]
+        points = [
+            *({"num_modalities": count} for count in args.sweep_modalities),
+            *({"num_labels": count} for count in args.sweep_labels),
+            *({"size": side} for side in args.sweep_sizes),
+            *({"num_present": count} for count in present),
+        ]
+        for point in logging.tqdm(points, desc="sweep"):
+            measured = measure_case(replace(case, **point), FUSIONS, repeats=args.sweep_repeats)
+            figures["sweep"].append({"point": point} | measured)
+    return figures
 
 
-def _medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    for variant in variants.values():
-        variant()
-    seconds = {name: [] for name in variants}
-    for _ in logging.tqdm(range(repeats), desc="rounds", leave=False):
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            variant()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def _ratios(seconds: dict[str, float]) -> dict[str, float]:
-    pairs = {
-        "inference: SGF / mean fusion": ("inference_sgf", "inference_mean"),
-        "inference: SGF / bare backbone": ("inference_sgf", "inference_backbone"),
-        "inference: one modality present / all": ("inference_one_modality", "inference_sgf"),
-        "all combinations: one encoding / naive loop": ("combinations_cached", "combinations_naive"),
-        "training step: SGF + MAS / mean fusion": ("training_sgf_mas", "training_mean"),
-        "training step: SGF / mean fusion": ("training_sgf", "training_mean"),
-        "training step: SGF + MAS / SGF": ("training_sgf_mas", "training_sgf"),
-        "training step: SGF + MAS / mean fusion + MAS": ("training_sgf_mas", "training_mean_mas"),
-    }
-    return {name: seconds[above] / seconds[below] for name, (above, below) in pairs.items()}
-
-
-@torch.no_grad()
-def _combinations_agree(args: BenchmarkArguments) -> bool:
-    """Whether both ways to evaluate all combinations count the same pixels, in float64."""
-    model = _build(args).double()
-    shape = (1, sum(model.config.modality_channels), 64, 64)
-    pixel_values = torch.randn(shape, dtype=torch.float64)
-    labels = torch.randint(args.num_labels, (1, 64, 64))
-    encoding = model.encode(pixel_values)
-    for subset in _subsets(args.num_modalities, 1):
-        logits = model.fuse_and_decode(encoding, subset).logits, model(pixel_values, subset).logits
-        cached, naive = (upsample_to_pixels(maps, 4, (64, 64)).argmax(1).numpy() for maps in logits)
-        counts = [confusion_matrix(classes, labels.numpy(), args.num_labels) for classes in (cached, naive)]
-        if (counts[0] != counts[1]).any():
-            return False
-    return True
+def _measure_loading(case: BenchmarkCase, repeats: int) -> dict[str, float]:
+    """Loading against compute, on a batch of demo scenes, as large as the images and encoded as in a data set."""
+    metadata = demo_metadata()
+    case = replace(case, num_modalities=len(metadata.modalities), num_labels=len(metadata.class_names))
+    scenes = demo_rows(num_tiles=2 * case.batch_size + 2, tile_size=case.size, seed=case.seed, missing=0, coverage=0)
+    rows = []
+    for index, (_, row_id, images, label) in enumerate(itertools.islice(scenes, case.batch_size)):
+        rasters = {name: encode_raster(raster) for name, raster in images.items()}
+        rows.append({"id": row_id, **rasters, "label": encode_raster(label), ROW_KEY: RowKey(0, index, 0)})
+    processor = SgmaImageProcessor(metadata.modalities, metadata.modality_channels, nodata=metadata.nodata)
+    return measure_loading(case, rows, SgmaDataCollator(processor), repeats=repeats)
 
 
 def _processor() -> str:
@@ -274,12 +222,67 @@ def _processor() -> str:
 
 
 def _report(figures: dict) -> str:
-    lines = [f"{name:32s} {1000 * value:9.1f} ms" for name, value in figures["median_seconds"].items()]
-    lines += ["", *(f"{name:48s} {value:6.3f}" for name, value in figures["ratios"].items()), ""]
-    counts, machine = figures["parameters"], figures["machine"]
+    lines = []
+    for kind, title in (("training", "training step"), ("inference", "inference")):
+        lines += [*_variants_table(title, figures["time"][kind], (figures["memory"] or {}).get(kind)), ""]
+    subsets, loading, counts = figures["subsets"], figures["loading"], figures["parameters"]
+    lines += [f"- {name}: {1000 * seconds:.1f} ms" for name, seconds in subsets["seconds"].items()]
     lines += [
-        f"parameters: {counts['sgf']:,} by SGF, {counts['mean']:,} by mean fusion, {counts['added_by_sgf']:,} more",
-        f"combinations agree in float64: {figures['combinations_agree_in_float64']}",
-        f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} thread(s)",
+        f"- one modality present, to all: {subsets['one_to_all']:.3f}",
+        f"- all combinations from one encoding, to a plain loop: {subsets['one_encoding_to_loop']:.3f}; they agree in "
+        f"float64: {subsets['combinations_agree_in_float64']}",
+        f"- loading a batch {1000 * loading['batch_seconds']:.1f} ms, to the training step that it feeds: "
+        f"{loading['loading_to_compute']:.3f}",
+        f"- parameters: {counts['SGMA']:,} of SGMA, {counts['mean fusion']:,} of mean fusion, "
+        f"{counts['added by SGF']:,} more",
+        "",
     ]
-    return "\n".join(lines)
+    if figures["sweep"]:
+        lines += [*_sweep_table(figures["sweep"]), ""]
+    machine = figures["machine"]
+    return "\n".join([*lines, f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} thread(s)"])
+
+
+def _variants_table(title: str, time: dict, memory: dict | None) -> list[str]:
+    lines = [
+        f"| {title} | ms | to mean fusion | to bare backbone | peak MiB | to mean fusion | to bare backbone |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, seconds in time["seconds"].items():
+        cells = [f"{1000 * seconds:.1f}", f"{time['to_mean_fusion'][name]:.3f}", f"{time['to_backbone'][name]:.3f}"]
+        if memory is None:
+            cells += ["", "", ""]
+        else:
+            mebibytes = memory["bytes"][name] / 2**20
+            cells += [
+                f"{mebibytes:.0f}",
+                f"{memory['to_mean_fusion'][name]:.3f}",
+                f"{memory['to_backbone'][name]:.3f}",
+            ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _sweep_table(sweep: list[dict]) -> list[str]:
+    """SGMA's milliseconds, and in turn its ratios to mean fusion and the bare backbone, and the projected mean's."""
+    columns = ("ms", "to mean fusion", "to bare backbone", "projected mean to mean fusion")
+    lines = [
+        "| SGMA with | "
+        + " | ".join(f"{kind}: {name}" for kind in ("training", "inference") for name in columns)
+        + " |",
+        "|---|" + 8 * "---:|",
+    ]
+    for figures in sweep:
+        cells = []
+        for kind in ("training", "inference"):
+            time = figures[kind]
+            cells.append(f"{1000 * time['seconds']['SGMA']:.0f}")
+            ratios = (
+                time["to_mean_fusion"]["SGMA"],
+                time["to_backbone"]["SGMA"],
+                time["to_mean_fusion"]["projected mean"],
+            )
+            cells += [f"{ratio:.3f}" for ratio in ratios]
+        ((factor, value),) = figures["point"].items()
+        lines.append(f"| {factor} {value} | {' | '.join(cells)} |")
+    return lines

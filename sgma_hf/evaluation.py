@@ -125,12 +125,12 @@ def evaluate_modality_combinations(
         TypeError: If the dataset has no length.
     """
     config = model.config
-    _check_arguments(config, processor, dataset)
+    check_evaluated(config, processor, dataset)
     _check_options(missing=missing, scored_classes=scored_classes, batch_size=batch_size, window_size=window_size)
     if combinations is None:
         combinations = modality_combinations(config.modalities)
     counts = _Counts(_subset_masks(combinations, config.modalities), config.num_labels, model.device)
-    rows = _PreparedRows(dataset, processor, config, window_size)
+    rows = PreparedRows(dataset, processor, config, window_size)
     if accelerator is not None:
         rows = torch.utils.data.Subset(rows, range(accelerator.process_index, len(rows), accelerator.num_processes))
     # Rows arrive one by one, batch_size=None: they are put together by size below. Its own generator, because a loader
@@ -165,7 +165,8 @@ def _check_options(*, missing: str, scored_classes: str, batch_size: int, window
         raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
 
 
-def _check_arguments(config: Any, processor: BaseImageProcessor, dataset: Sequence) -> None:
+def check_evaluated(config: Any, processor: BaseImageProcessor, dataset: Sequence) -> None:
+    """Raise a TypeError or ValueError unless the rows can be counted and the processor is the model's own."""
     if not hasattr(dataset, "__len__"):
         raise TypeError(
             f"`dataset` is a {type(dataset).__name__}, which has no length; expected rows that can be counted. "
@@ -196,8 +197,14 @@ def _subset_masks(combinations: Sequence[Sequence[str]], modalities: Sequence[st
 
 
 @dataclass
-class _PreparedRow:
-    """One row as the model takes it, without a batch axis; a batch of equal sizes has the same fields with one."""
+class PreparedRow:
+    """One row as the model takes it, without a batch axis; a batch of equal sizes has the same fields with one.
+
+    Attributes:
+        pixel_values: Normalised rasters, float32, (channels, height, width).
+        modality_mask: Bool, (num_modalities,), or (num_modalities, height, width) where coverage ends inside.
+        labels: Class ids, int64, (height, width), 255 where nothing is counted.
+    """
 
     pixel_values: torch.Tensor  # (sum C, H, W)
     modality_mask: torch.Tensor  # (M,) or (M, H, W)
@@ -211,8 +218,15 @@ class _Window(NamedTuple):
     counted_before: tuple[int, int] = (0, 0)
 
 
-class _PreparedRows(torch.utils.data.Dataset):
-    """Reads, checks and processes single rows; a row that can't be evaluated gives the reason: "label", "modality"."""
+class PreparedRows(torch.utils.data.Dataset):
+    """Reads, checks and processes single rows; a row that can't be evaluated gives the reason: "label", "modality".
+
+    Args:
+        dataset: Rows of the one schema.
+        processor: The model's image processor.
+        config: The model's configuration.
+        window_size: As `evaluate_modality_combinations` takes it: an item is the list of the row's windows.
+    """
 
     def __init__(
         self,
@@ -230,7 +244,7 @@ class _PreparedRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> list[_PreparedRow | str]:
+    def __getitem__(self, index: int) -> list[PreparedRow | str]:
         row = self.dataset[index]
         if row.get("label") is None:
             return ["label"]
@@ -244,7 +258,7 @@ class _PreparedRows(torch.utils.data.Dataset):
         except (ValueError, TypeError) as error:
             raise type(error)(f"Row {row.get('id', index)!r}: {error}") from error
 
-    def _prepare(self, images: Mapping[str, Any], label: np.ndarray, window: _Window) -> _PreparedRow | str:
+    def _prepare(self, images: Mapping[str, Any], label: np.ndarray, window: _Window) -> PreparedRow | str:
         inputs = self.processor(
             images=[images], segmentation_maps=[label], windows=[window.place], return_tensors="pt"
         )
@@ -254,7 +268,7 @@ class _PreparedRows(torch.utils.data.Dataset):
         labels = inputs["labels"][0]
         labels[: window.counted_before[0]] = IGNORE_INDEX
         labels[:, : window.counted_before[1]] = IGNORE_INDEX
-        return _PreparedRow(inputs["pixel_values"][0], mask, labels)
+        return PreparedRow(inputs["pixel_values"][0], mask, labels)
 
 
 def _windows(size: tuple[int, int], window_size: int | None) -> list[_Window]:
@@ -274,7 +288,13 @@ def _windows(size: tuple[int, int], window_size: int | None) -> list[_Window]:
     ]
 
 
-def _without_skipped(prepared: Iterable[list[_PreparedRow | str]], skipped: dict[str, int]) -> Iterator[_PreparedRow]:
+def without_skipped(prepared: Iterable[list[PreparedRow | str]], skipped: dict[str, int]) -> Iterator[PreparedRow]:
+    """Yield what can be evaluated, and add to `skipped` how many rows and windows were read and which were left out.
+
+    Args:
+        prepared: Items of `PreparedRows`.
+        skipped: Counts under "rows", "windows", "label" and "modality".
+    """
     for parts in prepared:
         skipped["rows"] += 1
         skipped["windows"] += len(parts)
@@ -285,9 +305,14 @@ def _without_skipped(prepared: Iterable[list[_PreparedRow | str]], skipped: dict
                 yield part
 
 
-def _batches_by_size(rows: Iterable[_PreparedRow], batch_size: int) -> Iterator[_PreparedRow]:
-    """Stack rows of one size and one kind of mask: padding would change what a row's prediction depends on."""
-    waiting: dict[tuple, list[_PreparedRow]] = {}
+def batches_by_size(rows: Iterable[PreparedRow], batch_size: int) -> Iterator[PreparedRow]:
+    """Stack rows of one size and one kind of mask: padding would change what a row's prediction depends on.
+
+    Args:
+        rows: Single rows, of any sizes.
+        batch_size: Rows per batch, at most.
+    """
+    waiting: dict[tuple, list[PreparedRow]] = {}
     for row in rows:
         key = (row.labels.shape, row.modality_mask.ndim)
         waiting.setdefault(key, []).append(row)
@@ -299,8 +324,8 @@ def _batches_by_size(rows: Iterable[_PreparedRow], batch_size: int) -> Iterator[
         yield _stack(group)
 
 
-def _stack(rows: list[_PreparedRow]) -> _PreparedRow:
-    return _PreparedRow(
+def _stack(rows: list[PreparedRow]) -> PreparedRow:
+    return PreparedRow(
         torch.stack([row.pixel_values for row in rows]),
         torch.stack([row.modality_mask for row in rows]),
         torch.stack([row.labels for row in rows]),
@@ -332,7 +357,7 @@ class _Counts:
 
 def _count_rows(
     model: PreTrainedModel,
-    prepared: Iterable[list[_PreparedRow | str]],
+    prepared: Iterable[list[PreparedRow | str]],
     counts: _Counts,
     *,
     batch_size: int,
@@ -343,14 +368,14 @@ def _count_rows(
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches_by_size(_without_skipped(prepared, skipped), batch_size):
+        for batch in batches_by_size(without_skipped(prepared, skipped), batch_size):
             _count_batch(model, batch, counts, missing=missing)
     finally:
         model.train(was_training)
     return skipped
 
 
-def _count_batch(model: PreTrainedModel, batch: _PreparedRow, counts: _Counts, *, missing: Missing) -> None:
+def _count_batch(model: PreTrainedModel, batch: PreparedRow, counts: _Counts, *, missing: Missing) -> None:
     mask = batch.modality_mask
     present = mask if mask.ndim == 2 else mask.flatten(2).any(2)  # (B, M)
     counts.rows_per_modality += present.sum(0)
@@ -386,7 +411,7 @@ def _predict_absent(
     for index, subset in enumerate(subsets):
         if (present & subset).any():
             outputs = model.fuse_and_decode(encoding, subset.to(pixel_values.device))
-            yield index, _class_ids(outputs.logits, pixel_values.shape[-2:])
+            yield index, predicted_classes(outputs.logits, pixel_values.shape[-2:])
 
 
 def _predict_zero(
@@ -403,11 +428,19 @@ def _predict_zero(
         if (present & subset).any():
             kept = mask & subset.to(mask.device)[:, None, None]  # (B, M, H or 1, W or 1)
             values = torch.where(kept.repeat_interleave(repeats, dim=1), pixel_values, 0)
-            yield index, _class_ids(model(pixel_values=values).logits, pixel_values.shape[-2:])
+            yield index, predicted_classes(model(pixel_values=values).logits, pixel_values.shape[-2:])
 
 
-def _class_ids(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Class of every pixel, int64 (B, H, W), from logits at stride 4."""
+def predicted_classes(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Class of every pixel from logits at stride 4.
+
+    Args:
+        logits: (batch_size, num_labels, height / 4, width / 4), rounded up.
+        size: Height and width in pixels.
+
+    Returns:
+        Class ids, int64, (batch_size, height, width).
+    """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()  # neighbouring classes would tie after rounding
     return upsample_to_pixels(logits, LOGITS_STRIDE, (size[0], size[1])).argmax(1)

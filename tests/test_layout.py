@@ -117,9 +117,12 @@ def test_imports_run_downwards():
             assert not above, f"{name} imports {above}; commands are the top"
             if name != "sgma_hf":
                 assert "sgma_hf" not in imported, f"{name} imports the package's own front door"
-        if not name.startswith(("sgma_hf.commands", "sgma_hf.converters")):
+        if not name.startswith(("sgma_hf.commands", "sgma_hf.converters", "sgma_hf.comparison")):
             above = {other for other in imported if other.startswith("sgma_hf.converters")}
-            assert not above, f"{name} imports {above}; only commands and scripts use the converters"
+            assert not above, f"{name} imports {above}; only commands, comparisons and scripts use the converters"
+        if not name.startswith(("sgma_hf.commands", "sgma_hf.comparison")):
+            above = {other for other in imported if other.startswith("sgma_hf.comparison")}
+            assert not above, f"{name} imports {above}; only commands use the comparisons"
         if name.startswith("sgma_hf.converters"):
             wanted = {"sgma_hf.trainer", "sgma_hf.evaluation", "sgma_hf.modeling_sgma"} & imported
             assert not wanted, f"{name} imports {wanted}; converters write data and know no model"

@@ -15,6 +15,8 @@ COMMANDS = {
     "push-to-hub": ("sgma_hf.commands.push_to_hub", "push a checkpoint with its processor, code and card to the Hub"),
     "export": ("sgma_hf.commands.export", "write a checkpoint as a torch.export program or as ONNX"),
     "benchmark": ("sgma_hf.commands.benchmark", "measure the cost of fusion and of missing modalities"),
+    "compare": ("sgma_hf.commands.compare", "train arms x seeds on one data set, one JSON line per run"),
+    "results-card": ("sgma_hf.commands.results_card", "write the results card of a comparison from its JSON lines"),
     "convert-rasters": ("sgma_hf.converters.rasters", "turn folders of rasters into a dataset"),
     "demo-scenes": ("sgma_hf.converters.demo_scenes", "write a dataset of procedural scenes"),
     "isprs-potsdam": ("sgma_hf.converters.isprs_potsdam", "check or convert ISPRS Potsdam: RGB, NIR, height"),

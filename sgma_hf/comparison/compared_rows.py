@@ -1,0 +1,106 @@
+"""The rows that all arms of a comparison share: decoded once, held in memory, identified by their content."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..converters.incomplete_rows import RowWithholder
+from ..dataset_schema import METADATA_FILE, DatasetMetadata, decode_row, load_rows
+
+
+def load_metadata(folder: str) -> DatasetMetadata:
+    """Read what the columns of a folder of rows mean.
+
+    Args:
+        folder: Folder that a converter wrote.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it does not name its classes.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {folder!r}; a comparison reads the local folder that a converter wrote."
+        )
+    metadata = DatasetMetadata.load(folder)
+    if metadata is None or not metadata.class_names:
+        raise ValueError(
+            f"{folder!r} has no {METADATA_FILE} with class names, so its modalities and classes are not known; write "
+            "it by a converter, `sgma-hf convert-rasters` for instance."
+        )
+    return metadata
+
+
+def content_fingerprint(folder: str) -> str:
+    """Hash the rows of a folder, and what its columns mean: 16 hexadecimal digits of a SHA-256.
+
+    Args:
+        folder: Folder that a converter wrote; its card and other files do not count.
+
+    Raises:
+        ValueError: If there is no Parquet file in it.
+    """
+    root = Path(folder)
+    files = sorted(root.rglob("*.parquet"))
+    if not files:
+        raise ValueError(f"{folder!r} holds no Parquet file; expected the folder that a converter wrote.")
+    digest = hashlib.sha256()
+    for path in [*files, root / METADATA_FILE]:
+        digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def decoded_rows(
+    folder: str,
+    split: str,
+    metadata: DatasetMetadata,
+    *,
+    max_gigabytes: float,
+    missing: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Decode the labelled rows of a split into memory.
+
+    Args:
+        folder: Folder that a converter wrote.
+        split: Name of a split.
+        metadata: What its columns mean.
+        max_gigabytes: Most that the arrays may take, in 10^9 bytes.
+        missing: Share of the rows that lose each modality, on purpose. Which rows is a function of their ids alone:
+            the same for all arms and seeds. The last modality of a row stays.
+
+    Returns:
+        Rows of the one schema that hold arrays; rows without a label or without any modality are left out.
+
+    Raises:
+        ValueError: If there is no such split, no row is left, a modality to be missing is unknown, or the arrays
+            take more memory than allowed.
+    """
+    withholder = RowWithholder(metadata, missing or {}, {}, seed=0)
+    rows, size = [], 0
+    for row in load_rows(folder, split):
+        images, label = decode_row(row, metadata.modalities)
+        images, _ = withholder.apply(row["id"], images)
+        if label is None or all(image is None for image in images.values()):
+            continue
+        rows.append({"id": row["id"], **images, "label": label})
+        size += num_bytes(rows[-1:])
+        if size > max_gigabytes * 1e9:
+            raise ValueError(
+                f"The rows of split {split!r} of {folder!r} take more than {max_gigabytes:g} GB of memory when "
+                "decoded. Allow more by `max_gigabytes`, once for each of the runs at the same time, or convert to "
+                "fewer or smaller tiles."
+            )
+    if not rows:
+        raise ValueError(f"No row of split {split!r} of {folder!r} has a label and a modality; choose another split.")
+    return rows
+
+
+def num_bytes(rows: list[dict[str, Any]]) -> int:
+    """Bytes of the arrays in decoded rows."""
+    return sum(value.nbytes for row in rows for value in row.values() if isinstance(value, np.ndarray))

@@ -1,0 +1,116 @@
+"""Early fusion, the baseline: all bands of all modalities go into one encoder together.
+
+What is missing is zeros, that is the mean of the normalised values, and the encoder is not told. Nothing can be reused
+between two combinations of the modalities: each takes a full pass. It has the interface of
+[`SgmaForSemanticSegmentation`], so it is trained and evaluated by the same code; it is for comparisons, and is not
+made to be saved or pushed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..configuration_sgma import SgmaConfig
+from ..modeling_sgma import PAD_MULTIPLE, SgmaEncoding, SgmaForSemanticSegmentation, SgmaModel
+from ..outputs_sgma import SgmaModelOutput
+
+
+@dataclass
+class EarlyFusionEncoding(SgmaEncoding):
+    """The checked input; the encoder runs when a combination is asked for.
+
+    Attributes:
+        pixel_values: As given, float, (batch_size, sum of the channels, height, width).
+    """
+
+    pixel_values: torch.Tensor | None = None
+
+
+def early_fusion_config(**values: Any) -> SgmaConfig:
+    """Build the configuration of an early-fusion model.
+
+    Args:
+        values: Fields of `SgmaConfig`, `backbone_config` as a dict; the encoder's input channels are set here.
+    """
+    channels = sum(values["modality_channels"])
+    return SgmaConfig(**{**values, "backbone_config": {**values["backbone_config"], "num_channels": channels}})
+
+
+class EarlyFusionModel(SgmaModel):
+    """The encoder over all bands; `fuse` runs it with the modalities outside the subset set to 0.
+
+    Args:
+        config: Made by `early_fusion_config`, with `fusion="mean"`: there is nothing to fuse after the encoder.
+
+    Raises:
+        ValueError: If the configuration is another model's.
+    """
+
+    def __init__(self, config: SgmaConfig):
+        channels = sum(config.modality_channels)
+        found = config.backbone_config.num_channels
+        if config.fusion != "mean" or config.mas_loss_weight or found != channels:
+            raise ValueError(
+                f"The configuration has `fusion` {config.fusion!r}, `mas_loss_weight` {config.mas_loss_weight} and "
+                f"{found} input channels; early fusion of {channels} bands needs 'mean', 0 and {channels}. Build it "
+                "by `early_fusion_config`."
+            )
+        super().__init__(config)
+
+    def make_stem(self, channels: int) -> nn.Module:
+        """No modality has a part of its own."""
+        return nn.Identity()
+
+    def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> EarlyFusionEncoding:
+        """Check the inputs, as [`SgmaModel.encode`] does, and keep them."""
+        present, coverage = self._check_inputs(pixel_values, modality_mask)
+        return EarlyFusionEncoding(
+            stages=[],
+            present=present,
+            host_present=present.tolist(),
+            position=torch.full_like(present, -1, dtype=torch.int64),
+            pixel_coverage=coverage,
+            fractions=None,
+            image_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
+            pixel_values=pixel_values,
+        )
+
+    def fuse(
+        self,
+        encoding: EarlyFusionEncoding,
+        subset_mask: torch.Tensor | None = None,
+        *,
+        output_prototypes: bool = False,
+        output_hidden_states: bool = False,
+    ) -> SgmaModelOutput:
+        """Encode the subset, one full pass; see [`SgmaModel.fuse`]. There are no prototypes and no robustness."""
+        present = encoding.present
+        if subset_mask is not None:
+            present = present & subset_mask.to(present.device)
+        covered = present[..., None, None].expand(-1, -1, *encoding.image_size)
+        if encoding.pixel_coverage is not None:
+            covered = covered & encoding.pixel_coverage
+        repeats = torch.tensor(self.config.modality_channels, device=present.device)
+        # `torch.where`, not a product: what stands in a gap may be NaN
+        shown = torch.where(covered.repeat_interleave(repeats, dim=1), encoding.pixel_values, 0)
+        bottom, right = ((-side) % PAD_MULTIPLE for side in encoding.image_size)
+        maps = self.backbone(nn.functional.pad(shown, (0, right, 0, bottom))).feature_maps
+        return SgmaModelOutput(
+            feature_maps=tuple(maps),
+            coverage=covered.any(1),
+            hidden_states=tuple(maps) if output_hidden_states else None,
+        )
+
+
+class EarlyFusionForSemanticSegmentation(SgmaForSemanticSegmentation):
+    """Early fusion with SGMA's decode head.
+
+    Args:
+        config: Made by `early_fusion_config`.
+    """
+
+    def __init__(self, config: SgmaConfig):
+        super().__init__(config)
+        self.sgma = EarlyFusionModel(config)

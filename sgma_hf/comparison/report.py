@@ -1,0 +1,364 @@
+"""The results card of a comparison: Markdown whose every figure is computed from the lines of `sgma-hf compare`."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .arms import ARMS
+from .experiments import Experiment, Figure, group_runs
+from .markdown_tables import change, number, percent, table
+from .paired_statistics import spread
+from .report_extras import at, corruption_sections, reliance_section
+from .runs import ABSENCE_PROBABILITIES
+
+
+MAIN_ARM = "sgma"
+SCORES = {"Average": "average_miou", "Last-1": "last1_miou", "Top-1": "top1_miou"}
+# What a part of the method earns: (what, the arm with it, the arm without it).
+PARTS = (
+    ("modality dropout, with mean fusion", "mean", "mean_no_dropout"),
+    ("modality dropout, with SGMA", "sgma", "sgma_no_dropout"),
+    ("late instead of early fusion", "mean", "early"),
+    ("the multi-scale projectors", "projector_mean", "mean"),
+    ("a single-modality branch, with the projectors' mean", "projector_mean_single", "projector_mean"),
+    ("a single-modality branch, with mean fusion", "mean_mas", "mean"),
+    ("a single-modality branch drawn by robustness, with SGF", "sgma", "sgf"),
+    ("filter, prototypes and perceptrons, without a branch", "sgf", "projector_mean"),
+    ("filter, prototypes and perceptrons, with a branch", "sgma", "projector_mean_single"),
+    ("row sampling", "sgma_row_sampling", "sgma"),
+    ("where the package's default departs from the paper", "sgma", "sgma_paper"),
+)
+README_BEGIN, README_END = "<!-- measured: compare -->", "<!-- end of measured -->"
+
+
+def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the card of one data set.
+
+    Args:
+        rows: Runs as `read_rows` returns them; those of other trainings get a section of their own.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        ValueError: If there is no run, or runs of several data sets.
+    """
+    experiments = group_runs(rows)
+    names = list(dict.fromkeys(experiment.dataset["name"] for experiment in experiments))
+    if len(names) > 1:
+        raise ValueError(f"The results are of several data sets, {names}; a card has one: choose by `dataset`.")
+    parts = [
+        f"# Results on `{names[0]}`",
+        "Written by `sgma-hf results-card` from the lines that `sgma-hf compare` wrote: no figure was typed by hand. "
+        "mIoU and IoU in %. Average, Top-1 and Last-1 are the mean over all combinations of the modalities, the best "
+        "and the worst; ± is the standard deviation over seeds.",
+    ]
+    for experiment in experiments:
+        parts += _sections(experiment, heading=_title(experiment) if len(experiments) > 1 else None)
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the compact table of every experiment, one line per arm, with what was run in one sentence above it.
+
+    Args:
+        rows: Runs as `read_rows` returns them.
+    """
+    parts = []
+    for experiment in group_runs(rows):
+        lines = [
+            [f"`{arm}`", *(percent(experiment.spread(arm, experiment.score(key))) for key in SCORES.values())]
+            for arm in experiment.runs
+        ]
+        settings = experiment.settings
+        parts.append(
+            f"`{experiment.dataset['name']}`, {_title(experiment)}; reported on its `{settings['report_split']}` "
+            f"split, which chose nothing; last step's weights; {_seeds(experiment)}; {_hardware(experiment)}; "
+            f"{_commits(experiment)}:"
+        )
+        parts.append(table(["arm", *SCORES], lines))
+    return "\n\n".join(parts)
+
+
+def write_into_readme(path: str | os.PathLike, text: str) -> None:
+    """Replace what stands between the comparison's two marks in a README.
+
+    Args:
+        path: The file.
+        text: Markdown.
+
+    Raises:
+        ValueError: If the file does not hold the marks, in this order.
+    """
+    path = Path(path)
+    content = path.read_text(encoding="utf-8")
+    pattern = re.escape(README_BEGIN) + r"\n.*?" + re.escape(README_END)
+    if content.count(README_BEGIN) != 1 or not re.search(pattern, content, flags=re.DOTALL):
+        raise ValueError(f"{path} does not hold {README_BEGIN!r} once and {README_END!r} after it; add both lines.")
+    block = f"{README_BEGIN}\n{text.strip()}\n{README_END}"
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(re.sub(pattern, lambda _: block, content, count=1, flags=re.DOTALL), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _sections(experiment: Experiment, heading: str | None) -> list[str]:
+    level = "##" if heading is None else "###"
+    parts = [] if heading is None else [f"## {heading[0].upper()}{heading[1:]}"]
+
+    def add(title: str, *texts: str | None) -> None:
+        kept = [text for text in texts if text]
+        if kept:
+            parts.extend([f"{level} {title}", *kept])
+
+    add("What was run", _what_was_run(experiment), _arms(experiment))
+    add("All combinations of the modalities", _main_table(experiment))
+    if MAIN_ARM in experiment.runs and len(experiment.runs) > 1:
+        add(
+            f"`{MAIN_ARM}` against every other arm",
+            "Mean difference over the seeds that both arms have, in points of mIoU, and its 95 % t-interval in "
+            "brackets; positive where SGMA is better.",
+            _difference_table(experiment, [(arm, MAIN_ARM, arm) for arm in experiment.runs if arm != MAIN_ARM]),
+        )
+    add("What each part adds", _parts(experiment))
+    add("What this shows, and what it does not", shown(experiment))
+    add("IoU per class, all modalities there", _class_table(experiment))
+    add(
+        "Expectation where modalities fail by chance",
+        "Every modality is absent with probability p, independently of the others; the case that all are is left out "
+        "and the rest renormalised: E = sum over combinations of (1 - p)^k p^(M - k) mIoU / (1 - p^M), for "
+        "combinations of k of the M modalities.",
+        _bernoulli_table(experiment),
+    )
+    add(
+        "Cost",
+        "Multiply-accumulates of one image of crop size with all modalities (matrix products and convolutions, by "
+        "torch's counter), and seconds as they passed, whatever else the machine did.",
+        _cost_table(experiment),
+    )
+    choosing = _choosing_table(experiment)
+    note = "Choices between recipes may use these figures; no claim does."
+    add("On the choosing split", choosing and note, choosing)
+    for title, *texts in (*corruption_sections(experiment, MAIN_ARM), *reliance_section(experiment, MAIN_ARM)):
+        add(title, *texts)
+    return parts
+
+
+def _title(experiment: Experiment) -> str:
+    settings = experiment.settings
+    missing = settings["missing"]
+    rows = "as converted"
+    if missing:
+        rows = "lacking " + ", ".join(f"`{name}` in {100 * share:g} %" for name, share in missing.items())
+    return f"{settings['max_steps']} steps, training rows {rows}"
+
+
+def _seeds(experiment: Experiment) -> str:
+    seeds = experiment.seeds
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
+def _each(runs: Sequence[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], str]) -> str:
+    return "; ".join(dict.fromkeys(key(run) for run in runs))
+
+
+def _hardware(experiment: Experiment) -> str:
+    def describe(run: Mapping[str, Any]) -> str:
+        hardware = run["hardware"]
+        return f"{hardware['processor']}, {hardware['threads']} thread(s) per run on {hardware['cores']} cores"
+
+    return _each(experiment.all_runs, describe)
+
+
+def _commits(experiment: Experiment) -> str:
+    def describe(run: Mapping[str, Any]) -> str:
+        if run["commit"] is None:
+            return "not recorded"
+        return run["commit"][:10] + (" with uncommitted changes" if run["commit_has_changes"] else "")
+
+    return "commit " + _each(experiment.all_runs, describe)
+
+
+def _what_was_run(experiment: Experiment) -> str:
+    dataset, settings, runs = experiment.dataset, experiment.settings, experiment.all_runs
+    choosing = sorted({run["settings"]["choosing_split"] for run in runs} - {None})
+    versions = _each(runs, lambda run: ", ".join(f"{name} {text}" for name, text in run["versions"].items()))
+    counts = {split: part["count"] for run in runs for split, part in run["dataset"]["rows"].items()}
+    training = runs[0]["dataset"]["rows"][settings["train_split"]]
+    present = ", ".join(
+        f"`{name}` in {have}" for name, have in zip(dataset["modalities"], training["per_modality"], strict=True)
+    )
+    total = sum(sum(run["seconds"].values()) for run in runs) / 3600
+    lines = [
+        f"Data: `{dataset['name']}`, content {dataset['fingerprint']}; modalities {_names(dataset['modalities'])}; "
+        f"classes {', '.join(dataset['class_names'])}.",
+        f"Rows: {', '.join(f'{count} of `{split}`' for split, count in counts.items())}. Of those trained on: "
+        f"{present}.",
+        f"Trained on `{settings['train_split']}`, reported on `{settings['report_split']}`, which is evaluated once, "
+        "at the end, and chooses nothing: the weights are those of the last step, whatever they score. "
+        + (
+            f"For choices between recipes there is {_names(choosing)}."
+            if choosing
+            else "No other split was evaluated."
+        ),
+        f"The same for all arms: encoder `{settings['backbone_config']}` from random weights, decode head "
+        f"{settings['decoder_hidden_size']} wide, {settings['max_steps']} steps of {settings['batch_size']} crops of "
+        f"{settings['crop_size']} pixels, turned and flipped, AdamW at {settings['learning_rate']:g}, "
+        f"{_seeds(experiment)}. Evaluated in windows of the crops' size.",
+        f"{_hardware(experiment)}; {_commits(experiment)}; {versions}; {total:.1f} hours for {len(runs)} runs.",
+    ]
+    if experiment.left_out:
+        lines.append(
+            f"{experiment.left_out} runs of arms whose definition changed since are in the results and in no table."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _arms(experiment: Experiment) -> str:
+    lines = [
+        [f"`{arm}`", ARMS[arm].description if arm in ARMS else "not an arm of this version", len(runs)]
+        for arm, runs in experiment.runs.items()
+    ]
+    note = "All arms have modality dropout 0.5 and no row sampling unless they say otherwise."
+    return f"{table(['arm', 'what it is', 'runs'], lines, text_columns=2)}\n\n{note}"
+
+
+def _main_table(experiment: Experiment) -> str:
+    combinations = list(experiment.results(experiment.all_runs[0])["combinations"])
+
+    def miou(name: str) -> Figure:
+        return lambda run: experiment.results(run)["combinations"][name]["miou"]
+
+    figures = [miou(name) for name in combinations] + [experiment.score(key) for key in SCORES.values()]
+    lines = [[f"`{arm}`", *(percent(experiment.spread(arm, item)) for item in figures)] for arm in experiment.runs]
+    return table(["arm", *combinations, *SCORES], lines)
+
+
+def _difference_table(experiment: Experiment, pairs: Sequence[tuple[str, str, str]]) -> str:
+    """Lines (label, first arm, second arm): first - second."""
+    lines = []
+    for label, first, second in pairs:
+        found = [experiment.difference(first, second, experiment.score(key)) for key in SCORES.values()]
+        count = max((difference.count for difference in found if difference), default=0)
+        lines.append([f"`{label}`" if label in experiment.runs else label, *map(change, found), count])
+    return table(["", *SCORES, "seeds"], lines)
+
+
+def _parts(experiment: Experiment) -> str | None:
+    pairs = [(label, first, second) for label, first, second in PARTS if {first, second} <= set(experiment.runs)]
+    if not pairs:
+        return None
+    labelled = [(f"{label}: `{first}` − `{second}`", first, second) for label, first, second in pairs]
+    return _difference_table(experiment, labelled)
+
+
+def shown(experiment: Experiment) -> str:
+    """Say what the figures show, in sentences that follow from them.
+
+    Args:
+        experiment: The runs.
+
+    Returns:
+        A Markdown list.
+    """
+    lines = []
+    others = [arm for arm in experiment.runs if arm != MAIN_ARM]
+    if MAIN_ARM in experiment.runs and others:
+        lines += [_verdict(experiment, name, others) for name in SCORES]
+    for name, key in SCORES.items():
+        means = {arm: experiment.spread(arm, experiment.score(key)) for arm in experiment.runs}
+        known = {arm: found for arm, found in means.items() if found is not None}
+        if known:
+            best = max(known, key=lambda arm: known[arm].mean)
+            lines.append(f"The highest mean {name} is that of `{best}`, {percent(known[best])}.")
+    if len(experiment.seeds) == 1:
+        lines.append("One seed shows neither spread nor interval: no order of two arms is established by it.")
+    else:
+        lines.append(
+            f"The intervals are over {len(experiment.seeds)} seeds, on the same rows: they say what another seed "
+            "would give, not what another place or sensor would. They are not corrected for the number of "
+            "comparisons: of twenty without any difference, one leaves out 0 by chance."
+        )
+    lines.append(
+        f"An encoder from random weights, {experiment.settings['max_steps']} steps: figures compare with each "
+        "other, not with those of papers, and which arm leads may change with longer training or a pretrained encoder."
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _verdict(experiment: Experiment, name: str, others: Sequence[str]) -> str:
+    """In one sentence: against which arms SGMA leads, trails, or neither."""
+    figure = experiment.score(SCORES[name])
+    found: dict[str, list[str]] = {"ahead": [], "open": [], "behind": []}
+    higher = beyond_spread = 0
+    for arm in others:
+        difference = experiment.difference(MAIN_ARM, arm, figure)
+        found["open" if difference is None else difference.verdict].append(arm)
+        if difference is None:
+            continue
+        higher += difference.mean > 0
+        spreads = [experiment.spread(one, figure) for one in (MAIN_ARM, arm)]
+        deviations = [one.deviation for one in spreads if one is not None and one.deviation is not None]
+        beyond_spread += len(deviations) == 2 and difference.mean > max(deviations)
+    text = f"{name}: `{MAIN_ARM}` is above {higher} of {len(others)} arms in the mean over seeds"
+    if len(experiment.seeds) == 1:
+        return f"{text}."
+    parts = [f"leads {len(found['ahead'])} by more than the 95 % interval" + _listed(found["ahead"])]
+    if found["behind"]:
+        parts.append(f"trails {len(found['behind'])} by more than it" + _listed(found["behind"]))
+    if found["open"]:
+        parts.append(f"cannot be told by it from {len(found['open'])}" + _listed(found["open"]))
+    return f"{text}, above {beyond_spread} by more than either arm's standard deviation. It {', '.join(parts)}."
+
+
+def _listed(arms: Sequence[str]) -> str:
+    return f" ({_names(arms)})" if arms else ""
+
+
+def _class_table(experiment: Experiment) -> str:
+    everything = "+".join(experiment.dataset["modalities"])
+
+    def iou(index: int) -> Figure:
+        return lambda run: experiment.results(run)["combinations"][everything]["iou"][index]
+
+    classes = experiment.dataset["class_names"]
+    lines = [
+        [f"`{arm}`", *(percent(experiment.spread(arm, iou(index))) for index in range(len(classes)))]
+        for arm in experiment.runs
+    ]
+    return table(["arm", *classes], lines)
+
+
+def _bernoulli_table(experiment: Experiment) -> str:
+    def expectation(absent: str) -> Figure:
+        return lambda run: experiment.results(run)["bernoulli_miou"][absent]
+
+    keys = [f"{absent:g}" for absent in ABSENCE_PROBABILITIES]
+    lines = [
+        [f"`{arm}`", *(percent(experiment.spread(arm, expectation(key))) for key in keys)] for arm in experiment.runs
+    ]
+    return table(["arm", *(f"p = {key}" for key in keys)], lines)
+
+
+def _cost_table(experiment: Experiment) -> str:
+    lines = []
+    for arm, runs in experiment.runs.items():
+        run = next(iter(runs.values()))
+        seconds = [number(experiment.spread(arm, at("seconds", part)), 0) for part in ("train", "evaluate")]
+        lines.append([f"`{arm}`", f"{run['parameters']:,}", f"{run['gmacs']:.3f}", *seconds])
+    return table(["arm", "parameters", "GMACs", "s to train", "s to evaluate"], lines)
+
+
+def _choosing_table(experiment: Experiment) -> str | None:
+    lines = []
+    for arm, runs in experiment.runs.items():
+        for split in sorted({run["settings"]["choosing_split"] or "" for run in runs.values()} - {""}):
+            found = [run["results"][split] for run in runs.values() if split in run["results"]]
+            figures = [percent(spread([results[key] for results in found])) for key in SCORES.values()]
+            lines.append([f"`{arm}`", f"`{split}`", *figures])
+    return table(["arm", "split", *SCORES], lines, text_columns=2) if lines else None

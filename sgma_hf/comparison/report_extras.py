@@ -1,0 +1,191 @@
+"""Sections of the results card on damaged inputs and on what robustness maps say, where runs hold such figures."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .experiments import Experiment, Figure
+from .markdown_tables import number, percent, table
+from .paired_statistics import spread
+
+
+ALL_MODALITIES = "all"
+
+
+def at(*keys: str | int) -> Figure:
+    """The figure at a path in a run; None where something on the way is None or not there.
+
+    Args:
+        *keys: Keys of dictionaries and indices of lists.
+    """
+
+    def figure(run: Mapping[str, Any]) -> float | None:
+        value: Any = run
+        for key in keys:
+            if isinstance(value, Mapping):
+                value = value.get(key)
+            else:
+                value = value[key] if isinstance(value, list) and isinstance(key, int) else None
+        return None if value is None else float(value)
+
+    return figure
+
+
+def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[list[str]]:
+    """Yield the sections, each a title and its texts; none without such figures.
+
+    Args:
+        experiment: The runs.
+        main_arm: The arm that is shown in full.
+    """
+    arms = _arms_with(experiment, "corruptions")
+    if not arms:
+        return
+    first = next(iter(arms.runs[next(iter(arms.runs))].values()))["corruptions"]
+    names = {name: list(targets) for name, targets in first["corruptions"].items()}
+    losses = [
+        [f"`{name}`, {_target(target)}", *(_loss(arms, arm, name, target) for arm in arms.runs)]
+        for name, targets in names.items()
+        for target in ([ALL_MODALITIES] if ALL_MODALITIES in targets else []) + [None]
+    ]
+    yield [
+        "Damaged modalities: what they cost",
+        "Points of mIoU lost to a corruption, on the same pixels: clean − corrupted; less is better. One modality at "
+        "a time is damaged, the others are there and clean (the mean over the modalities), or all are at once. What "
+        f"each corruption is, seeded with {first['seed']}, is said in `sgma_hf/comparison/corruptions.py`; regions "
+        "that are missing and borders of shifted modalities are in the mask, noise and swaps are not.",
+        table(["corruption", *(f"`{arm}`" for arm in arms.runs)], losses),
+    ]
+    if main_arm in arms.runs:
+        yield _main_corruptions(arms, main_arm, names)
+
+
+def _main_corruptions(arms: Experiment, arm: str, names: Mapping[str, list[str]]) -> list[str]:
+    lines, kept, compared, detected, measured = [], 0, 0, 0, 0
+    for name, targets in names.items():
+        for target in targets:
+            path = ("corruptions", "corruptions", name, target)
+            scores = {kind: arms.spread(arm, at(*path, kind, "miou")) for kind in ("clean", "without", "corrupted")}
+            detection = arms.spread(arm, at(*path, "robustness", "detection_auc", "mean"))
+            drop = arms.spread(arm, at(*path, "robustness", "drop_auc", "mean"))
+            lines.append([f"`{name}`", target, *map(percent, scores.values()), number(detection, 2), number(drop, 2)])
+            if scores["without"] is not None and scores["corrupted"] is not None:
+                compared += 1
+                kept += scores["corrupted"].mean > scores["without"].mean
+            if detection is not None and not name.startswith("missing_region"):  # the mask gives those away
+                measured += 1
+                detected += detection.mean > 0.5
+    found = [
+        f"With a damaged modality, `{arm}` predicts better than without that modality in {kept} of {compared} cases: "
+        "where it does not, leaving the modality out would have been better."
+    ]
+    if measured:
+        found.append(
+            f"Its robustness maps rank damaged cells below the same cells undamaged more often than not in {detected} "
+            f"of {measured} cases (detection AUC above 0.5; 0.5 says nothing), missing regions not counted: the mask "
+            "gives them away."
+        )
+    header = ["corruption", "modality", "clean", "without it", "damaged", "detection AUC", "drop AUC"]
+    return [
+        f"Damaged modalities: `{arm}` in full",
+        table(header, lines, text_columns=2),
+        "\n".join(f"- {line}" for line in found),
+    ]
+
+
+def _loss(arms: Experiment, arm: str, name: str, target: str | None) -> str:
+    """Mean over the single modalities, or of all damaged at once, of clean - corrupted."""
+    values = []
+    for run in arms.runs[arm].values():
+        entries = run["corruptions"]["corruptions"][name]
+        chosen = [target] if target else [other for other in entries if other != ALL_MODALITIES]
+        pairs = [(at(one, "clean", "miou")(entries), at(one, "corrupted", "miou")(entries)) for one in chosen]
+        known = all(clean is not None and damaged is not None for clean, damaged in pairs)
+        values.append(sum(clean - damaged for clean, damaged in pairs) / len(pairs) if known else None)
+    return percent(spread(values))
+
+
+def _target(target: str | None) -> str:
+    return "all modalities" if target else "one modality"
+
+
+def reliance_section(experiment: Experiment, main_arm: str) -> Iterator[list[str]]:
+    """Yield the section on whether reliance on a modality agrees with its errors; none without such figures.
+
+    Args:
+        experiment: The runs.
+        main_arm: The arm that is shown.
+    """
+    arms = _arms_with(experiment, "reliance")
+    if not arms or main_arm not in arms.runs:
+        return
+    first = next(iter(arms.runs[main_arm].values()))["reliance"]
+    if first["stages"] is None:
+        return
+
+    def cell(*path: str | int) -> str:
+        return number(arms.spread(main_arm, at("reliance", *path)), 2)
+
+    stages, modalities, classes = list(first["stages"]), first["modalities"], first["class_names"]
+    per_modality = [
+        [stage, name, *(cell(group, stage, "modalities", name, kind) for group in groups for kind in kinds)]
+        for groups, kinds in [(("stages", "contested_stages"), ("correlation", "auc"))]
+        for stage in stages
+        for name in modalities
+    ]
+    per_class = [
+        [label, *(cell("stages", "mean", "classes_per_modality", name, index, "correlation") for name in modalities)]
+        for index, label in enumerate(classes)
+    ]
+    choice = [
+        [label, *(cell("choice", *path, *key) for key in (("relied_on", "mean"), ("chance",), ("fused",)))]
+        + [cell("choice", *path, "always", name) for name in modalities]
+        for label, path in [("all", ("overall",)), *((name, ("classes", i)) for i, name in enumerate(classes))]
+    ]
+    contested = ["correlation, contested", "AUC, contested"]
+    yield [
+        f"Do the robustness maps of `{main_arm}` agree with the errors of single modalities?",
+        "Robustness of a modality against the errors of the prediction from that modality alone. Correlation: over "
+        "cells, of robustness and the share of pixels that are wrong; negative where the map says where the modality "
+        "errs. AUC: that a wrong pixel has less robustness than a right one; 0.5 says nothing. Contested pixels are "
+        "those where modalities disagree about the truth: one is right, another wrong.",
+        table(["stage", "modality", "correlation", "AUC", *contested], per_modality, text_columns=2),
+        "Correlation per class, mean of the four stages' maps:",
+        table(["class", *modalities], per_class),
+        "Share of the contested pixels that is right: of the modality most relied on (mean map), of one drawn by "
+        "chance, of the fused prediction, and of always the same modality:",
+        table(["class", "relied on", "chance", "fused", *(f"always {name}" for name in modalities)], choice),
+        _reliance_findings(arms, main_arm, modalities),
+    ]
+
+
+def _reliance_findings(arms: Experiment, arm: str, modalities: list[str]) -> str:
+    def means(*path: str | int) -> list[float]:
+        found = arms.spread(arm, at("reliance", *path))
+        return [] if found is None else [found.mean]
+
+    correlations = [v for name in modalities for v in means("stages", "mean", "modalities", name, "correlation")]
+    negative = sum(value < 0 for value in correlations)
+    lines = [
+        f"The mean map's correlation with errors is negative for {negative} of {len(correlations)} modalities"
+        + (f", from {min(correlations):+.2f} to {max(correlations):+.2f}." if correlations else ".")
+    ]
+    relied, chance = means("choice", "overall", "relied_on", "mean"), means("choice", "overall", "chance")
+    always = {name: means("choice", "overall", "always", name) for name in modalities}
+    known = {name: values[0] for name, values in always.items() if values}
+    if relied and chance and known:
+        best = max(known, key=known.get)
+        lines.append(
+            f"On contested pixels the modality most relied on is right in {100 * relied[0]:.1f} %, one drawn by "
+            f"chance in {100 * chance[0]:.1f} %, and always `{best}`, the best single choice, in "
+            f"{100 * known[best]:.1f} %: the maps choose "
+            + ("better" if relied[0] > known[best] else "no better")
+            + " than that."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _arms_with(experiment: Experiment, key: str) -> Experiment | None:
+    """The experiment's runs that hold figures of a kind; None if there is none."""
+    runs = {arm: {seed: run for seed, run in seeds.items() if key in run} for arm, seeds in experiment.runs.items()}
+    runs = {arm: seeds for arm, seeds in runs.items() if seeds}
+    return Experiment(experiment.dataset, experiment.settings, runs) if runs else None

@@ -1,0 +1,389 @@
+"""One run of a comparison: an arm, trained with a seed on a data set and evaluated on rows that chose nothing.
+
+All arms of a comparison have the encoder, the rows, the crops and their turns, the batches, the number of steps, the
+optimiser and its schedule in common; they differ in what `sgma_hf.comparison.arms` says and in nothing else. The
+weights that are evaluated are those of the last step.
+"""
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel, PrinterCallback, set_seed
+
+from ..configuration_sgma import SgmaConfig
+from ..dataset_schema import SPLIT_ALIASES, DatasetMetadata
+from ..evaluation import evaluate_modality_combinations
+from ..image_processing_sgma import SgmaImageProcessor
+from ..modeling_sgma import SgmaForSemanticSegmentation
+from ..trainer import SgmaTrainer
+from ..training_args import SgmaTrainingArguments
+from ..training_record import dataset_name, hardware_name, package_commit, package_versions
+from .arms import COMMON_TRAINING, Arm
+from .compared_rows import content_fingerprint, decoded_rows, load_metadata, num_bytes
+from .early_fusion import EarlyFusionForSemanticSegmentation, early_fusion_config
+
+
+FORMAT_VERSION = 1
+ABSENCE_PROBABILITIES = (0.2, 0.1, 0.05)
+# A small PVT-v2, from random weights: it learns in minutes on a CPU.
+SMALL_PVT_V2 = {"model_type": "pvt_v2", "hidden_sizes": [32, 64, 160, 256], "depths": [1, 1, 1, 1]}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What all runs of a comparison have in common; runs of equal settings may stand in one table.
+
+    Attributes:
+        train_split: Split to train on.
+        report_split: Split to report on; it must choose nothing.
+        choosing_split: Split to evaluate on as well, for choices between recipes; None for none.
+        missing: Share of the training rows that lose each modality on purpose.
+        max_steps: Optimiser steps; the weights of the last one are evaluated.
+        batch_size: Crops per step, and windows per forward pass of the evaluation.
+        crop_size: Side of the training crops and of the windows evaluated, in pixels.
+        learning_rate: Highest rate of AdamW.
+        decoder_hidden_size: Width of the decode head.
+        backbone_config: Configuration of the encoder, with its `model_type`.
+        corruptions: Whether to evaluate damaged inputs too.
+        reliance: Whether to compare robustness maps with the errors of single modalities too.
+        device: Where it runs, `cpu` or `cuda`. Only on the CPU do two runs of one seed give one result for certain.
+        threads: Threads of torch in each run; sums depend on them in the last bits.
+    """
+
+    train_split: str = "train"
+    report_split: str = "test"
+    choosing_split: str | None = None
+    missing: dict[str, float] = field(default_factory=dict)
+    max_steps: int = 500
+    batch_size: int = 8
+    crop_size: int = 128
+    learning_rate: float = 1e-3
+    decoder_hidden_size: int = 128
+    backbone_config: dict[str, Any] = field(default_factory=lambda: dict(SMALL_PVT_V2))
+    corruptions: bool = False
+    reliance: bool = False
+    device: str = "cpu"
+    threads: int = 1
+
+    def __post_init__(self):
+        for name in ("max_steps", "batch_size", "crop_size", "decoder_hidden_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; expected at least 1.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"`learning_rate` is {self.learning_rate}; expected a finite number above 0.")
+        report, *others = (SPLIT_ALIASES.get(s, s) for s in (self.report_split, self.train_split, self.choosing_split))
+        if report in others:
+            raise ValueError(
+                f"`report_split` is {self.report_split!r}, which is trained on or chooses; report on another split."
+            )
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"`device` is {self.device!r}; expected 'cpu' or 'cuda'.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the results: an arm and a seed on a data set.
+
+    Attributes:
+        arm: The arm.
+        seed: Seed of weights, crops, order and draws.
+        dataset: Folder of rows.
+        settings: What it has in common with the others.
+    """
+
+    arm: Arm
+    seed: int
+    dataset: str
+    settings: RunSettings
+
+    def identity(self, fingerprint: str) -> dict[str, Any]:
+        """What two runs with the same result have in common; a run whose identity is in the results is not repeated.
+
+        Args:
+            fingerprint: The data set's `content_fingerprint`.
+        """
+        metadata = load_metadata(self.dataset)
+        return {
+            "arm": self.arm.name,
+            "seed": self.seed,
+            "dataset": {"name": dataset_name(self.dataset)[0], "fingerprint": fingerprint},
+            "settings": asdict(self.settings),
+            "arm_definition": self.arm.definition(),
+            "model_config": _recorded_config(_config(self.arm, self.settings, metadata)),
+        }
+
+
+def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaConfig:
+    build = early_fusion_config if arm.early_fusion else SgmaConfig
+    return build(
+        modalities=metadata.modalities,
+        modality_channels=metadata.modality_channels,
+        id2label=dict(enumerate(metadata.class_names)),
+        label2id={name: index for index, name in enumerate(metadata.class_names)},
+        backbone_config=dict(settings.backbone_config),
+        **{"decoder_hidden_size": settings.decoder_hidden_size, **arm.config},
+    )
+
+
+def _recorded_config(config: SgmaConfig) -> dict[str, Any]:
+    """The model's own fields, so that a later change of the package's defaults is a change of the run."""
+    names = set(SgmaConfig.__annotations__) - {"backbone_config", "palette", "tile_size", "sub_configs", "model_type"}
+    values = {name: getattr(config, name) for name in sorted(names)}
+    return {
+        name: value
+        for name, value in values.items()
+        if value is None or isinstance(value, bool | int | float | str | list | tuple | dict)
+    }
+
+
+def build_model(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaForSemanticSegmentation:
+    """Build an arm's model with weights from the global random state.
+
+    Args:
+        arm: The arm.
+        settings: Of the run.
+        metadata: Of the data set.
+    """
+    model_class = EarlyFusionForSemanticSegmentation if arm.early_fusion else SgmaForSemanticSegmentation
+    return model_class(_config(arm, settings, metadata))
+
+
+def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
+    """Train, evaluate and describe one run.
+
+    Args:
+        run: What to do.
+        max_gigabytes: Memory that the decoded rows of a split may take.
+
+    Returns:
+        A row that JSON can hold: the run's identity, what it ran on, what it cost, and every figure of it; scores are
+        fractions in [0, 1].
+
+    Raises:
+        ValueError: If the data set lacks a split or class names, or its rows take too much memory.
+    """
+    settings, started = run.settings, time.perf_counter()
+    torch.set_num_threads(settings.threads)
+    metadata = load_metadata(run.dataset)
+    fingerprint = content_fingerprint(run.dataset)
+    splits = [settings.report_split, *([settings.choosing_split] if settings.choosing_split else [])]
+    rows = {split: decoded_rows(run.dataset, split, metadata, max_gigabytes=max_gigabytes) for split in splits}
+    training_rows = decoded_rows(
+        run.dataset, settings.train_split, metadata, max_gigabytes=max_gigabytes, missing=settings.missing
+    )
+    seconds = {"load": time.perf_counter() - started}
+    model, processor, losses, seconds["train"] = _train(run, metadata, training_rows)
+    model.eval()
+    row = run.identity(fingerprint)
+    row["dataset"] |= _describe_rows(metadata, {settings.train_split: training_rows, **rows})
+    started = time.perf_counter()
+    results = {split: _evaluate(model, processor, rows[split], settings) for split in splits}
+    seconds["evaluate"] = time.perf_counter() - started
+    extras = _extras(model, processor, rows[settings.report_split], settings, seconds)
+    row |= {
+        "checkpoint": "last step",
+        **_environment(settings),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "parameters": model.num_parameters(),
+        "gmacs": giga_macs(model, settings.crop_size),
+        "losses": losses,
+        "results": results,
+        **extras,
+        "format_version": FORMAT_VERSION,
+    }
+    return finite(row)
+
+
+def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
+    """Return model and processor after the last step, the last losses logged, and the seconds it took."""
+    settings = run.settings
+    set_seed(run.seed)
+    model = build_model(run.arm, settings, metadata)
+    processor = SgmaImageProcessor.fit(
+        ({key: value for key, value in row.items() if key != "label"} for row in rows),
+        metadata.modalities,
+        metadata.modality_channels,
+        nodata=metadata.nodata,
+        num_labels=model.config.num_labels,
+    )
+    with tempfile.TemporaryDirectory(prefix="sgma-compare-") as folder:
+        arguments = SgmaTrainingArguments(
+            output_dir=folder,
+            max_steps=settings.max_steps,
+            per_device_train_batch_size=settings.batch_size,
+            crop_size=settings.crop_size,
+            learning_rate=settings.learning_rate,
+            seed=run.seed,
+            use_cpu=settings.device == "cpu",
+            dataloader_pin_memory=settings.device != "cpu",
+            logging_steps=max(1, settings.max_steps // 10),
+            eval_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            **{**COMMON_TRAINING, **run.arm.training},
+        )
+        trainer = SgmaTrainer(model, arguments, processing_class=processor, train_dataset=rows)
+        trainer.remove_callback(PrinterCallback)
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    names = ("loss_sgf", "loss_mas", "loss")
+    losses = {name: entry[name] for entry in trainer.state.log_history for name in names if name in entry}
+    return trainer.accelerator.unwrap_model(trainer.model), processor, losses, seconds
+
+
+def _evaluate(
+    model: PreTrainedModel, processor: SgmaImageProcessor, rows: list[dict[str, Any]], settings: RunSettings
+) -> dict[str, Any]:
+    results = evaluate_modality_combinations(
+        model, processor, rows, window_size=settings.crop_size, batch_size=settings.batch_size
+    )
+    kept = ("miou", "iou", "accuracy", "rows", "rows_complete")
+    combinations = {
+        name: {key: scores[key] for key in kept if key in scores} for name, scores in results["combinations"].items()
+    }
+    summary = ("average_miou", "top1_miou", "top1_combination", "last1_miou", "last1_combination")
+    miou = {name: scores["miou"] for name, scores in combinations.items()}
+    return {
+        "combinations": combinations,
+        **{name: results[name] for name in summary},
+        "bernoulli_miou": {
+            f"{absent:g}": bernoulli_expectation(miou, results["modalities"], absent)
+            for absent in ABSENCE_PROBABILITIES
+        },
+        "windows": results["windows"],
+    }
+
+
+def bernoulli_expectation(
+    scores: Mapping[str, float | None], modalities: Sequence[str], absence: float
+) -> float | None:
+    """Expected score where every modality is absent with one probability, independently of the others.
+
+    A combination of k of the M modalities has the probability (1 - p)^k p^(M - k); the case that nothing is there is
+    left out, and the others are divided by 1 - p^M.
+
+    Args:
+        scores: Score of each combination, names joined by "+" in the order of `modalities`; all 2^M - 1 of them.
+        modalities: Names of the M modalities.
+        absence: The probability p, in [0, 1).
+
+    Returns:
+        The expectation, None if a combination has no score.
+
+    Example:
+        >>> round(bernoulli_expectation({"a": 0.5, "b": 0.2, "a+b": 0.8}, ["a", "b"], 0.5), 6)
+        0.5
+    """
+    total = 0.0
+    for name, score in scores.items():
+        if score is None:
+            return None
+        count = name.count("+") + 1
+        total += score * (1 - absence) ** count * absence ** (len(modalities) - count)
+    return total / (1 - absence ** len(modalities))
+
+
+@torch.no_grad()
+def giga_macs(model: PreTrainedModel, crop_size: int) -> float:
+    """Multiply-accumulates, in 10^9, of one image of `crop_size` pixels a side with all modalities.
+
+    Half of what torch's counter gives, which counts matrix products and convolutions.
+    """
+    pixel_values = torch.zeros(1, sum(model.config.modality_channels), crop_size, crop_size, device=model.device)
+    # the counter does not know the CPU's fused attention, so the plain products are counted
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.eval()(pixel_values)
+    return counter.get_total_flops() / 2 / 1e9
+
+
+def _extras(model, processor, rows, settings: RunSettings, seconds: dict[str, float]) -> dict[str, Any]:
+    """What is evaluated on request only; imported then, too."""
+    extras: dict[str, Any] = {}
+    options = {"window_size": settings.crop_size, "batch_size": settings.batch_size}
+    if settings.corruptions:
+        from .corruptions import evaluate_corruptions
+
+        started = time.perf_counter()
+        extras["corruptions"] = evaluate_corruptions(model, processor, rows, **options, seed=0)
+        seconds["corruptions"] = time.perf_counter() - started
+    if settings.reliance:
+        from .reliance import reliance_error_agreement
+
+        started = time.perf_counter()
+        extras["reliance"] = reliance_error_agreement(model, processor, rows, **options)
+        seconds["reliance"] = time.perf_counter() - started
+    return extras
+
+
+def _describe_rows(metadata: DatasetMetadata, rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "modalities": list(metadata.modalities),
+        "class_names": list(metadata.class_names),
+        "rows": {
+            split: {
+                "count": len(part),
+                "per_modality": [sum(row[name] is not None for row in part) for name in metadata.modalities],
+            }
+            for split, part in rows.items()
+        },
+        "megabytes": round(sum(map(num_bytes, rows.values())) / 1e6, 1),
+    }
+
+
+def _environment(settings: RunSettings) -> dict[str, Any]:
+    commit = package_commit()
+    package = sys.modules[__name__.partition(".")[0]]
+    versions = {name: text for name, text in package_versions().items() if name != "sgma-hf"}
+    return {
+        "versions": {"sgma_hf": package.__version__, **versions},
+        "commit": None if commit is None else commit.removesuffix("-dirty"),
+        "commit_has_changes": None if commit is None else commit.endswith("-dirty"),
+        "hardware": {
+            "processor": hardware_name(torch.device(settings.device)),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def finite(value: Any) -> Any:
+    """Copy of nested values in which NaN and infinity, which JSON has not, are None."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def backbone_from_file(path: str) -> dict[str, Any]:
+    """Read an encoder's configuration.
+
+    Args:
+        path: JSON file with a "model_type" and its fields, or such JSON itself.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    text = path if path.lstrip().startswith("{") else None
+    if text is None and Path(path).is_file():
+        text = Path(path).read_text(encoding="utf-8")
+    try:
+        config = json.loads(text or "")
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ValueError(f'`backbone_config` is {path!r}; expected JSON, or a file of it, with a "model_type".')
+    return config

@@ -1,0 +1,153 @@
+"""`sgma-hf compare`: order, resumption, and files that a killed process leaves whole."""
+
+import json
+
+import pytest
+from comparison_fixtures import FLAGS, write_scenes
+
+from sgma_hf.commands import compare
+from sgma_hf.comparison.run_records import append_row, drop_truncated_line, read_rows
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "demo")
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    """Runs that were executed, in order; executing one costs nothing."""
+    done = []
+
+    def pretend(run, *, max_gigabytes):
+        done.append((run.arm.name, run.seed))
+        scores = {"average_miou": 0.5, "last1_miou": None, "top1_miou": 0.75}
+        identity = run.identity(compare.content_fingerprint(run.dataset))
+        return identity | {"results": {run.settings.report_split: scores}, "seconds": {"train": 1.0}}
+
+    monkeypatch.setattr(compare, "execute_run", pretend)
+    return done
+
+
+def run(scenes, output, *flags):
+    return compare.main(["--dataset", scenes, "--output", str(output), *FLAGS, *flags])
+
+
+def test_runs_go_seed_by_seed_and_those_recorded_are_skipped(scenes, executed, tmp_path, capsys):
+    output = tmp_path / "runs" / "results.jsonl"
+    assert run(scenes, output, "--arms", "sgma", "mean", "--seeds", "0", "1") == 0
+    assert executed == [("sgma", 0), ("mean", 0), ("sgma", 1), ("mean", 1)]
+    assert "Average / Last-1 / Top-1 50.0 / – / 75.0" in capsys.readouterr().out
+    executed.clear()
+    assert run(scenes, output, "--arms", "mean", "early", "--seeds", "1", "2") == 0
+    assert executed == [("early", 1), ("mean", 2), ("early", 2)]
+    assert "4 runs, 1 of them already" in capsys.readouterr().out
+    executed.clear()
+    assert run(scenes, output, "--arms", "mean", "--seeds", "1", "--learning_rate", "0.002") == 0
+    assert executed == [("mean", 1)]  # other settings, another run
+    assert len(read_rows(output)) == 8
+
+
+def test_presets_share_their_runs(scenes, executed, tmp_path):
+    output = tmp_path / "results.jsonl"
+    assert run(scenes, output) == 0
+    assert executed == [("mean", 0), ("projector_mean_single", 0), ("sgma", 0)]
+    assert run(scenes, output, "--preset", "full") == 0
+    assert len(executed) == len(set(executed)) == len(compare.select_arms(["all"])) * 3
+
+
+def test_a_run_that_fails_does_not_stop_the_others(scenes, executed, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "results.jsonl"
+    pretend = compare.execute_run
+
+    def fail(run, *, max_gigabytes):
+        if run.arm.name == "mean":
+            raise RuntimeError("out of memory")
+        return pretend(run, max_gigabytes=max_gigabytes)
+
+    monkeypatch.setattr(compare, "execute_run", fail)
+    assert run(scenes, output, "--arms", "mean", "sgma") == 1
+    assert "mean, seed 0: RuntimeError: out of memory" in capsys.readouterr().err
+    assert [row["arm"] for row in read_rows(output)] == ["sgma"]
+    monkeypatch.setattr(compare, "execute_run", pretend)
+    assert run(scenes, output, "--arms", "mean", "sgma") == 0
+    assert [row["arm"] for row in read_rows(output)] == ["sgma", "mean"]
+
+
+def test_an_interruption_leaves_whole_lines_and_the_next_call_goes_on(scenes, executed, tmp_path, monkeypatch):
+    output = tmp_path / "results.jsonl"
+    pretend = compare.execute_run
+
+    def interrupt(run, *, max_gigabytes):
+        if run.arm.name == "sgma":
+            raise KeyboardInterrupt
+        return pretend(run, max_gigabytes=max_gigabytes)
+
+    monkeypatch.setattr(compare, "execute_run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(scenes, output, "--arms", "mean", "sgma", "early")
+    assert [json.loads(line)["arm"] for line in output.read_text().splitlines()] == ["mean"]
+    monkeypatch.setattr(compare, "execute_run", pretend)
+    executed.clear()
+    assert run(scenes, output, "--arms", "mean", "sgma", "early") == 0
+    assert executed == [("sgma", 0), ("early", 0)]
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_its_run_done_again(scenes, executed, tmp_path):
+    output = tmp_path / "results.jsonl"
+    assert run(scenes, output, "--arms", "mean", "sgma") == 0
+    content = output.read_bytes()
+    output.write_bytes(content[:-100])
+    assert [row["arm"] for row in read_rows(output)] == ["mean"]
+    executed.clear()
+    assert run(scenes, output, "--arms", "mean", "sgma") == 0
+    assert executed == [("sgma", 0)]
+    assert output.read_bytes() == content
+
+
+def test_lines_are_mended_only_at_the_end(tmp_path):
+    path = tmp_path / "deep" / "results.jsonl"
+    assert read_rows(path) == [] and not drop_truncated_line(path)
+    row = {"results": {}, "dataset": {}, "arm": "a", "seed": 0, "settings": {}, "arm_definition": {}}
+    row["model_config"] = {}
+    append_row(path, row)
+    path.write_text(path.read_text().rstrip("\n"))  # whole, only its end is missing
+    assert read_rows(path) == [row] and not drop_truncated_line(path)
+    append_row(path, row)
+    assert read_rows(path) == [row, row]
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(ValueError, match="line 1"):
+        read_rows(path)
+    path.write_text('{"loss": 1}\n')
+    with pytest.raises(ValueError, match="no run of"):
+        read_rows(path)
+    with pytest.raises(ValueError, match="JSON"):
+        append_row(path, {"loss": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--arms", "magic"], "Unknown arms"),
+        (["--report_split", "night"], "no split 'night'"),
+        (["--report_split", "validation"], "chooses"),
+        (["--missing", "thermal=0.5"], "thermal"),
+        (["--missing", "rgb"], "--missing rgb"),
+        (["--jobs", "0"], "--jobs"),
+        (["--backbone_config", "none.json"], "model_type"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_runs(scenes, executed, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(scenes, tmp_path / "results.jsonl", *flags)
+    assert executed == [] and not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_spawned_process_gives_the_figures_of_this_one(scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command sets it for its children
+    arms = ["--arms", "sgma", "--seeds", "3"]
+    assert run(scenes, tmp_path / "here.jsonl", *arms) == 0
+    assert run(scenes, tmp_path / "there.jsonl", *arms, "--jobs", "2") == 0
+    (here,), (there,) = (read_rows(tmp_path / f"{place}.jsonl") for place in ("here", "there"))
+    assert here["results"] == there["results"]
+    assert here["losses"] == there["losses"]

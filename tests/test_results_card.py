@@ -1,0 +1,162 @@
+"""The results card: every figure of it, worked by hand."""
+
+import json
+
+import pytest
+from comparison_fixtures import made_up_run
+
+from sgma_hf.commands import results_card as command
+from sgma_hf.comparison.experiments import group_runs
+from sgma_hf.comparison.paired_statistics import PairedDifference, paired_difference, spread
+from sgma_hf.comparison.report import readme_table, results_card, shown, write_into_readme
+
+
+def three_seeds():
+    """SGMA 60, 62, 64 against mean fusion 50, 53, 53 and early fusion 62, 60, 64."""
+    figures = {"sgma": (0.60, 0.62, 0.64), "mean": (0.50, 0.53, 0.53), "early": (0.62, 0.60, 0.64)}
+    return [made_up_run(arm, seed, value) for arm, values in figures.items() for seed, value in enumerate(values)]
+
+
+def test_spread_and_paired_interval_by_hand():
+    assert spread([2.0, 4.0, 9.0]) == (5.0, pytest.approx(13**0.5), 3)  # squares 9 + 1 + 16, divided by 2
+    assert spread([2.0]) == (2.0, None, 1)
+    assert spread([]) is None and spread([1.0, None]) is None
+    # differences 10, 9, 11: deviation 1; 4.303 / sqrt(3) = 2.4843
+    found = paired_difference({0: 60.0, 1: 62.0, 2: 64.0, 9: 1.0}, {2: 53.0, 1: 53.0, 0: 50.0, 7: 2.0})
+    assert found == (10.0, pytest.approx(2.4843, abs=1e-4), 3)
+    assert found.verdict == "ahead"
+    assert paired_difference({0: 1.0}, {0: 3.0}) == PairedDifference(-2.0, None, 1)
+    assert paired_difference({0: 1.0}, {0: 3.0}).verdict == "open"
+    assert paired_difference({0: 1.0}, {1: 3.0}) is None
+    assert PairedDifference(-2.0, 1.0, 3).verdict == "behind"
+    assert PairedDifference(-1.0, 1.5, 3).verdict == "open"
+    many = paired_difference({seed: float(seed % 2) for seed in range(60)}, dict.fromkeys(range(60), 0.0))
+    # beyond the table, its last quantile: 2.042 * 0.504219 / sqrt(60)
+    assert many.half_width == pytest.approx(2.042 * (0.25 * 60 / 59) ** 0.5 / 60**0.5)
+
+
+def test_card_holds_the_hand_worked_figures():
+    card = results_card(three_seeds())
+    # Average 62 ± 2; mean 52 ± sqrt(3) = 1.7; combinations a 30 ± 0 and b as Average
+    assert "| `sgma` | 30.0 ± 0.0 | 62.0 ± 2.0 | 70.0 ± 0.0 | 62.0 ± 2.0 | 30.0 ± 0.0 | 70.0 ± 0.0 |" in card
+    assert "| `mean` | 30.0 ± 0.0 | 52.0 ± 1.7 | 70.0 ± 0.0 | 52.0 ± 1.7 |" in card
+    assert "| `mean` | +10.0 [+7.5, +12.5] | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | 3 |" in card
+    # early: differences -2, 2, 0: 0 ± 4.303 * 2 / sqrt(3)
+    assert "| `early` | +0.0 [-5.0, +5.0] |" in card
+    # mean - early: -12, -7, -11: -10 ± 4.303 * sqrt(7) / sqrt(3) = 6.57
+    assert "| late instead of early fusion: `mean` − `early` | -10.0 [-16.6, -3.4] |" in card
+    assert "| `sgma` | 60.0 ± 0.0 | 80.0 ± 0.0 |" in card  # per class, of a+b
+    assert "| `sgma` | 2,014,819 | 0.305 | 180 ± 0 | 20 ± 0 |" in card
+    assert "`a` in 7, `b` in 5" in card
+    assert "the weights are those of the last step" in card and "No other split was evaluated" in card
+    assert "CPU (imagined), 1 thread(s) per run on 2 cores; commit 0000000000; sgma_hf 0.1.0, torch 2.13.0" in card
+    assert "0.5 hours for 9 runs" in card  # 9 times 200 seconds
+    assert "nan" not in card and "None" not in card
+
+
+def test_sentences_follow_from_the_figures():
+    text = shown(group_runs(three_seeds())[0])
+    assert (
+        "Average: `sgma` is above 1 of 2 arms in the mean over seeds, above 1 by more than either arm's standard "
+        "deviation. It leads 1 by more than the 95 % interval (`mean`), cannot be told by it from 1 (`early`)." in text
+    )
+    assert "The highest mean Last-1 is that of `mean`, 30.0 ± 0.0." in text  # the first of equals
+    assert "over 3 seeds" in text
+    behind = [made_up_run("sgma", seed, 0.4 + 0.01 * seed) for seed in range(3)] + three_seeds()[3:6]
+    assert "trails 1 by more than it (`mean`)" in shown(group_runs(behind)[0])
+    single = shown(group_runs([made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5)])[0])
+    assert "One seed shows neither spread nor interval" in single
+    assert "leads" not in single.split("which arm leads")[0]
+
+
+def test_runs_of_other_trainings_and_older_definitions_are_kept_apart():
+    rows = three_seeds()
+    rows += [made_up_run("sgma", 0, 0.4, missing={"a": 0.3}), made_up_run("mean", 0, 0.35, missing={"a": 0.3})]
+    first, second = group_runs(rows)
+    assert list(first.runs) == ["mean", "early", "sgma"] and list(second.runs) == ["mean", "sgma"]
+    card = results_card(rows)
+    assert "## 500 steps, training rows as converted" in card
+    assert "## 500 steps, training rows lacking `a` in 30 %" in card
+    changed = made_up_run("mean", 5, 0.9, model_config={"fusion": "other"})
+    (experiment,) = group_runs([*three_seeds(), changed])
+    assert list(experiment.runs["mean"]) == [5] and experiment.left_out == 3
+    assert "3 runs of arms whose definition changed" in results_card([*three_seeds(), changed])
+
+
+def test_a_run_evaluated_twice_counts_once_with_all_its_figures():
+    earlier = made_up_run("sgma", 0, 0.6, reliance={"stages": None})
+    earlier["results"]["validation"] = earlier["results"]["test"]
+    (experiment,) = group_runs([earlier, made_up_run("sgma", 0, 0.6)])
+    run = experiment.runs["sgma"][0]
+    assert run["reliance"] == {"stages": None} and set(run["results"]) == {"test", "validation"}
+
+
+def scores_of(miou):
+    return {"miou": miou}
+
+
+def test_corruptions_and_reliance_get_their_sections():
+    def damaged(clean, without, corrupted, auc):
+        entry = {"clean": scores_of(clean), "corrupted": scores_of(corrupted)}
+        entry["without"] = None if without is None else scores_of(without)
+        entry["robustness"] = None if auc is None else {"detection_auc": {"stages": [auc] * 4, "mean": auc}}
+        return entry
+
+    noise = {"a": damaged(0.7, 0.5, 0.6, 0.8), "b": damaged(0.7, 0.6, 0.5, 0.4), "all": damaged(0.7, None, 0.3, None)}
+    corruptions = {"seed": 0, "corruptions": {"noise_1": noise}}
+    figures = {"correlation": -0.25, "auc": 0.75}
+    stage = {"modalities": {"a": figures, "b": figures | {"correlation": 0.5}}}
+    stage["classes_per_modality"] = {"a": [figures, figures], "b": [figures, figures]}
+    choice = {"relied_on": {"mean": 0.66}, "chance": 0.5, "fused": 0.7, "always": {"a": 0.6, "b": 0.4}}
+    reliance = {"stages": {"mean": stage}, "contested_stages": {"mean": stage}, "modalities": ["a", "b"]}
+    reliance |= {"class_names": ["bare", "crop"], "choice": {"overall": choice, "classes": [choice, choice]}}
+    rows = [made_up_run("sgma", 0, 0.6, corruptions=corruptions, reliance=reliance), made_up_run("mean", 0, 0.5)]
+    card = results_card(rows)
+    assert "| `noise_1`, all modalities | 40.0 |" in card
+    assert "| `noise_1`, one modality | 15.0 |" in card  # the mean of 10 and 20
+    assert "| `noise_1` | a | 70.0 | 50.0 | 60.0 | 0.80 | – |" in card
+    assert "better than without that modality in 1 of 2 cases" in card
+    assert "in 1 of 2 cases (detection AUC above 0.5" in card
+    assert "| mean | a | -0.25 | 0.75 | -0.25 | 0.75 |" in card
+    assert "negative for 1 of 2 modalities, from -0.25 to +0.50" in card
+    assert (
+        "is right in 66.0 %, one drawn by chance in 50.0 %, and always `a`, the best single choice, in 60.0 %" in card
+    )
+    assert "the maps choose better than that" in card
+
+
+def test_readme_block_is_replaced_and_nothing_else(tmp_path):
+    readme = tmp_path / "README.md"
+    before, after = "# Title\n<!-- measured: demo -->\nx\n<!-- end of measured -->\n", "\nrest \\1\n"
+    readme.write_text(before + "<!-- measured: compare -->\n<!-- end of measured -->" + after)
+    for _ in range(2):  # again, over what is there
+        write_into_readme(readme, readme_table(three_seeds()))
+    text = readme.read_text()
+    assert text.startswith(before) and text.endswith("<!-- end of measured -->" + after)
+    assert "| `sgma` | 62.0 ± 2.0 | 30.0 ± 0.0 | 70.0 ± 0.0 |" in text
+    assert text.count("| `mean` |") == 1 and "seeds 0, 1, 2" in text
+    readme.write_text("# Title\n")
+    with pytest.raises(ValueError, match="measured: compare"):
+        write_into_readme(readme, "x")
+
+
+def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
+    results, output = tmp_path / "results.jsonl", tmp_path / "cards" / "fields.md"
+    rows = [*three_seeds(), made_up_run("sgma", 0, 0.1, name="trees")]
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--results", str(results), "--output", str(output)]
+    with pytest.raises(ValueError, match=r"\['fields', 'trees'\]"):
+        command.main(arguments)
+    with pytest.raises(ValueError, match="no run on 'sea'"):
+        command.main([*arguments, "--dataset", "sea"])
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        command.main(["--results", str(tmp_path / "nothing.jsonl"), "--output", str(output)])
+    with pytest.raises(ValueError, match="--output"):
+        command.main(["--results", str(results)])
+    assert not output.exists()
+    assert command.main([*arguments, "--dataset", "fields"]) == 0
+    assert output.read_text() == results_card(three_seeds())
+    assert "9 runs" in capsys.readouterr().out
+    results.write_text("")
+    with pytest.raises(ValueError, match="no run"):
+        command.main(arguments)

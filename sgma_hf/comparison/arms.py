@@ -74,7 +74,11 @@ ARMS = {
             "the package's default model; rows sampled, and modalities dropped, by robustness and loss",
             training={"robustness_sampling": True},
         ),
-        Arm("sgma_paper", "the paper's own form, where the package's default departs from it"),
+        Arm(
+            "sgma_residual",
+            "the package's default model, with the encoder's features, weighted by robustness, added to the fused map",
+            config={"fusion_residual": True},
+        ),
     )
 }
 

@@ -28,7 +28,7 @@ PARTS = (
     ("filter, prototypes and perceptrons, without a branch", "sgf", "projector_mean"),
     ("filter, prototypes and perceptrons, with a branch", "sgma", "projector_mean_single"),
     ("row sampling", "sgma_row_sampling", "sgma"),
-    ("where the package's default departs from the paper", "sgma", "sgma_paper"),
+    ("the residual path around the fusion", "sgma_residual", "sgma"),
 )
 README_BEGIN, README_END = "<!-- measured: compare -->", "<!-- end of measured -->"
 

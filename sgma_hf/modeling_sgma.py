@@ -28,6 +28,7 @@ from .fusion_sgma import (
     SgmaStageTokens,
     to_maps,
 )
+from .losses_sgma import row_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
 from .sampling_sgma import modality_sampling_probabilities, sample_modality
@@ -643,14 +644,13 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         return crop_padding(logits, STAGE_STRIDES[0], image_size)
 
     def _row_losses(self, logits, labels):
-        """Summed cross-entropy of each row's valid pixels, in float32 at least, and their number."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logits = upsample_to_pixels(logits, STAGE_STRIDES[0], labels.shape[-2:])
-        ignore_index = self.config.semantic_loss_ignore_index
-        weights = self.config.class_weights
-        weights = None if weights is None else logits.new_tensor(weights)
-        losses = nn.functional.cross_entropy(logits, labels, weights, ignore_index=ignore_index, reduction="none")
-        return losses.flatten(1).sum(1), (labels != ignore_index).flatten(1).sum(1)
+        return row_losses(
+            logits,
+            labels,
+            ignore_index=self.config.semantic_loss_ignore_index,
+            class_weights=self.config.class_weights,
+            dice_weight=self.config.dice_loss_weight,
+        )
 
     def _check_labels(self, labels, pixel_values):
         expected = (pixel_values.shape[0], *pixel_values.shape[-2:])

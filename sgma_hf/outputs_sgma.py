@@ -46,7 +46,7 @@ class SgmaSemanticSegmenterOutput(ModelOutput):
         sampled_modality: Index of the modality that was drawn for each row, int64, shape (batch_size,).
         row_losses: Mean cross-entropy of each row's fused prediction over its valid pixels, float32 without gradient,
             shape (batch_size,), NaN for a row without any; only if `labels` are given. With `config.class_weights`,
-            the weighted sum over the number of valid pixels.
+            the weighted sum over the number of valid pixels; plus the row's Dice loss, with `config.dice_loss_weight`.
         sampled_row_losses: The same of the prediction from the drawn modality alone; in training only.
         sampled_logits: Logits from the drawn modality alone, without gradient, of the shape of `logits`; in training
             only.

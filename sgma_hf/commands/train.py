@@ -64,6 +64,10 @@ class TrainCommandArguments:
     mas_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
     )
+    dice_loss_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of a Dice loss beside the cross-entropy in a new model, against class imbalance."},
+    )
     class_weighting: str = field(
         default="none",
         metadata={
@@ -225,6 +229,7 @@ def _model_and_processor(
         decoder_hidden_size=arguments.decoder_hidden_size,
         fusion=arguments.fusion,
         mas_loss_weight=arguments.mas_loss_weight,
+        dice_loss_weight=arguments.dice_loss_weight,
         palette=metadata.palette or None,
         class_weights=_class_weights(arguments.class_weighting, metadata),
     )
@@ -248,6 +253,7 @@ def _refuse_new_model_options(arguments: TrainCommandArguments) -> None:
         "decoder_hidden_size",
         "fusion",
         "mas_loss_weight",
+        "dice_loss_weight",
         "class_weighting",
     )
     changed = [f"--{name}" for name in names if getattr(arguments, name) != defaults[name]]

@@ -9,6 +9,7 @@ import itertools
 import json
 import platform
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -116,9 +117,13 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(_throughput_report(throughput))
         return _write({"arguments": vars(args), "machine": machine, "raster_throughput": throughput}, args.output)
-    figures = {"arguments": vars(args), "machine": machine} | _measure(args, case)
-    print(_report(figures))
-    return _write(figures, args.output)
+    print(f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} thread(s)\n", flush=True)
+    figures = {"arguments": vars(args), "machine": machine}
+    for measured, lines in _sections(args, case):
+        figures |= measured
+        print("\n".join([*lines, ""]), flush=True)
+        _write(figures, args.output)
+    return 0
 
 
 def _write(figures: dict, output: str | None) -> int:
@@ -175,29 +180,37 @@ def _throughput_report(figures: dict[str, float]) -> str:
     )
 
 
-def _measure(args: BenchmarkArguments, case: BenchmarkCase) -> dict:
-    """All figures of a case, and of the sweep around it."""
+def _sections(args: BenchmarkArguments, case: BenchmarkCase) -> Iterator[tuple[dict, list[str]]]:
+    """Measure a case and the sweep around it, section by section: the figures, and the lines to print."""
+    timed = measure_case(case, list(VARIANTS), repeats=args.repeats)
+    memory = measure_memory(case, list(VARIANTS)) if args.memory else None
+    lines = _variants_table("training step", timed["training"], (memory or {}).get("training"))
+    lines += ["", *_variants_table("inference", timed["inference"], (memory or {}).get("inference"))]
+    yield {"time": timed, "memory": memory}, lines
+    subsets = measure_subsets(case, repeats=args.repeats)
+    yield {"subsets": subsets}, _subsets_lines(subsets)
+    loading = _measure_loading(case, args.repeats)
+    line = (
+        f"- loading a batch {1000 * loading['batch_seconds']:.1f} ms, to the training step that it feeds: "
+        f"{loading['loading_to_compute']:.3f}"
+    )
+    yield {"loading": loading}, [line]
     parameters = {variant: case.build(variant).num_parameters() for variant in ("SGMA", "mean fusion")}
-    figures = {
-        "parameters": parameters | {"added by SGF": parameters["SGMA"] - parameters["mean fusion"]},
-        "time": measure_case(case, list(VARIANTS), repeats=args.repeats),
-        "memory": measure_memory(case, list(VARIANTS)) if args.memory else None,
-        "subsets": measure_subsets(case, repeats=args.repeats),
-        "loading": _measure_loading(case, args.repeats),
-        "sweep": [],
-    }
-    if args.sweep:
-        present = [count for count in args.sweep_present if count <= args.num_modalities]
-        points = [
-            *({"num_modalities": count} for count in args.sweep_modalities),
-            *({"num_labels": count} for count in args.sweep_labels),
-            *({"size": side} for side in args.sweep_sizes),
-            *({"num_present": count} for count in present),
-        ]
-        for point in logging.tqdm(points, desc="sweep"):
-            measured = measure_case(replace(case, **point), FUSIONS, repeats=args.sweep_repeats)
-            figures["sweep"].append({"point": point} | measured)
-    return figures
+    parameters["added by SGF"] = parameters["SGMA"] - parameters["mean fusion"]
+    yield {"parameters": parameters}, ["- parameters: " + ", ".join(f"{name} {n:,}" for name, n in parameters.items())]
+    if not args.sweep:
+        return
+    present = [count for count in args.sweep_present if count <= args.num_modalities]
+    points = [
+        *({"num_modalities": count} for count in args.sweep_modalities),
+        *({"num_labels": count} for count in args.sweep_labels),
+        *({"size": side} for side in args.sweep_sizes),
+        *({"num_present": count} for count in present),
+    ]
+    sweep = []
+    for point in logging.tqdm(points, desc="sweep"):
+        sweep.append({"point": point} | measure_case(replace(case, **point), FUSIONS, repeats=args.sweep_repeats))
+    yield {"sweep": sweep}, _sweep_table(sweep)
 
 
 def _measure_loading(case: BenchmarkCase, repeats: int) -> dict[str, float]:
@@ -221,26 +234,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _report(figures: dict) -> str:
-    lines = []
-    for kind, title in (("training", "training step"), ("inference", "inference")):
-        lines += [*_variants_table(title, figures["time"][kind], (figures["memory"] or {}).get(kind)), ""]
-    subsets, loading, counts = figures["subsets"], figures["loading"], figures["parameters"]
-    lines += [f"- {name}: {1000 * seconds:.1f} ms" for name, seconds in subsets["seconds"].items()]
-    lines += [
+def _subsets_lines(subsets: dict) -> list[str]:
+    return [
+        *(f"- {name}: {1000 * seconds:.1f} ms" for name, seconds in subsets["seconds"].items()),
         f"- one modality present, to all: {subsets['one_to_all']:.3f}",
         f"- all combinations from one encoding, to a plain loop: {subsets['one_encoding_to_loop']:.3f}; they agree in "
         f"float64: {subsets['combinations_agree_in_float64']}",
-        f"- loading a batch {1000 * loading['batch_seconds']:.1f} ms, to the training step that it feeds: "
-        f"{loading['loading_to_compute']:.3f}",
-        f"- parameters: {counts['SGMA']:,} of SGMA, {counts['mean fusion']:,} of mean fusion, "
-        f"{counts['added by SGF']:,} more",
-        "",
     ]
-    if figures["sweep"]:
-        lines += [*_sweep_table(figures["sweep"]), ""]
-    machine = figures["machine"]
-    return "\n".join([*lines, f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} thread(s)"])
 
 
 def _variants_table(title: str, time: dict, memory: dict | None) -> list[str]:

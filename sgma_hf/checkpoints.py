@@ -8,8 +8,8 @@
 | deepspeed | `*model_states.pt` in the folder that `latest` names | the same folder |
 
 Beside them lie `config.json`, `scheduler.pt` (not with DeepSpeed's own schedule), the random state of every process,
-`modality_sampler.json` and, written last, when all processes have written theirs, `trainer_state.json`. Under FSDP
-`model.safetensors` is there as well, but nothing is resumed from it.
+`modality_sampler.json` (a checkpoint of transformers' own Trainer has none) and, written last, when all processes have
+written theirs, `trainer_state.json`. Under FSDP `model.safetensors` is there as well, but nothing is resumed from it.
 """
 
 import json
@@ -50,6 +50,8 @@ def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
     """
     checkpoint = Path(checkpoint)
     if _read_json(checkpoint / TRAINER_STATE_NAME) is None or not (checkpoint / "config.json").is_file():
+        return False
+    if (checkpoint / SAMPLER_STATE_NAME).exists() and read_sampler_state(checkpoint) is None:
         return False
     layout = checkpoint_layout(checkpoint)
     parts = {

@@ -24,6 +24,7 @@ MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred ba
 MAX_LABELS = 255  # label maps are uint8, and 255 says "ignore"
 MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
 STAGE_STRIDES = (4, 8, 16, 32)
+FUSIONS = ("sgf", "mean", "pointwise_mean", "projector_mean")
 
 # A configuration may come from a stranger. These bounds are far beyond any real backbone, and keep what it describes
 # from being allocated.
@@ -118,8 +119,9 @@ class SgmaConfig(PreTrainedConfig):
             strides 4, 8, 16 and 32 (PVT-v2, ResNet, Swin, ConvNeXt, ...). Defaults to PVT-v2-b2.
         fusion (`str`, *optional*, defaults to `"sgf"`):
             `"sgf"`: semantic-guided fusion, as in the paper. `"mean"`: the mean of the encoder's features over the
-            modalities present. `"projector_mean"`: the mean of the modality-specific projectors' output. The latter
-            two are baselines.
+            modalities present. `"pointwise_mean"`: the mean of a 1x1 convolution of theirs, one per modality and
+            stage. `"projector_mean"`: the mean of the modality-specific projectors' output. All but the first are
+            baselines.
         fusion_residual (`bool`, *optional*, defaults to `False`):
             Add the mean of the encoder's features, weighted by robustness, to the fused map of `"sgf"`. The paper has
             no such path; it has no parameters.
@@ -221,8 +223,10 @@ class SgmaConfig(PreTrainedConfig):
         self._check_values()
 
     def _check_values(self):
-        if self.fusion not in ("sgf", "mean", "projector_mean"):
-            raise ValueError(f"`fusion` is {self.fusion!r}; expected 'sgf', 'mean' or 'projector_mean'.")
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"`fusion` is {self.fusion!r}; expected one of {list(FUSIONS)}.")
+        if self.fusion_residual and self.fusion != "sgf":
+            raise ValueError(f"`fusion_residual` needs `fusion` 'sgf', which is {self.fusion!r}; leave it out.")
         check_num_labels(self.num_labels)
         for name, upper in (("num_attention_heads", 64), ("decoder_hidden_size", 8192)):
             if not 1 <= getattr(self, name) <= upper:

@@ -146,10 +146,14 @@ class HubTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as `Trainer.save_model` does; also where FSDP saves shards, which none but it can load."""
         super().save_model(output_dir, _internal_call=True)
-        if self.is_fsdp_enabled and "FULL_STATE_DICT" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+        if self.is_fsdp_enabled and not self._saves_whole_state():
             self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _saves_whole_state(self) -> bool:
+        """Whether FSDP gathers weights and optimizer into one file each, instead of saving shards."""
+        return "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save model, processor and record, but no `training_args.bin`: a pickle, with the access token in it."""

@@ -7,8 +7,8 @@ One record per epoch, from the sums of `TrainingStatistics`, so exact over all p
   compare modalities and epochs, not to report); and the gradient norm of its projectors and stem as the optimiser got
   it, after clipping, as root mean square over the steps that had one.
 - `single_loss` is the mean over rows of what the model is trained on, so over all valid pixels of a row and, with
-  `class_weights`, weighted (`EpochStatistics`). IoU and all figures per class are of one pixel per cell of stride 4,
-  and `class_single_loss` is the plain cross-entropy there.
+  `class_weights` or a Dice loss, with those (`EpochStatistics`). IoU and all figures per class are of one pixel per
+  cell of stride 4, and `class_single_loss` is the plain cross-entropy there.
 - for each stage: prototype drift, the mean over the classes of 1 - cosine(mean prototype of this epoch, of the last
   one), over the rows with two modalities at least.
 

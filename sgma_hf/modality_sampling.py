@@ -18,6 +18,7 @@ in `row_weights.jsonl` in the run's folder, see `RowWeightsFile`.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -61,7 +62,7 @@ class EpochStatistics:
         row_losses: Mean cross-entropy of each row's fused prediction over its valid pixels, and over the times it came
             in the epoch, (num_rows,). With the model's `class_weights` both losses are the sum of weight times
             cross-entropy over the number of pixels, so a row of rare classes counts as harder; `sgma-hf train` scales
-            the weights to a mean of 1 over the training pixels.
+            the weights to a mean of 1 over the training pixels. A Dice loss, if the model has one, is part of both.
     """
 
     robustness: list[float] | None = None
@@ -145,7 +146,8 @@ def draw_counts(weights: np.ndarray, generator: np.random.Generator) -> np.ndarr
 class RowWeightsFile:
     """The sampling weights of all rows, epoch by epoch, as JSON lines `{"epoch": 0, "weights": [1.0, ...]}`.
 
-    Epochs count from 0; the weights are in the order of the training set, with six significant digits, mean 1.
+    Epochs count from 0; the weights are in the order of the training set, with six significant digits, mean 1: about
+    8 bytes per row and epoch.
 
     Args:
         directory: The run's folder.
@@ -180,8 +182,12 @@ class RowWeightsFile:
             file.write(f"{line}\n")
 
 
-def _epoch_of(line: str) -> int:
-    return json.loads(line)["epoch"]
+def _epoch_of(line: str) -> float:
+    """Epoch of a line; infinite, so that it is not kept, where the line is damaged."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class ModalityAwareSampler(torch.utils.data.Sampler):

@@ -185,8 +185,7 @@ class SgmaTrainer(HubTrainer):
         """Refuse a checkpoint that this run would not continue; the number of processes alone may differ."""
         layout, expected = checkpoint_layout(checkpoint), "plain"
         if self.is_fsdp_enabled:
-            is_full = "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
-            expected = "fsdp_full" if is_full else "fsdp_sharded"
+            expected = "fsdp_full" if self._saves_whole_state() else "fsdp_sharded"
         elif self.is_deepspeed_enabled:
             expected = "deepspeed"
         if layout != expected:

@@ -18,7 +18,8 @@ class TrainingStatistics:
     Everything stays on the device and costs no synchronisation until `reduce`.
 
     Where the model has `class_weights`, a row's loss is what it is trained on: the sum over its valid pixels of weight
-    times cross-entropy, divided by their number (not by the sum of their weights). Losses by class are not weighted.
+    times cross-entropy, divided by their number (not by the sum of their weights), plus the Dice loss if the model has
+    one. Losses by class are plain cross-entropy.
 
     Args:
         num_rows: Rows of the training set.

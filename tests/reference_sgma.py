@@ -129,6 +129,8 @@ def project(config, weights, level, m, maps):
         return maps.flatten(1).t()
     prefix = f"sgma.fusion_stages.{level}.projectors.{m}"
     channels = maps.shape[0]
+    if config.fusion == "pointwise_mean":
+        return maps.flatten(1).t() @ weights[f"{prefix}.pointwise.weight"].t()
     summed = torch.zeros_like(maps)
     for branch, size in enumerate((11, 7, 3)):
         kernel = weights[f"{prefix}.depthwise.{branch}.weight"]

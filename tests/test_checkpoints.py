@@ -98,6 +98,8 @@ def test_a_random_state_for_each_process_is_needed(tmp_path):
     assert is_complete_checkpoint(folder)
     (folder / "modality_sampler.json").write_text(json.dumps({"num_processes": 4}))
     assert not is_complete_checkpoint(folder)
+    (folder / "modality_sampler.json").write_text('{"num_proc')  # killed while it was written
+    assert not is_complete_checkpoint(folder)
     (folder / "modality_sampler.json").unlink()  # a Trainer's own: those that are there have to be the first ones
     assert is_complete_checkpoint(folder)
     (folder / "rng_state_1.pth").unlink()

@@ -139,5 +139,8 @@ def test_row_weights_of_a_resumed_run_stand_there_once(tmp_path):
         {"epoch": 1, "weights": [1.0, 0.666667, 2.33333]},
         {"epoch": 2, "weights": [1.0, 0.123457, 2.0]},
     ]
+    path.write_text('{"epoch":0,"weights":[1.0]}\nno JSON\n')
+    RowWeightsFile(path.parent, 9)  # a damaged line stops no run
+    assert path.read_text() == '{"epoch":0,"weights":[1.0]}\n'
     RowWeightsFile(path.parent, 0)  # another run in the same folder
     assert path.read_text() == ""

@@ -90,7 +90,7 @@ def test_any_number_of_heads_agrees_with_the_reference(heads):
 
 
 @pytest.mark.parametrize("kind", ["none", "rows", "pixels"])
-@pytest.mark.parametrize("fusion", ["mean", "projector_mean"])
+@pytest.mark.parametrize("fusion", ["mean", "pointwise_mean", "projector_mean"])
 def test_the_baselines_agree_with_the_reference(fusion, kind):
     generator = torch.Generator().manual_seed(1)
     model = build(3, 5, fusion=fusion)
@@ -151,7 +151,7 @@ def test_losses_draws_and_gradients_agree_with_the_reference(num_modalities, num
     assert_same_training_step(model, pixel_values, mask, labels, noise)
 
 
-@pytest.mark.parametrize("fusion", ["mean", "projector_mean"])
+@pytest.mark.parametrize("fusion", ["mean", "pointwise_mean", "projector_mean"])
 def test_the_baselines_losses_and_gradients_agree_with_the_reference(fusion):
     generator = torch.Generator().manual_seed(4)
     model = build(3, 5, fusion=fusion).train()

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf.configuration_sgma import FUSIONS
 from sgma_hf.dataset_schema import DatasetMetadata, decode_row, labelled_rows, load_rows, present_modalities
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
 from sgma_hf.hub_trainer import PublicRepositoryError
@@ -58,9 +59,7 @@ class TrainCommandArguments:
         metadata={"help": f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration."},
     )
     decoder_hidden_size: int = field(default=256, metadata={"help": "Width of a new model's decode head."})
-    fusion: str = field(
-        default="sgf", metadata={"help": "How a new model fuses.", "choices": ["sgf", "mean", "projector_mean"]}
-    )
+    fusion: str = field(default="sgf", metadata={"help": "How a new model fuses.", "choices": list(FUSIONS)})
     mas_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
     )

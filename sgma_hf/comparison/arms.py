@@ -44,12 +44,20 @@ ARMS = {
             config={"fusion": "mean", "mas_loss_weight": 0.0},
             training=_NO_DROPOUT,
         ),
-        Arm("mean", "mean of the encoder's features", config={"fusion": "mean", "mas_loss_weight": 0.0}),
+        Arm(
+            "mean",
+            "mean of the encoder's features; nothing tells the one encoder which modality it sees",
+            config={"fusion": "mean", "mas_loss_weight": 0.0}),
         Arm(
             "early",
             "all bands concatenated before the encoder, zeros for what is missing; a full pass for every combination",
             config={"fusion": "mean", "mas_loss_weight": 0.0},
             early_fusion=True,
+        ),
+        Arm(
+            "pointwise_mean",
+            "mean of a 1x1 convolution of the encoder's features, one for each modality and stage",
+            config={"fusion": "pointwise_mean", "mas_loss_weight": 0.0},
         ),
         Arm(
             "projector_mean",

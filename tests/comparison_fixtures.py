@@ -67,5 +67,6 @@ def made_up_run(arm, seed, average, *, last=0.3, top=0.7, missing=None, name="fi
         "gmacs": 0.3051,
         "losses": {"loss": 1.5},
         "results": {"test": scores},
+        "format_version": 1,
     }
     return run | changes

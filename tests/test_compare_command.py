@@ -1,12 +1,15 @@
 """`sgma-hf compare`: order, resumption, and files that a killed process leaves whole."""
 
 import json
+import threading
 
 import pytest
-from comparison_fixtures import FLAGS, write_scenes
+import torch
+from comparison_fixtures import FLAGS, made_up_run, write_scenes
+from killed_processes import killed
 
 from sgma_hf.commands import compare
-from sgma_hf.comparison.run_records import append_row, drop_truncated_line, read_rows
+from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,10 @@ def executed(monkeypatch):
         done.append((run.arm.name, run.seed))
         scores = {"average_miou": 0.5, "last1_miou": None, "top1_miou": 0.75}
         identity = run.identity(compare.content_fingerprint(run.dataset))
-        return identity | {"results": {run.settings.report_split: scores}, "seconds": {"train": 1.0}}
+        row = identity | {"results": {run.settings.report_split: scores}, "seconds": {"train": 1.0}}
+        row["results"] |= {run.settings.choosing_split: scores} if run.settings.choosing_split else {}
+        row |= {"reliance": {}} if run.settings.reliance else {}
+        return row | {"format_version": 1}
 
     monkeypatch.setattr(compare, "execute_run", pretend)
     return done
@@ -67,7 +73,8 @@ def test_a_run_that_fails_does_not_stop_the_others(scenes, executed, tmp_path, m
 
     monkeypatch.setattr(compare, "execute_run", fail)
     assert run(scenes, output, "--arms", "mean", "sgma") == 1
-    assert "mean, seed 0: RuntimeError: out of memory" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "mean, seed 0: RuntimeError: out of memory" in error and 'raise RuntimeError("out of memory")' in error
     assert [row["arm"] for row in read_rows(output)] == ["sgma"]
     monkeypatch.setattr(compare, "execute_run", pretend)
     assert run(scenes, output, "--arms", "mean", "sgma") == 0
@@ -105,24 +112,87 @@ def test_a_line_that_was_cut_off_is_dropped_and_its_run_done_again(scenes, execu
     assert output.read_bytes() == content
 
 
+def test_figures_that_are_there_are_not_asked_for_again(scenes, executed, tmp_path):
+    output = tmp_path / "results.jsonl"
+    assert run(scenes, output, "--arms", "mean", "--reliance", "true") == 0
+    executed.clear()
+    assert run(scenes, output, "--arms", "mean") == 0  # less than is recorded
+    assert executed == []
+    assert run(scenes, output, "--arms", "mean", "--corruptions", "true") == 0
+    assert run(scenes, output, "--arms", "mean", "--choosing_split", "train") == 0
+    assert executed == [("mean", 0)] * 2
+
+
 def test_lines_are_mended_only_at_the_end(tmp_path):
     path = tmp_path / "deep" / "results.jsonl"
-    assert read_rows(path) == [] and not drop_truncated_line(path)
-    row = {"results": {}, "dataset": {}, "arm": "a", "seed": 0, "settings": {}, "arm_definition": {}}
-    row["model_config"] = {}
+    assert read_rows(path) == []
+    prepare_file(path)
+    row = made_up_run("mean", 0, 0.5)
     append_row(path, row)
     path.write_text(path.read_text().rstrip("\n"))  # whole, only its end is missing
-    assert read_rows(path) == [row] and not drop_truncated_line(path)
+    assert read_rows(path) == [row]
     append_row(path, row)
     assert read_rows(path) == [row, row]
+    with pytest.raises(ValueError, match="JSON"):
+        append_row(path, {"loss": float("nan")})
     path.write_text("{broken\n" + path.read_text())
     with pytest.raises(ValueError, match="line 1"):
         read_rows(path)
-    path.write_text('{"loss": 1}\n')
-    with pytest.raises(ValueError, match="no run of"):
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a card", "# Title\n\ntext", '{"loss": 1}', '{\n "loss": 1', '{"loss": 1}\n{"lo', "[1]\n{"],
+)
+def test_a_file_of_something_else_is_left_alone(scenes, executed, tmp_path, content):
+    path = tmp_path / "other.txt"
+    path.write_text(content)
+    for use in (lambda: run(scenes, path), lambda: append_row(path, made_up_run("mean", 0, 0.5))):
+        with pytest.raises(ValueError, match=r"other.txt, line \d: .*; expected a run"):
+            use()
+    assert path.read_text() == content and executed == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "0"}, r"\['seed'\] are of another type"),
+        ({"format_version": 2}, "`format_version` is 2"),
+        ({"results": {"validation": {}}}, r"\['validation'\] and not of its `report_split` 'test'"),
+        ({"dataset": {"name": "fields"}}, "no fingerprint"),
+    ],
+)
+def test_lines_that_are_no_run_are_named(tmp_path, changes, message):
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(made_up_run("a", 0, 0.5) | change) + "\n" for change in ({}, changes)))
+    with pytest.raises(ValueError, match=f"line 2: .*{message}"):
         read_rows(path)
-    with pytest.raises(ValueError, match="JSON"):
-        append_row(path, {"loss": float("nan")})
+
+
+def test_output_that_cannot_be_written_is_refused_before_anything_runs(scenes, executed, tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path, tmp_path / "file" / "results.jsonl"):
+        with pytest.raises(OSError, match=str(tmp_path)):
+            run(scenes, output)
+    assert executed == []
+
+
+@pytest.mark.parametrize(("gpus", "message"), [(0, "finds no GPU"), (2, "CUDA_VISIBLE_DEVICES")])
+def test_gpus_that_a_run_would_not_be_on_are_refused(scenes, executed, tmp_path, monkeypatch, gpus, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ValueError, match=message):
+        run(scenes, tmp_path / "results.jsonl", "--device", "cuda")
+    assert executed == []
+
+
+def test_a_process_that_is_killed_is_tried_once_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "_attempt", killed)
+    once, always = str(tmp_path / "once"), str(tmp_path / "always")
+    assert compare._in_own_process(once, 1, threading.Event()) == "tries: 2"
+    failure = compare._in_own_process(always, 9, threading.Event())
+    assert failure.kind == "BrokenProcessPool" and "killed" in failure.message
+    assert (tmp_path / "always").read_text() == "xx"
 
 
 @pytest.mark.parametrize(

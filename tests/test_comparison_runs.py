@@ -10,7 +10,7 @@ from comparison_fixtures import TINY, write_scenes
 from sgma_hf.comparison.arms import ARMS, COMMON_TRAINING, select_arms
 from sgma_hf.comparison.compared_rows import content_fingerprint, decoded_rows, load_metadata
 from sgma_hf.comparison.early_fusion import EarlyFusionForSemanticSegmentation
-from sgma_hf.comparison.run_records import is_recorded
+from sgma_hf.comparison.identity import is_recorded
 from sgma_hf.comparison.runs import (
     Run,
     RunSettings,
@@ -90,6 +90,14 @@ def test_run_describes_itself_and_its_figures(scenes):
     ):
         assert not is_recorded(other.identity(row["dataset"]["fingerprint"]), [row])
     assert not is_recorded(run.identity("0" * 16), [row])
+    identity = run.identity(row["dataset"]["fingerprint"])
+    old = {key: value for key, value in row.items() if key != "training_arguments"}  # before these fields existed
+    old["model_config"] = {key: value for key, value in row["model_config"].items() if key != "dice_loss_weight"}
+    assert is_recorded(identity, [old])
+    assert not is_recorded(identity | {"model_config": row["model_config"] | {"dice_loss_weight": 0.5}}, [old])
+    assert {"weight_decay", "warmup_steps", "sampling_hardness", "noise_std"} <= set(row["training_arguments"])
+    changed = identity["training_arguments"] | {"warmup_steps": 0.1}
+    assert not is_recorded(identity | {"training_arguments": changed}, [row])
 
     again = execute_run(run)
     assert again["results"] == row["results"] and again["losses"] == row["losses"]

@@ -8,6 +8,7 @@ import torch
 from tiny_models import spread_weights, tiny_model
 
 from sgma_hf.comparison.corruptions import (
+    ALL_MODALITIES,
     CORRUPTIONS,
     Corruption,
     corrupt,
@@ -159,7 +160,7 @@ def test_clean_figures_are_those_of_the_evaluation(model, processor, rows):
     for target, entry in found["corruptions"]["noise_1"].items():
         assert entry["clean"] == found["clean"]
         assert entry["corrupted"] != entry["clean"]
-        assert entry["without"] == (None if target == "all" else found["without"][target])
+        assert entry["without"] == (None if target == ALL_MODALITIES else found["without"][target])
     assert found["windows"] == 12  # 64 is two windows of 40, three rows
 
 

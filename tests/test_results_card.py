@@ -6,6 +6,7 @@ import pytest
 from comparison_fixtures import made_up_run
 
 from sgma_hf.commands import results_card as command
+from sgma_hf.comparison.corruptions import ALL_MODALITIES
 from sgma_hf.comparison.experiments import group_runs
 from sgma_hf.comparison.paired_statistics import PairedDifference, paired_difference, spread
 from sgma_hf.comparison.report import readme_table, results_card, shown, write_into_readme
@@ -43,8 +44,14 @@ def test_card_holds_the_hand_worked_figures():
     assert "| `mean` | +10.0 [+7.5, +12.5] | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | 3 |" in card
     # early: differences -2, 2, 0: 0 ± 4.303 * 2 / sqrt(3)
     assert "| `early` | +0.0 [-5.0, +5.0] |" in card
-    # mean - early: -12, -7, -11: -10 ± 4.303 * sqrt(7) / sqrt(3) = 6.57
-    assert "| late instead of early fusion: `mean` − `early` | -10.0 [-16.6, -3.4] |" in card
+    # pointwise_mean - early: -12, -7, -11: -10 ± 4.303 * sqrt(7) / sqrt(3) = 6.57
+    pointwise = [
+        made_up_run("pointwise_mean", run["seed"], value)
+        for run, value in zip(three_seeds()[3:6], (0.5, 0.53, 0.53), strict=True)
+    ]
+    parts = results_card(three_seeds() + pointwise)
+    assert "| late instead of early fusion: `pointwise_mean` − `early` | -10.0 [-16.6, -3.4] |" in parts
+    assert "| weights of each modality's own: `pointwise_mean` − `mean` | +0.0 [+0.0, +0.0] |" in parts
     assert "| `sgma` | 60.0 ± 0.0 | 80.0 ± 0.0 |" in card  # per class, of a+b
     assert "| `sgma` | 2,014,819 | 0.305 | 180 ± 0 | 20 ± 0 |" in card
     assert "`a` in 7, `b` in 5" in card
@@ -61,7 +68,7 @@ def test_sentences_follow_from_the_figures():
         "deviation. It leads 1 by more than the 95 % interval (`mean`), cannot be told by it from 1 (`early`)." in text
     )
     assert "The highest mean Last-1 is that of `mean`, 30.0 ± 0.0." in text  # the first of equals
-    assert "over 3 seeds" in text
+    assert "of 3 seeds, on the same rows: they say how well so few seeds fix the mean difference" in text
     behind = [made_up_run("sgma", seed, 0.4 + 0.01 * seed) for seed in range(3)] + three_seeds()[3:6]
     assert "trails 1 by more than it (`mean`)" in shown(group_runs(behind)[0])
     single = shown(group_runs([made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5)])[0])
@@ -86,9 +93,61 @@ def test_runs_of_other_trainings_and_older_definitions_are_kept_apart():
 def test_a_run_evaluated_twice_counts_once_with_all_its_figures():
     earlier = made_up_run("sgma", 0, 0.6, reliance={"stages": None})
     earlier["results"]["validation"] = earlier["results"]["test"]
-    (experiment,) = group_runs([earlier, made_up_run("sgma", 0, 0.6)])
+    earlier["dataset"]["rows"]["validation"] = {"count": 3, "per_modality": [3, 3]}
+    again = made_up_run("sgma", 0, 0.6, commit="1" * 40)
+    (experiment,) = group_runs([earlier, again])
     run = experiment.runs["sgma"][0]
     assert run["reliance"] == {"stages": None} and set(run["results"]) == {"test", "validation"}
+    card = results_card([earlier, again])
+    assert "| `sgma` | `validation` | 60.0 | 30.0 | 70.0 |" in card and "3 of `validation`" in card
+
+
+def test_a_run_done_again_with_other_scores_replaces_all_of_the_first():
+    earlier = made_up_run("sgma", 0, 0.6, reliance={"stages": None})
+    (experiment,) = group_runs([earlier, made_up_run("sgma", 0, 0.61)])
+    assert "reliance" not in experiment.runs["sgma"][0] and experiment.replaced == 1
+    assert "Runs done again with other scores: 1;" in results_card([earlier, made_up_run("sgma", 0, 0.61)])
+
+
+def test_headings_name_what_differs():
+    arguments = {"warmup_steps": 0.05, "weight_decay": 0.01, "optim": "adamw_torch"}
+    arguments |= {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 0.9}}
+    old, first = made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5, training_arguments=arguments)
+    (experiment,) = group_runs([old, first])  # the older line does not say, and counts as equal
+    assert list(experiment.runs) == ["mean", "sgma"]
+    card = results_card([old, first])
+    assert (
+        "AdamW at 0.001 (`adamw_torch`), weight decay 0.01, warm-up over 5 % of the steps, polynomial schedule of "
+        "power 0.9; seed 0." in card
+    )
+    assert "encoder pvt_v2, hidden_sizes 8/8/16/16, depths 1/1/1/1, num_attention_heads 1/1/2/2" in card
+    assert "as `SgmaTrainingArguments` of the commit has them" in results_card([old])
+    second = made_up_run("mean", 1, 0.5, training_arguments=arguments | {"warmup_steps": 0.1})
+    third = made_up_run("mean", 1, 0.5)
+    third["settings"] |= {"crop_size": 64, "backbone_config": {"model_type": "resnet", "depths": [1, 2]}}
+    heading = "500 steps, training rows as converted, "
+    for text in (results_card([old, first, second, third]), readme_table([old, first, second, third])):
+        assert f"{heading}crop_size 128, backbone_config pvt_v2, hidden_sizes 8/8/16/16" in text
+        assert f"{heading}crop_size 64, backbone_config resnet, depths 1/2" in text
+        assert "warmup_steps 0.05" in text and "warmup_steps 0.1" in text and "weight_decay 0.01," not in text
+
+
+def test_the_highest_mean_is_over_seeds_that_all_arms_have():
+    rows = [made_up_run("sgma", 0, 0.6), made_up_run("sgma", 1, 0.2), made_up_run("mean", 0, 0.5)]
+    text = shown(group_runs(rows)[0])
+    assert "The highest mean Average over the seeds that all arms have (0) is that of `sgma`, 60.0." in text
+    assert "seeds 0, 1 (`mean` 0)" in results_card(rows)
+    assert "no seed that all arms have" in shown(group_runs(rows[1:])[0])
+
+
+def test_older_lines_have_the_defaults_of_fields_that_came_later():
+    lacking = made_up_run("mean", 0, 0.5)
+    newer = made_up_run("mean", 1, 0.5, model_config={"fusion": "sgf", "dice_loss_weight": 0.0})
+    (experiment,) = group_runs([lacking, newer])
+    assert list(experiment.runs["mean"]) == [0, 1] and experiment.left_out == 0
+    newer["model_config"]["dice_loss_weight"] = 1.0
+    (experiment,) = group_runs([lacking, newer])
+    assert list(experiment.runs["mean"]) == [1] and experiment.left_out == 1
 
 
 def scores_of(miou):
@@ -102,7 +161,11 @@ def test_corruptions_and_reliance_get_their_sections():
         entry["robustness"] = None if auc is None else {"detection_auc": {"stages": [auc] * 4, "mean": auc}}
         return entry
 
-    noise = {"a": damaged(0.7, 0.5, 0.6, 0.8), "b": damaged(0.7, 0.6, 0.5, 0.4), "all": damaged(0.7, None, 0.3, None)}
+    noise = {
+        "a": damaged(0.7, 0.5, 0.6, 0.8),
+        "b": damaged(0.7, 0.6, 0.5, 0.4),
+        ALL_MODALITIES: damaged(0.7, None, 0.3, None),
+    }
     corruptions = {"seed": 0, "corruptions": {"noise_1": noise}}
     figures = {"correlation": -0.25, "auc": 0.75}
     stage = {"modalities": {"a": figures, "b": figures | {"correlation": 0.5}}}
@@ -116,13 +179,20 @@ def test_corruptions_and_reliance_get_their_sections():
     assert "| `noise_1`, one modality | 15.0 |" in card  # the mean of 10 and 20
     assert "| `noise_1` | a | 70.0 | 50.0 | 60.0 | 0.80 | – |" in card
     assert "better than without that modality in 1 of 2 cases" in card
-    assert "in 1 of 2 cases (detection AUC above 0.5" in card
+    assert "in 1 of 2 cases (detection AUC above 0.5 with every seed" in card
     assert "| mean | a | -0.25 | 0.75 | -0.25 | 0.75 |" in card
-    assert "negative for 1 of 2 modalities, from -0.25 to +0.50" in card
+    assert "negative with every seed for 1 of 2 modalities; it goes from -0.25 to 0.50." in card
     assert (
         "is right in 66.0 %, one drawn by chance in 50.0 %, and always `a`, the best single choice, in 60.0 %" in card
     )
-    assert "the maps choose better than that" in card
+    assert "the maps choose better than that with every seed" in card
+    # a second seed, for which nothing of this holds, and another list of corruptions
+    worse = choice | {"relied_on": {"mean": 0.62}, "always": {"a": 0.64, "b": 0.4}}
+    other = reliance | {"choice": {"overall": worse, "classes": [worse, worse]}}
+    noise_2 = {"seed": 0, "corruptions": {"noise_2": {"a": damaged(0.7, 0.5, 0.4, 0.4)}}}
+    card = results_card([*rows, made_up_run("sgma", 1, 0.6, corruptions=noise_2, reliance=other)])
+    assert "| `noise_1`, all modalities | – |" in card and "| `noise_2`, one modality | – |" in card
+    assert "is right in 64.0 ± 2.8 %" in card and "in 62.0 ± 2.8 %: the maps do not choose better" in card
 
 
 def test_readme_block_is_replaced_and_nothing_else(tmp_path):

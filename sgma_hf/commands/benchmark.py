@@ -7,7 +7,6 @@ With `--sweep`, again for other numbers of modalities and classes, sizes, and sh
 
 import itertools
 import json
-import platform
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from sgma_hf.modality_sampling import ROW_KEY, RowKey
 from sgma_hf.model_benchmark import FUSIONS, VARIANTS, BenchmarkCase, measure_case, measure_loading, measure_subsets
 from sgma_hf.raster_sources import RasterScene
 from sgma_hf.raster_throughput import measure_raster_throughput
+from sgma_hf.training_record import hardware_name
 
 
 @dataclass
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         figures = {"arguments": vars(args), "overlaps": _measure_overlaps(args)}
         print(_overlap_report(figures["overlaps"]))
         return _write(figures, args.output)
-    machine = {"processor": _processor(), "torch": torch.__version__, "threads": args.threads}
+    machine = {"processor": hardware_name(torch.device("cpu")), "torch": torch.__version__, "threads": args.threads}
     case = BenchmarkCase(
         {"model_type": "pvt_v2", **PVT_V2_SIZES[args.backbone_config]},
         size=args.size,
@@ -224,14 +224,6 @@ def _measure_loading(case: BenchmarkCase, repeats: int) -> dict[str, float]:
         rows.append({"id": row_id, **rasters, "label": encode_raster(label), ROW_KEY: RowKey(0, index, 0)})
     processor = SgmaImageProcessor(metadata.modalities, metadata.modality_channels, nodata=metadata.nodata)
     return measure_loading(case, rows, SgmaDataCollator(processor), repeats=repeats)
-
-
-def _processor() -> str:
-    """Name of the processor, where the system tells."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _subsets_lines(subsets: dict) -> list[str]:

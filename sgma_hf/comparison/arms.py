@@ -47,7 +47,8 @@ ARMS = {
         Arm(
             "mean",
             "mean of the encoder's features; nothing tells the one encoder which modality it sees",
-            config={"fusion": "mean", "mas_loss_weight": 0.0}),
+            config={"fusion": "mean", "mas_loss_weight": 0.0},
+        ),
         Arm(
             "early",
             "all bands concatenated before the encoder, zeros for what is missing; a full pass for every combination",

@@ -44,10 +44,10 @@ from ..configuration_sgma import STAGE_STRIDES
 from ..dataset_schema import decode_row
 from ..evaluation import PreparedRow, PreparedRows, check_evaluated, predicted_classes
 from ..metrics import ScoredClasses, check_scored_classes, count_pixels, mean_of_defined, segmentation_scores
-from .stage_cells import NUM_BINS, cell_shares, histogram, histogram_auc
+from .stage_cells import NUM_BINS, cell_shares, histogram, histogram_auc, ratio
 
 
-ALL_MODALITIES = "all"
+ALL_MODALITIES = "all modalities"  # with a space, which no name of a modality has
 SALT_AND_PEPPER_VALUE = 3.0
 REGIONAL_KINDS = ("missing_region", "noise_region")
 KINDS = ("missing_region", "noise", "salt_and_pepper", "noise_region", "misregistration", "swapped")
@@ -268,23 +268,19 @@ class _Tally:
     def robustness(self, *, region: bool) -> dict[str, Any]:
         everywhere = self.sums.sum(1)
         figures: dict[str, list[float | None]] = {
-            "clean": [_ratio(total[1], total[0]) for total in everywhere],
-            "corrupted": [_ratio(total[2], total[0]) for total in everywhere],
+            "clean": [ratio(total[1], total[0]) for total in everywhere],
+            "corrupted": [ratio(total[2], total[0]) for total in everywhere],
             "detection_auc": [histogram_auc(after, before) for before, after in self.levels],
         }
         if region:
             for place, name in enumerate(("outside", "inside")):
                 for column, state in ((1, "clean"), (2, "corrupted")):
                     totals = self.sums[:, place]
-                    figures[f"{name}_{state}"] = [_ratio(total[column], total[0]) for total in totals]
+                    figures[f"{name}_{state}"] = [ratio(total[column], total[0]) for total in totals]
             figures["drop_auc"] = [histogram_auc(outside, inside) for outside, inside in self.drops]
         return {name: {"stages": values, "mean": mean_of_defined(values)} for name, values in figures.items()} | {
             "cells": everywhere[:, 0].astype(int).tolist()
         }
-
-
-def _ratio(total: float, count: float) -> float | None:
-    return float(total / count) if count else None
 
 
 @torch.no_grad()
@@ -320,10 +316,10 @@ def evaluate_corruptions(
 
         - `clean`: scores of the undisturbed prediction from all modalities, and `without`: modality -> scores of the
           prediction from the others; the figures of `evaluate_modality_combinations` on these windows.
-        - `corruptions`: name ("noise_0.5") -> modality, or "all" -> an entry with `kind` and `level`; `windows`;
-          `clean`, `without` (None for "all") and `corrupted`, each the scores of `segmentation_scores` on the same
-          pixels; `better_than_without`; `inside`, the same three for the pixels of the region, None for other kinds;
-          and `robustness`, None for "all" (shares cannot fall all at once) and for models without robustness maps.
+        - `corruptions`: name ("noise_0.5") -> modality, or `ALL_MODALITIES` -> an entry with `kind` and `level`;
+          `windows`; `clean`, `without` (None for all) and `corrupted`, each the scores of `segmentation_scores` on the
+          same pixels; `better_than_without`; `inside`, the same three for the region's pixels, None for other kinds;
+          and `robustness`, None for all (shares cannot fall all at once) and for models without robustness maps.
           It holds `clean` and `corrupted`, means over the cells; `detection_auc`; for regions also `inside_clean`,
           `inside_corrupted`, `outside_clean`, `outside_corrupted` and `drop_auc`: each with `stages` (a list of
           four) and their `mean`; and `cells`, the number of cells of each stage.

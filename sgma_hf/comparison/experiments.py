@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .arms import ARMS
+from .identity import definition, training_settings
 from .paired_statistics import PairedDifference, Spread, paired_difference, spread
-from .run_records import IDENTITY
 
 
-# Settings that add figures to a run, or say where it ran, but are no part of the training.
-EVALUATION_SETTINGS = ("choosing_split", "corruptions", "reliance", "device", "threads")
 Figure = Callable[[Mapping[str, Any]], float | None]
 
 
@@ -22,14 +20,18 @@ class Experiment:
     Attributes:
         dataset: Its name, fingerprint, modalities and classes, as the first run has them.
         settings: Those that the training depends on.
+        training: The training arguments of all arms; none if no run recorded them.
         runs: The runs by arm and seed, arms in the order of `ARMS`, others after them.
         left_out: Runs of an arm by an earlier definition of it, which are in no table.
+        replaced: Runs that were done again with other scores; the later ones are in the tables.
     """
 
     dataset: dict[str, Any]
     settings: dict[str, Any]
     runs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     left_out: int = 0
+    replaced: int = 0
 
     @property
     def all_runs(self) -> list[dict[str, Any]]:
@@ -40,6 +42,11 @@ class Experiment:
     def seeds(self) -> list[int]:
         """Seeds of all arms."""
         return sorted({run["seed"] for run in self.all_runs})
+
+    @property
+    def shared_seeds(self) -> list[int]:
+        """Seeds that every arm has."""
+        return sorted(set.intersection(*map(set, self.runs.values())))
 
     def results(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """What a run reports."""
@@ -66,7 +73,8 @@ def group_runs(rows: Sequence[Mapping[str, Any]]) -> list[Experiment]:
     """Sort runs into experiments.
 
     Where an arm's definition, or the package's default model, changed between two runs, its last line decides which
-    definition counts.
+    definition counts. A training argument that a run lacks, because it is older, is that of the first run with the
+    same settings that has it.
 
     Args:
         rows: Runs as `read_rows` returns them, the newest last.
@@ -79,31 +87,51 @@ def group_runs(rows: Sequence[Mapping[str, Any]]) -> list[Experiment]:
     """
     if not rows:
         raise ValueError("There is no run in the results; run `sgma-hf compare` first, or correct the file's name.")
-    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        settings = {name: value for name, value in row["settings"].items() if name not in EVALUATION_SETTINGS}
-        key = json.dumps([row["dataset"]["name"], row["dataset"]["fingerprint"], settings], sort_keys=True)
-        grouped.setdefault(key, []).append(row)
-    return [_experiment(json.loads(key)[2], group) for key, group in grouped.items()]
+        key = [row["dataset"]["name"], row["dataset"]["fingerprint"], training_settings(row)]
+        groups.setdefault(json.dumps(key, sort_keys=True), []).append(row)
+    experiments = []
+    for group in groups.values():
+        first: dict[str, Any] = {}
+        for row in group:
+            first = {**row.get("training_arguments", {}), **first}
+        trainings: dict[str, list[Mapping[str, Any]]] = {}
+        for row in group:
+            key = json.dumps({**first, **row.get("training_arguments", {})}, sort_keys=True)
+            trainings.setdefault(key, []).append(row)
+        experiments += [_experiment(part, json.loads(key)) for key, part in trainings.items()]
+    return experiments
 
 
-def _experiment(settings: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> Experiment:
-    experiment = Experiment(dict(rows[0]["dataset"]), settings)
-    definitions = {row["arm"]: _definition(row) for row in rows}  # the last one stays
+def _experiment(rows: Sequence[Mapping[str, Any]], training: dict[str, Any]) -> Experiment:
+    experiment = Experiment(dict(rows[0]["dataset"]), training_settings(rows[0]), training=training)
+    definitions = {row["arm"]: definition(row) for row in rows}  # the last one stays
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
-        if _definition(row) != definitions[row["arm"]]:
+        if definition(row) != definitions[row["arm"]]:
             experiment.left_out += 1
             continue
         runs = found.setdefault(row["arm"], {})
-        # the same training again, evaluated on more or less: what only one of them has is kept
-        earlier = runs.get(row["seed"], {})
-        runs[row["seed"]] = {**earlier, **row, "results": {**earlier.get("results", {}), **row["results"]}}
+        earlier = runs.get(row["seed"])
+        if earlier is None or _have_equal_scores(earlier, row):
+            runs[row["seed"]] = _joined(earlier or {}, row)
+        else:
+            runs[row["seed"]] = dict(row)
+            experiment.replaced += 1
     order = [*(arm for arm in ARMS if arm in found), *(arm for arm in found if arm not in ARMS)]
     experiment.runs = {arm: dict(sorted(found[arm].items())) for arm in order}
     return experiment
 
 
-def _definition(row: Mapping[str, Any]) -> str:
-    parts = {key: row[key] for key in IDENTITY if key not in ("arm", "seed", "settings")}
-    return json.dumps(parts, sort_keys=True)
+def _have_equal_scores(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two runs evaluated the same weights: every score of the reported split is equal to the last bit."""
+    split = second["settings"]["report_split"]
+    return first["results"][split]["combinations"] == second["results"][split]["combinations"]
+
+
+def _joined(earlier: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same weights, evaluated on more or less: what only the earlier run has is kept."""
+    results = {**earlier.get("results", {}), **row["results"]}
+    counts = {**earlier.get("dataset", {}).get("rows", {}), **row["dataset"]["rows"]}
+    return {**earlier, **row, "results": results, "dataset": {**row["dataset"], "rows": counts}}

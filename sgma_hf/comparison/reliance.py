@@ -38,7 +38,7 @@ from ..evaluation import (
     predicted_classes,
     without_skipped,
 )
-from .stage_cells import NUM_BINS, bin_indices, histogram_auc
+from .stage_cells import NUM_BINS, bin_indices, histogram_auc, ratio
 
 
 STAGE_NAMES = (*(str(stride) for stride in STAGE_STRIDES), "mean")
@@ -166,23 +166,19 @@ class _Choice:
         chosen = slice(None) if label is None else slice(label, label + 1)
         pixels = self.pixels[chosen].sum()
         relied_on = {
-            name: _share(self.relied_on[level, chosen].sum(), pixels) if has_maps else None
+            name: ratio(self.relied_on[level, chosen].sum(), pixels) if has_maps else None
             for level, name in enumerate(STAGE_NAMES)
         }
         return {
             "contested_pixels": int(pixels),
             "relied_on": relied_on,
-            "chance": _share(self.chance[chosen].sum(), pixels),
-            "fused": _share(self.fused[chosen].sum(), pixels),
+            "chance": ratio(self.chance[chosen].sum(), pixels),
+            "fused": ratio(self.fused[chosen].sum(), pixels),
             "always": {
-                name: _share(self.right[index, chosen].sum(), self.covered[index, chosen].sum())
+                name: ratio(self.right[index, chosen].sum(), self.covered[index, chosen].sum())
                 for index, name in enumerate(names)
             },
         }
-
-
-def _share(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole else None
 
 
 @torch.no_grad()

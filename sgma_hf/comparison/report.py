@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ SCORES = {"Average": "average_miou", "Last-1": "last1_miou", "Top-1": "top1_miou
 PARTS = (
     ("modality dropout, with mean fusion", "mean", "mean_no_dropout"),
     ("modality dropout, with SGMA", "sgma", "sgma_no_dropout"),
-    ("late instead of early fusion", "mean", "early"),
-    ("the multi-scale projectors", "projector_mean", "mean"),
+    ("late instead of early fusion", "pointwise_mean", "early"),
+    ("weights of each modality's own", "pointwise_mean", "mean"),
+    ("the projectors' context at several scales", "projector_mean", "pointwise_mean"),
     ("a single-modality branch, with the projectors' mean", "projector_mean_single", "projector_mean"),
     ("a single-modality branch, with mean fusion", "mean_mas", "mean"),
     ("a single-modality branch drawn by robustness, with SGF", "sgma", "sgf"),
@@ -29,6 +30,7 @@ PARTS = (
     ("filter, prototypes and perceptrons, with a branch", "sgma", "projector_mean_single"),
     ("row sampling", "sgma_row_sampling", "sgma"),
     ("the residual path around the fusion", "sgma_residual", "sgma"),
+    ("a Dice loss beside the cross-entropy", "sgma_dice", "sgma"),
 )
 README_BEGIN, README_END = "<!-- measured: compare -->", "<!-- end of measured -->"
 
@@ -55,8 +57,8 @@ def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
         "mIoU and IoU in %. Average, Top-1 and Last-1 are the mean over all combinations of the modalities, the best "
         "and the worst; ± is the standard deviation over seeds.",
     ]
-    for experiment in experiments:
-        parts += _sections(experiment, heading=_title(experiment) if len(experiments) > 1 else None)
+    for experiment, title in zip(experiments, _titles(experiments), strict=True):
+        parts += _sections(experiment, heading=title if len(experiments) > 1 else None)
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,16 +69,17 @@ def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
         rows: Runs as `read_rows` returns them.
     """
     parts = []
-    for experiment in group_runs(rows):
+    experiments = group_runs(rows)
+    for experiment, title in zip(experiments, _titles(experiments), strict=True):
         lines = [
             [f"`{arm}`", *(percent(experiment.spread(arm, experiment.score(key))) for key in SCORES.values())]
             for arm in experiment.runs
         ]
         settings = experiment.settings
         parts.append(
-            f"`{experiment.dataset['name']}`, {_title(experiment)}; reported on its `{settings['report_split']}` "
-            f"split, which chose nothing; last step's weights; {_seeds(experiment)}; {_hardware(experiment)}; "
-            f"{_commits(experiment)}:"
+            f"`{experiment.dataset['name']}`, {title}; reported on its `{settings['report_split']}` split; no "
+            f"checkpoint was chosen: the weights are those of the last step; {_seeds(experiment)}; "
+            f"{_hardware(experiment)}; {_commits(experiment)}:"
         )
         parts.append(table(["arm", *SCORES], lines))
     return "\n\n".join(parts)
@@ -154,9 +157,61 @@ def _title(experiment: Experiment) -> str:
     return f"{settings['max_steps']} steps, training rows {rows}"
 
 
+def _titles(experiments: Sequence[Experiment]) -> list[str]:
+    """What each experiment is, with whatever tells it from the others of its data set."""
+    facts = [_facts(experiment) for experiment in experiments]
+    titles = []
+    for experiment, own in zip(experiments, facts, strict=True):
+        name = experiment.dataset["name"]
+        rivals = [other for other, one in zip(facts, experiments, strict=True) if one.dataset["name"] == name]
+        differing = [
+            f"{fact} {text}" for fact, text in own.items() if any(other.get(fact, text) != text for other in rivals)
+        ]
+        titles.append(", ".join([_title(experiment), *differing]))
+    return titles
+
+
+def _facts(experiment: Experiment) -> dict[str, str]:
+    """What decides an experiment beside steps and missing rows, as words."""
+    values = {**experiment.settings, **experiment.training}
+    facts = {name: str(value) for name, value in values.items() if name not in ("max_steps", "missing")}
+    facts["backbone_config"] = _encoder(experiment.settings["backbone_config"])
+    return {"content": experiment.dataset["fingerprint"], **facts}
+
+
+def _encoder(config: Mapping[str, Any]) -> str:
+    """An encoder's configuration in words: `pvt_v2, depths 1/1/1/1`."""
+
+    def text(value: Any) -> str:
+        return "/".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return ", ".join(
+        [str(config["model_type"]), *(f"{key} {text(value)}" for key, value in config.items() if key != "model_type")]
+    )
+
+
+def _optimiser(experiment: Experiment) -> str:
+    training, rate = experiment.training, f"AdamW at {experiment.settings['learning_rate']:g}"
+    if not training:
+        return f"{rate}, with weight decay, warm-up and schedule as `SgmaTrainingArguments` of the commit has them"
+    warmup = training["warmup_steps"]
+    length = f"{100 * warmup:g} % of the steps" if warmup < 1 else f"{warmup:g} steps"
+    power = (training["lr_scheduler_kwargs"] or {}).get("power")
+    return (
+        f"{rate} (`{training['optim']}`), weight decay {training['weight_decay']:g}, warm-up over {length}, "
+        f"{training['lr_scheduler_type']} schedule" + ("" if power is None else f" of power {power:g}")
+    )
+
+
 def _seeds(experiment: Experiment) -> str:
+    """All seeds, and those of the arms that have not all."""
     seeds = experiment.seeds
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    fewer = [f"`{arm}` {_listing(runs)}" for arm, runs in experiment.runs.items() if len(runs) < len(seeds)]
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {_listing(seeds)}" + (f" ({'; '.join(fewer)})" if fewer else "")
+
+
+def _listing(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _each(runs: Sequence[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], str]) -> str:
@@ -182,7 +237,7 @@ def _commits(experiment: Experiment) -> str:
 
 def _what_was_run(experiment: Experiment) -> str:
     dataset, settings, runs = experiment.dataset, experiment.settings, experiment.all_runs
-    choosing = sorted({run["settings"]["choosing_split"] for run in runs} - {None})
+    choosing = sorted({split for run in runs for split in run["results"]} - {settings["report_split"]})
     versions = _each(runs, lambda run: ", ".join(f"{name} {text}" for name, text in run["versions"].items()))
     counts = {split: part["count"] for run in runs for split, part in run["dataset"]["rows"].items()}
     training = runs[0]["dataset"]["rows"][settings["train_split"]]
@@ -196,22 +251,24 @@ def _what_was_run(experiment: Experiment) -> str:
         f"Rows: {', '.join(f'{count} of `{split}`' for split, count in counts.items())}. Of those trained on: "
         f"{present}.",
         f"Trained on `{settings['train_split']}`, reported on `{settings['report_split']}`, which is evaluated once, "
-        "at the end, and chooses nothing: the weights are those of the last step, whatever they score. "
+        "at the end; no checkpoint was chosen: the weights are those of the last step, whatever they score. "
         + (
             f"For choices between recipes there is {_names(choosing)}."
             if choosing
             else "No other split was evaluated."
         ),
-        f"The same for all arms: encoder `{settings['backbone_config']}` from random weights, decode head "
-        f"{settings['decoder_hidden_size']} wide, {settings['max_steps']} steps of {settings['batch_size']} crops of "
-        f"{settings['crop_size']} pixels, turned and flipped, AdamW at {settings['learning_rate']:g}, "
-        f"{_seeds(experiment)}. Evaluated in windows of the crops' size.",
+        f"The same for all arms: encoder {_encoder(settings['backbone_config'])}, from random weights; decode head "
+        f"{settings['decoder_hidden_size']} wide; {settings['max_steps']} steps of {settings['batch_size']} crops of "
+        f"{settings['crop_size']} pixels, turned and flipped; {_optimiser(experiment)}; {_seeds(experiment)}. "
+        "Evaluated in windows of the crops' size.",
         f"{_hardware(experiment)}; {_commits(experiment)}; {versions}; {total:.1f} hours for {len(runs)} runs.",
     ]
     if experiment.left_out:
         lines.append(
             f"{experiment.left_out} runs of arms whose definition changed since are in the results and in no table."
         )
+    if experiment.replaced:
+        lines.append(f"Runs done again with other scores: {experiment.replaced}; the tables hold the later ones.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -270,25 +327,39 @@ def shown(experiment: Experiment) -> str:
     others = [arm for arm in experiment.runs if arm != MAIN_ARM]
     if MAIN_ARM in experiment.runs and others:
         lines += [_verdict(experiment, name, others) for name in SCORES]
-    for name, key in SCORES.items():
-        means = {arm: experiment.spread(arm, experiment.score(key)) for arm in experiment.runs}
-        known = {arm: found for arm, found in means.items() if found is not None}
-        if known:
-            best = max(known, key=lambda arm: known[arm].mean)
-            lines.append(f"The highest mean {name} is that of `{best}`, {percent(known[best])}.")
+    lines += _highest(experiment)
     if len(experiment.seeds) == 1:
         lines.append("One seed shows neither spread nor interval: no order of two arms is established by it.")
     else:
         lines.append(
-            f"The intervals are over {len(experiment.seeds)} seeds, on the same rows: they say what another seed "
-            "would give, not what another place or sensor would. They are not corrected for the number of "
-            "comparisons: of twenty without any difference, one leaves out 0 by chance."
+            f"The intervals are over the seeds that two arms share, of {len(experiment.seeds)} seeds, on the same "
+            "rows: they say how well so few seeds fix the mean difference over seeds, not what another place or "
+            "sensor would give. They are not corrected for the number of comparisons: of twenty without any "
+            "difference, one leaves out 0 by chance on average."
         )
     lines.append(
         f"An encoder from random weights, {experiment.settings['max_steps']} steps: figures compare with each "
         "other, not with those of papers, and which arm leads may change with longer training or a pretrained encoder."
     )
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _highest(experiment: Experiment) -> Iterator[str]:
+    """Say which arm has the highest mean of each score, over the seeds that all arms have."""
+    seeds = experiment.shared_seeds
+    if not seeds:
+        yield "There is no seed that all arms have, so no arm is named as the highest."
+        return
+    where = "" if seeds == experiment.seeds else f" over the seeds that all arms have ({_listing(seeds)})"
+    for name, key in SCORES.items():
+        means = {
+            arm: spread([experiment.results(runs[seed])[key] for seed in seeds])
+            for arm, runs in experiment.runs.items()
+        }
+        known = {arm: found for arm, found in means.items() if found is not None}
+        if known:
+            best = max(known, key=lambda arm: known[arm].mean)
+            yield f"The highest mean {name}{where} is that of `{best}`, {percent(known[best])}."
 
 
 def _verdict(experiment: Experiment, name: str, others: Sequence[str]) -> str:
@@ -355,9 +426,9 @@ def _cost_table(experiment: Experiment) -> str:
 
 
 def _choosing_table(experiment: Experiment) -> str | None:
-    lines = []
+    lines, report_split = [], experiment.settings["report_split"]
     for arm, runs in experiment.runs.items():
-        for split in sorted({run["settings"]["choosing_split"] or "" for run in runs.values()} - {""}):
+        for split in sorted({split for run in runs.values() for split in run["results"]} - {report_split}):
             found = [run["results"][split] for run in runs.values() if split in run["results"]]
             figures = [percent(spread([results[key] for results in found])) for key in SCORES.values()]
             lines.append([f"`{arm}`", f"`{split}`", *figures])

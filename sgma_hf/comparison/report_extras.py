@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .corruptions import ALL_MODALITIES
 from .experiments import Experiment, Figure
 from .markdown_tables import number, percent, table
 from .paired_statistics import spread
-
-
-ALL_MODALITIES = "all"
 
 
 def at(*keys: str | int) -> Figure:
@@ -40,8 +38,9 @@ def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[list[
     arms = _arms_with(experiment, "corruptions")
     if not arms:
         return
-    first = next(iter(arms.runs[next(iter(arms.runs))].values()))["corruptions"]
-    names = {name: list(targets) for name, targets in first["corruptions"].items()}
+    evaluated = [run["corruptions"] for run in arms.all_runs]
+    names = {name: list(targets) for one in evaluated for name, targets in one["corruptions"].items()}
+    seeds = ", ".join(dict.fromkeys(str(one["seed"]) for one in evaluated))
     losses = [
         [f"`{name}`, {_target(target)}", *(_loss(arms, arm, name, target) for arm in arms.runs)]
         for name, targets in names.items()
@@ -51,7 +50,7 @@ def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[list[
         "Damaged modalities: what they cost",
         "Points of mIoU lost to a corruption, on the same pixels: clean − corrupted; less is better. One modality at "
         "a time is damaged, the others are there and clean (the mean over the modalities), or all are at once. What "
-        f"each corruption is, seeded with {first['seed']}, is said in `sgma_hf/comparison/corruptions.py`; regions "
+        f"each corruption is, seeded with {seeds}, is said in `sgma_hf/comparison/corruptions.py`; regions "
         "that are missing and borders of shifted modalities are in the mask, noise and swaps are not.",
         table(["corruption", *(f"`{arm}`" for arm in arms.runs)], losses),
     ]
@@ -70,19 +69,19 @@ def _main_corruptions(arms: Experiment, arm: str, names: Mapping[str, list[str]]
             lines.append([f"`{name}`", target, *map(percent, scores.values()), number(detection, 2), number(drop, 2)])
             if scores["without"] is not None and scores["corrupted"] is not None:
                 compared += 1
-                kept += scores["corrupted"].mean > scores["without"].mean
+                kept += _holds(arms, arm, at(*path, "corrupted", "miou"), at(*path, "without", "miou"))
             if detection is not None and not name.startswith("missing_region"):  # the mask gives those away
                 measured += 1
-                detected += detection.mean > 0.5
+                detected += _holds(arms, arm, at(*path, "robustness", "detection_auc", "mean"), lambda _: 0.5)
     found = [
-        f"With a damaged modality, `{arm}` predicts better than without that modality in {kept} of {compared} cases: "
-        "where it does not, leaving the modality out would have been better."
+        f"With a damaged modality, `{arm}` predicts better than without that modality in {kept} of {compared} cases, "
+        f"counting those where it does so with every seed ({len(arms.runs[arm])})."
     ]
     if measured:
         found.append(
             f"Its robustness maps rank damaged cells below the same cells undamaged more often than not in {detected} "
-            f"of {measured} cases (detection AUC above 0.5; 0.5 says nothing), missing regions not counted: the mask "
-            "gives them away."
+            f"of {measured} cases (detection AUC above 0.5 with every seed; 0.5 says nothing), missing regions not "
+            "counted: the mask gives them away."
         )
     header = ["corruption", "modality", "clean", "without it", "damaged", "detection AUC", "drop AUC"]
     return [
@@ -96,12 +95,18 @@ def _loss(arms: Experiment, arm: str, name: str, target: str | None) -> str:
     """Mean over the single modalities, or of all damaged at once, of clean - corrupted."""
     values = []
     for run in arms.runs[arm].values():
-        entries = run["corruptions"]["corruptions"][name]
+        entries = run["corruptions"]["corruptions"].get(name, {})
         chosen = [target] if target else [other for other in entries if other != ALL_MODALITIES]
         pairs = [(at(one, "clean", "miou")(entries), at(one, "corrupted", "miou")(entries)) for one in chosen]
-        known = all(clean is not None and damaged is not None for clean, damaged in pairs)
+        known = pairs and all(clean is not None and damaged is not None for clean, damaged in pairs)
         values.append(sum(clean - damaged for clean, damaged in pairs) / len(pairs) if known else None)
     return percent(spread(values))
+
+
+def _holds(arms: Experiment, arm: str, figure: Figure, other: Figure) -> bool:
+    """Whether a figure is above another one in every run of an arm."""
+    pairs = [(figure(run), other(run)) for run in arms.runs[arm].values()]
+    return all(high is not None and low is not None and high > low for high, low in pairs)
 
 
 def _target(target: str | None) -> str:
@@ -159,27 +164,28 @@ def reliance_section(experiment: Experiment, main_arm: str) -> Iterator[list[str
 
 
 def _reliance_findings(arms: Experiment, arm: str, modalities: list[str]) -> str:
-    def means(*path: str | int) -> list[float]:
-        found = arms.spread(arm, at("reliance", *path))
-        return [] if found is None else [found.mean]
-
-    correlations = [v for name in modalities for v in means("stages", "mean", "modalities", name, "correlation")]
-    negative = sum(value < 0 for value in correlations)
+    figures = {name: at("reliance", "stages", "mean", "modalities", name, "correlation") for name in modalities}
+    spreads = {name: arms.spread(arm, figure) for name, figure in figures.items()}
+    known = sorted((found for found in spreads.values() if found is not None), key=lambda found: found.mean)
+    negative = sum(_holds(arms, arm, lambda _: 0.0, figure) for figure in figures.values())
+    ends = f"; it goes from {number(known[0], 2)} to {number(known[-1], 2)}" if known else ""
     lines = [
-        f"The mean map's correlation with errors is negative for {negative} of {len(correlations)} modalities"
-        + (f", from {min(correlations):+.2f} to {max(correlations):+.2f}." if correlations else ".")
+        f"The mean map's correlation with errors is negative with every seed for {negative} of {len(known)} "
+        f"modalities{ends}."
     ]
-    relied, chance = means("choice", "overall", "relied_on", "mean"), means("choice", "overall", "chance")
-    always = {name: means("choice", "overall", "always", name) for name in modalities}
-    known = {name: values[0] for name, values in always.items() if values}
-    if relied and chance and known:
-        best = max(known, key=known.get)
+    choice = ("reliance", "choice", "overall")
+    relied_on, chance = at(*choice, "relied_on", "mean"), at(*choice, "chance")
+    always = {name: at(*choice, "always", name) for name in modalities}
+    means = {name: arms.spread(arm, figure) for name, figure in always.items()}
+    defined = {name: found for name, found in means.items() if found is not None}
+    if defined and arms.spread(arm, relied_on) is not None:
+        best = max(defined, key=lambda name: defined[name].mean)
+        right = [percent(arms.spread(arm, figure)) for figure in (relied_on, chance, always[best])]
+        verdict = "choose" if _holds(arms, arm, relied_on, always[best]) else "do not choose"
         lines.append(
-            f"On contested pixels the modality most relied on is right in {100 * relied[0]:.1f} %, one drawn by "
-            f"chance in {100 * chance[0]:.1f} %, and always `{best}`, the best single choice, in "
-            f"{100 * known[best]:.1f} %: the maps choose "
-            + ("better" if relied[0] > known[best] else "no better")
-            + " than that."
+            f"On contested pixels the modality most relied on is right in {right[0]} %, one drawn by chance in "
+            f"{right[1]} %, and always `{best}`, the best single choice, in {right[2]} %: the maps {verdict} better "
+            "than that with every seed."
         )
     return "\n".join(f"- {line}" for line in lines)
 

@@ -1,9 +1,8 @@
 """The results of a comparison: a file of JSON lines, one run each, that a killed process leaves whole."""
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -14,7 +13,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-IDENTITY = ("arm", "seed", "settings", "arm_definition", "model_config")
+FORMAT_VERSION = 1
+_TYPES = {"arm": str, "seed": int} | dict.fromkeys(
+    ("dataset", "settings", "arm_definition", "model_config", "results"), dict
+)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -30,21 +32,10 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not {"results", "dataset", *IDENTITY} <= set(row):
-                raise ValueError("it is no run of `sgma-hf compare`")
-        except ValueError as error:
-            if number == len(lines):  # nothing follows, not even the end of the line
-                logger.warning(f"{path}: the last line is not whole and is left out; its run was interrupted.")
-                break
-            raise ValueError(f"{path}, line {number}: {error}. Remove the line, or restore the file.") from error
-        rows.append(row)
+    content = Path(path).read_bytes()
+    rows, whole = _parse(content, path)
+    if whole < len(content):
+        logger.warning(f"{path}: the last line is not whole and is left out; its run was interrupted.")
     return rows
 
 
@@ -58,11 +49,10 @@ def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
         row: The run.
 
     Raises:
-        ValueError: If a figure is not finite.
+        ValueError: If a figure is not finite, or the end of the file is not of a run that was cut off.
         OSError: If the line cannot be written; nothing of it stays.
     """
     line = (json.dumps(row, allow_nan=False) + "\n").encode()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as file:
         _mend(file, path)
         size = file.seek(0, os.SEEK_END)
@@ -73,55 +63,84 @@ def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def drop_truncated_line(path: str | os.PathLike) -> bool:
-    """Remove a last line without an end from a file, with a warning; whole JSON is given its end instead.
+def prepare_file(path: str | os.PathLike) -> None:
+    """Make sure that runs can be added to a file: made if need be, without a last line that was cut off.
 
     Args:
-        path: File of JSON lines; it need not exist.
+        path: File of JSON lines.
 
-    Returns:
-        Whether something was removed.
+    Raises:
+        ValueError: If something else than runs is in it; nothing is changed then.
+        OSError: If it cannot be written.
     """
-    if not Path(path).exists():
-        return False
     with _locked(path) as file:
-        return _mend(file, path)
+        _mend(file, path)
 
 
 @contextmanager
 def _locked(path: str | os.PathLike) -> Iterator[FileIO]:
     """The file, for reading and appending, while no other process of ours writes to it."""
+    import fcntl  # not on every system, and reading does without
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # freed as the file is closed
         yield file
 
 
-def _mend(file: FileIO, path: str | os.PathLike) -> bool:
+def _mend(file: FileIO, path: str | os.PathLike) -> None:
+    """Remove the beginning of a run at the end of the file, with a warning; a whole one is given its end instead."""
     file.seek(0)
     content = file.readall()
     if not content or content.endswith(b"\n"):
-        return False
-    start = content.rfind(b"\n") + 1
-    try:
-        json.loads(content[start:])
-    except ValueError:
-        logger.warning(f"{path}: removed a last line that was not whole ({len(content) - start} bytes).")
-        file.truncate(start)
-        return True
-    file.write(b"\n")
-    return False
+        return
+    _, whole = _parse(content, path)
+    if whole < len(content):
+        logger.warning(f"{path}: removed a last line that was not whole ({len(content) - whole} bytes).")
+        file.truncate(whole)
+    else:
+        file.write(b"\n")
 
 
-def is_recorded(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a run of the same arm, seed, settings, model and data is among the rows.
+def _parse(content: bytes, path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
+    """All runs, and how many bytes they take: less than there are where the last one was cut off."""
+    lines = content.split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and line.startswith(b"{"):  # nothing follows, not even the end of the line
+                return rows, len(content) - len(line)
+            raise _refusal(path, number, str(error)) from error
+        problem = _problem(row)
+        if problem:
+            raise _refusal(path, number, problem)
+        rows.append(row)
+    return rows, len(content)
 
-    Args:
-        identity: `Run.identity`.
-        rows: What `read_rows` returned.
-    """
-    wanted = json.loads(json.dumps(identity))  # as it reads back: tuples are lists, keys are text
-    return any(
-        row["dataset"].get("fingerprint") == wanted["dataset"]["fingerprint"]
-        and all(row[key] == wanted[key] for key in IDENTITY)
-        for row in rows
+
+def _refusal(path: str | os.PathLike, number: int, problem: str) -> ValueError:
+    return ValueError(
+        f"{path}, line {number}: {problem}; expected a run as `sgma-hf compare` writes it. Give another file, or "
+        "remove the line."
     )
+
+
+def _problem(row: Any) -> str | None:
+    """Why a line's content is no run; None if it is one."""
+    if not isinstance(row, dict) or not _TYPES.keys() <= row.keys():
+        return "it is no run of `sgma-hf compare`"
+    wrong = [name for name, kind in _TYPES.items() if not isinstance(row[name], kind)]
+    if wrong:
+        return f"{wrong} are of another type"
+    if row.get("format_version") != FORMAT_VERSION:
+        return f"its `format_version` is {row.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+    if not all(isinstance(row["dataset"].get(name), str) for name in ("name", "fingerprint")):
+        return "its `dataset` has no name or no fingerprint"
+    split = row["settings"].get("report_split")
+    if not isinstance(row["results"].get(split), dict):
+        return f"its `results` are of {list(row['results'])} and not of its `report_split` {split!r}"
+    return None

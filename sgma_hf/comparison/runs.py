@@ -1,8 +1,8 @@
-"""One run of a comparison: an arm, trained with a seed on a data set and evaluated on rows that chose nothing.
+"""One run of a comparison: an arm, trained with a seed on a data set and evaluated on other rows.
 
 All arms of a comparison have the encoder, the rows, the crops and their turns, the batches, the number of steps, the
-optimiser and its schedule in common; they differ in what `sgma_hf.comparison.arms` says and in nothing else. The
-weights that are evaluated are those of the last step.
+optimiser and its schedule in common; they differ in what `sgma_hf.comparison.arms` says and in nothing else. No
+checkpoint is chosen: the weights that are evaluated are those of the last step.
 """
 
 import json
@@ -32,9 +32,10 @@ from ..training_record import dataset_name, hardware_name, package_commit, packa
 from .arms import COMMON_TRAINING, Arm
 from .compared_rows import content_fingerprint, decoded_rows, load_metadata, num_bytes
 from .early_fusion import EarlyFusionForSemanticSegmentation, early_fusion_config
+from .identity import model_fields, training_fields
+from .run_records import FORMAT_VERSION
 
 
-FORMAT_VERSION = 1
 ABSENCE_PROBABILITIES = (0.2, 0.1, 0.05)
 # A small PVT-v2, from random weights: it learns in minutes on a CPU.
 SMALL_PVT_V2 = {"model_type": "pvt_v2", "hidden_sizes": [32, 64, 160, 256], "depths": [1, 1, 1, 1]}
@@ -108,7 +109,7 @@ class Run:
     settings: RunSettings
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
-        """What two runs with the same result have in common; a run whose identity is in the results is not repeated.
+        """What decides the result of a run; one that is in the results already is not repeated, see `is_recorded`.
 
         Args:
             fingerprint: The data set's `content_fingerprint`.
@@ -120,7 +121,8 @@ class Run:
             "dataset": {"name": dataset_name(self.dataset)[0], "fingerprint": fingerprint},
             "settings": asdict(self.settings),
             "arm_definition": self.arm.definition(),
-            "model_config": _recorded_config(_config(self.arm, self.settings, metadata)),
+            "model_config": model_fields(_config(self.arm, self.settings, metadata)),
+            "training_arguments": training_fields(_training_arguments(self.settings, "unused")),
         }
 
 
@@ -136,15 +138,43 @@ def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaC
     )
 
 
-def _recorded_config(config: SgmaConfig) -> dict[str, Any]:
-    """The model's own fields, so that a later change of the package's defaults is a change of the run."""
-    names = set(SgmaConfig.__annotations__) - {"backbone_config", "palette", "tile_size", "sub_configs", "model_type"}
-    values = {name: getattr(config, name) for name in sorted(names)}
-    return {
-        name: value
-        for name, value in values.items()
-        if value is None or isinstance(value, bool | int | float | str | list | tuple | dict)
-    }
+def _training_arguments(settings: RunSettings, folder: str, **changes: Any) -> SgmaTrainingArguments:
+    """What all arms are trained with, and what differs for one."""
+    return SgmaTrainingArguments(
+        output_dir=folder,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        crop_size=settings.crop_size,
+        learning_rate=settings.learning_rate,
+        use_cpu=settings.device == "cpu",
+        dataloader_pin_memory=settings.device != "cpu",
+        logging_steps=max(1, settings.max_steps // 10),
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **{**COMMON_TRAINING, **changes},
+    )
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that a run would not be on.
+
+    Args:
+        name: `cpu` or `cuda`.
+
+    Raises:
+        ValueError: If it is `cuda` and there is no GPU, or more than one.
+    """
+    if name != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise ValueError("`device` is 'cuda', and torch finds no GPU here; run on 'cpu', or install torch for CUDA.")
+    if torch.cuda.device_count() > 1:  # the trainer would spread every batch over all of them
+        raise ValueError(
+            f"`device` is 'cuda', and {torch.cuda.device_count()} GPUs are visible; a run is on one: choose it by the "
+            "environment variable CUDA_VISIBLE_DEVICES, for instance CUDA_VISIBLE_DEVICES=0."
+        )
 
 
 def build_model(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaForSemanticSegmentation:
@@ -171,10 +201,12 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
         fractions in [0, 1].
 
     Raises:
-        ValueError: If the data set lacks a split or class names, or its rows take too much memory.
+        ValueError: If the data set lacks a split or class names, its rows take too much memory, or there is no such
+            device.
     """
     settings, started = run.settings, time.perf_counter()
     torch.set_num_threads(settings.threads)
+    check_device(settings.device)
     metadata = load_metadata(run.dataset)
     fingerprint = content_fingerprint(run.dataset)
     splits = [settings.report_split, *([settings.choosing_split] if settings.choosing_split else [])]
@@ -193,7 +225,7 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
     extras = _extras(model, processor, rows[settings.report_split], settings, seconds)
     row |= {
         "checkpoint": "last step",
-        **_environment(settings),
+        **_environment(model.device),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "parameters": model.num_parameters(),
         "gmacs": giga_macs(model, settings.crop_size),
@@ -218,22 +250,7 @@ def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
         num_labels=model.config.num_labels,
     )
     with tempfile.TemporaryDirectory(prefix="sgma-compare-") as folder:
-        arguments = SgmaTrainingArguments(
-            output_dir=folder,
-            max_steps=settings.max_steps,
-            per_device_train_batch_size=settings.batch_size,
-            crop_size=settings.crop_size,
-            learning_rate=settings.learning_rate,
-            seed=run.seed,
-            use_cpu=settings.device == "cpu",
-            dataloader_pin_memory=settings.device != "cpu",
-            logging_steps=max(1, settings.max_steps // 10),
-            eval_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            **{**COMMON_TRAINING, **run.arm.training},
-        )
+        arguments = _training_arguments(settings, folder, seed=run.seed, **run.arm.training)
         trainer = SgmaTrainer(model, arguments, processing_class=processor, train_dataset=rows)
         trainer.remove_callback(PrinterCallback)
         started = time.perf_counter()
@@ -343,7 +360,7 @@ def _describe_rows(metadata: DatasetMetadata, rows: Mapping[str, list[dict[str, 
     }
 
 
-def _environment(settings: RunSettings) -> dict[str, Any]:
+def _environment(device: torch.device) -> dict[str, Any]:
     commit = package_commit()
     package = sys.modules[__name__.partition(".")[0]]
     versions = {name: text for name, text in package_versions().items() if name != "sgma-hf"}
@@ -352,7 +369,7 @@ def _environment(settings: RunSettings) -> dict[str, Any]:
         "commit": None if commit is None else commit.removesuffix("-dirty"),
         "commit_has_changes": None if commit is None else commit.endswith("-dirty"),
         "hardware": {
-            "processor": hardware_name(torch.device(settings.device)),
+            "processor": hardware_name(device),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },

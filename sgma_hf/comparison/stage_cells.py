@@ -71,3 +71,8 @@ def histogram_auc(lower: np.ndarray, higher: np.ndarray) -> float | None:
     if pairs == 0:
         return None
     return float(higher @ (np.cumsum(lower) - lower / 2) / pairs)
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """Part of a whole; None if the whole is nothing."""
+    return float(part / whole) if whole else None

@@ -9,8 +9,8 @@ from hub_stand_in import WRITE_TOKEN, running_hub
 CODE = {
     f"{name}_sgma.py"
     for name in (
-        "configuration decode_head fusion image_processing image_transforms modalities modeling outputs "
-        "pipeline sampling saving"
+        "configuration decode_head fusion image_processing image_transforms losses modalities modeling "
+        "outputs pipeline sampling saving"
     ).split()
 }
 COMPLETE = CODE | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_record.json"}

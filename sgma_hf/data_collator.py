@@ -181,13 +181,15 @@ class SgmaDataCollator:
         return top, left, sides[0], sides[1]
 
     def _turn(self, maps: torch.Tensor, draw: RowDraws) -> torch.Tensor:
-        """Flip and turn (..., height, width), keeping its shape."""
-        if self.random_flip:
-            maps = maps.flip([axis for axis, flip in zip((-2, -1), draw.flips, strict=True) if flip])
+        """Flip and turn (..., height, width), keeping its shape: a transposition and a flip, and so one copy."""
+        vertical, horizontal = draw.flips if self.random_flip else (False, False)
         if self.random_quarter_turns:
-            turns = draw.quarter_turns if maps.shape[-2] == maps.shape[-1] else 2 * (draw.quarter_turns // 2)
-            maps = torch.rot90(maps, turns, (-2, -1))
-        return maps
+            square = maps.shape[-2] == maps.shape[-1]
+            turns = draw.quarter_turns if square else 2 * (draw.quarter_turns // 2)
+            if turns % 2:
+                maps, vertical, horizontal = maps.transpose(-2, -1), horizontal, vertical
+            vertical, horizontal = vertical ^ (turns in (1, 2)), horizontal ^ (turns in (2, 3))
+        return maps.flip([axis for axis, flip in ((-2, vertical), (-1, horizontal)) if flip])
 
     def _perturb(self, values: torch.Tensor, draw: RowDraws) -> None:
         """Multiply and add noise, per modality and in place; what is missing is masked anyway."""

@@ -478,17 +478,17 @@ class SgmaImageProcessor(SgmaProcessorModalitiesMixin, SgmaPushToHubMixin, BaseI
         values = np.empty(source.values.shape, dtype=np.float32) if resampling else out
         mean = np.asarray(self.image_mean[m]) / self.rescale_factor[m]
         subtract(source.values, level, mean, out=values)
+        scale = self.rescale_factor[m] / np.asarray(self.image_std[m])
+        values *= scale.astype(np.float32)[:, None, None]
         if covered is not None:
             np.copyto(values, 0, where=~covered)
-        if resampling:
-            values, covered = resample(values, covered, rows, columns)
-        scale = self.rescale_factor[m] / np.asarray(self.image_std[m])
-        np.multiply(values, scale.astype(np.float32)[:, None, None], out=out)
-        if covered is not None:
-            np.copyto(out, 0, where=~covered)
-            if not covered.any():
-                return False
-        self._report_outlier(out, covered, m, index=index)
+        self._report_outlier(values, covered, m, index=index)
+        if resampling:  # last: the target is often far larger, a hundredfold for a hyperspectral sensor beside RGB
+            covered = resample(values, covered, rows, columns, out=out)
+            if covered is not None:
+                np.copyto(out, 0, where=~covered)
+                if not covered.any():
+                    return False
         return True if covered is None else covered
 
     def _report_outlier(self, values: np.ndarray, covered: np.ndarray | None, m: int, *, index: int) -> None:

@@ -216,8 +216,8 @@ def interpolation_weights(num_source: int, start: float, length: float, num_targ
 
 
 def resample(
-    values: np.ndarray, covered: np.ndarray | None, rows: AxisWeights, columns: AxisWeights
-) -> tuple[np.ndarray, np.ndarray | None]:
+    values: np.ndarray, covered: np.ndarray | None, rows: AxisWeights, columns: AxisWeights, *, out: np.ndarray
+) -> np.ndarray | None:
     """Resample (channels, height, width) axis by axis, each pixel from the covered ones among its sources alone.
 
     Args:
@@ -225,19 +225,19 @@ def resample(
         covered: bool (height, width), or None if everything is.
         rows: Weights for the vertical axis.
         columns: Weights for the horizontal axis.
+        out: float32 (channels, new height, new width), where the new values are written; undefined where not covered.
 
     Returns:
-        The new values, and the new coverage (None if that is everything): True where at least half of a pixel's
-        footprint is covered. Values are undefined elsewhere.
+        The new coverage, True where at least half of a pixel's footprint is covered; None if that is everything.
     """
-    resampled = rows.values @ values @ columns.values.T
+    np.matmul(rows.values @ values, columns.values.T, out=out)
     if covered is None:
-        return resampled, None
+        return None
     covered = covered.astype(np.float32)
     new_covered = rows.footprint @ covered @ columns.footprint.T >= MINIMUM_SUPPORT
     support = rows.values @ covered @ columns.values.T
-    resampled /= np.where(new_covered, support, 1)
-    return resampled, None if new_covered.all() else new_covered
+    out /= np.where(new_covered, support, 1)
+    return None if new_covered.all() else new_covered
 
 
 def same_extent(a: tuple[int, int], b: tuple[int, int]) -> bool:

@@ -236,9 +236,10 @@ class _LoadedSource:
         )
         part = self._raster.values[rows.cells, columns.cells]
         valid = self._raster.valid[rows.cells, columns.cells]
-        values = np.where(valid[..., None], part, 0).astype(np.float32)
-        values, covered = resample(np.moveaxis(values, -1, 0), None if valid.all() else valid, rows, columns)
-        return Raster(np.moveaxis(values, 0, -1), np.ones((height, width), bool) if covered is None else covered)
+        values = np.moveaxis(np.where(valid[..., None], part, 0).astype(np.float32), -1, 0)
+        resampled = np.empty((values.shape[0], height, width), dtype=np.float32)
+        covered = resample(values, None if valid.all() else valid, rows, columns, out=resampled)
+        return Raster(np.moveaxis(resampled, 0, -1), np.ones((height, width), bool) if covered is None else covered)
 
     def close(self) -> None:
         self._raster = None

@@ -87,14 +87,19 @@ def test_run_describes_itself_and_its_figures(scenes):
         Run(ARMS["sgf"], 0, scenes, settings),
         Run(ARMS["sgma"], 0, scenes, RunSettings(**TINY | {"max_steps": 3})),
         Run(ARMS["sgma"], 0, scenes, RunSettings(**TINY, missing={"rgb": 0.5})),
+        Run(ARMS["sgma"], 0, scenes, RunSettings(**TINY, dice_loss_weight=0.25)),
     ):
         assert not is_recorded(other.identity(row["dataset"]["fingerprint"]), [row])
     assert not is_recorded(run.identity("0" * 16), [row])
     identity = run.identity(row["dataset"]["fingerprint"])
     old = {key: value for key, value in row.items() if key != "training_arguments"}  # before these fields existed
-    old["model_config"] = {key: value for key, value in row["model_config"].items() if key != "dice_loss_weight"}
     assert is_recorded(identity, [old])
-    assert not is_recorded(identity | {"model_config": row["model_config"] | {"dice_loss_weight": 0.5}}, [old])
+    loss = {"dice_loss_weight": 0.0}  # which older lines have, and do not say
+    plain = identity | {"settings": identity["settings"] | loss, "model_config": identity["model_config"] | loss}
+    for part in ("settings", "model_config"):
+        old[part] = {key: value for key, value in row[part].items() if key != "dice_loss_weight"}
+    assert is_recorded(plain, [old])
+    assert not is_recorded(plain | {"model_config": row["model_config"] | {"dice_loss_weight": 0.5}}, [old])
     assert {"weight_decay", "warmup_steps", "sampling_hardness", "noise_std"} <= set(row["training_arguments"])
     changed = identity["training_arguments"] | {"warmup_steps": 0.1}
     assert not is_recorded(identity | {"training_arguments": changed}, [row])

@@ -145,9 +145,23 @@ def test_older_lines_have_the_defaults_of_fields_that_came_later():
     newer = made_up_run("mean", 1, 0.5, model_config={"fusion": "sgf", "dice_loss_weight": 0.0})
     (experiment,) = group_runs([lacking, newer])
     assert list(experiment.runs["mean"]) == [0, 1] and experiment.left_out == 0
-    newer["model_config"]["dice_loss_weight"] = 1.0
+    newer["model_config"]["num_attention_heads"] = 1
     (experiment,) = group_runs([lacking, newer])
     assert list(experiment.runs["mean"]) == [1] and experiment.left_out == 1
+
+
+def test_runs_with_and_without_a_dice_loss_stand_apart():
+    older = made_up_run("mean", 0, 0.5)  # from before there was one: neither settings nor model name it
+    without = made_up_run("mean", 1, 0.5, model_config={"fusion": "sgf", "dice_loss_weight": 0.0})
+    without["settings"]["dice_loss_weight"] = 0.0
+    dice = made_up_run("mean", 0, 0.6, model_config={"fusion": "sgf", "dice_loss_weight": 1.0})
+    dice["settings"]["dice_loss_weight"] = 1.0
+    first, second = group_runs([older, without, dice])
+    assert list(first.runs["mean"]) == [0, 1] and first.settings["dice_loss_weight"] == 0.0
+    assert list(second.runs["mean"]) == [0] and second.settings["dice_loss_weight"] == 1.0
+    text = results_card([older, without, dice])
+    assert "cross-entropy alone" in text and "cross-entropy and, with weight 1, a Dice loss" in text
+    assert "dice_loss_weight 1.0" in text.split("\n## ")[2]  # in its heading: else the two would be told by nothing
 
 
 def scores_of(miou):

@@ -88,11 +88,6 @@ ARMS = {
             "the package's default model, with the encoder's features, weighted by robustness, added to the fused map",
             config={"fusion_residual": True},
         ),
-        Arm(
-            "sgma_dice",
-            "the package's default model, with a Dice loss beside the cross-entropy, which no other arm has",
-            config={"dice_loss_weight": 1.0},
-        ),
     )
 }
 

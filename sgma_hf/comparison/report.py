@@ -30,7 +30,6 @@ PARTS = (
     ("filter, prototypes and perceptrons, with a branch", "sgma", "projector_mean_single"),
     ("row sampling", "sgma_row_sampling", "sgma"),
     ("the residual path around the fusion", "sgma_residual", "sgma"),
-    ("a Dice loss beside the cross-entropy", "sgma_dice", "sgma"),
 )
 README_BEGIN, README_END = "<!-- measured: compare -->", "<!-- end of measured -->"
 
@@ -190,6 +189,11 @@ def _encoder(config: Mapping[str, Any]) -> str:
     )
 
 
+def _loss(settings: Mapping[str, Any]) -> str:
+    weight = settings["dice_loss_weight"]
+    return "cross-entropy" + (f" and, with weight {weight:g}, a Dice loss" if weight else " alone")
+
+
 def _optimiser(experiment: Experiment) -> str:
     training, rate = experiment.training, f"AdamW at {experiment.settings['learning_rate']:g}"
     if not training:
@@ -259,7 +263,8 @@ def _what_was_run(experiment: Experiment) -> str:
         ),
         f"The same for all arms: encoder {_encoder(settings['backbone_config'])}, from random weights; decode head "
         f"{settings['decoder_hidden_size']} wide; {settings['max_steps']} steps of {settings['batch_size']} crops of "
-        f"{settings['crop_size']} pixels, turned and flipped; {_optimiser(experiment)}; {_seeds(experiment)}. "
+        f"{settings['crop_size']} pixels, turned and flipped; {_loss(settings)}; {_optimiser(experiment)}; "
+        f"{_seeds(experiment)}. "
         "Evaluated in windows of the crops' size.",
         f"{_hardware(experiment)}; {_commits(experiment)}; {versions}; {total:.1f} hours for {len(runs)} runs.",
     ]

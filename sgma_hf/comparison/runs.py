@@ -55,6 +55,7 @@ class RunSettings:
         crop_size: Side of the training crops and of the windows evaluated, in pixels.
         learning_rate: Highest rate of AdamW.
         decoder_hidden_size: Width of the decode head.
+        dice_loss_weight: Weight of the Dice loss beside the cross-entropy, of all arms.
         backbone_config: Configuration of the encoder, with its `model_type`.
         corruptions: Whether to evaluate damaged inputs too.
         reliance: Whether to compare robustness maps with the errors of single modalities too.
@@ -71,6 +72,7 @@ class RunSettings:
     crop_size: int = 128
     learning_rate: float = 1e-3
     decoder_hidden_size: int = 128
+    dice_loss_weight: float = SgmaConfig.dice_loss_weight
     backbone_config: dict[str, Any] = field(default_factory=lambda: dict(SMALL_PVT_V2))
     corruptions: bool = False
     reliance: bool = False
@@ -134,7 +136,11 @@ def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaC
         id2label=dict(enumerate(metadata.class_names)),
         label2id={name: index for index, name in enumerate(metadata.class_names)},
         backbone_config=dict(settings.backbone_config),
-        **{"decoder_hidden_size": settings.decoder_hidden_size, **arm.config},
+        **{
+            "decoder_hidden_size": settings.decoder_hidden_size,
+            "dice_loss_weight": settings.dice_loss_weight,
+            **arm.config,
+        },
     )
 
 

@@ -137,9 +137,9 @@ class SgmaConfig(PreTrainedConfig):
             Weight of the loss of the fused prediction (paper: 2).
         mas_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss of the modality-aware sampling branch (paper: 1). 0 leaves the branch out.
-        dice_loss_weight (`float`, *optional*, defaults to 0.0):
+        dice_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of a soft Dice loss that is added to the cross-entropy of both predictions, against imbalance of
-            the classes. The paper has none.
+            the classes. The paper has none: 0 is its loss.
         freeze_batch_norm (`bool`, *optional*, defaults to `True`):
             Keep the statistics of the backbone's batch normalisation fixed while training. They would otherwise
             depend on which modalities happen to be packed together. No effect on backbones without it.
@@ -192,7 +192,7 @@ class SgmaConfig(PreTrainedConfig):
     classifier_dropout_prob: float | int = 0.0
     sgf_loss_weight: float | int = 2.0
     mas_loss_weight: float | int = 1.0
-    dice_loss_weight: float | int = 0.0
+    dice_loss_weight: float | int = 1.0
     freeze_batch_norm: bool = True
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = 255

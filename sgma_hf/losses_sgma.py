@@ -1,4 +1,4 @@
-"""What a prediction is trained by: cross-entropy of its pixels (paper) and, on request, a Dice term (ours)."""
+"""What a prediction is trained by: cross-entropy of its pixels (paper) and a Dice term (ours; 0 leaves it out)."""
 
 from collections.abc import Sequence
 

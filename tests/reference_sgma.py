@@ -61,7 +61,7 @@ def reference_forward(model, pixel_values, modality_mask=None, labels=None, samp
     if labels is not None:
         # Nothing is learnt where nothing is seen.
         labels = torch.where(output.coverage, labels, config.semantic_loss_ignore_index)
-        output.loss_sgf = pixel_loss(logits, labels, config.semantic_loss_ignore_index)
+        output.loss_sgf = pixel_loss(config, logits, labels)
         output.loss = config.sgf_loss_weight * output.loss_sgf
         if model.training and config.mas_loss_weight:
             add_sampling_branch(output, config, weights, rows, covered, labels, sampling_noise)
@@ -238,18 +238,32 @@ def interpolation_matrix(side, factor):
     return matrix
 
 
-def pixel_loss(logits, labels, ignore_index, divisor=None):
-    """Mean over the valid pixels of -log softmax at the label; 0 if there is none. `divisor` replaces their number."""
+def pixel_loss(config, logits, labels, divisor=None):
+    """Mean over the valid pixels of -log softmax at the label, plus their row's Dice loss; 0 if there is none.
+
+    `divisor` replaces their number.
+    """
     height, width = labels.shape[1:]
     terms = []
     for row, label in zip(logits, labels, strict=True):
         scores = enlarge(row, 4)[:, :height, :width]
         log_probabilities = scores - scores.logsumexp(0)
-        valid = label != ignore_index
+        valid = label != config.semantic_loss_ignore_index
         picked = log_probabilities.gather(0, torch.where(valid, label, 0)[None])[0]
-        terms.append(-picked[valid])
+        dice = dice_loss(log_probabilities[:, valid].exp(), label[valid])
+        terms.append(config.dice_loss_weight * dice - picked[valid])
     terms = torch.cat(terms)
     return terms.sum() / max(1, len(terms) if divisor is None else divisor)
+
+
+def dice_loss(probabilities, label):
+    """1 - (2 I + 1) / (S + n + 1), averaged over the classes that the valid pixels have; (K, pixels) and (pixels,)."""
+    losses = []
+    for k in label.unique().tolist():
+        own = label == k
+        hit, predicted, pixels = probabilities[k, own].sum(), probabilities[k].sum(), int(own.sum())
+        losses.append(1 - (2 * hit + 1) / (predicted + pixels + 1))
+    return sum(losses) / max(1, len(losses))
 
 
 def add_sampling_branch(output, config, weights, rows, covered, labels, sampling_noise):
@@ -264,9 +278,8 @@ def add_sampling_branch(output, config, weights, rows, covered, labels, sampling
         sampled.append(drawn)
         logits.append(decode_row(config, weights, maps, labels.shape[1:]))
         visible.append(torch.where(covered[row, drawn], labels[row], config.semantic_loss_ignore_index))
-    ignore_index = config.semantic_loss_ignore_index
-    valid = int((labels != ignore_index).sum())
-    output.loss_mas = pixel_loss(torch.stack(logits), torch.stack(visible), ignore_index, divisor=valid)
+    valid = int((labels != config.semantic_loss_ignore_index).sum())
+    output.loss_mas = pixel_loss(config, torch.stack(logits), torch.stack(visible), divisor=valid)
     output.loss = output.loss + config.mas_loss_weight * output.loss_mas
     output.probabilities, output.sampled = torch.tensor(probabilities, dtype=torch.float64), sampled
 

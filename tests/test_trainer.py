@@ -328,7 +328,7 @@ def test_checkpoints_hold_everything_that_loading_needs(tmp_path):
 
 def test_class_weights_multiply_the_loss_of_their_pixels():
     torch.manual_seed(0)
-    config = {"num_labels": 3, "backbone_config": TINY_BACKBONE, "decoder_hidden_size": 16}
+    config = {"num_labels": 3, "backbone_config": TINY_BACKBONE, "decoder_hidden_size": 16, "dice_loss_weight": 0}
     plain = SgmaForSemanticSegmentation(SgmaConfig(**config)).eval()
     weighted = SgmaForSemanticSegmentation(SgmaConfig(**config, class_weights=[1.0, 3.0, 0.0])).eval()
     weighted.load_state_dict(plain.state_dict())

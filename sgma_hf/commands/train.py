@@ -64,8 +64,11 @@ class TrainCommandArguments:
         default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
     )
     dice_loss_weight: float = field(
-        default=0.0,
-        metadata={"help": "Weight of a Dice loss beside the cross-entropy in a new model, against class imbalance."},
+        default=SgmaConfig.dice_loss_weight,
+        metadata={
+            "help": "Weight of a Dice loss beside the cross-entropy in a new model, against class imbalance; 0 is the "
+            "paper's loss."
+        },
     )
     class_weighting: str = field(
         default="none",

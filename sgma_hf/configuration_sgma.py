@@ -113,10 +113,15 @@ class SgmaConfig(PreTrainedConfig):
             `modality_channels` parallel to it, because JSON files of configurations are written with sorted keys.
         modality_channels (`list[int]`, *optional*, defaults to `[3, 1, 1]`):
             Number of bands of each modality. A modality with the backbone's own channel count goes in as it is, one
-            band is repeated, any other count is brought there by a 1x1 convolution of its own.
+            band is repeated, any other count is brought there by a 1x1 convolution of its own; to all of them
+            `modality_adapter_size` adds.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the encoder, shared by all modalities: any `transformers` backbone whose four stages have
             strides 4, 8, 16 and 32 (PVT-v2, ResNet, Swin, ConvNeXt, ...). Defaults to PVT-v2-b2.
+        modality_adapter_size (`int`, *optional*, defaults to 16):
+            Hidden channels of a perceptron of every pixel's bands, one for each modality, whose output is added to
+            what enters the shared encoder. It starts at 0 and lets the encoder tell the modalities apart. The paper
+            has none: 0.
         fusion (`str`, *optional*, defaults to `"sgf"`):
             `"sgf"`: semantic-guided fusion, as in the paper. `"mean"`: the mean of the encoder's features over the
             modalities present. `"pointwise_mean"`: the mean of a 1x1 convolution of theirs, one per modality and
@@ -185,6 +190,7 @@ class SgmaConfig(PreTrainedConfig):
     modalities: list[str] | tuple[str, ...] = ("rgb", "dsm", "nir")
     modality_channels: list[int] | tuple[int, ...] = (3, 1, 1)
     backbone_config: dict | PreTrainedConfig | None = None
+    modality_adapter_size: int = 16
     fusion: str = "sgf"
     fusion_residual: bool = False
     num_attention_heads: int = 4
@@ -228,9 +234,10 @@ class SgmaConfig(PreTrainedConfig):
         if self.fusion_residual and self.fusion != "sgf":
             raise ValueError(f"`fusion_residual` needs `fusion` 'sgf', which is {self.fusion!r}; leave it out.")
         check_num_labels(self.num_labels)
-        for name, upper in (("num_attention_heads", 64), ("decoder_hidden_size", 8192)):
-            if not 1 <= getattr(self, name) <= upper:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; expected 1 to {upper}.")
+        sizes = (("num_attention_heads", 1, 64), ("decoder_hidden_size", 1, 8192), ("modality_adapter_size", 0, 1024))
+        for name, lower, upper in sizes:
+            if not lower <= getattr(self, name) <= upper:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; expected {lower} to {upper}.")
         for name in ("sgf_loss_weight", "mas_loss_weight", "dice_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0.")

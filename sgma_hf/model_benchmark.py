@@ -70,7 +70,9 @@ class BenchmarkCase:
             num_labels=self.num_labels,
             decoder_hidden_size=self.decoder_hidden_size,
             backbone_config=dict(self.backbone_config),
-            dice_loss_weight=0.0,  # the paper's loss; a Dice loss costs every variant the same
+            # The paper's form: what adapters and a Dice loss cost is the same for every variant.
+            modality_adapter_size=0,
+            dice_loss_weight=0.0,
             **VARIANTS[variant],
         )
         return SgmaForSemanticSegmentation(config).eval().to(self.device)

@@ -33,6 +33,7 @@ from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
 from .sampling_sgma import modality_sampling_probabilities, sample_modality
 from .saving_sgma import SgmaCheckpointMixin
+from .stems_sgma import ADAPTER_INIT_RANGE, SgmaAdapterInput, SgmaAdapterOutput, SgmaModalityStem
 
 
 PAD_MULTIPLE = STAGE_STRIDES[-1]
@@ -82,6 +83,13 @@ class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrai
                 init.zeros_(module.bias)
         elif isinstance(module, SgmaConv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif isinstance(module, SgmaAdapterInput):
+            bound = ADAPTER_INIT_RANGE * module.in_channels**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -ADAPTER_INIT_RANGE, ADAPTER_INIT_RANGE)
+        elif isinstance(module, SgmaAdapterOutput):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         else:
             super()._init_weights(module)
 
@@ -114,10 +122,8 @@ class SgmaModel(SgmaPreTrainedModel):
         self.train()  # a new module is in training mode already, but with batch normalisation that is not frozen
 
     def make_stem(self, channels: int) -> nn.Module:
-        """Make what brings so many bands to the encoder's: nothing if they are as many, or one band to be repeated."""
-        if channels in (1, self.encoder_channels):
-            return nn.Identity()
-        return SgmaConv2d(channels, self.encoder_channels, 1, bias=False)
+        """Make what brings a modality of so many bands into the encoder."""
+        return SgmaModalityStem(channels, self.encoder_channels, self.config.modality_adapter_size)
 
     def get_input_embeddings(self):
         """The backbone's own; a vision model has no token embeddings."""
@@ -373,8 +379,7 @@ class SgmaModel(SgmaPreTrainedModel):
                 counts.append(rasters.shape[0])
             if covered is not None:  # never a product: 0 * NaN is NaN
                 rasters = torch.where(covered, rasters, 0)
-            rasters = self.stems[index](rasters)
-            packed.append(rasters.expand(-1, self.encoder_channels, -1, -1))
+            packed.append(self.stems[index](rasters))
         return torch.cat(packed) if packed else pixel_values[:0], counts
 
     def _check_feature_maps(self, feature_maps, packed):

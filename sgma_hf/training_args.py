@@ -17,7 +17,9 @@ class SgmaTrainingArguments(TrainingArguments):
         random_flip: Whether to flip vertically and horizontally, each with probability 1/2.
         random_quarter_turns: Whether to turn by multiples of 90 degrees.
         modality_dropout: Probability to drop a modality that a row has; the last one always stays. The paper drops
-            modalities but states no rate. At 0.5 all combinations of the modalities are about equally frequent.
+            modalities but states no rate. Ours is for models with modality-aware sampling, which trains every
+            modality alone anyway; without it 0.5, at which all combinations are about equally frequent, keeps more
+            of the single modalities.
         noise_std: Standard deviation of Gaussian noise, in normalised units; 0 for none.
         gain_range: Each modality is multiplied by a random number in [1 - gain_range, 1 + gain_range]; 0 for none.
         robustness_sampling: Whether to sample rows with fragile modalities and hard rows more often, and to drop
@@ -37,7 +39,7 @@ class SgmaTrainingArguments(TrainingArguments):
     random_flip: bool = field(default=True, metadata={"help": "Flip vertically and horizontally at random."})
     random_quarter_turns: bool = field(default=True, metadata={"help": "Turn by multiples of 90 degrees at random."})
     modality_dropout: list[float] = field(
-        default_factory=lambda: [0.5],
+        default_factory=lambda: [0.3],
         metadata={"help": "Probability to drop a modality: one for all, or one per modality."},
     )
     noise_std: list[float] = field(

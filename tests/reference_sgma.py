@@ -82,14 +82,28 @@ def encode_row(model, weights, images, covered):
         canvas[:, :height, :width] = torch.where(covered[m], image, 0)
         there = torch.zeros(padded_height, padded_width, dtype=torch.float64)
         there[:height, :width] = covered[m].double()
-        if image.shape[0] == 1:
-            canvas = canvas.repeat(encoder_channels, 1, 1)
-        elif image.shape[0] != encoder_channels:
-            stem = weights[f"sgma.stems.{m}.weight"][:, :, 0, 0]
-            canvas = torch.einsum("oc,chw->ohw", stem, canvas)
+        canvas = enter_encoder(weights, m, canvas, encoder_channels)
         features[m] = [maps[0] for maps in model.sgma.backbone(canvas[None]).feature_maps]
         fractions[m] = [cell_means(there, stride) for stride in STRIDES]
     return features, fractions, sizes
+
+
+def enter_encoder(weights, m, bands, encoder_channels):
+    """Repeat or project the bands of a modality, and add what its adapter says of every pixel."""
+    name = f"sgma.stems.{m}."
+    if len(bands) == 1:
+        entered = bands.repeat(encoder_channels, 1, 1)
+    elif len(bands) == encoder_channels:
+        entered = bands
+    else:
+        entered = torch.einsum("oc,chw->ohw", weights[name + "projection.weight"][:, :, 0, 0], bands)
+    if name + "adapter.hidden.weight" not in weights:
+        return entered
+    hidden = torch.einsum("oc,chw->ohw", weights[name + "adapter.hidden.weight"][:, :, 0, 0], bands)
+    hidden = hidden + weights[name + "adapter.hidden.bias"][:, None, None]
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+    added = torch.einsum("oc,chw->ohw", weights[name + "adapter.output.weight"][:, :, 0, 0], hidden)
+    return entered + added + weights[name + "adapter.output.bias"][:, None, None]
 
 
 def cell_means(pixels, stride):
@@ -199,8 +213,10 @@ def attend(config, weights, prefix, queries, tokens, covered):
 
 def attention_shares(scores, covered):
     """Covered fraction x exp(score), normalised over the modalities at each position; 0 where nothing covers."""
-    largest = torch.stack(list(scores.values())).amax(0)
-    raw = {m: covered[m] * (scores[m] - largest).exp() for m in scores}
+    # of those that cover: beside a far larger score of one that does not, all exponentials would be 0
+    largest = torch.stack([torch.where(covered[m] > 0, scores[m], -torch.inf) for m in scores]).amax(0)
+    largest = torch.where(largest.isfinite(), largest, 0)
+    raw = {m: torch.where(covered[m] > 0, covered[m] * (scores[m] - largest).clamp_max(0).exp(), 0) for m in scores}
     total = sum(raw.values())
     safe = torch.where(total > 0, total, 1)
     return {m: raw[m] / safe for m in raw}

@@ -21,6 +21,7 @@ from sgma_hf.comparison.runs import (
     finite,
     giga_macs,
 )
+from sgma_hf.training_args import SgmaTrainingArguments
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def test_arms_are_what_their_names_say(scenes):
     metadata = load_metadata(scenes)
     models = {name: build_model(arm, RunSettings(**TINY), metadata) for name, arm in ARMS.items()}
     assert [name for name, model in models.items() if isinstance(model, EarlyFusionForSemanticSegmentation)] == [
-        "early"
+        "early",
+        "early_less_dropout",
     ]
     with_branch = {name for name, model in models.items() if model.config.mas_loss_weight}
     assert {"mean_mas", "projector_mean_single", "sgma", "sgma_no_dropout", "sgma_row_sampling"} <= with_branch
@@ -44,7 +46,10 @@ def test_arms_are_what_their_names_say(scenes):
     without_dropout = {name for name, training in trainings.items() if training["modality_dropout"] == [0.0]}
     assert without_dropout == {"mean_no_dropout", "sgma_no_dropout"}
     row_sampling = {name for name, training in trainings.items() if training["robustness_sampling"]}
-    assert row_sampling == {"sgma_row_sampling"}
+    assert row_sampling == {"sgma_row_sampling", "sgma_recipe"}
+    default = SgmaTrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    recipe = trainings["sgma_recipe"]
+    assert recipe == {name: getattr(default, name) for name in recipe}
 
 
 def test_all_leaves_out_arms_that_are_another_one():
@@ -94,10 +99,10 @@ def test_run_describes_itself_and_its_figures(scenes):
     identity = run.identity(row["dataset"]["fingerprint"])
     old = {key: value for key, value in row.items() if key != "training_arguments"}  # before these fields existed
     assert is_recorded(identity, [old])
-    loss = {"dice_loss_weight": 0.0}  # which older lines have, and do not say
-    plain = identity | {"settings": identity["settings"] | loss, "model_config": identity["model_config"] | loss}
+    paper = {"dice_loss_weight": 0.0, "modality_adapter_size": 0}  # which older lines have, and do not say
+    plain = identity | {"settings": identity["settings"] | paper, "model_config": identity["model_config"] | paper}
     for part in ("settings", "model_config"):
-        old[part] = {key: value for key, value in row[part].items() if key != "dice_loss_weight"}
+        old[part] = {key: value for key, value in row[part].items() if key not in paper}
     assert is_recorded(plain, [old])
     assert not is_recorded(plain | {"model_config": row["model_config"] | {"dice_loss_weight": 0.5}}, [old])
     assert {"weight_decay", "warmup_steps", "sampling_hardness", "noise_std"} <= set(row["training_arguments"])

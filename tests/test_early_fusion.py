@@ -11,7 +11,7 @@ from sgma_hf.comparison.early_fusion import EarlyFusionForSemanticSegmentation, 
 CHANNELS = {"rgb": 3, "dsm": 1, "sar": 2}
 
 
-def early_model():
+def early_model(**changes):
     torch.manual_seed(0)
     config = early_fusion_config(
         modalities=list(CHANNELS),
@@ -21,23 +21,27 @@ def early_model():
         fusion="mean",
         mas_loss_weight=0,
         decoder_hidden_size=16,
+        **changes,
     )
     return spread_weights(EarlyFusionForSemanticSegmentation(config)).eval()
 
 
 def plain(model, images):
-    """Logits of a batch whose gaps are zeros already, its sides multiples of 32."""
+    """Logits of what enters the encoder: a batch whose gaps are zeros already, its sides multiples of 32."""
     return model.decode_head(model.sgma.backbone(images).feature_maps)
 
 
 @torch.no_grad()
-def test_missing_modalities_and_gaps_are_zeros_before_the_encoder():
-    model = early_model()
+@pytest.mark.parametrize("adapter_size", [0, 4])
+def test_missing_modalities_and_gaps_are_zeros_before_the_encoder(adapter_size):
+    model = early_model(modality_adapter_size=adapter_size)
     images = torch.randn(2, 6, 32, 64)
     mask = torch.ones(2, 3, 32, 64, dtype=torch.bool)
     mask[0, 1] = False  # row 0 has no height
     mask[1, 2, :, 40:] = False  # the radar of row 1 ends inside
-    zeros = images.clone()
+    stems = zip(model.sgma.stems, images.split(list(CHANNELS.values()), 1), strict=True)
+    zeros = torch.cat([stem(bands) for stem, bands in stems], 1)
+    assert torch.equal(zeros, images) == (adapter_size == 0)
     zeros[0, 3] = 0
     zeros[1, 4:, :, 40:] = 0
     images[0, 3] = torch.nan  # what stands in a gap does not matter
@@ -49,7 +53,7 @@ def test_missing_modalities_and_gaps_are_zeros_before_the_encoder():
 
 @torch.no_grad()
 def test_every_subset_is_a_full_pass_with_the_others_zeroed():
-    model = early_model()
+    model = early_model(modality_adapter_size=0)
     images = torch.randn(2, 6, 32, 32)
     encoding = model.encode(images, torch.tensor([[True, True, True], [True, False, True]]))
     zeros = images.clone()
@@ -65,7 +69,7 @@ def test_every_subset_is_a_full_pass_with_the_others_zeroed():
 
 @torch.no_grad()
 def test_sides_that_32_does_not_divide_are_padded_with_zeros():
-    model = early_model()
+    model = early_model(modality_adapter_size=0)
     images = torch.randn(1, 6, 33, 50)
     padded = torch.zeros(1, 6, 64, 64)
     padded[..., :33, :50] = images

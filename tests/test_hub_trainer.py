@@ -10,7 +10,7 @@ CODE = {
     f"{name}_sgma.py"
     for name in (
         "configuration decode_head fusion image_processing image_transforms losses modalities modeling "
-        "outputs pipeline sampling saving"
+        "outputs pipeline sampling saving stems"
     ).split()
 }
 COMPLETE = CODE | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_record.json"}

@@ -36,11 +36,11 @@ def test_the_published_blocks_have_the_published_number_of_parameters():
         "robustness_perceptron": 4 * 385_024,
         "semantic_filter": 5 * 1024,
     }
-    # what is ours: no stem for 3, 1 and 1 bands; the head
-    assert counts["stems"] == 0
+    # what is ours: the adapters of 3, 1 and 1 bands, 16 (C + 1) + 3 (16 + 1) each; the head
+    assert counts["stems"] == 115 + 83 + 83
     head = sum(parameter.numel() for parameter in model.decode_head.parameters())
     assert head == (1024 * 256 + 4 * 256) + 2 * 256 + (256 * 5 + 5)
-    assert sum(p.numel() for p in model.parameters()) == counts["backbone"] + 4_790_272 + head
+    assert sum(p.numel() for p in model.parameters()) == counts["backbone"] + counts["stems"] + 4_790_272 + head
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,26 @@ def test_the_baselines_leave_blocks_out(fusion, kept):
 
 
 def test_only_bands_that_the_encoder_cannot_take_get_a_stem():
-    model = tiny_model(modalities=["rgb", "dsm", "s2", "hyper"], modality_channels=[3, 1, 12, 369])
+    modalities = {"modalities": ["rgb", "dsm", "s2", "hyper"], "modality_channels": [3, 1, 12, 369]}
+    model = tiny_model(**modalities, modality_adapter_size=0)
     shapes = [tuple(parameter.shape) for parameter in model.sgma.stems.parameters()]
     assert shapes == [(3, 12, 1, 1), (3, 369, 1, 1)]
+    adapters = tiny_model(**modalities, modality_adapter_size=4).sgma.stems[2].adapter.parameters()
+    assert [tuple(parameter.shape) for parameter in adapters] == [(4, 12, 1, 1), (4,), (3, 4, 1, 1), (3,)]
+
+
+def test_adapters_change_nothing_until_they_have_learnt():
+    pixel_values, labels = batch(size=(32, 32))
+    pixel_values = pixel_values.double()
+    model = tiny_model(modality_adapter_size=4).double()
+    plain = tiny_model(modality_adapter_size=0).double()
+    report = plain.load_state_dict(model.state_dict(), strict=False)
+    assert not report.missing_keys and all(".adapter." in name for name in report.unexpected_keys)
+    torch.testing.assert_close(model(pixel_values).logits, plain(pixel_values).logits, rtol=0, atol=1e-10)
+    model(pixel_values, labels=labels).loss.backward()
+    for stem in model.sgma.stems:
+        assert stem.adapter.output.weight.grad.abs().sum() > 0  # so the hidden units learn from the second step on
+        assert 0.1 < stem.adapter.hidden.bias.abs().mean() < 1.5
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused():
@@ -204,7 +221,7 @@ def test_baselines_train_and_draw_uniformly(fusion):
 
 
 def test_every_parameter_learns_from_a_complete_batch():
-    model = tiny_model().train()
+    model = spread_weights(tiny_model()).train()  # adapters start at 0, behind which nothing learns in the first step
     pixel_values, labels = batch()
     model(pixel_values, labels=labels).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
@@ -352,7 +369,8 @@ def test_another_class_count_starts_from_finite_new_weights(tmp_path):
     assert renewed == filters | {"decode_head.classifier.weight", "decode_head.classifier.bias"}
     for name, parameter in loaded.named_parameters():
         assert torch.isfinite(parameter).all() and parameter.abs().max() < 10, name
-        assert name == "decode_head.classifier.bias" or parameter.std() > 0 or parameter.ndim == 1, name
+        starts_at_zero = name == "decode_head.classifier.bias" or ".adapter.output." in name
+        assert starts_at_zero or parameter.std() > 0 or parameter.ndim == 1, name
     output = loaded(batch()[0])
     assert output.logits.shape[1] == 3 and torch.isfinite(output.logits).all()
 

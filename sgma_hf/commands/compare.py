@@ -79,6 +79,10 @@ class CompareArguments:
     dice_loss_weight: float = field(
         default=RunSettings.dice_loss_weight, metadata={"help": "Weight of the Dice loss, of all arms."}
     )
+    modality_adapter_size: int = field(
+        default=RunSettings.modality_adapter_size,
+        metadata={"help": "Hidden channels of each modality's adapter before the encoder, of all arms."},
+    )
     backbone_config: str | None = field(
         default=None, metadata={"help": "JSON, or a file of it, of another encoder than the small PVT-v2."}
     )
@@ -138,7 +142,7 @@ def _planned_runs(args: CompareArguments) -> list[Run]:
         raise ValueError(f"`--missing` names {unknown}; the modalities are {metadata.modalities}.")
     sizes = {} if args.backbone_config is None else {"backbone_config": backbone_from_file(args.backbone_config)}
     shared = "train_split report_split choosing_split max_steps batch_size crop_size learning_rate decoder_hidden_size"
-    shared += " dice_loss_weight corruptions reliance device threads"
+    shared += " dice_loss_weight modality_adapter_size corruptions reliance device threads"
     settings = RunSettings(missing=missing, **{name: getattr(args, name) for name in shared.split()}, **sizes)
     for split in filter(None, (settings.train_split, settings.report_split, settings.choosing_split)):
         load_rows(args.dataset, split)

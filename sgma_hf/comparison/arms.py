@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-# What every arm is trained with unless it says otherwise. Row sampling, which the package has on by default, has an
-# arm of its own: on rows that all have everything it would change the order of rows for reasons of hardness alone.
+# What every arm is trained with unless it says otherwise. At 0.5 all combinations of the modalities are about equally
+# frequent, which is best for arms that have no single-modality branch. The package's own defaults have an arm of their
+# own, `sgma_recipe`, and those that a baseline could share have theirs.
 COMMON_TRAINING = {"modality_dropout": [0.5], "robustness_sampling": False}
 
 
@@ -34,6 +35,7 @@ class Arm:
 
 
 _NO_DROPOUT = {"modality_dropout": [0.0]}
+_LESS_DROPOUT = {"modality_dropout": [0.3]}
 
 ARMS = {
     arm.name: arm
@@ -56,6 +58,13 @@ ARMS = {
             early_fusion=True,
         ),
         Arm(
+            "early_less_dropout",
+            "early fusion with modality dropout 0.3",
+            config={"fusion": "mean", "mas_loss_weight": 0.0},
+            training=_LESS_DROPOUT,
+            early_fusion=True,
+        ),
+        Arm(
             "pointwise_mean",
             "mean of a 1x1 convolution of the encoder's features, one for each modality and stage",
             config={"fusion": "pointwise_mean", "mas_loss_weight": 0.0},
@@ -70,6 +79,12 @@ ARMS = {
             "mean of the projectors' output, and a branch that is trained on one modality, drawn uniformly",
             config={"fusion": "projector_mean", "mas_loss_weight": 1.0},
         ),
+        Arm(
+            "projector_mean_single_less_dropout",
+            "the same with modality dropout 0.3",
+            config={"fusion": "projector_mean", "mas_loss_weight": 1.0},
+            training=_LESS_DROPOUT,
+        ),
         Arm("sgf", "semantic-guided fusion without the sampling branch", config={"mas_loss_weight": 0.0}),
         Arm(
             "mean_mas",
@@ -78,10 +93,16 @@ ARMS = {
         ),
         Arm("sgma", "semantic-guided fusion and modality-aware sampling: the package's default model"),
         Arm("sgma_no_dropout", "the package's default model, trained with all modalities only", training=_NO_DROPOUT),
+        Arm("sgma_less_dropout", "the package's default model with modality dropout 0.3", training=_LESS_DROPOUT),
         Arm(
             "sgma_row_sampling",
             "the package's default model; rows sampled, and modalities dropped, by robustness and loss",
             training={"robustness_sampling": True},
+        ),
+        Arm(
+            "sgma_recipe",
+            "what `sgma-hf train` does unless told otherwise: modality dropout 0.3, and row sampling as above",
+            training={"robustness_sampling": True, **_LESS_DROPOUT},
         ),
         Arm(
             "sgma_residual",

@@ -15,6 +15,7 @@ from torch import nn
 from ..configuration_sgma import SgmaConfig
 from ..modeling_sgma import PAD_MULTIPLE, SgmaEncoding, SgmaForSemanticSegmentation, SgmaModel
 from ..outputs_sgma import SgmaModelOutput
+from ..stems_sgma import SgmaModalityStem
 
 
 @dataclass
@@ -60,8 +61,8 @@ class EarlyFusionModel(SgmaModel):
         super().__init__(config)
 
     def make_stem(self, channels: int) -> nn.Module:
-        """No modality has a part of its own."""
-        return nn.Identity()
+        """A modality's bands stay as many as they are, and have their adapter."""
+        return SgmaModalityStem(channels, channels, self.config.modality_adapter_size)
 
     def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> EarlyFusionEncoding:
         """Check the inputs, as [`SgmaModel.encode`] does, and keep them."""
@@ -92,9 +93,12 @@ class EarlyFusionModel(SgmaModel):
         covered = present[..., None, None].expand(-1, -1, *encoding.image_size)
         if encoding.pixel_coverage is not None:
             covered = covered & encoding.pixel_coverage
-        repeats = torch.tensor(self.config.modality_channels, device=present.device)
-        # `torch.where`, not a product: what stands in a gap may be NaN
-        shown = torch.where(covered.repeat_interleave(repeats, dim=1), encoding.pixel_values, 0)
+        shown = []
+        for index, bands in enumerate(encoding.pixel_values.split(self.config.modality_channels, dim=1)):
+            there = covered[:, index : index + 1]
+            # `torch.where`, not a product: what stands in a gap may be NaN
+            shown.append(torch.where(there, self.stems[index](torch.where(there, bands, 0)), 0))
+        shown = torch.cat(shown, dim=1)
         bottom, right = ((-side) % PAD_MULTIPLE for side in encoding.image_size)
         maps = self.backbone(nn.functional.pad(shown, (0, right, 0, bottom))).feature_maps
         return SgmaModelOutput(

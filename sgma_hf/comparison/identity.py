@@ -15,8 +15,8 @@ from .arms import Arm
 # Settings that add figures to a run and are no part of the training, and settings that say where it ran.
 EVALUATION_SETTINGS = ("choosing_split", "corruptions", "reliance")
 PLACE_SETTINGS = ("device", "threads")
-# What a line means that was written before a field existed, where that is not the field's default.
-_BEFORE_THE_FIELD = {"dice_loss_weight": 0.0}
+# Fields of the model that are settings of all arms, and what they are in lines from before they existed.
+_BEFORE_THE_SETTING = {"dice_loss_weight": 0.0, "modality_adapter_size": 0}
 # What decides a training beside the settings and the arm.
 TRAINING_ARGUMENTS = sorted(
     {*RECORDED_ARGUMENTS, "sampling_hardness", "sampling_max_ratio", "warmup_start_factor"}
@@ -54,17 +54,17 @@ def training_settings(row: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that its training depends on, wherever it ran."""
     left_out = EVALUATION_SETTINGS + PLACE_SETTINGS
     settings = {name: value for name, value in row["settings"].items() if name not in left_out}
-    # an older line says it in its model alone
-    return {"dice_loss_weight": definition(row)["model"]["dice_loss_weight"], **settings}
+    model = definition(row)["model"]
+    return {**{name: model[name] for name in _BEFORE_THE_SETTING}, **settings}
 
 
 def definition(row: Mapping[str, Any]) -> dict[str, Any]:
     """What an arm was and which model it built.
 
-    A field that the line lacks, because it is older, has its default, or what `_BEFORE_THE_FIELD` says.
+    A field that the line lacks, because it is older, has its default, or what `_BEFORE_THE_SETTING` says.
     """
     arm, model = _defaults()
-    return {"arm": {**arm, **row["arm_definition"]}, "model": {**model, **_BEFORE_THE_FIELD, **row["model_config"]}}
+    return {"arm": {**arm, **row["arm_definition"]}, "model": {**model, **_BEFORE_THE_SETTING, **row["model_config"]}}
 
 
 @cache

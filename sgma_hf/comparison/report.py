@@ -28,7 +28,15 @@ PARTS = (
     ("a single-modality branch drawn by robustness, with SGF", "sgma", "sgf"),
     ("filter, prototypes and perceptrons, without a branch", "sgf", "projector_mean"),
     ("filter, prototypes and perceptrons, with a branch", "sgma", "projector_mean_single"),
+    ("less dropout, with early fusion", "early_less_dropout", "early"),
+    (
+        "less dropout, with the projectors' mean and a branch",
+        "projector_mean_single_less_dropout",
+        "projector_mean_single",
+    ),
+    ("less dropout, with SGMA", "sgma_less_dropout", "sgma"),
     ("row sampling", "sgma_row_sampling", "sgma"),
+    ("row sampling, with less dropout", "sgma_recipe", "sgma_less_dropout"),
     ("the residual path around the fusion", "sgma_residual", "sgma"),
 )
 README_BEGIN, README_END = "<!-- measured: compare -->", "<!-- end of measured -->"
@@ -189,6 +197,11 @@ def _encoder(config: Mapping[str, Any]) -> str:
     )
 
 
+def _adapters(settings: Mapping[str, Any]) -> str:
+    size = settings["modality_adapter_size"]
+    return f"an adapter of {size} hidden channels before it for each modality" if size else "no adapters before it"
+
+
 def _loss(settings: Mapping[str, Any]) -> str:
     weight = settings["dice_loss_weight"]
     return "cross-entropy" + (f" and, with weight {weight:g}, a Dice loss" if weight else " alone")
@@ -261,7 +274,8 @@ def _what_was_run(experiment: Experiment) -> str:
             if choosing
             else "No other split was evaluated."
         ),
-        f"The same for all arms: encoder {_encoder(settings['backbone_config'])}, from random weights; decode head "
+        f"The same for all arms: encoder {_encoder(settings['backbone_config'])}, from random weights, "
+        f"{_adapters(settings)}; decode head "
         f"{settings['decoder_hidden_size']} wide; {settings['max_steps']} steps of {settings['batch_size']} crops of "
         f"{settings['crop_size']} pixels, turned and flipped; {_loss(settings)}; {_optimiser(experiment)}; "
         f"{_seeds(experiment)}. "

@@ -56,6 +56,7 @@ class RunSettings:
         learning_rate: Highest rate of AdamW.
         decoder_hidden_size: Width of the decode head.
         dice_loss_weight: Weight of the Dice loss beside the cross-entropy, of all arms.
+        modality_adapter_size: Hidden channels of each modality's adapter before the encoder, of all arms.
         backbone_config: Configuration of the encoder, with its `model_type`.
         corruptions: Whether to evaluate damaged inputs too.
         reliance: Whether to compare robustness maps with the errors of single modalities too.
@@ -73,6 +74,7 @@ class RunSettings:
     learning_rate: float = 1e-3
     decoder_hidden_size: int = 128
     dice_loss_weight: float = SgmaConfig.dice_loss_weight
+    modality_adapter_size: int = SgmaConfig.modality_adapter_size
     backbone_config: dict[str, Any] = field(default_factory=lambda: dict(SMALL_PVT_V2))
     corruptions: bool = False
     reliance: bool = False
@@ -139,6 +141,7 @@ def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaC
         **{
             "decoder_hidden_size": settings.decoder_hidden_size,
             "dice_loss_weight": settings.dice_loss_weight,
+            "modality_adapter_size": settings.modality_adapter_size,
             **arm.config,
         },
     )

@@ -362,7 +362,7 @@ class SgmaModel(SgmaPreTrainedModel):
         return modality_mask, None
 
     def _pack(self, pixel_values, coverage, present, host_present):
-        """Stack the present pairs, modality by modality, in the encoder's channels; 0 where nothing covers."""
+        """Stack the present pairs, modality by modality, in the encoder's channels; as of 0 where nothing covers."""
         packed, counts = [], []
         for index, rasters in enumerate(pixel_values.split(self.config.modality_channels, dim=1)):
             covered = None if coverage is None else coverage[:, index : index + 1]

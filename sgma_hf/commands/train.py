@@ -59,6 +59,12 @@ class TrainCommandArguments:
         metadata={"help": f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration."},
     )
     decoder_hidden_size: int = field(default=256, metadata={"help": "Width of a new model's decode head."})
+    modality_adapter_size: int = field(
+        default=SgmaConfig.modality_adapter_size,
+        metadata={
+            "help": "Hidden channels of a new model's adapter of each modality; 0, the paper's model, has none."
+        },
+    )
     fusion: str = field(default="sgf", metadata={"help": "How a new model fuses.", "choices": list(FUSIONS)})
     mas_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
@@ -229,6 +235,7 @@ def _model_and_processor(
         label2id={name: index for index, name in enumerate(metadata.class_names)},
         backbone_config=_backbone_config(arguments),
         decoder_hidden_size=arguments.decoder_hidden_size,
+        modality_adapter_size=arguments.modality_adapter_size,
         fusion=arguments.fusion,
         mas_loss_weight=arguments.mas_loss_weight,
         dice_loss_weight=arguments.dice_loss_weight,
@@ -253,6 +260,7 @@ def _refuse_new_model_options(arguments: TrainCommandArguments) -> None:
         "backbone",
         "backbone_config",
         "decoder_hidden_size",
+        "modality_adapter_size",
         "fusion",
         "mas_loss_weight",
         "dice_loss_weight",

@@ -478,10 +478,10 @@ class SgmaImageProcessor(SgmaProcessorModalitiesMixin, SgmaPushToHubMixin, BaseI
         values = np.empty(source.values.shape, dtype=np.float32) if resampling else out
         mean = np.asarray(self.image_mean[m]) / self.rescale_factor[m]
         subtract(source.values, level, mean, out=values)
-        scale = self.rescale_factor[m] / np.asarray(self.image_std[m])
-        values *= scale.astype(np.float32)[:, None, None]
         if covered is not None:
             np.copyto(values, 0, where=~covered)
+        scale = self.rescale_factor[m] / np.asarray(self.image_std[m])
+        values *= scale.astype(np.float32)[:, None, None]
         self._report_outlier(values, covered, m, index=index)
         if resampling:  # last: the target is often far larger, a hundredfold for a hyperspectral sensor beside RGB
             covered = resample(values, covered, rows, columns, out=out)

@@ -1,8 +1,8 @@
 """Adding a modality to a trained model and its processor, and dropping one.
 
 What belongs to one modality alone is its stem (an adapter, and one convolution where it has neither one band nor as
-many as the encoder) and one projector per stage. Everything else is shared, so both changes leave all other weights, and what the
-model answers for the other modalities, exactly as they were.
+many as the encoder) and one projector per stage. Everything else is shared, so both changes leave all other weights,
+and what the model answers for the other modalities, exactly as they were.
 """
 
 from typing import Any

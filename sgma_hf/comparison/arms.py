@@ -81,7 +81,7 @@ ARMS = {
         ),
         Arm(
             "projector_mean_single_less_dropout",
-            "the same with modality dropout 0.3",
+            "`projector_mean_single` with modality dropout 0.3",
             config={"fusion": "projector_mean", "mas_loss_weight": 1.0},
             training=_LESS_DROPOUT,
         ),
@@ -101,7 +101,7 @@ ARMS = {
         ),
         Arm(
             "sgma_recipe",
-            "what `sgma-hf train` does unless told otherwise: modality dropout 0.3, and row sampling as above",
+            "what `sgma-hf train` does unless told otherwise: modality dropout 0.3, and row sampling",
             training={"robustness_sampling": True, **_LESS_DROPOUT},
         ),
         Arm(

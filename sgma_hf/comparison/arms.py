@@ -87,6 +87,12 @@ ARMS = {
         ),
         Arm("sgf", "semantic-guided fusion without the sampling branch", config={"mas_loss_weight": 0.0}),
         Arm(
+            "sgf_less_dropout",
+            "`sgf` with modality dropout 0.3",
+            config={"mas_loss_weight": 0.0},
+            training=_LESS_DROPOUT,
+        ),
+        Arm(
             "mean_mas",
             "modality-aware sampling with mean fusion, which has no robustness: a uniform draw",
             config={"fusion": "mean", "mas_loss_weight": 1.0},

@@ -165,8 +165,9 @@ def test_squared_gradients_are_added_over_steps_and_shards():
 
 def test_parameters_of_a_modality_are_its_projectors_and_its_stem():
     groups = modality_parameters(tiny_model(), 3)
-    assert [len(group) for group in groups] == [16, 16, 17]  # 4 weights in 4 stages; SAR's two bands need a stem
-    groups = modality_parameters(torch.nn.ModuleDict({"module": tiny_model(fusion="mean")}), 3)
+    assert [len(group) for group in groups] == [20, 20, 21]  # 4 weights in 4 stages, 4 of an adapter; SAR's projection
+    plain = tiny_model(fusion="mean", modality_adapter_size=0)
+    groups = modality_parameters(torch.nn.ModuleDict({"module": plain}), 3)
     assert [len(group) for group in groups] == [0, 0, 1]
 
 
@@ -239,13 +240,14 @@ class Reporter(TrainerCallback):
 
 
 class GradientReader(TrainerCallback):
-    """Norm of the height projectors' gradient in every step; None where no row of the step had height."""
+    """Norm of the gradient of height's projectors and adapter in every step; None where no row of it had height."""
 
     def __init__(self):
         self.norms = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        parts = [p.grad for stage in model.sgma.fusion_stages for p in stage.projectors[1].parameters()]
+        own = [model.sgma.stems[1], *(stage.projectors[1] for stage in model.sgma.fusion_stages)]
+        parts = [p.grad for module in own for p in module.parameters()]
         there = [part.flatten() for part in parts if part is not None]
         self.norms.append(torch.cat(there).norm().item() if there else None)
 
@@ -300,6 +302,7 @@ def test_what_a_model_lacks_is_none_and_an_empty_panel(tmp_path, fusion):
         decoder_hidden_size=16,
         fusion=fusion,
         mas_loss_weight=0.0,
+        modality_adapter_size=0,
     )
     make_trainer(tmp_path, model=SgmaForSemanticSegmentation(config)).train()
     record = read_learning_dynamics(tmp_path)

@@ -37,6 +37,14 @@ ACTIONS = {  # below /api/models/org/name, and the methods of each
 WRITE_TOKEN = "hf_standInWriteToken0123456789"
 READ_TOKEN = "hf_standInReadToken0123456789"
 BLOCKED = "import sys; sys.modules['sgma_hf'] = None  # as on a machine that has never seen the package\n"
+# The files of code that travel with a model and its processor.
+CODE = {
+    f"{name}_sgma.py"
+    for name in (
+        "configuration decode_head fusion image_processing image_transforms losses modalities modeling "
+        "outputs pipeline sampling saving stems"
+    ).split()
+}
 
 
 class HttpError(Exception):

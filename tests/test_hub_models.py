@@ -3,16 +3,9 @@
 import re
 
 import pytest
-from hub_stand_in import READ_TOKEN, WRITE_TOKEN, running_hub
+from hub_stand_in import CODE, READ_TOKEN, WRITE_TOKEN, running_hub
 
 
-CODE = {
-    f"{name}_sgma.py"
-    for name in (
-        "configuration decode_head fusion image_processing image_transforms losses modalities modeling "
-        "outputs pipeline sampling saving stems"
-    ).split()
-}
 # Every client compares with what the pushing one computed.
 COMPARE = """
 import numpy as np

@@ -3,16 +3,9 @@
 import re
 
 import pytest
-from hub_stand_in import WRITE_TOKEN, running_hub
+from hub_stand_in import CODE, WRITE_TOKEN, running_hub
 
 
-CODE = {
-    f"{name}_sgma.py"
-    for name in (
-        "configuration decode_head fusion image_processing image_transforms losses modalities modeling "
-        "outputs pipeline sampling saving stems"
-    ).split()
-}
 COMPLETE = CODE | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_record.json"}
 ROWS = """
 import sys

@@ -37,7 +37,6 @@ TRAINING = {
     "crop_size": 128,
     "per_device_train_batch_size": 8,
     "learning_rate": 2e-3,  # from scratch; the paper's 6e-5 is for a pretrained encoder
-    "modality_dropout": 0.5,
     "logging_steps": 50,
     "save_strategy": "no",
     "report_to": "none",

@@ -140,6 +140,17 @@ def test_the_highest_mean_is_over_seeds_that_all_arms_have():
     assert "no seed that all arms have" in shown(group_runs(rows[1:])[0])
 
 
+def test_the_recipe_of_the_package_is_set_against_all_arms_too():
+    rows = [made_up_run("sgma", 0, 0.6), made_up_run("sgma_recipe", 0, 0.7), made_up_run("mean", 0, 0.5)]
+    text = shown(group_runs(rows)[0])
+    assert "Average: `sgma` is above 1 of 2 arms" in text and "Average: `sgma_recipe` is above 2 of 2 arms" in text
+    card = results_card(rows)
+    section = card.split("`sgma_recipe` against every other arm")[1].split("##")[0]
+    assert "| `sgma` | +10.0 " in section and "| `mean` | +20.0 " in section
+    assert "`sgma` against every other arm" in card
+    assert "against every other arm" not in results_card(rows[2:])
+
+
 def test_older_lines_have_the_defaults_of_fields_that_came_later():
     lacking = made_up_run("mean", 0, 0.5)
     newer = made_up_run("mean", 1, 0.5, model_config={"fusion": "sgf", "dice_loss_weight": 0.0})

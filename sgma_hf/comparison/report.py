@@ -14,7 +14,7 @@ from .report_extras import at, corruption_sections, reliance_section
 from .runs import ABSENCE_PROBABILITIES
 
 
-MAIN_ARM = "sgma"
+MAIN_ARM, RECIPE_ARM = "sgma", "sgma_recipe"
 SCORES = {"Average": "average_miou", "Last-1": "last1_miou", "Top-1": "top1_miou"}
 # What a part of the method earns: (what, the arm with it, the arm without it).
 PARTS = (
@@ -130,12 +130,12 @@ def _sections(experiment: Experiment, heading: str | None) -> list[str]:
 
     add("What was run", _what_was_run(experiment), _arms(experiment))
     add("All combinations of the modalities", _main_table(experiment))
-    if MAIN_ARM in experiment.runs and len(experiment.runs) > 1:
+    for main, others in _opponents(experiment):
         add(
-            f"`{MAIN_ARM}` against every other arm",
+            f"`{main}` against every other arm",
             "Mean difference over the seeds that both arms have, in points of mIoU, and its 95 % t-interval in "
-            "brackets; positive where SGMA is better.",
-            _difference_table(experiment, [(arm, MAIN_ARM, arm) for arm in experiment.runs if arm != MAIN_ARM]),
+            f"brackets; positive where `{main}` is better.",
+            _difference_table(experiment, [(arm, main, arm) for arm in others]),
         )
     add("What each part adds", _parts(experiment))
     add("What this shows, and what it does not", shown(experiment))
@@ -159,6 +159,14 @@ def _sections(experiment: Experiment, heading: str | None) -> list[str]:
     for title, *texts in (*corruption_sections(experiment, MAIN_ARM), *reliance_section(experiment, MAIN_ARM)):
         add(title, *texts)
     return parts
+
+
+def _opponents(experiment: Experiment) -> Iterator[tuple[str, list[str]]]:
+    """Each arm that stands for SGMA, like for like and as the package trains it, and all the other arms."""
+    for main in (MAIN_ARM, RECIPE_ARM):
+        others = [arm for arm in experiment.runs if arm != main]
+        if main in experiment.runs and others:
+            yield main, others
 
 
 def _title(experiment: Experiment) -> str:
@@ -349,9 +357,8 @@ def shown(experiment: Experiment) -> str:
         A Markdown list.
     """
     lines = []
-    others = [arm for arm in experiment.runs if arm != MAIN_ARM]
-    if MAIN_ARM in experiment.runs and others:
-        lines += [_verdict(experiment, name, others) for name in SCORES]
+    for main, others in _opponents(experiment):
+        lines += [_verdict(experiment, name, main, others) for name in SCORES]
     lines += _highest(experiment)
     if len(experiment.seeds) == 1:
         lines.append("One seed shows neither spread nor interval: no order of two arms is established by it.")
@@ -387,21 +394,21 @@ def _highest(experiment: Experiment) -> Iterator[str]:
             yield f"The highest mean {name}{where} is that of `{best}`, {percent(known[best])}."
 
 
-def _verdict(experiment: Experiment, name: str, others: Sequence[str]) -> str:
-    """In one sentence: against which arms SGMA leads, trails, or neither."""
+def _verdict(experiment: Experiment, name: str, main: str, others: Sequence[str]) -> str:
+    """In one sentence: against which arms one leads, trails, or neither."""
     figure = experiment.score(SCORES[name])
     found: dict[str, list[str]] = {"ahead": [], "open": [], "behind": []}
     higher = beyond_spread = 0
     for arm in others:
-        difference = experiment.difference(MAIN_ARM, arm, figure)
+        difference = experiment.difference(main, arm, figure)
         found["open" if difference is None else difference.verdict].append(arm)
         if difference is None:
             continue
         higher += difference.mean > 0
-        spreads = [experiment.spread(one, figure) for one in (MAIN_ARM, arm)]
+        spreads = [experiment.spread(one, figure) for one in (main, arm)]
         deviations = [one.deviation for one in spreads if one is not None and one.deviation is not None]
         beyond_spread += len(deviations) == 2 and difference.mean > max(deviations)
-    text = f"{name}: `{MAIN_ARM}` is above {higher} of {len(others)} arms in the mean over seeds"
+    text = f"{name}: `{main}` is above {higher} of {len(others)} arms in the mean over seeds"
     if len(experiment.seeds) == 1:
         return f"{text}."
     parts = [f"leads {len(found['ahead'])} by more than the 95 % interval" + _listed(found["ahead"])]

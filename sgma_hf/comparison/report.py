@@ -26,7 +26,11 @@ PARTS = (
     ("a single-modality branch, with the projectors' mean", "projector_mean_single", "projector_mean"),
     ("a single-modality branch, with mean fusion", "mean_mas", "mean"),
     ("a single-modality branch drawn by robustness, with SGF", "sgma", "sgf"),
-    ("the same, with less dropout", "sgma_less_dropout", "sgf_less_dropout"),
+    (
+        "a single-modality branch drawn by robustness, with SGF and less dropout",
+        "sgma_less_dropout",
+        "sgf_less_dropout",
+    ),
     ("filter, prototypes and perceptrons, without a branch", "sgf", "projector_mean"),
     ("filter, prototypes and perceptrons, with a branch", "sgma", "projector_mean_single"),
     ("less dropout, with early fusion", "early_less_dropout", "early"),

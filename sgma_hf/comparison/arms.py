@@ -48,7 +48,7 @@ ARMS = {
         ),
         Arm(
             "mean",
-            "mean of the encoder's features; nothing tells the one encoder which modality it sees",
+            "mean of the encoder's features; without adapters, nothing tells the encoder which modality it sees",
             config={"fusion": "mean", "mas_loss_weight": 0.0},
         ),
         Arm(

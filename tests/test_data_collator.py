@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +49,17 @@ def test_modalities_and_label_are_cropped_and_turned_together(processor):
         assert torch.equal(values[:, channel], labels.float())
     windows = {tuple(row.flatten().tolist()) for row in labels}
     assert len(windows) == 6  # they are not all cut at one place
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 5), (4, 6)])
+def test_a_row_is_flipped_and_then_turned_counterclockwise(processor, shape):
+    collator, maps = SgmaDataCollator(processor), torch.arange(math.prod(shape)).reshape(shape)
+    for vertical, horizontal, turns in itertools.product((False, True), (False, True), range(4)):
+        axes = [axis for axis, flip in ((-2, vertical), (-1, horizontal)) if flip]
+        kept = turns if shape[-1] == shape[-2] else 2 * (turns // 2)  # others would not keep their shape
+        expected = torch.rot90(maps.flip(axes), kept, (-2, -1))
+        draw = draws_with(flips=np.array([vertical, horizontal]), quarter_turns=turns)
+        assert torch.equal(collator._turn(maps, draw), expected)
 
 
 def test_flips_and_turns_cover_all_eight_orientations(processor):

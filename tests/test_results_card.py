@@ -9,7 +9,7 @@ from sgma_hf.commands import results_card as command
 from sgma_hf.comparison.corruptions import ALL_MODALITIES
 from sgma_hf.comparison.experiments import group_runs
 from sgma_hf.comparison.paired_statistics import PairedDifference, paired_difference, spread
-from sgma_hf.comparison.report import readme_table, results_card, shown, write_into_readme
+from sgma_hf.comparison.report import readme_block, results_card, shown, write_into_readme
 
 
 def three_seeds():
@@ -126,10 +126,23 @@ def test_headings_name_what_differs():
     third = made_up_run("mean", 1, 0.5)
     third["settings"] |= {"crop_size": 64, "backbone_config": {"model_type": "resnet", "depths": [1, 2]}}
     heading = "500 steps, training rows as converted, "
-    for text in (results_card([old, first, second, third]), readme_table([old, first, second, third])):
+    card, block = results_card([old, first, second, third]), readme_block([old, first, second, third])
+    for text in (card, block):
         assert f"{heading}crop_size 128, backbone_config pvt_v2, hidden_sizes 8/8/16/16" in text
-        assert f"{heading}crop_size 64, backbone_config resnet, depths 1/2" in text
         assert "warmup_steps 0.05" in text and "warmup_steps 0.1" in text and "weight_decay 0.01," not in text
+    assert f"{heading}crop_size 64, backbone_config resnet, depths 1/2" in card
+    assert "resnet" not in block  # another model is for the card
+
+
+def test_readme_block_says_what_the_first_table_shows_and_adds_incomplete_trainings():
+    recipe = [made_up_run("sgma_recipe", seed, 0.53 + 0.01 * seed) for seed in range(3)]
+    incomplete = made_up_run("sgma", 0, 0.4)
+    incomplete["settings"] |= {"missing": {"a": 0.3}}
+    block = readme_block([*three_seeds(), *recipe, incomplete])
+    assert "Average: `sgma_recipe` is above 1 of 3 arms" in block and "Average: `sgma` is" not in block
+    assert "The highest mean Average is that of `early`, 62.0 ± 2.0." in block
+    assert "training rows lacking `a` in 30 %" in block and "| `sgma` | 40.0 | 30.0 | 70.0 |" in block
+    assert block.count("An encoder from random weights") == 1
 
 
 def test_the_highest_mean_is_over_seeds_that_all_arms_have():
@@ -204,6 +217,8 @@ def test_corruptions_and_reliance_get_their_sections():
     assert "| `noise_1`, one modality | 15.0 |" in card  # the mean of 10 and 20
     assert "| `noise_1` | a | 70.0 | 50.0 | 60.0 | 0.80 | – |" in card
     assert "better than without that modality in 1 of 2 cases" in card
+    found = "better left out than used with these damages: b: `noise_1`."
+    assert found in card and found in readme_block(rows)
     assert "in 1 of 2 cases (detection AUC above 0.5 with every seed" in card
     assert "| mean | a | -0.25 | 0.75 | -0.25 | 0.75 |" in card
     assert "negative with every seed for 1 of 2 modalities; it goes from -0.25 to 0.50." in card
@@ -225,7 +240,7 @@ def test_readme_block_is_replaced_and_nothing_else(tmp_path):
     before, after = "# Title\n<!-- measured: demo -->\nx\n<!-- end of measured -->\n", "\nrest \\1\n"
     readme.write_text(before + "<!-- measured: compare -->\n<!-- end of measured -->" + after)
     for _ in range(2):  # again, over what is there
-        write_into_readme(readme, readme_table(three_seeds()))
+        write_into_readme(readme, readme_block(three_seeds()))
     text = readme.read_text()
     assert text.startswith(before) and text.endswith("<!-- end of measured -->" + after)
     assert "| `sgma` | 62.0 ± 2.0 | 30.0 ± 0.0 | 70.0 ± 0.0 |" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from sgma_hf.comparison.report import readme_table, results_card, write_into_readme
+from sgma_hf.comparison.report import readme_block, results_card, write_into_readme
 from sgma_hf.comparison.run_records import read_rows
 
 
@@ -51,6 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         Path(args.output).write_text(card, encoding="utf-8")
         print(f"{args.output}: {len(rows)} runs")
     if args.readme is not None:
-        write_into_readme(args.readme, readme_table(rows))
+        write_into_readme(args.readme, readme_block(rows))
         print(f"{args.readme}: {len(rows)} runs")
     return 0

@@ -97,22 +97,22 @@ ARMS = {
             "modality-aware sampling with mean fusion, which has no robustness: a uniform draw",
             config={"fusion": "mean", "mas_loss_weight": 1.0},
         ),
-        Arm("sgma", "semantic-guided fusion and modality-aware sampling: the package's default model"),
-        Arm("sgma_no_dropout", "the package's default model, trained with all modalities only", training=_NO_DROPOUT),
-        Arm("sgma_less_dropout", "the package's default model with modality dropout 0.3", training=_LESS_DROPOUT),
+        Arm("sgma", "semantic-guided fusion and modality-aware sampling"),
+        Arm("sgma_no_dropout", "`sgma`, trained with all modalities only", training=_NO_DROPOUT),
+        Arm("sgma_less_dropout", "`sgma` with modality dropout 0.3", training=_LESS_DROPOUT),
         Arm(
             "sgma_row_sampling",
-            "the package's default model; rows sampled, and modalities dropped, by robustness and loss",
+            "`sgma`; rows sampled, and modalities dropped, by robustness and loss",
             training={"robustness_sampling": True},
         ),
         Arm(
             "sgma_recipe",
-            "what `sgma-hf train` does unless told otherwise: modality dropout 0.3, and row sampling",
+            "`sgma` with modality dropout 0.3 and row sampling, as `sgma-hf train` does by default",
             training={"robustness_sampling": True, **_LESS_DROPOUT},
         ),
         Arm(
             "sgma_residual",
-            "the package's default model, with the encoder's features, weighted by robustness, added to the fused map",
+            "`sgma`, with the encoder's features, weighted by robustness, added to the fused map",
             config={"fusion_residual": True},
         ),
     )

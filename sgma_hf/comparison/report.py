@@ -10,7 +10,7 @@ from .arms import ARMS
 from .experiments import Experiment, Figure, group_runs
 from .markdown_tables import change, number, percent, table
 from .paired_statistics import spread
-from .report_extras import at, corruption_sections, reliance_section
+from .report_extras import at, corruption_findings, corruption_sections, reliance_findings, reliance_section
 from .runs import ABSENCE_PROBABILITIES
 
 
@@ -79,27 +79,45 @@ def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the compact table of every experiment, one line per arm, with what was run in one sentence above it.
+def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the compact table of the newest model and loss, one line per arm, and in sentences what it shows.
+
+    Trainings on other rows, some of them incomplete, get a table below; other models and losses are for the card.
 
     Args:
-        rows: Runs as `read_rows` returns them.
+        rows: Runs as `read_rows` returns them; the model and the loss of the first are shown.
     """
-    parts = []
     experiments = group_runs(rows)
+    main = experiments[0]
+    parts = []
     for experiment, title in zip(experiments, _titles(experiments), strict=True):
+        if {**experiment.settings, "missing": None} != {**main.settings, "missing": None}:
+            continue
         lines = [
             [f"`{arm}`", *(percent(experiment.spread(arm, experiment.score(key))) for key in SCORES.values())]
             for arm in experiment.runs
         ]
-        settings = experiment.settings
         parts.append(
-            f"`{experiment.dataset['name']}`, {title}; reported on its `{settings['report_split']}` split; no "
-            f"checkpoint was chosen: the weights are those of the last step; {_seeds(experiment)}; "
+            f"`{experiment.dataset['name']}`, {title}; reported on its `{experiment.settings['report_split']}` split; "
+            f"no checkpoint was chosen: the weights are those of the last step; {_seeds(experiment)}; "
             f"{_hardware(experiment)}; {_commits(experiment)}:"
         )
         parts.append(table(["arm", *SCORES], lines))
+        if experiment is main:
+            parts.append(_bullets(_findings(experiment)))
     return "\n\n".join(parts)
+
+
+def _findings(experiment: Experiment) -> Iterator[str]:
+    """What a reader of the short table should know."""
+    arm = RECIPE_ARM if RECIPE_ARM in experiment.runs else MAIN_ARM
+    others = [other for other in experiment.runs if other != arm]
+    if arm in experiment.runs and others:
+        yield from (_verdict(experiment, name, arm, others) for name in SCORES)
+    yield from _highest(experiment)
+    yield from corruption_findings(experiment, MAIN_ARM)
+    yield from reliance_findings(experiment, MAIN_ARM)
+    yield _limits(experiment)
 
 
 def write_into_readme(path: str | os.PathLike, text: str) -> None:
@@ -364,19 +382,27 @@ def shown(experiment: Experiment) -> str:
     for main, others in _opponents(experiment):
         lines += [_verdict(experiment, name, main, others) for name in SCORES]
     lines += _highest(experiment)
+    return _bullets([*lines, _limits(experiment)])
+
+
+def _limits(experiment: Experiment) -> str:
+    """What no figure of a comparison shows."""
     if len(experiment.seeds) == 1:
-        lines.append("One seed shows neither spread nor interval: no order of two arms is established by it.")
+        seeds = "One seed shows neither spread nor interval: no order of two arms is established by it."
     else:
-        lines.append(
+        seeds = (
             f"The intervals are over the seeds that two arms share, of {len(experiment.seeds)} seeds, on the same "
             "rows: they say how well so few seeds fix the mean difference over seeds, not what another place or "
             "sensor would give. They are not corrected for the number of comparisons: of twenty without any "
             "difference, one leaves out 0 by chance on average."
         )
-    lines.append(
-        f"An encoder from random weights, {experiment.settings['max_steps']} steps: figures compare with each "
+    return (
+        f"{seeds} An encoder from random weights, {experiment.settings['max_steps']} steps: figures compare with each "
         "other, not with those of papers, and which arm leads may change with longer training or a pretrained encoder."
     )
+
+
+def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 

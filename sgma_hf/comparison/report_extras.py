@@ -59,36 +59,69 @@ def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[list[
 
 
 def _main_corruptions(arms: Experiment, arm: str, names: Mapping[str, list[str]]) -> list[str]:
-    lines, kept, compared, detected, measured = [], 0, 0, 0, 0
-    for name, targets in names.items():
-        for target in targets:
-            path = ("corruptions", "corruptions", name, target)
-            scores = {kind: arms.spread(arm, at(*path, kind, "miou")) for kind in ("clean", "without", "corrupted")}
-            detection = arms.spread(arm, at(*path, "robustness", "detection_auc", "mean"))
-            drop = arms.spread(arm, at(*path, "robustness", "drop_auc", "mean"))
-            lines.append([f"`{name}`", target, *map(percent, scores.values()), number(detection, 2), number(drop, 2)])
-            if scores["without"] is not None and scores["corrupted"] is not None:
-                compared += 1
-                kept += _holds(arms, arm, at(*path, "corrupted", "miou"), at(*path, "without", "miou"))
-            if detection is not None and not name.startswith("missing_region"):  # the mask gives those away
-                measured += 1
-                detected += _holds(arms, arm, at(*path, "robustness", "detection_auc", "mean"), lambda _: 0.5)
+    lines = []
+    for name, target in _cases(names):
+        path = ("corruptions", "corruptions", name, target)
+        scores = [arms.spread(arm, at(*path, kind, "miou")) for kind in ("clean", "without", "corrupted")]
+        areas = [arms.spread(arm, at(*path, "robustness", kind, "mean")) for kind in ("detection_auc", "drop_auc")]
+        lines.append([f"`{name}`", target, *map(percent, scores), *(number(area, 2) for area in areas)])
+    header = ["corruption", "modality", "clean", "without it", "damaged", "detection AUC", "drop AUC"]
+    return [
+        f"Damaged modalities: `{arm}` in full",
+        table(header, lines, text_columns=2),
+        "\n".join(f"- {line}" for line in corruption_findings(arms, arm)),
+    ]
+
+
+def corruption_findings(experiment: Experiment, arm: str) -> list[str]:
+    """Say in sentences what damaged modalities do to an arm's predictions and maps.
+
+    Args:
+        experiment: The runs.
+        arm: The arm.
+
+    Returns:
+        Sentences; none if no run of the arm holds such figures.
+    """
+    arms = _arms_with(experiment, "corruptions")
+    if arms is None or arm not in arms.runs:
+        return []
+    runs = arms.runs[arm].values()
+    names = {name: list(targets) for run in runs for name, targets in run["corruptions"]["corruptions"].items()}
+    worse: dict[str, list[str]] = {}
+    compared = kept = detected = measured = 0
+    for name, target in _cases(names):
+        path = ("corruptions", "corruptions", name, target)
+        without, damaged = at(*path, "without", "miou"), at(*path, "corrupted", "miou")
+        if arms.spread(arm, without) is not None and arms.spread(arm, damaged) is not None:
+            compared += 1
+            kept += _holds(arms, arm, damaged, without)
+            if _holds(arms, arm, without, damaged):
+                worse.setdefault(target, []).append(f"`{name}`")
+        detection = at(*path, "robustness", "detection_auc", "mean")
+        if arms.spread(arm, detection) is not None and not name.startswith("missing_region"):  # the mask tells
+            measured += 1
+            detected += _holds(arms, arm, detection, lambda _: 0.5)
+    seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
     found = [
         f"With a damaged modality, `{arm}` predicts better than without that modality in {kept} of {compared} cases, "
-        f"counting those where it does so with every seed ({len(arms.runs[arm])})."
+        f"counting those where it does so with every seed ({seeds})."
     ]
+    if worse:
+        listed = "; ".join(f"{target}: {', '.join(cases)}" for target, cases in worse.items())
+        found.append(f"With every seed a modality is better left out than used with these damages: {listed}.")
     if measured:
         found.append(
             f"Its robustness maps rank damaged cells below the same cells undamaged more often than not in {detected} "
             f"of {measured} cases (detection AUC above 0.5 with every seed; 0.5 says nothing), missing regions not "
             "counted: the mask gives them away."
         )
-    header = ["corruption", "modality", "clean", "without it", "damaged", "detection AUC", "drop AUC"]
-    return [
-        f"Damaged modalities: `{arm}` in full",
-        table(header, lines, text_columns=2),
-        "\n".join(f"- {line}" for line in found),
-    ]
+    return found
+
+
+def _cases(names: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:
+    """Every corruption with each of its targets."""
+    return ((name, target) for name, targets in names.items() for target in targets)
 
 
 def _loss(arms: Experiment, arm: str, name: str, target: str | None) -> str:
@@ -159,11 +192,27 @@ def reliance_section(experiment: Experiment, main_arm: str) -> Iterator[list[str
         "Share of the contested pixels that is right: of the modality most relied on (mean map), of one drawn by "
         "chance, of the fused prediction, and of always the same modality:",
         table(["class", "relied on", "chance", "fused", *(f"always {name}" for name in modalities)], choice),
-        _reliance_findings(arms, main_arm, modalities),
+        "\n".join(f"- {line}" for line in reliance_findings(arms, main_arm)),
     ]
 
 
-def _reliance_findings(arms: Experiment, arm: str, modalities: list[str]) -> str:
+def reliance_findings(experiment: Experiment, arm: str) -> list[str]:
+    """Say in sentences whether an arm's robustness maps agree with the errors of single modalities.
+
+    Args:
+        experiment: The runs.
+        arm: The arm.
+
+    Returns:
+        Sentences; none if no run of the arm holds such figures.
+    """
+    arms = _arms_with(experiment, "reliance")
+    if arms is None or arm not in arms.runs:
+        return []
+    first = next(iter(arms.runs[arm].values()))["reliance"]
+    if first["stages"] is None:
+        return []
+    modalities = first["modalities"]
     figures = {name: at("reliance", "stages", "mean", "modalities", name, "correlation") for name in modalities}
     spreads = {name: arms.spread(arm, figure) for name, figure in figures.items()}
     known = sorted((found for found in spreads.values() if found is not None), key=lambda found: found.mean)
@@ -187,7 +236,7 @@ def _reliance_findings(arms: Experiment, arm: str, modalities: list[str]) -> str
             f"{right[1]} %, and always `{best}`, the best single choice, in {right[2]} %: the maps {verdict} better "
             "than that with every seed."
         )
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
 
 
 def _arms_with(experiment: Experiment, key: str) -> Experiment | None:

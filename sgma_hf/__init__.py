@@ -18,6 +18,7 @@ from .pipeline_sgma import PIPELINE_TASK, SgmaPipeline
 
 
 if TYPE_CHECKING:
+    from .agreement import modality_agreement
     from .data_collator import SgmaDataCollator
     from .evaluate_metric import SgmaMeanIou
     from .evaluation import evaluate_modality_combinations, modality_combinations
@@ -50,6 +51,7 @@ _MODULES = {
     "SgmaTrainingArguments": "training_args",
     "confusion_matrix": "metrics",
     "evaluate_modality_combinations": "evaluation",
+    "modality_agreement": "agreement",
     "modality_combinations": "evaluation",
     "predict_raster": "raster",
     "segmentation_scores": "metrics",
@@ -78,6 +80,7 @@ __all__ = [
     "SgmaTrainingArguments",
     "confusion_matrix",
     "evaluate_modality_combinations",
+    "modality_agreement",
     "modality_combinations",
     "predict_raster",
     "segmentation_scores",

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .inference import TileBlender, default_stride, pixel_logits, tile_starts
+from .agreement import modality_agreement
+from .inference import LOGITS_STRIDE, TileBlender, default_stride, pixel_logits, tile_starts
 from .raster_io import bounded_cache
 from .raster_output import (
     IGNORE_INDEX,
@@ -50,12 +51,15 @@ class RasterPrediction:
         size: (height, width) of the map in pixels.
         class_pixels: Pixels per class id, int64 (256,); 255 is "nothing covers".
         modalities: Those that had a raster, in the order in which they were given.
+        agreement: Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has
+            two modalities; empty unless it was asked for.
     """
 
     files: dict[str, Path]
     size: tuple[int, int]
     class_pixels: np.ndarray
     modalities: list[str]
+    agreement: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,9 @@ def predict_raster(
         like: Raster whose grid the map gets. None: that of the first modality's first file, extended to its others.
         extras: More rasters beside a GeoTIFF, named `<map>_<extra>.tif`: "confidence" (probability of the class, and
             entropy in [0, 1]), "probabilities" (a band per class), "robustness" (a band per modality: how much it was
-            relied on, the mean over the model's four stages) and "decision" (the modality relied on most). A PNG
-            knows "robustness" only, a file per modality.
+            relied on, the mean over the model's four stages), "decision" (the modality relied on most) and
+            "agreement" (a band per modality: how well its own prediction agrees with that of the others, see
+            `modality_agreement`). A PNG knows "robustness" only, a file per modality.
         tile_size: Side of the tiles in pixels. None: the configuration's, that of the training crops, or else the
             processor's `size`.
         stride: Pixels between tiles, 1 to `tile_size`. None: see `inference.default_stride`.
@@ -177,6 +182,7 @@ def _finish_or_keep(run: "_Run", plan: OutputPlan, *, resume: bool) -> RasterPre
     """Compute and publish; if that fails, keep the strips if there are some to go on from."""
     store = run.store
     counts = np.zeros(256, dtype=np.int64)
+    agreement: dict[str, float | None] = {}
     try:
         run.predict()
         run.wait()
@@ -184,6 +190,7 @@ def _finish_or_keep(run: "_Run", plan: OutputPlan, *, resume: bool) -> RasterPre
             publish(store, plan, run.scene.grid.size, run.scene.grid.georeference)
             for _, values in store.rows(store.layers[0]):
                 counts += np.bincount(values.ravel(), minlength=256)
+            agreement = _mean_agreement(store)
     except BaseException as error:
         kept = len(run.tiles.tops) > 1 and not store.is_empty()
         if not kept and run.num_processes == 1:
@@ -195,7 +202,20 @@ def _finish_or_keep(run: "_Run", plan: OutputPlan, *, resume: bool) -> RasterPre
     if run.is_main:
         store.remove()
     run.wait()
-    return RasterPrediction(plan.files, run.scene.grid.size, counts, run.scene.modalities)
+    return RasterPrediction(plan.files, run.scene.grid.size, counts, run.scene.modalities, agreement)
+
+
+def _mean_agreement(store: StripStore) -> dict[str, float | None]:
+    """Mean of every band of the agreement over its pixels; empty if that is not among the layers."""
+    for layer in store.layers:
+        if layer.name == "agreement":
+            sums, pixels = np.zeros(len(layer.bands)), np.zeros(len(layer.bands), dtype=np.int64)
+            for _, values in store.rows(layer):
+                sums += np.nansum(values, axis=(1, 2), dtype=np.float64)
+                pixels += (~np.isnan(values)).sum((1, 2))
+            pairs = zip(layer.bands, sums.tolist(), pixels.tolist(), strict=True)
+            return {name: total / count if count else None for name, total, count in pairs}
+    return {}
 
 
 class _Run:
@@ -306,15 +326,24 @@ class _Run:
 
     @torch.no_grad()
     def _add(self, batch: _Batch, blender: TileBlender | None, top: int) -> TileBlender:
-        """Predict a batch of tiles and add logits, coverage and, if wanted, the reliance on each modality."""
-        outputs = self.model(
-            pixel_values=batch.inputs["pixel_values"].to(self.model.device, self.model.dtype),
-            modality_mask=batch.inputs["modality_mask"].to(self.model.device),
-        )
+        """Predict a batch of tiles and add logits, coverage and, if wanted, robustness and agreement."""
+        pixel_values = batch.inputs["pixel_values"].to(self.model.device, self.model.dtype)
+        modality_mask = batch.inputs["modality_mask"].to(self.model.device)
+        agreement = None
+        if "agreement" in self._extras:
+            encoding = self.model.encode(pixel_values, modality_mask)
+            outputs = self.model.fuse_and_decode(encoding)
+            agreement = modality_agreement(self.model, encoding, self._given.tolist())
+        else:
+            outputs = self.model(pixel_values=pixel_values, modality_mask=modality_mask)
         parts = [pixel_logits(outputs, self.tiles.size), outputs.coverage.unsqueeze(1).float()]
         if self._shares:
             shares = torch.stack(self.processor.post_process_robustness(outputs))
             parts.append(shares[:, self._given.to(shares.device)])
+        if agreement is not None:
+            agreement = _cells_to_pixels(agreement[:, self._given.to(agreement.device)], self.tiles.size)
+            # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
+            parts += [agreement.nan_to_num(0), (~agreement.isnan()).float()]
         maps = torch.cat(parts, dim=1).cpu()
         if blender is None:
             top = max(top, self.tiles.tops[batch.row])
@@ -341,9 +370,9 @@ class _Run:
         write(writer.commit)
 
     def _values(self, maps: torch.Tensor) -> dict[str, np.ndarray]:
-        """Blended maps (num_labels + 1 + modalities, rows, width) -> values of every layer, (bands, rows, width)."""
-        num_labels = self.model.config.num_labels
-        logits, covered, shares = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
+        """Blended maps, in the order of `_add` -> values of every layer, (bands, rows, width)."""
+        num_labels, given = self.model.config.num_labels, len(self._given)
+        logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
         values = {"labels": logits.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)}
         if self._extras & {"confidence", "probabilities"}:
             scores = logits.log_softmax(0)
@@ -352,13 +381,24 @@ class _Run:
             values["confidence"] = torch.cat([probabilities.amax(0, keepdim=True), entropy.clamp(0, 1)])
             values["probabilities"] = probabilities
         if self._shares:
+            shares, others = others[:given], others[given:]
             values["robustness"] = shares / shares.sum(0, keepdim=True).clamp_min(1e-12)
             values["decision"] = shares.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)
+        if "agreement" in self._extras:
+            agreement, known = others[:given], others[given:]
+            values["agreement"] = torch.where(known > 0, agreement / known, float("nan"))
         named: dict[str, Layer] = {layer.name: layer for layer in self.store.layers}
         for name, layer in named.items():
             if layer.dtype == "float32":
                 values[name] = values[name].masked_fill(~covered, float("nan"))
         return {name: values[name].numpy() for name in named}
+
+
+def _cells_to_pixels(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Maps of cells of the logits' stride (..., h, w) -> every pixel has its cell's value, (..., height, width)."""
+    for axis in (-2, -1):
+        maps = maps.repeat_interleave(LOGITS_STRIDE, dim=axis)
+    return maps[..., : size[0], : size[1]]
 
 
 def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:

@@ -19,7 +19,7 @@ from .visualization import colorize, default_palette
 
 IGNORE_INDEX = 255
 PNG_SUFFIXES, TIFF_SUFFIXES = (".png",), (".tif", ".tiff")
-EXTRAS = ("confidence", "probabilities", "robustness", "decision")
+EXTRAS = ("confidence", "probabilities", "robustness", "decision", "agreement")
 COG_BLOCK = 512
 ROWS_AT_ONCE = 64  # when strips are put together
 _LABELS = "labels"
@@ -58,7 +58,8 @@ def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -
         extras: Names among `EXTRAS`.
 
     Raises:
-        ValueError: If an extra is unknown, or the model has no robustness and it is asked for.
+        ValueError: If an extra is unknown, the model has no robustness and it is asked for, or there is one modality
+            alone and agreement is asked for.
     """
     unknown = [name for name in extras if name not in EXTRAS]
     if unknown:
@@ -68,6 +69,11 @@ def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -
         raise ValueError(
             f"Output {needs_robustness[0]!r} needs robustness, but this checkpoint fuses by {config.fusion!r}, which "
             "has none. Leave it out, or use a checkpoint with `fusion='sgf'`."
+        )
+    if "agreement" in extras and len(modalities) < 2:
+        raise ValueError(
+            f"Output 'agreement' compares modalities with each other, but only {list(modalities)} is given; give "
+            "another one, or leave it out."
         )
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
     palette = config.palette or default_palette(config.num_labels)
@@ -96,6 +102,13 @@ def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -
             "uint8",
             tuple(tuple(color) for color in default_palette(len(modalities))),
             {f"MODALITY_{index}": name for index, name in enumerate(modalities)},
+        ),
+        "agreement": Layer(
+            "agreement",
+            tuple(modalities),
+            tags={
+                "AGREEMENT": "overlap of the class probabilities from the modality alone with those from the others"
+            },
         ),
     }
     return [layers[_LABELS], *(layers[name] for name in EXTRAS if name in extras)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_models import spread_weights, tiny_model
 
+from sgma_hf import modality_agreement
 from sgma_hf.comparison.corruptions import (
     ALL_MODALITIES,
     CORRUPTIONS,
@@ -209,6 +210,20 @@ def test_figures_of_a_missing_region_against_a_plain_loop(model, processor, rows
     assert robustness["inside_corrupted"]["stages"][0] < robustness["inside_clean"]["stages"][0] / 2
     assert robustness["cells"] == [3 * 256, 3 * 64, 3 * 16, 3 * 4]
     assert robustness["clean"]["mean"] == pytest.approx(np.mean(robustness["clean"]["stages"]))
+    agreement = entry["agreement"]  # in cells that the mask left, 16 x 16 of 3 rows when clean
+    assert 0 < agreement["cells"] < 3 * 256 and 0 < agreement["clean"] <= 1
+
+
+def test_agreement_is_of_the_corrupted_modality_with_clean_others(model, processor, rows):
+    found = evaluate_corruptions(model, processor, rows[:1], window_size=None, corruptions=[Corruption("noise", 2.0)])
+    inputs = processor(images=[{name: rows[0][name] for name in MODALITIES}], return_tensors="pt")
+    values = inputs["pixel_values"].double()
+    clean = modality_agreement(model.eval(), model.encode(values))[0]
+    for index, name in enumerate(MODALITIES):
+        entry = found["corruptions"]["noise_2"][name]["agreement"]
+        assert entry["cells"] == 256 and entry["clean"] == pytest.approx(clean[index].mean().item(), abs=1e-6)
+        assert entry["corrupted"] != pytest.approx(entry["clean"], abs=1e-4) and "drop_auc" not in entry
+    assert found["corruptions"]["noise_2"].get(ALL_MODALITIES) is None
 
 
 def test_swapping_takes_the_modality_from_another_row(model, processor):

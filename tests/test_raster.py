@@ -11,7 +11,7 @@ import torch
 from raster_scenes import CLASSES, PALETTE, HeightClasses, height_classes, height_processor, write_tiff
 from tiny_models import spread_weights, tiny_model
 
-from sgma_hf import SgmaImageProcessor
+from sgma_hf import SgmaImageProcessor, modality_agreement
 from sgma_hf.commands.predict import main
 from sgma_hf.modeling_sgma import upsample_to_pixels
 from sgma_hf.raster import predict_raster
@@ -239,6 +239,43 @@ def test_extras_of_sgma(tmp_path):
         assert (file.tags(1)["MODALITY_0"], file.tags(1)["MODALITY_1"], file.nodata) == ("rgb", "dsm", 255)
     with pytest.raises(ValueError, match="needs robustness, but this checkpoint fuses by 'mean'"):
         predict({"dsm": files["dsm"]}, tmp_path / "map.tif", extras=["robustness"])
+
+
+def test_agreement_is_that_of_the_model_and_only_where_two_modalities_are(tmp_path, capsys):
+    model = spread_weights(tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])).eval()
+    processor = SgmaImageProcessor(["rgb", "dsm"], [3, 1])
+    generator = np.random.default_rng(3)
+    rgb = generator.integers(1, 255, (3, 40, 50)).astype(np.uint8)
+    dsm = generator.uniform(0, 20, (1, 40, 50)).astype(np.float32)
+    dsm[0, :, :16] = -9999
+    files = {"dsm": write_tiff(tmp_path / "d.tif", dsm), "rgb": write_tiff(tmp_path / "r.tif", rgb)}
+    result = predict_raster(model, processor, files, tmp_path / "map.tif", tile_size=64, extras=["agreement"])
+    with torch.no_grad():
+        encoding = model.encode(**processor({"rgb": rgb, "dsm": dsm}))
+    expected = modality_agreement(model, encoding)[0].repeat_interleave(4, 1).repeat_interleave(4, 2)[..., :50]
+    with rasterio.open(result.files["agreement"]) as file:
+        found = file.read()
+        assert file.descriptions == ("rgb", "dsm") and np.isnan(file.nodata)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.isnan(found[:, :, :16]).all() and not np.isnan(found[:, :, 16:]).any()
+    assert result.agreement == {name: pytest.approx(np.nanmean(found[i])) for i, name in enumerate(("rgb", "dsm"))}
+    # the labels are the same with and without it, also where tiles are blended
+    plain = predict_raster(model, processor, files, tmp_path / "plain.tif", tile_size=32)
+    blended = predict_raster(model, processor, files, tmp_path / "blended.tif", tile_size=32, extras=["agreement"])
+    np.testing.assert_array_equal(read_map(plain.files["labels"]), read_map(blended.files["labels"]))
+    assert plain.agreement == {}
+    with rasterio.open(blended.files["agreement"]) as file:
+        found = file.read()
+    assert np.isnan(found[:, :, :16]).all() and (found[:, :, 16:] <= 1).all() and (found[:, :, 16:] > 0).all()
+    with pytest.raises(ValueError, match=r"compares modalities with each other, but only \['dsm'\] is given"):
+        predict_raster(model, processor, {"dsm": files["dsm"]}, tmp_path / "map.tif", extras=["agreement"])
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    files = {name: str(path) for name, path in files.items()}
+    command = ["--model", str(tmp_path / "model"), "--rgb", files["rgb"], "--dsm", files["dsm"], "--device", "cpu"]
+    assert main([*command, "--tile", "64", "--out", str(tmp_path / "map.tif"), "--extras", "agreement"]) == 0
+    means = ", ".join(f"{name} {mean:.2f}" for name, mean in result.agreement.items())
+    assert f"mean agreement of each modality alone with the others: {means}\n" in capsys.readouterr().out
 
 
 def test_where_nothing_covers_the_extras_hold_nothing(tmp_path):

@@ -38,6 +38,10 @@ output files, for --out DIR/map.tif or DIR/map.png:
   DIR/map_robustness.tif               --extras robustness: a band per modality, from 0 to 1: how much it was relied
                                        on, the mean over the model's four stages
   DIR/map_decision.tif                 --extras decision: the modality that was relied on most
+  DIR/map_agreement.tif                --extras agreement: a band per modality, from 0 to 1: how well the prediction
+                                       from it alone agrees with that from the others; low where it is noisy, out of
+                                       register or of another place. Fragile modalities agree less by nature: compare
+                                       with a scene that is known to be good
   DIR/map.png                          class ids, 8 bit
   DIR/map_color.png                    PNG only: the same in colours, transparent where no modality covers
   DIR/map_robustness_<modality>.png    PNG only: 0 to 255 for shares of 0 to 1
@@ -202,6 +206,9 @@ def _report(prediction: RasterPrediction, config: Any) -> None:
             print(f"  {counts[index] / counts.sum():6.1%}  {config.id2label[int(index)]}")
     if counts[IGNORE_INDEX]:
         print(f"  {counts[IGNORE_INDEX] / counts.sum():6.1%}  covered by no modality ({IGNORE_INDEX})")
+    if prediction.agreement:
+        shown = (f"{name} {'-' if mean is None else f'{mean:.2f}'}" for name, mean in prediction.agreement.items())
+        print(f"mean agreement of each modality alone with the others: {', '.join(shown)}")
     is_png = prediction.files["labels"].suffix.lower() in PNG_SUFFIXES
     meanings = {
         "labels": "class ids, 255 = no data" + (" (PNG: no georeference)" if is_png else ""),
@@ -210,6 +217,7 @@ def _report(prediction: RasterPrediction, config: Any) -> None:
         "probabilities": f"bands: {', '.join(str(config.id2label[index]) for index in range(config.num_labels))}",
         "robustness": "bands: reliance on each modality, 0..1",
         "decision": "the modality relied on most, named in the tags; 255 = no data",
+        "agreement": "bands: agreement of each modality alone with the others, 0..1",
     }
     space = max(len(str(path)) for path in prediction.files.values())
     for name, path in prediction.files.items():

@@ -1,4 +1,4 @@
-"""Robustness beyond absence: corrupted modalities, what they do to the prediction, and whether robustness maps say so.
+"""Robustness beyond absence: corrupted modalities, what they do to the prediction, and whether any map says so.
 
 One modality at a time is corrupted while all others are there and clean; what the robustness benchmark does to all of
 them at once (missing regions, noise) is also done to all at once. The corruptions, in normalised units (a standard
@@ -24,11 +24,12 @@ modality covers as well, so that all three exist (where all modalities are corru
 
 Robustness is that of the corrupted modality, over the cells of a stage that it and another modality cover. Cells
 whose covered share the corruption itself changed are left out, as the mask gives them away, except with
-`missing_region`, which is a check of the mask. Two probabilities, 0.5 for maps that say nothing:
+`missing_region`, which is a check of the mask. So is its agreement with the others (`modality_agreement`), over the
+cells of the first stage; where it is missing it has none. Two probabilities, 0.5 for maps that say nothing:
 
-- `detection_auc`: that a random corrupted cell has less robustness than a random one of the same cells when clean
+- `detection_auc`: that a random corrupted cell has a lower value than a random one of the same cells when clean
   (ties count half). Everything is corrupted, or the cells of which more than half lies in the region.
-- `drop_auc`, for regions: that (clean - corrupted) robustness of a random cell inside exceeds that of one outside.
+- `drop_auc`, for regions: that clean - corrupted of a random cell inside exceeds that of one outside.
 """
 
 import hashlib
@@ -40,11 +41,13 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..agreement import modality_agreement
 from ..configuration_sgma import STAGE_STRIDES
 from ..dataset_schema import decode_row
 from ..evaluation import PreparedRow, PreparedRows, check_evaluated, predicted_classes
-from ..metrics import ScoredClasses, check_scored_classes, count_pixels, mean_of_defined, segmentation_scores
-from .stage_cells import NUM_BINS, cell_shares, histogram, histogram_auc, ratio
+from ..metrics import ScoredClasses, check_scored_classes, count_pixels, segmentation_scores
+from .map_tallies import MapTally, of_single_map, per_stage
+from .stage_cells import cell_shares
 
 
 ALL_MODALITIES = "all modalities"  # with a space, which no name of a modality has
@@ -110,6 +113,7 @@ class _Batch:
     labels: torch.Tensor  # (B, H, W)
     clean: torch.Tensor  # class ids (B, H, W)
     robustness: tuple[torch.Tensor, ...] | None  # per stage (B, M, h, w)
+    agreement: torch.Tensor  # (B, M, h, w)
     without: list[torch.Tensor | None]  # per modality left out: class ids (B, H, W)
     shares: list[torch.Tensor]  # per stage, covered share of the cells (B, M, h, w)
 
@@ -216,12 +220,8 @@ class _Tally:
         self.windows = 0
         # Of all pixels and of those in the region: prediction clean, without the modality, corrupted.
         self.confusion = np.zeros((2, 3, num_labels, num_labels), dtype=np.int64)
-        self.num_stages = num_stages
-        # Of cells outside and inside what is corrupted: their number, and summed robustness clean and corrupted.
-        self.sums = np.zeros((num_stages, 2, 3))
-        # Of cells inside: robustness clean and corrupted. Of cells outside and inside: by how much it drops.
-        self.levels = np.zeros((num_stages, 2, NUM_BINS), dtype=np.int64)
-        self.drops = np.zeros((num_stages, 2, NUM_BINS), dtype=np.int64)
+        self.robustness = MapTally(num_stages)
+        self.agreement = MapTally(1)
 
     def add_predictions(
         self,
@@ -236,17 +236,6 @@ class _Tally:
                 if predicted is not None:
                     counts = count_pixels(predicted, labels, num_labels, pixels)
                     self.confusion[index, kind] += counts.cpu().numpy()
-
-    def add_robustness(
-        self, stage: int, clean: torch.Tensor, corrupted: torch.Tensor, cells: torch.Tensor, inside: torch.Tensor
-    ) -> None:
-        """Add a stage's maps (B, h, w) of the modality over `cells`, those `inside` being corrupted."""
-        for place, chosen in enumerate((cells & ~inside, cells & inside)):
-            before, after = clean[chosen].double(), corrupted[chosen].double()
-            self.sums[stage, place] += before.numel(), float(before.sum()), float(after.sum())
-            self.drops[stage, place] += histogram(before - after, -1, 1)
-            if place:
-                self.levels[stage] += np.stack([histogram(before, 0, 1), histogram(after, 0, 1)])
 
     def scores(self, *, scored_classes: ScoredClasses, has_without: bool, region: bool) -> dict[str, Any]:
         names = ("clean", "without", "corrupted")
@@ -265,23 +254,6 @@ class _Tally:
             better = whole["corrupted"]["miou"] > whole["without"]["miou"]
         return whole | {"better_than_without": better, "inside": found[1] if region else None}
 
-    def robustness(self, *, region: bool) -> dict[str, Any]:
-        everywhere = self.sums.sum(1)
-        figures: dict[str, list[float | None]] = {
-            "clean": [ratio(total[1], total[0]) for total in everywhere],
-            "corrupted": [ratio(total[2], total[0]) for total in everywhere],
-            "detection_auc": [histogram_auc(after, before) for before, after in self.levels],
-        }
-        if region:
-            for place, name in enumerate(("outside", "inside")):
-                for column, state in ((1, "clean"), (2, "corrupted")):
-                    totals = self.sums[:, place]
-                    figures[f"{name}_{state}"] = [ratio(total[column], total[0]) for total in totals]
-            figures["drop_auc"] = [histogram_auc(outside, inside) for outside, inside in self.drops]
-        return {name: {"stages": values, "mean": mean_of_defined(values)} for name, values in figures.items()} | {
-            "cells": everywhere[:, 0].astype(int).tolist()
-        }
-
 
 @torch.no_grad()
 def evaluate_corruptions(
@@ -295,10 +267,10 @@ def evaluate_corruptions(
     corruptions: Sequence[Corruption] = CORRUPTIONS,
     scored_classes: ScoredClasses = "union",
 ) -> dict[str, Any]:
-    """Corrupt single modalities of a data set, and see what becomes of the prediction and the robustness maps.
+    """Corrupt single modalities of a data set, and see what becomes of prediction, robustness maps and agreement.
 
     What each corruption is, and which rows, pixels and cells count, is said at the top of this module. The cost is a
-    forward pass for each corruption and modality. The model's mode is restored.
+    forward pass for each corruption and modality, and two more fusions of it. The model's mode is restored.
 
     Args:
         model: An SGMA model with a segmentation head, or a baseline with the same `encode` and `fuse_and_decode`.
@@ -322,7 +294,8 @@ def evaluate_corruptions(
           and `robustness`, None for all (shares cannot fall all at once) and for models without robustness maps.
           It holds `clean` and `corrupted`, means over the cells; `detection_auc`; for regions also `inside_clean`,
           `inside_corrupted`, `outside_clean`, `outside_corrupted` and `drop_auc`: each with `stages` (a list of
-          four) and their `mean`; and `cells`, the number of cells of each stage.
+          four) and their `mean`; and `cells`, the number of cells of each stage. `agreement`, None for all and for a
+          single modality, holds the same of its one map: numbers instead of `stages` and `mean`.
         - `modalities`, `class_names`, `strides`, `seed`, `window_size`, `scored_classes`, `windows`, and what was
           left out: `rows_without_label`, `rows_incomplete`, `windows_incomplete`.
 
@@ -415,7 +388,8 @@ def _summarize(
                 "level": corruption.level,
                 "windows": tally.windows,
                 **scores,
-                "robustness": tally.robustness(region=region) if has_robustness and alone else None,
+                "robustness": per_stage(tally.robustness, region=region) if has_robustness and alone else None,
+                "agreement": of_single_map(tally.agreement, region=region) if alone and not single else None,
             }
     return found
 
@@ -489,6 +463,7 @@ def _clean_batch(model: PreTrainedModel, samples: Sequence[_Sample]) -> _Batch:
         labels,
         predicted_classes(outputs.logits, size),
         outputs.robustness,
+        modality_agreement(model, encoding),
         without,
         cell_shares(mask),
     )
@@ -589,7 +564,8 @@ def _count_inputs(
         values[:, corrupted[modality].bands] = corrupted[modality].pixel_values
         mask[:, modality] = corrupted[modality].mask
     everything = torch.ones(mask.shape[1], dtype=torch.bool, device=mask.device)
-    outputs = model.fuse_and_decode(model.encode(values, mask), everything)
+    encoding = model.encode(values, mask)
+    outputs = model.fuse_and_decode(encoding, everything)
     predicted = predicted_classes(outputs.logits, batch.labels.shape[-2:])
     tally.windows += int(usable.sum())
     alone = targets[0] if len(targets) == 1 else None
@@ -597,19 +573,21 @@ def _count_inputs(
     counted = _counted(batch, model.config, alone) & usable[:, None, None]
     without = None if alone is None else batch.without[alone]
     tally.add_predictions([batch.clean, without, predicted], batch.labels, counted, region)
-    if alone is not None and batch.robustness is not None:
-        _count_robustness(batch, corrupted[alone], alone, usable, outputs.robustness, tally)
+    if alone is not None:
+        agreement = modality_agreement(model, encoding, [alone])
+        _count_maps(batch, corrupted[alone], alone, usable, outputs.robustness, agreement, tally)
 
 
-def _count_robustness(
+def _count_maps(
     batch: _Batch,
     corrupted: _Corrupted,
     modality: int,
     usable: torch.Tensor,
-    robustness: Sequence[torch.Tensor],
+    robustness: Sequence[torch.Tensor] | None,
+    agreement: torch.Tensor,
     tally: _Tally,
 ) -> None:
-    """Add the robustness of the corrupted modality, over the cells that the top of this module says."""
+    """Add robustness and agreement of the corrupted modality, over the cells that the top of this module says."""
     shares = cell_shares(corrupted.mask)
     inside_shares = None if corrupted.region is None else cell_shares(corrupted.region)
     for stage, before in enumerate(batch.shares):
@@ -618,5 +596,10 @@ def _count_robustness(
         if not corrupted.is_missing:
             cells &= shares[stage] == before[:, modality]
         inside = torch.ones_like(cells) if inside_shares is None else inside_shares[stage] > 0.5
-        maps = batch.robustness[stage][:, modality], robustness[stage][:, modality]
-        tally.add_robustness(stage, *maps, cells, inside)
+        if robustness is not None:
+            tally.robustness.add(
+                stage, batch.robustness[stage][:, modality], robustness[stage][:, modality], cells, inside
+            )
+        if stage == 0:
+            clean, damaged = batch.agreement[:, modality], agreement[:, modality]
+            tally.agreement.add(0, clean, damaged, cells & ~(clean.isnan() | damaged.isnan()), inside)

@@ -1,6 +1,6 @@
 """Sections of the results card on damaged inputs and on what robustness maps say, where runs hold such figures."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .corruptions import ALL_MODALITIES
@@ -64,8 +64,10 @@ def _main_corruptions(arms: Experiment, arm: str, names: Mapping[str, list[str]]
         path = ("corruptions", "corruptions", name, target)
         scores = [arms.spread(arm, at(*path, kind, "miou")) for kind in ("clean", "without", "corrupted")]
         areas = [arms.spread(arm, at(*path, "robustness", kind, "mean")) for kind in ("detection_auc", "drop_auc")]
+        areas += [arms.spread(arm, at(*path, "agreement", kind)) for kind in ("detection_auc", "drop_auc")]
         lines.append([f"`{name}`", target, *map(percent, scores), *(number(area, 2) for area in areas)])
-    header = ["corruption", "modality", "clean", "without it", "damaged", "detection AUC", "drop AUC"]
+    areas = [f"{kind} AUC of {maps}" for maps in ("robustness", "agreement") for kind in ("detection", "drop")]
+    header = ["corruption", "modality", "clean", "without it", "damaged", *areas]
     return [
         f"Damaged modalities: `{arm}` in full",
         table(header, lines, text_columns=2),
@@ -89,7 +91,7 @@ def corruption_findings(experiment: Experiment, arm: str) -> list[str]:
     runs = arms.runs[arm].values()
     names = {name: list(targets) for run in runs for name, targets in run["corruptions"]["corruptions"].items()}
     worse: dict[str, list[str]] = {}
-    compared = kept = detected = measured = 0
+    compared = kept = 0
     for name, target in _cases(names):
         path = ("corruptions", "corruptions", name, target)
         without, damaged = at(*path, "without", "miou"), at(*path, "corrupted", "miou")
@@ -98,10 +100,6 @@ def corruption_findings(experiment: Experiment, arm: str) -> list[str]:
             kept += _holds(arms, arm, damaged, without)
             if _holds(arms, arm, without, damaged):
                 worse.setdefault(target, []).append(f"`{name}`")
-        detection = at(*path, "robustness", "detection_auc", "mean")
-        if arms.spread(arm, detection) is not None and not name.startswith("missing_region"):  # the mask tells
-            measured += 1
-            detected += _holds(arms, arm, detection, lambda _: 0.5)
     seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
     found = [
         f"With a damaged modality, `{arm}` predicts better than without that modality in {kept} of {compared} cases, "
@@ -110,13 +108,34 @@ def corruption_findings(experiment: Experiment, arm: str) -> list[str]:
     if worse:
         listed = "; ".join(f"{target}: {', '.join(cases)}" for target, cases in worse.items())
         found.append(f"With every seed a modality is better left out than used with these damages: {listed}.")
-    if measured:
+    # missing regions are not counted: the mask gives them away
+    cases = [(name, target) for name, target in _cases(names) if not name.startswith("missing_region")]
+    robustness = _detection(arms, arm, cases, ("robustness", "detection_auc", "mean"))
+    agreement = _detection(arms, arm, cases, ("agreement", "detection_auc"))
+    if robustness:
+        found.append(f"Its robustness maps {robustness}.")
+    if agreement:
         found.append(
-            f"Its robustness maps rank damaged cells below the same cells undamaged more often than not in {detected} "
-            f"of {measured} cases (detection AUC above 0.5 with every seed; 0.5 says nothing), missing regions not "
-            "counted: the mask gives them away."
+            f"Maps of its agreement, of the prediction from a modality alone with that from the others, {agreement}."
         )
     return found
+
+
+def _detection(arms: Experiment, arm: str, cases: Sequence[tuple[str, str]], path: tuple[str, ...]) -> str | None:
+    """In how many cases a map ranks damaged cells below clean ones, and how well; None if that was not measured."""
+    figures = {case: at("corruptions", "corruptions", *case, *path) for case in cases}
+    means = {case: arms.spread(arm, figure) for case, figure in figures.items()}
+    known = {case: found for case, found in means.items() if found is not None}
+    if not known:
+        return None
+    detected = sum(_holds(arms, arm, figures[case], lambda _: 0.5) for case in known)
+    names = dict.fromkeys(name for name, _ in known)
+    by_name = {name: [found.mean for (other, _), found in known.items() if other == name] for name in names}
+    listed = ", ".join(f"{sum(values) / len(values):.2f} for `{name}`" for name, values in by_name.items())
+    return (
+        f"rank cells of a damaged modality below the same cells undamaged in {detected} of {len(known)} cases with "
+        f"every seed; detection AUC, 0.5 says nothing, mean over the modalities: {listed}"
+    )
 
 
 def _cases(names: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,8 @@ def modality_agreement(
 
     The agreement of two predictions p and q of a cell is the Bhattacharyya coefficient, the sum over the classes of
     sqrt(p q): 1 where they are equal, 0 where they give no class in common any probability. Fragile modalities agree
-    less by nature: compare a modality with itself on scenes that are known to be good.
+    less by nature: compare a modality with itself on scenes that are known to be good. It takes three modalities to
+    tell which one is wrong: two have the same agreement with each other.
 
     Everything is fused from the one encoding, twice for each modality.
 

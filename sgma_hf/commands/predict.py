@@ -41,7 +41,7 @@ output files, for --out DIR/map.tif or DIR/map.png:
   DIR/map_agreement.tif                --extras agreement: a band per modality, from 0 to 1: how well the prediction
                                        from it alone agrees with that from the others; low where it is noisy, out of
                                        register or of another place. Fragile modalities agree less by nature: compare
-                                       with a scene that is known to be good
+                                       with a scene that is known to be good. Two alone agree equally with each other
   DIR/map.png                          class ids, 8 bit
   DIR/map_color.png                    PNG only: the same in colours, transparent where no modality covers
   DIR/map_robustness_<modality>.png    PNG only: 0 to 255 for shares of 0 to 1

@@ -1,7 +1,11 @@
 import json
+import logging
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import Trainer
@@ -112,6 +116,36 @@ def test_resuming_from_a_command_line(arguments, tmp_path):
 def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, changes, message):
     with pytest.raises(ValueError, match=message):
         main(flags(arguments, **changes))
+
+
+@pytest.fixture
+def unlabelled_validation(scenes, tmp_path):
+    """The scenes with a validation split that nobody labelled, as contests publish theirs."""
+    folder = tmp_path / "unlabelled"
+    shutil.copytree(scenes, folder)
+    for path in (folder / "data").glob("validation-*.parquet"):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("label")
+        labels = pa.nulls(len(table), table.schema.field("label").type)
+        pq.write_table(table.set_column(place, table.schema.field("label"), labels), path)
+    return folder
+
+
+def test_a_default_validation_split_without_labels_is_passed_over(arguments, unlabelled_validation, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.commands.train"):
+        assert main(flags(arguments, dataset=unlabelled_validation)) == 0
+    assert "rows of split 'validation'" in caplog.text and "the model is not evaluated" in caplog.text
+    assert (tmp_path / "run" / "README.md").is_file()
+    assert not (tmp_path / "run" / "validation_results.json").exists()
+
+
+@pytest.mark.parametrize("asked_for", [{"eval_strategy": "epoch"}, {"validation_split": "validation"}])
+def test_evaluation_that_no_label_allows_is_refused_before_training(
+    arguments, unlabelled_validation, tmp_path, asked_for
+):
+    with pytest.raises(ValueError, match=r"'validation' .* has a label.*`--validation_split`"):
+        main(flags(arguments, dataset=unlabelled_validation, **asked_for))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_data_set_without_metadata_is_refused(arguments, scenes, tmp_path):

@@ -40,7 +40,9 @@ class TrainCommandArguments:
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str | None = field(
         default=None,
-        metadata={"help": "Split to evaluate on while training, and to choose by; default: `validation` if there is."},
+        metadata={
+            "help": "Split to evaluate on while training, and to choose by; default: `validation` if it has labels."
+        },
     )
     modalities: list[str] | None = field(
         default=None, metadata={"help": "Columns to use, in this order; default: all that the data set names."}
@@ -171,42 +173,70 @@ def _resume(training_args: SgmaTrainingArguments) -> str | bool | None:
 
 def _rows_to_train_on(arguments: TrainCommandArguments) -> Dataset:
     rows = load_rows(arguments.dataset, arguments.train_split)
-    labelled = labelled_rows(rows)
-    if len(labelled) == 0:
+    modalities = _columns(arguments, rows)
+    usable = _usable_rows(rows, modalities, "training")
+    if len(usable) == 0:
         raise ValueError(
-            f"None of the {len(rows)} rows of split {arguments.train_split!r} of {arguments.dataset!r} has a label; "
-            "choose a labelled split by `--train_split`."
+            f"None of the {len(rows)} rows of split {arguments.train_split!r} of {arguments.dataset!r} has a label "
+            f"and any of the modalities {modalities}; choose a labelled split by `--train_split`."
         )
-    if len(labelled) < len(rows):
-        logger.warning(f"{len(rows) - len(labelled)} of {len(rows)} training rows have no label and are left out.")
-    modalities = arguments.modalities or [name for name in labelled.column_names if name not in ("id", "label")]
-    unknown = [name for name in modalities if name not in labelled.column_names]
+    return usable
+
+
+def _columns(arguments: TrainCommandArguments, rows: Dataset) -> list[str]:
+    modalities = arguments.modalities or [name for name in rows.column_names if name not in ("id", "label")]
+    unknown = [name for name in modalities if name not in rows.column_names]
     if unknown:
-        raise ValueError(f"The data set has no modalities {unknown}; its columns are {labelled.column_names}.")
-    present = present_modalities(labelled, modalities).any(1)
-    if not present.any():
-        raise ValueError(f"None of the {len(labelled)} labelled training rows has any of the modalities {modalities}.")
-    if not present.all():
-        logger.warning(f"{(~present).sum()} training rows have none of {modalities} and are left out.")
-        labelled = labelled.select(np.flatnonzero(present))
-    return labelled
+        raise ValueError(f"The data set has no modalities {unknown}; its columns are {rows.column_names}.")
+    return modalities
+
+
+def _usable_rows(rows: Dataset, modalities: list[str], kind: str) -> Dataset:
+    """Leave out the rows that have no label or none of the modalities, and say how many if any are left."""
+    usable = labelled_rows(rows)
+    if len(usable):
+        present = present_modalities(usable, modalities).any(1)
+        usable = usable if present.all() else usable.select(np.flatnonzero(present))
+    if 0 < len(usable) < len(rows):
+        logger.warning(
+            f"{len(rows) - len(usable)} of {len(rows)} {kind} rows have no label or none of the modalities "
+            f"{modalities}; they are left out."
+        )
+    return usable
 
 
 def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTrainingArguments) -> Dataset | None:
-    """The rows to evaluate on while training; the test split is for the end."""
+    """The rows to evaluate on while training, None if there are none; the test split is for the end."""
     split = arguments.validation_split
     chooses = training_args.load_best_model_at_end
+    is_asked_for = split is not None or chooses or training_args.eval_strategy != "no"
     if chooses and split in ("test", arguments.train_split):
         raise ValueError(
             f"`--load_best_model_at_end` would choose the checkpoint on split {split!r}; name a split that is neither "
             "trained on nor reported on, for instance one that the converter's `--val-fraction` makes."
         )
     try:
-        return load_rows(arguments.dataset, split or "validation")
+        rows = load_rows(arguments.dataset, split or "validation")
     except ValueError as error:
-        if split is None and not chooses and training_args.eval_strategy == "no":
+        if not is_asked_for:
             return None
         raise ValueError(f"{error} Name the rows to evaluate on by `--validation_split`.") from error
+    modalities = _columns(arguments, rows)
+    usable = _usable_rows(rows, modalities, "validation")
+    if len(usable):
+        return usable
+    # Some data sets publish no labels but those of their training rows.
+    problem = (
+        f"None of the {len(rows)} rows of split {split or 'validation'!r} of {arguments.dataset!r} has a label and "
+        f"any of the modalities {modalities}"
+    )
+    if is_asked_for:
+        raise ValueError(
+            f"{problem}: nothing can be evaluated on them. Name labelled rows by `--validation_split`, or leave "
+            "`--validation_split`, `--eval_strategy` and `--load_best_model_at_end` out."
+        )
+    logger.warning(f"{problem}; the model is not evaluated.")
+    return None
 
 
 def _model_and_processor(

@@ -75,6 +75,7 @@ class SgmaTrainer(HubTrainer):
     shall come is in `row_weights.jsonl`, epoch by epoch: see `sgma_hf.modality_sampling`.
 
     Several processes train as Accelerate's configuration says: DDP, or FSDP version 2 (scripts/accelerate_fsdp.yaml).
+    One process trains on one GPU.
 
     Args:
         model: The model to train.
@@ -153,9 +154,15 @@ class SgmaTrainer(HubTrainer):
             kwargs: Passed on to `Trainer.train`.
 
         Raises:
-            ValueError: If there is no complete checkpoint to resume from, or it is one of another way to share the
-                model out among the processes, or of steps of another number of rows.
+            ValueError: If one process sees several GPUs, there is no complete checkpoint to resume from, or it is one
+                of another way to share the model out among the processes, or of steps of another number of rows.
         """
+        if self.args.n_gpu > 1:  # Trainer would spread every batch over them by `nn.DataParallel`
+            raise ValueError(
+                f"This process sees {self.args.n_gpu} GPUs, and it trains on one. Start a process for each by "
+                "`accelerate launch`, or choose one by the environment variable CUDA_VISIBLE_DEVICES, for instance "
+                "CUDA_VISIBLE_DEVICES=0."
+            )
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:

@@ -307,6 +307,14 @@ def test_processor_and_model_have_to_agree(tmp_path):
         )
 
 
+def test_training_on_several_gpus_in_one_process_is_refused_with_both_remedies(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.args._n_gpu = 2  # what transformers counts where two GPUs are visible
+    with pytest.raises(ValueError, match=r"sees 2 GPUs.*`accelerate launch`.*CUDA_VISIBLE_DEVICES=0"):
+        trainer.train()
+    assert trainer.evaluate()["eval_average_miou"] is not None
+
+
 def test_rows_are_needed_and_have_to_be_countable(tmp_path):
     with pytest.raises(ValueError, match="`train_dataset` has no rows"):
         make_trainer(tmp_path, rows=[])

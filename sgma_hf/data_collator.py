@@ -87,7 +87,8 @@ class SgmaDataCollator:
         gain_range: Each modality's normalised values are multiplied by a number in [1 - gain_range, 1 + gain_range]:
             one range for all, or one per modality.
         seed: Seed of all random choices.
-        with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take.
+        with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take; the trainer
+            switches it on.
 
     Raises:
         ValueError: If a number is out of range or a list has not one entry per modality.

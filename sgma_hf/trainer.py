@@ -43,6 +43,10 @@ from .training_args import SgmaTrainingArguments
 from .training_statistics import TrainingStatistics, epoch_statistics, mean_robustness
 
 
+# What the collator and the arguments of training both have.
+_AUGMENTATION = ("crop_size", "random_flip", "random_quarter_turns", "modality_dropout", "noise_std", "gain_range")
+
+
 class _EpochCallback(TrainerCallback):
     """Prepares the sampler for the epoch that begins; a loader that skips batches after a resume does not tell it.
 
@@ -84,13 +88,14 @@ class SgmaTrainer(HubTrainer):
         train_dataset: Rows (`load_rows`), every one with a label and at least one modality.
         eval_dataset: Rows to evaluate on and, with `load_best_model_at_end`, to choose the best checkpoint by: never
             those that results are reported on.
-        data_collator: Defaults to the `SgmaDataCollator` that `args` describe.
+        data_collator: An `SgmaDataCollator`, or one of a class derived from it, whose augmentation counts in place of
+            that of `args`, which take it over; None is the one that `args` describe.
         kwargs: Passed on to `Trainer`.
 
     Raises:
         ValueError: If processor and model disagree on the modalities, there is no row, or Accelerate was started with
             FSDP version 1.
-        TypeError: If `train_dataset` has no length.
+        TypeError: If `train_dataset` has no length, or `data_collator` is of another class.
     """
 
     # The loss is divided by the pixels of the whole step already, see `compute_loss`.
@@ -111,17 +116,11 @@ class SgmaTrainer(HubTrainer):
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             _check_dataset(name, dataset)
         if data_collator is None:
-            data_collator = SgmaDataCollator(
-                processing_class,
-                crop_size=args.crop_size,
-                random_flip=args.random_flip,
-                random_quarter_turns=args.random_quarter_turns,
-                modality_dropout=args.modality_dropout,
-                noise_std=args.noise_std,
-                gain_range=args.gain_range,
-                seed=_data_seed(args),
-                with_row_index=True,
-            )
+            options = {name: getattr(args, name) for name in _AUGMENTATION}
+            data_collator = SgmaDataCollator(processing_class, seed=_data_seed(args), **options)
+        else:
+            _describe_collator(args, data_collator)
+        data_collator.with_row_index = True
         super().__init__(
             model,
             args,
@@ -509,6 +508,18 @@ class SgmaTrainer(HubTrainer):
 
 def _data_seed(args: SgmaTrainingArguments) -> int:
     return args.seed if args.data_seed is None else args.data_seed
+
+
+def _describe_collator(args: SgmaTrainingArguments, collator: SgmaDataCollator) -> None:
+    """Let the arguments say what a given collator does: sampling, the size trained on and the record go by them."""
+    if not isinstance(collator, SgmaDataCollator):
+        raise TypeError(
+            f"`data_collator` is a {type(collator).__name__}; expected an SgmaDataCollator, whose random choices can "
+            "be repeated and whose dropout is steered. Derive yours from it."
+        )
+    for name in _AUGMENTATION:
+        value = getattr(collator, name)
+        setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)
 
 
 def _check_processor(processor: BaseImageProcessor, model: PreTrainedModel) -> None:

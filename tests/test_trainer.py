@@ -11,6 +11,7 @@ import torch
 
 from sgma_hf import (
     SgmaConfig,
+    SgmaDataCollator,
     SgmaForSemanticSegmentation,
     SgmaImageProcessor,
     SgmaTrainer,
@@ -50,7 +51,7 @@ def make_rows(count=6, size=32):
     return rows
 
 
-def make_trainer(output_dir, rows=None, model=None, **changes):
+def make_trainer(output_dir, rows=None, model=None, data_collator=None, **changes):
     torch.manual_seed(0)
     if model is None:
         config = SgmaConfig(
@@ -80,6 +81,7 @@ def make_trainer(output_dir, rows=None, model=None, **changes):
         processing_class=SgmaImageProcessor(MODALITIES, CHANNELS),
         train_dataset=rows,
         eval_dataset=changes.pop("eval_dataset", rows),
+        data_collator=data_collator,
     )
 
 
@@ -172,6 +174,26 @@ def test_a_training_row_without_any_modality_is_named(tmp_path):
 def test_the_size_trained_on_is_kept_with_and_without_crops(tmp_path):
     assert make_trainer(tmp_path).model.config.tile_size == 24
     assert make_trainer(tmp_path, crop_size=None).model.config.tile_size == 32
+
+
+def test_the_augmentation_of_a_given_collator_counts(tmp_path):
+    rows = [row for row in make_rows() if all(row[name] is not None for name in MODALITIES) and row["id"] != "row1"]
+    collator = SgmaDataCollator(
+        SgmaImageProcessor(MODALITIES, CHANNELS), crop_size=16, random_flip=False, modality_dropout=[0.0, 0.0, 0.0]
+    )
+    trainer = make_trainer(tmp_path, rows=rows, data_collator=collator, modality_dropout=[0.9])
+    assert trainer.model.config.tile_size == 16
+    recorded = trainer.training_record().arguments
+    assert (recorded["crop_size"], recorded["random_flip"], recorded["modality_dropout"]) == (16, False, [0, 0, 0])
+    trainer.train()
+    assert trainer.sampler.dropout == (0, 0, 0)
+    second = [entry for entry in trainer.state.log_history if "row_weight/max" in entry][1]
+    assert second["row_weight/min"] < second["row_weight/max"]  # losses of single rows were seen
+
+
+def test_a_collator_of_another_class_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="`data_collator` is a function; expected an SgmaDataCollator"):
+        make_trainer(tmp_path, data_collator=lambda rows: {})
 
 
 def test_row_sampling_is_off_by_one_argument(tmp_path):

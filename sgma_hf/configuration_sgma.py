@@ -156,8 +156,9 @@ class SgmaConfig(PreTrainedConfig):
         class_weights (`list[float]`, *optional*):
             Weight of each class in the loss, for classes that are rare. The paper has none.
         tile_size (`int`, *optional*):
-            Side in pixels of the images that the model was trained on, written by `SgmaTrainer` from its `crop_size`.
-            Evaluation and prediction cut larger images into windows of this size. The model itself takes any size.
+            Side in pixels of the images that the model was trained on, written by `SgmaTrainer` when it trains: its
+            `crop_size`, or without one the largest side of its rows. Evaluation and prediction cut larger images into
+            windows of this size. The model itself takes any size.
         palette (`list[list[int]]`, *optional*):
             [red, green, blue] in 0..255 of each class, for pictures.
         format_version (`int`, *optional*, defaults to 1):

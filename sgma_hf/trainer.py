@@ -135,17 +135,13 @@ class SgmaTrainer(HubTrainer):
         self._unused_parameters = UnusedParameters(model, self.accelerator) if self.is_fsdp_enabled else None
         # First of all: those that report to others stop doing so at the end of training.
         self.callback_handler.callbacks.insert(0, _EpochCallback(self))
-        if args.crop_size is not None:
-            model.config.tile_size = args.crop_size
-        elif model.config.tile_size is None and train_dataset is not None:
-            model.config.tile_size = _largest_side(train_dataset)
         self._sums: dict[str, torch.Tensor] = {}
         self._present = None if train_dataset is None else _check_rows(train_dataset, processing_class.modalities)
         self.dynamics: LearningDynamics | None = None
         self._row_weights: RowWeightsFile | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Train as `Trainer.train` does.
+        """Train as `Trainer.train` does; the model's `tile_size` becomes the size that is trained on.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder, or True for the last one in `args.output_dir` that was
@@ -153,9 +149,12 @@ class SgmaTrainer(HubTrainer):
             kwargs: Passed on to `Trainer.train`.
 
         Raises:
-            ValueError: If one process sees several GPUs, there is no complete checkpoint to resume from, or it is one
-                of another way to share the model out among the processes, or of steps of another number of rows.
+            ValueError: If there are no rows to train on, one process sees several GPUs, or there is no complete
+                checkpoint to resume from, or it is one of another way to share the model out among the processes, or
+                of steps of another number of rows.
         """
+        if self.train_dataset is None:
+            raise ValueError("SgmaTrainer needs a `train_dataset` to train on; pass one.")
         if self.args.n_gpu > 1:  # Trainer would spread every batch over them by `nn.DataParallel`
             raise ValueError(
                 f"This process sees {self.args.n_gpu} GPUs, and it trains on one. Start a process for each by "
@@ -175,6 +174,8 @@ class SgmaTrainer(HubTrainer):
                 f"{str(resume_from_checkpoint)!r} is not a complete checkpoint: saving it was interrupted, or it is "
                 f"another folder. The last complete one beside it: {last}."
             )
+        # Not earlier: a model that is only evaluated keeps the size that it was trained on.
+        self.model.config.tile_size = self.args.crop_size or _largest_side(self.train_dataset)
         if resume_from_checkpoint:
             self._check_continues(resume_from_checkpoint)
         self._start_statistics(resume_from_checkpoint)
@@ -352,8 +353,6 @@ class SgmaTrainer(HubTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """The training rows in the order of `ModalityAwareSampler`, with their keys."""
-        if self.train_dataset is None:
-            raise ValueError("SgmaTrainer needs a `train_dataset` to train on; pass one.")
         processes = self.accelerator.num_processes
         self.sampler = ModalityAwareSampler(
             len(self.train_dataset),

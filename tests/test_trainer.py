@@ -172,8 +172,16 @@ def test_a_training_row_without_any_modality_is_named(tmp_path):
 
 
 def test_the_size_trained_on_is_kept_with_and_without_crops(tmp_path):
-    assert make_trainer(tmp_path).model.config.tile_size == 24
-    assert make_trainer(tmp_path, crop_size=None).model.config.tile_size == 32
+    trainer = make_trainer(tmp_path / "crops", max_steps=1)
+    trainer.train()
+    assert trainer.model.config.tile_size == 24
+    finetuned = make_trainer(tmp_path / "whole", model=trainer.model, crop_size=None, max_steps=1)
+    finetuned.evaluate()
+    assert finetuned.model.config.tile_size == 24  # nothing was trained at another size yet
+    finetuned.train()
+    assert finetuned.model.config.tile_size == 32
+    with pytest.raises(ValueError, match="needs a `train_dataset`"):
+        SgmaTrainer(trainer.model, trainer.args, processing_class=trainer.processing_class).train()
 
 
 def test_the_augmentation_of_a_given_collator_counts(tmp_path):
@@ -182,10 +190,10 @@ def test_the_augmentation_of_a_given_collator_counts(tmp_path):
         SgmaImageProcessor(MODALITIES, CHANNELS), crop_size=16, random_flip=False, modality_dropout=[0.0, 0.0, 0.0]
     )
     trainer = make_trainer(tmp_path, rows=rows, data_collator=collator, modality_dropout=[0.9])
-    assert trainer.model.config.tile_size == 16
     recorded = trainer.training_record().arguments
     assert (recorded["crop_size"], recorded["random_flip"], recorded["modality_dropout"]) == (16, False, [0, 0, 0])
     trainer.train()
+    assert trainer.model.config.tile_size == 16
     assert trainer.sampler.dropout == (0, 0, 0)
     second = [entry for entry in trainer.state.log_history if "row_weight/max" in entry][1]
     assert second["row_weight/min"] < second["row_weight/max"]  # losses of single rows were seen

@@ -1,4 +1,4 @@
-"""Finding a training checkpoint that was written to its end, in each of the layouts that `Trainer` writes.
+"""Training checkpoints in each of the layouts that `Trainer` writes: whether they are whole, and of which model.
 
 | layout | weights | optimizer |
 |---|---|---|
@@ -19,9 +19,15 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+from .configuration_sgma import SgmaConfig
+
 
 SAMPLER_STATE_NAME = "modality_sampler.json"
 TRAINER_STATE_NAME = "trainer_state.json"
+
+# Fields that make a model another one, and what saving and loading write into the configuration of its encoder.
+_MODEL_FIELDS = {"id2label", *SgmaConfig.__annotations__} - {"palette"}
+_SERVICE_FIELDS = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
 
 Layout = Literal["plain", "fsdp_full", "fsdp_sharded", "deepspeed"]
 
@@ -99,6 +105,34 @@ def read_sampler_state(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
         checkpoint: A folder `checkpoint-<step>` of `Trainer`.
     """
     return _read_json(Path(checkpoint) / SAMPLER_STATE_NAME)
+
+
+def changed_config_fields(checkpoint: str | os.PathLike, config: SgmaConfig) -> dict[str, tuple[Any, Any]]:
+    """Compare the configuration that a checkpoint was saved with and that of a model.
+
+    Args:
+        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
+        config: Of the model.
+
+    Returns:
+        The checkpoint's value and the model's of each field that differs, those of the encoder by names such as
+        `backbone_config.depths`.
+    """
+    saved, given = _model_fields(type(config).from_pretrained(checkpoint)), _model_fields(config)
+    return {
+        name: (saved.get(name), given.get(name))
+        for name in sorted(saved.keys() | given.keys())
+        if saved.get(name) != given.get(name)
+    }
+
+
+def _model_fields(config: SgmaConfig) -> dict[str, Any]:
+    """Fields by name, those of the encoder too, with values as JSON reads them back."""
+    values = config.to_dict()
+    encoder = values.pop("backbone_config")
+    fields = {name: value for name, value in values.items() if name in _MODEL_FIELDS}
+    fields |= {f"backbone_config.{name}": value for name, value in encoder.items() if name not in _SERVICE_FIELDS}
+    return json.loads(json.dumps(fields))
 
 
 def _read_json(path: Path) -> Any | None:

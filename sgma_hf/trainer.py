@@ -14,6 +14,7 @@ from transformers.trainer_utils import speed_metrics
 
 from .checkpoints import (
     SAMPLER_STATE_NAME,
+    changed_config_fields,
     checkpoint_layout,
     is_complete_checkpoint,
     last_complete_checkpoint,
@@ -150,8 +151,8 @@ class SgmaTrainer(HubTrainer):
 
         Raises:
             ValueError: If there are no rows to train on, one process sees several GPUs, or there is no complete
-                checkpoint to resume from, or it is one of another way to share the model out among the processes, or
-                of steps of another number of rows.
+                checkpoint to resume from, or it is one of another model, of another way to share the model out among
+                the processes, or of steps of another number of rows.
         """
         if self.train_dataset is None:
             raise ValueError("SgmaTrainer needs a `train_dataset` to train on; pass one.")
@@ -199,6 +200,13 @@ class SgmaTrainer(HubTrainer):
             raise ValueError(
                 f"{str(checkpoint)!r} was saved in the layout {layout!r}, this run resumes from {expected!r} only. "
                 "Start it with the same Accelerate configuration, or start anew from the model's weights."
+            )
+        changed = changed_config_fields(checkpoint, self.model.config)
+        if changed:
+            fields = "; ".join(f"`{name}` is {there} there, {here} here" for name, (there, here) in changed.items())
+            raise ValueError(
+                f"{str(checkpoint)!r} is of another model than this run: {fields}. Resume with all arguments that it "
+                "was started with, its training_record.json has the command, or start anew from the model's weights."
             )
         saved = read_sampler_state(checkpoint) or {}
         rows = saved.get("rows_per_step", self._rows_per_step())

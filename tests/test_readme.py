@@ -154,6 +154,11 @@ def test_make_targets_and_files_that_are_named_exist():
         assert (ROOT / name).exists() or (ROOT / "sgma_hf" / name).exists(), name
 
 
+def test_the_run_that_is_resumed_is_the_one_that_was_started():
+    (started,) = (line for line in commands("Your own rasters") if line[1] == "train")
+    assert [*started, "--resume_from_checkpoint", "true"] in commands("Longer runs and more processes")
+
+
 def test_every_command_and_script_that_is_printed_exists():
     for line in commands():
         if line[0] == "sgma-hf":

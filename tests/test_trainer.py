@@ -280,6 +280,26 @@ def test_a_checkpoint_of_steps_of_other_sizes_is_refused(tmp_path):
         make_trainer(tmp_path, per_device_train_batch_size=4).train(resume_from_checkpoint=True)
 
 
+def test_a_checkpoint_of_another_model_is_refused_by_what_differs(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
+    wider = TINY_BACKBONE | {"hidden_sizes": [8, 8, 16, 32]}
+    config = SgmaConfig(
+        modalities=MODALITIES,
+        modality_channels=CHANNELS,
+        num_labels=3,
+        backbone_config=wider,
+        decoder_hidden_size=16,
+        dice_loss_weight=0.5,
+    )
+    other = make_trainer(tmp_path, model=SgmaForSemanticSegmentation(config), crop_size=16)
+    with pytest.raises(ValueError, match="start anew") as caught:
+        other.train(resume_from_checkpoint=True)
+    assert (
+        "another model than this run: `backbone_config.hidden_sizes` is [8, 8, 16, 16] there, [8, 8, 16, 32] here; "
+        "`dice_loss_weight` is 1.0 there, 0.5 here; `tile_size` is 24 there, 16 here."
+    ) in str(caught.value)
+
+
 def test_resuming_a_run_that_has_ended_trains_no_further(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "constant"}
     ended = make_trainer(tmp_path, **options)  # in mid-epoch

@@ -522,8 +522,9 @@ class SgmaImageProcessor(SgmaProcessorModalitiesMixin, SgmaPushToHubMixin, BaseI
         """Make a processor whose mean and standard deviation are those of a data set, in one streaming pass.
 
         Nodata is left out, rasters count at their own resolution, and the reference level is that of the whole raster:
-        where training crops windows out of much larger rows, give crops of that size. A modality that no row has keeps
-        its defaults and a band that never varies gets a standard deviation of 1, each with a warning.
+        where training crops windows out of much larger rows, give crops of that size, as `sgma-hf train` does. A
+        modality that no row has keeps its defaults and a band that never varies gets a standard deviation of 1, each
+        with a warning.
 
         Args:
             rows: Any iterable of dicts from modality name to raster or None. Other columns are not looked at.

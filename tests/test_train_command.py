@@ -13,6 +13,8 @@ from transformers import Trainer
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor, hub_trainer
 from sgma_hf.commands.train import main
 from sgma_hf.converters.demo_scenes import write_demo_scenes
+from sgma_hf.converters.parquet_writer import ParquetDatasetWriter
+from sgma_hf.dataset_schema import DatasetMetadata
 
 
 BACKBONE = {
@@ -146,6 +148,33 @@ def test_evaluation_that_no_label_allows_is_refused_before_training(
     with pytest.raises(ValueError, match=r"'validation' .* has a label.*`--validation_split`"):
         main(flags(arguments, dataset=unlabelled_validation, **asked_for))
     assert not (tmp_path / "run").exists()
+
+
+def test_heights_are_measured_above_the_lowest_point_of_crops(arguments, tmp_path):
+    """A slope of 1 m per pixel of the label, 64 of them; the surface model has half as many cells."""
+    metadata = DatasetMetadata(
+        modalities=["rgb", "dsm"],
+        modality_channels=[3, 1],
+        modality_dtypes=["uint8", "float32"],
+        class_names=["low", "high"],
+    )
+    rgb = np.tile((np.arange(64) ** 2 // 16).astype(np.uint8)[:, None], (64, 1, 3))
+    dsm = np.tile(np.arange(100, 164, 2, dtype=np.float32), (32, 1))
+    label = np.repeat([[0, 1]], 32, axis=1).astype(np.uint8).repeat(64, axis=0)
+    with ParquetDatasetWriter(tmp_path / "hill", metadata, title="Hill") as writer:
+        for index in range(2):
+            writer.write("train", f"row{index}", {"rgb": rgb, "dsm": dsm}, label)
+    means, stds = {}, {}
+    for crop_size in (24, 64):
+        run = tmp_path / f"run{crop_size}"
+        assert main(flags(arguments, dataset=tmp_path / "hill", output_dir=run, max_steps=1, crop_size=crop_size)) == 0
+        processor = SgmaImageProcessor.from_pretrained(run)
+        means[crop_size], stds[crop_size] = processor.image_mean, processor.image_std
+    # Crops at 0, 20 and 40 pixels, of 12 cells each: 0 to 22 m above their lowest point.
+    assert means[24][1] == [pytest.approx(11.0)] and stds[24][1] == [pytest.approx(2 * np.sqrt(143 / 12))]
+    assert means[64][1] == [pytest.approx(31.0)]
+    assert (means[24][0], stds[24][0]) == (means[64][0], stds[64][0])  # colours have no level: every pixel counts once
+    assert means[24][0][0] == pytest.approx(rgb.mean() / 255)
 
 
 def test_a_data_set_without_metadata_is_refused(arguments, scenes, tmp_path):

@@ -1,6 +1,8 @@
 """`sgma-hf train`: train SGMA on a data set with nullable modality columns."""
 
+import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -102,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(training_args.seed)
     train_rows = _rows_to_train_on(arguments)
     validation_rows = _validation_rows(arguments, training_args)
-    model, processor = _model_and_processor(arguments, train_rows)
+    model, processor = _model_and_processor(arguments, train_rows, training_args.crop_size)
     if validation_rows is None:
         training_args.eval_strategy = "no"
     try:
@@ -240,7 +242,7 @@ def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTraini
 
 
 def _model_and_processor(
-    arguments: TrainCommandArguments, train_rows: Dataset
+    arguments: TrainCommandArguments, train_rows: Dataset, crop_size: int | None
 ) -> tuple[SgmaForSemanticSegmentation, SgmaImageProcessor]:
     if arguments.model is not None:
         _refuse_new_model_options(arguments)
@@ -277,9 +279,10 @@ def _model_and_processor(
     else:
         model = SgmaForSemanticSegmentation(config)
     nodata = [metadata.nodata[index] for index in chosen]
-    processor = SgmaImageProcessor.fit(
-        _decoded(train_rows, modalities), modalities, channels, nodata=nodata, num_labels=config.num_labels
-    )
+    levels = SgmaImageProcessor(modalities, channels).reference_level
+    levelled = [name for name, level in zip(modalities, levels, strict=True) if level != "none"]
+    rasters = _rasters_as_trained_on(train_rows, modalities, levelled=levelled, crop_size=crop_size)
+    processor = SgmaImageProcessor.fit(rasters, modalities, channels, nodata=nodata, num_labels=config.num_labels)
     return model, processor
 
 
@@ -331,10 +334,36 @@ def _backbone_config(arguments: TrainCommandArguments) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _decoded(rows: Dataset, modalities: list[str]) -> Iterator[Mapping[str, Any]]:
+def _rasters_as_trained_on(
+    rows: Dataset, modalities: list[str], *, levelled: list[str], crop_size: int | None
+) -> Iterator[Mapping[str, Any]]:
+    """Rasters by name: whole ones, where every pixel counts once, or crops where the window decides the values.
+
+    A height above the lowest point of a crop is smaller than one above the lowest point of a hilly scene.
+
+    Args:
+        rows: Labelled rows.
+        modalities: Names of their columns.
+        levelled: Those with a reference level, which is that of the window.
+        crop_size: Side of a crop in pixels of the label; None trains on whole rows.
+    """
     for row in logging.tqdm(rows, desc="statistics", unit="row"):
-        images, _ = decode_row(row, modalities)
-        yield {"id": row["id"], **images}
+        images, label = decode_row(row, modalities)
+        cropped = {} if crop_size is None else {name: images[name] for name in levelled if images[name] is not None}
+        yield {"id": row["id"], **images, **dict.fromkeys(cropped)}
+        for name, image in cropped.items():
+            vertical, horizontal = (
+                _even_cuts(side, crop_size, cells) for side, cells in zip(label.shape, image.shape[:2], strict=True)
+            )
+            for cut in itertools.product(vertical, horizontal):
+                yield {"id": row["id"], name: image[cut]}
+
+
+def _even_cuts(side: int, crop_size: int, cells: int) -> list[slice]:
+    """Cut a side of so many pixels into as few crops as cover it, evenly spread, as slices of a raster's cells."""
+    extent = min(side, crop_size)
+    starts = np.linspace(0, side - extent, math.ceil(side / extent)).round().astype(int).tolist()
+    return [slice(start * cells // side, -(-(start + extent) * cells // side)) for start in starts]
 
 
 def _report(trainer: SgmaTrainer, validation_rows: Dataset) -> None:

@@ -251,7 +251,7 @@ def decode_row(
     if absent:
         raise ValueError(
             f"Row {row_id!r} has no column for {absent}; its columns are {list(row)}. A modality missing in a row "
-            "is None, not left out: rename the columns or change the modalities."
+            "is None, not left out: rename the columns, change the modalities, or see `with_modality_columns`."
         )
     images = {name: _decode_cell(row[name], row_id, name, is_label=False) for name in modalities}
     label = _decode_cell(row.get("label"), row_id, "label", is_label=True)
@@ -434,6 +434,47 @@ def labelled_rows(rows: Dataset) -> Dataset:
     batches = rows.select_columns(["label"]).with_format("arrow").iter(batch_size=256)
     is_null = [null for batch in batches for null in batch["label"].is_null().to_pylist()]
     return rows.select([index for index, null in enumerate(is_null) if not null]) if any(is_null) else rows
+
+
+def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
+    """Add a column of nulls for each modality that a data set has no column of: no row of it has that sensor.
+
+    A misspelt column must not look like a missing sensor. So it is refused where some other column holds rasters, and
+    what is added is named in a warning.
+
+    Args:
+        rows: Rows as `load_rows` returns them.
+        modalities: Names that a model knows.
+
+    Returns:
+        The rows with a column of each modality.
+
+    Raises:
+        ValueError: If a column is missing while another one holds rasters of an unknown name, or all are missing.
+    """
+    missing = [name for name in modalities if name not in rows.column_names]
+    if not missing:
+        return rows
+    known = ("id", "label", *modalities)
+    others = [name for name, feature in rows.features.items() if name not in known and _holds_rasters(feature)]
+    if others or len(missing) == len(modalities):
+        raise ValueError(
+            f"The data set has no columns {missing} of the modalities {list(modalities)}, and has {others}. Name the "
+            "columns as the modalities; one that is none of them has to be left out of the data set before the "
+            "modalities without a column can count as missing."
+        )
+    logger.warning_once(
+        f"The data set has no columns {missing}: they count as missing in every row. Its columns are "
+        f"{rows.column_names}; if one of them is meant, rename it."
+    )
+    for name in missing:
+        rows = rows.add_column(name, [None] * len(rows))
+    return rows
+
+
+def _holds_rasters(feature: Any) -> bool:
+    """Whether a column may hold rasters: images, bytes or nested values, but no plain text and no numbers."""
+    return not isinstance(feature, Value) or feature.dtype in ("binary", "large_binary")
 
 
 def present_modalities(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:

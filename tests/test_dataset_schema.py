@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from PIL import Image
+from transformers.utils import logging
 
 from sgma_hf.converters.parquet_writer import ParquetDatasetWriter
 from sgma_hf.dataset_schema import (
@@ -16,8 +17,10 @@ from sgma_hf.dataset_schema import (
     decode_row,
     encode_raster,
     load_rows,
+    present_modalities,
     sgma_features,
     valid_pixels,
+    with_modality_columns,
 )
 
 
@@ -251,6 +254,32 @@ def test_writer_statistics_are_those_of_the_valid_pixels(tmp_path):
     assert statistics["modalities"][0]["missing_share"] == 0.5
     assert statistics["modalities"][0]["mean"] == [7.5, 8.5, 9.5]
     assert (statistics["class_pixels"], statistics["ignored_pixels"]) == ([2, 3], 1)
+
+
+def test_a_modality_without_a_column_is_missing_in_every_row(tmp_path, caplog):
+    logging.warning_once.cache_clear()
+    write_dataset(tmp_path / "data")
+    rows = load_rows(tmp_path / "data", "train").add_column("city", ["A", "B"])  # which holds no rasters
+    with caplog.at_level("WARNING", logger="sgma_hf.dataset_schema"):
+        assert with_modality_columns(rows, ["sar", "rgb", "dsm"]) is rows
+        assert not caplog.records
+        completed = with_modality_columns(rows, ["rgb", "dsm", "nir", "sar"])
+    (record,) = caplog.records
+    assert "no columns ['nir']" in record.getMessage() and "'city'" in record.getMessage()
+    assert present_modalities(completed, ["nir", "rgb"]).tolist() == [[False, True], [False, False]]
+    images, _ = decode_row(completed[0], ["rgb", "nir"])
+    assert images["nir"] is None and images["rgb"].shape == (2, 3, 3)
+
+
+def test_a_misspelt_column_is_no_missing_modality(tmp_path):
+    write_dataset(tmp_path / "data")
+    rows = load_rows(tmp_path / "data", "train")
+    with pytest.raises(ValueError, match=r"no columns \['surface'\] of the modalities .*, and has \['dsm'\]"):
+        with_modality_columns(rows, ["rgb", "surface", "sar"])
+    with pytest.raises(ValueError, match=r"no columns \['backscatter'\] .*, and has \['sar'\]"):  # bytes, no image
+        with_modality_columns(rows, ["rgb", "dsm", "backscatter"])
+    with pytest.raises(ValueError, match=r"no columns \['nir', 'thermal'\]"):
+        with_modality_columns(rows.select_columns(["id", "label"]), ["nir", "thermal"])
 
 
 def test_writer_shards_by_size_and_keeps_the_order(tmp_path):

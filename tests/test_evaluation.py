@@ -406,6 +406,14 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     with pytest.raises(ValueError, match="no split 'test'"):
         main([*paths, "--split", "test"])
 
+    without_height = table.remove_columns("dsm")  # a site that was never surveyed
+    without_height.to_parquet(tmp_path / "data" / "data" / "validation-00000-of-00001.parquet")
+    assert main([*paths, "--split", "validation", "--device", "cpu"]) == 0
+    results = json.loads(output.read_text())
+    assert results["unscored_combinations"] == ["dsm", "rgb+dsm", "dsm+nir", "rgb+dsm+nir"]
+    nulls = [row | {"dsm": None} for row in rows]
+    assert results["combinations"] == evaluate_modality_combinations(model, processor, nulls)["combinations"]
+
 
 def test_windows_cover_every_pixel_once():
     from sgma_hf.evaluation import _windows

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from transformers import Trainer
 
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor, hub_trainer
@@ -85,6 +86,26 @@ def test_training_goes_on_from_a_checkpoint_with_its_processor(arguments, tmp_pa
     assert main(flags(again)) == 0
     after = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "again").state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_checkpoint_goes_on_where_one_of_its_sensors_is_absent(arguments, scenes, tmp_path):
+    main(flags(arguments))
+    (tmp_path / "flat" / "data").mkdir(parents=True)
+    for path in (scenes / "data").glob("*.parquet"):
+        rows = Dataset.from_parquet(str(path)).remove_columns("dsm")
+        rows.to_parquet(tmp_path / "flat" / "data" / path.name)
+    for name in ("backbone_config", "decoder_hidden_size"):
+        del arguments[name]
+    again = {"model": tmp_path / "run", "output_dir": tmp_path / "again", "dataset": tmp_path / "flat"}
+    assert main(flags(arguments, **again)) == 0
+    before, after = (
+        SgmaForSemanticSegmentation.from_pretrained(tmp_path / run).state_dict() for run in ("run", "again")
+    )
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed and before.keys() == after.keys()
+    results = json.loads((tmp_path / "again" / "validation_results.json").read_text())
+    assert results["unscored_combinations"] == ["dsm", "rgb+dsm", "dsm+nir", "rgb+dsm+nir"]
+    assert results["average_miou"] is not None
 
 
 def test_resuming_from_a_command_line(arguments, tmp_path):

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, H
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands import evaluate_scene
-from sgma_hf.dataset_schema import load_rows
+from sgma_hf.dataset_schema import load_rows, with_modality_columns
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
 
 
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     rows = load_rows(args.dataset, args.split)
     processor = AutoImageProcessor.from_pretrained(args.model)
+    rows = with_modality_columns(rows, processor.modalities)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device)
     results = evaluate_modality_combinations(
         model,

@@ -17,7 +17,14 @@ from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.configuration_sgma import FUSIONS
-from sgma_hf.dataset_schema import DatasetMetadata, decode_row, labelled_rows, load_rows, present_modalities
+from sgma_hf.dataset_schema import (
+    DatasetMetadata,
+    decode_row,
+    labelled_rows,
+    load_rows,
+    present_modalities,
+    with_modality_columns,
+)
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
 from sgma_hf.hub_trainer import PublicRepositoryError
 from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
@@ -101,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
         0, or 1 after one line if all went well but the push to the Hub; other errors are raised.
     """
     arguments, training_args = _parse(argv)
+    if arguments.model is not None:
+        _refuse_new_model_options(arguments)
     set_seed(training_args.seed)
     train_rows = _rows_to_train_on(arguments)
     validation_rows = _validation_rows(arguments, training_args)
@@ -175,7 +184,7 @@ def _resume(training_args: SgmaTrainingArguments) -> str | bool | None:
 
 def _rows_to_train_on(arguments: TrainCommandArguments) -> Dataset:
     rows = load_rows(arguments.dataset, arguments.train_split)
-    modalities = _columns(arguments, rows)
+    rows, modalities = _with_columns(arguments, rows)
     usable = _usable_rows(rows, modalities, "training")
     if len(usable) == 0:
         raise ValueError(
@@ -185,12 +194,16 @@ def _rows_to_train_on(arguments: TrainCommandArguments) -> Dataset:
     return usable
 
 
-def _columns(arguments: TrainCommandArguments, rows: Dataset) -> list[str]:
+def _with_columns(arguments: TrainCommandArguments, rows: Dataset) -> tuple[Dataset, list[str]]:
+    """The rows with a column of each modality of the model, and the names of these."""
+    if arguments.model is not None:
+        modalities = list(AutoConfig.from_pretrained(arguments.model).modalities)
+        return with_modality_columns(rows, modalities), modalities
     modalities = arguments.modalities or [name for name in rows.column_names if name not in ("id", "label")]
     unknown = [name for name in modalities if name not in rows.column_names]
     if unknown:
         raise ValueError(f"The data set has no modalities {unknown}; its columns are {rows.column_names}.")
-    return modalities
+    return rows, modalities
 
 
 def _usable_rows(rows: Dataset, modalities: list[str], kind: str) -> Dataset:
@@ -223,7 +236,7 @@ def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTraini
         if not is_asked_for:
             return None
         raise ValueError(f"{error} Name the rows to evaluate on by `--validation_split`.") from error
-    modalities = _columns(arguments, rows)
+    rows, modalities = _with_columns(arguments, rows)
     usable = _usable_rows(rows, modalities, "validation")
     if len(usable):
         return usable
@@ -245,7 +258,6 @@ def _model_and_processor(
     arguments: TrainCommandArguments, train_rows: Dataset, crop_size: int | None
 ) -> tuple[SgmaForSemanticSegmentation, SgmaImageProcessor]:
     if arguments.model is not None:
-        _refuse_new_model_options(arguments)
         model = AutoModelForSemanticSegmentation.from_pretrained(arguments.model)
         return model, AutoImageProcessor.from_pretrained(arguments.model)
     metadata = DatasetMetadata.load(arguments.dataset)

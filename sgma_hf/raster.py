@@ -127,8 +127,8 @@ def predict_raster(
         model: An SGMA model with a segmentation head, in eval mode; its device and dtype are used.
         processor: Its image processor.
         rasters: File, or list of files, per modality; None or no entry for what is missing. Bands are chosen as in
-            `"a.tif:4,1,2"`. Where several files cover a pixel, the first one counts. GeoTIFF and all that GDAL reads;
-            PNG, JPEG and `.npy`, which are taken to show the same extent.
+            `"a.tif:4,1,2"`, alpha confirmed as in `"a.tif:1,2,3,alpha"`. Where several files cover a pixel, the first
+            one counts. GeoTIFF and all that GDAL reads; PNG, JPEG and `.npy`, which are taken to show the same extent.
         output_path: The label map, `.tif` or `.png`. Its folder is made if need be.
         like: Raster whose grid the map gets. None: that of the first modality's first file, extended to its others.
         extras: More rasters beside a GeoTIFF, named `<map>_<extra>.tif`: "confidence" (probability of the class, and
@@ -424,5 +424,5 @@ def _fingerprint(model: Any, processor: Any, scene: RasterScene) -> dict[str, An
     inputs = []
     for source in scene.files:
         status = source.path.stat()
-        inputs.append([str(source.path.resolve()), list(source.bands or ()), status.st_size, status.st_mtime_ns])
+        inputs.append([str(source.path.resolve()), str(source.bands), status.st_size, status.st_mtime_ns])
     return {"model": weights.hexdigest(), "processor": repr(sorted(processor.to_dict().items())), "inputs": inputs}

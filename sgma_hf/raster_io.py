@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .dataset_schema import decode_raster, valid_pixels
+from .raster_bands import ALL_BANDS, BandSelection
 
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -76,11 +77,12 @@ class RasterInfo:
     Args:
         path: The file.
         size: (height, width) in pixels.
-        channels: Bands that hold values (an alpha band does not).
+        channels: Bands that are values.
         dtype: Dtype of the values as read, one the row format has.
         nodata: Declared nodata value, None if there is none (or NaN, which always is).
         has_mask: Whether an alpha band or an internal mask says which pixels hold data.
         georeference: None where the file has none.
+        bands: Which bands were asked for.
     """
 
     path: Path
@@ -90,6 +92,7 @@ class RasterInfo:
     nodata: float | None
     has_mask: bool
     georeference: Georeference | None
+    bands: BandSelection = ALL_BANDS
 
 
 @dataclass
@@ -174,12 +177,12 @@ def _stored_dtype(dtype: str, path: Path) -> str:
     raise ValueError(f"{path} has values of type {dtype}, which the row format does not hold. Convert it to float32.")
 
 
-def read_info(path: str | os.PathLike, *, bands: Sequence[int] | None = None) -> RasterInfo:
+def read_info(path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS) -> RasterInfo:
     """Read the header of a raster file.
 
     Args:
         path: The file.
-        bands: Bands to look at, from 1; None takes all but alpha. Pillow's formats are always taken whole.
+        bands: Bands to look at; to choose that of a palette file gives its indices.
 
     Raises:
         ValueError: If the file is not a readable raster or has no such band; it is named.
@@ -189,17 +192,34 @@ def read_info(path: str | os.PathLike, *, bands: Sequence[int] | None = None) ->
     if _uses_pillow(path):
         try:
             with Image.open(path) as image:
-                channels, dtype = _pillow_layout(image)
-                size = (image.height, image.width)
-                return RasterInfo(path, size, channels, dtype, None, _alpha_mode(image) is not None, None)
+                return _pillow_info(image, path, bands)
         except _PILLOW_ERRORS as error:
             raise ValueError(f"Cannot read {path}: {error}") from error
     rasterio = require_rasterio(path)
     try:
-        with _open_quietly(rasterio, path) as source:
+        with open_bands(rasterio, path, bands) as source:
             return _rasterio_info(rasterio, source, path, bands)
     except rasterio.errors.RasterioError as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
+
+
+def _pillow_info(image: Image.Image, path: Path, bands: BandSelection) -> RasterInfo:
+    channels, dtype = _pillow_layout(image)
+    tagged = [] if _alpha_mode(image) is None else [channels + 1]
+    if image.mode == "P" and bands.values is not None:
+        channels, tagged = 1, []
+    _check_bands(bands, channels + len(tagged), tagged, path)
+    channels = channels if bands.values is None else len(bands.values)
+    has_mask = bands.alpha_band(tagged) is not None
+    return RasterInfo(path, (image.height, image.width), channels, dtype, None, has_mask, None, bands)
+
+
+def _check_bands(bands: BandSelection, count: int, tagged: Sequence[int], path: Path) -> None:
+    """Refuse bands that are not there."""
+    if not set(bands.values or ()) <= set(range(1, count + 1)):
+        raise ValueError(f"{path} has the bands 1 to {count}; bands {list(bands.values)} were asked for.")
+    if bands.alpha and bands.alpha_band(tagged) is None:
+        raise ValueError(f"{path} has no band tagged as alpha beside those chosen; {bands} was asked for.")
 
 
 def _pillow_layout(image: Image.Image) -> tuple[int, str]:
@@ -220,7 +240,7 @@ def _alpha_mode(image: Image.Image) -> str | None:
     return "LA" if image.mode == "L" and "transparency" in image.info else None
 
 
-def _open_quietly(rasterio: ModuleType, path: Path) -> Any:
+def _open_quietly(rasterio: ModuleType, path: str | Path) -> Any:
     """Open without the warning that a file has no georeferencing: that is a normal case here."""
     import warnings
 
@@ -229,35 +249,68 @@ def _open_quietly(rasterio: ModuleType, path: Path) -> Any:
         return rasterio.open(path)
 
 
-def _value_bands(rasterio: ModuleType, source: Any) -> list[int]:
-    """Bands (from 1) that are not alpha."""
-    alpha = rasterio.enums.ColorInterp.alpha
-    return [band for band, kind in enumerate(source.colorinterp, start=1) if kind != alpha]
+def open_bands(rasterio: ModuleType, path: Path, bands: BandSelection = ALL_BANDS) -> Any:
+    """Open a raster with rasterio so that no band that was chosen as values counts as alpha.
+
+    GDAL masks, and weighs in warping, by whatever is tagged as alpha: such a file is opened through a virtual one
+    without the tag.
+
+    Args:
+        rasterio: The module.
+        path: The file.
+        bands: Which bands are values.
+
+    Returns:
+        The dataset, to be closed.
+
+    Raises:
+        rasterio.errors.RasterioError: If it cannot be opened.
+    """
+    dataset = _open_quietly(rasterio, path)
+    mistagged = bands.measured & set(_alpha_bands(dataset))
+    if not mistagged:
+        return dataset
+    kinds = list(dataset.colorinterp)
+    for band in mistagged:
+        kinds[band - 1] = rasterio.enums.ColorInterp.undefined
+    with dataset, rasterio.MemoryFile(ext=".vrt") as memory:
+        rasterio.shutil.copy(dataset, memory.name, driver="VRT")
+        with rasterio.open(memory.name, "r+") as virtual:
+            virtual.colorinterp = kinds
+        return _open_quietly(rasterio, memory.read().decode())
 
 
-def _rasterio_info(rasterio: ModuleType, source: Any, path: Path, selected: Sequence[int] | None = None) -> RasterInfo:
-    bands = _value_bands(rasterio, source)
-    if not bands:
+def _alpha_bands(source: Any) -> list[int]:
+    """Bands (from 1) that are tagged as alpha."""
+    return [band for band, kind in enumerate(source.colorinterp, start=1) if kind.name == "alpha"]
+
+
+def _value_bands(source: Any, bands: BandSelection) -> list[int]:
+    """Bands (from 1) that are values."""
+    tagged = _alpha_bands(source)
+    return list(bands.values or [band for band in range(1, source.count + 1) if band not in tagged])
+
+
+def _rasterio_info(rasterio: ModuleType, source: Any, path: Path, bands: BandSelection) -> RasterInfo:
+    tagged = _alpha_bands(source)
+    _check_bands(bands, source.count, tagged, path)
+    values = _value_bands(source, bands)
+    if not values:
         raise ValueError(f"{path} has no band but alpha.")
     flags = {flag for band in source.mask_flag_enums for flag in band}
-    masked = rasterio.enums.MaskFlags.per_dataset in flags or len(bands) < source.count
-    if selected is not None:
-        if not set(selected) <= set(range(1, source.count + 1)):
-            raise ValueError(f"{path} has the bands 1 to {source.count}; bands {list(selected)} were asked for.")
-        bands = selected
-    dtype = _stored_dtype(np.result_type(*(source.dtypes[band - 1] for band in bands)).name, path)
-    palette = _palette(source)
+    dtype = _stored_dtype(np.result_type(*(source.dtypes[band - 1] for band in values)).name, path)
     georeference = None
     if not source.transform.is_identity:
         georeference = Georeference(tuple(source.transform)[:6], source.crs.to_wkt() if source.crs else None)
     return RasterInfo(
         path=path,
         size=(source.height, source.width),
-        channels=3 if palette is not None else len(bands),
+        channels=len(values) if _palette(source, bands) is None else 3,
         dtype=dtype,
         nodata=_declared_nodata(source, dtype),
-        has_mask=masked,
+        has_mask=bool(tagged) or rasterio.enums.MaskFlags.per_dataset in flags,
         georeference=georeference,
+        bands=bands,
     )
 
 
@@ -273,9 +326,9 @@ def _declared_nodata(source: Any, dtype: str) -> float | None:
     return number if limits is None or (limits.min <= number <= limits.max and number.is_integer()) else None
 
 
-def _palette(source: Any) -> np.ndarray | None:
-    """Colour table (256, 3) of a single-band palette file."""
-    if source.count != 1 or source.colorinterp[0].name != "palette":
+def _palette(source: Any, bands: BandSelection) -> np.ndarray | None:
+    """Colour table (256, 3) of a palette file of which no band was chosen, which would be its indices."""
+    if source.count != 1 or source.colorinterp[0].name != "palette" or bands.values is not None:
         return None
     table = np.zeros((256, 3), dtype=np.uint8)
     for index, colour in source.colormap(1).items():
@@ -289,6 +342,7 @@ def read_raster(
     nodata: Sequence[float] = (),
     use_declared_nodata: bool = True,
     window: tuple[int, int, int, int] | None = None,
+    bands: BandSelection = ALL_BANDS,
     palette_as_indices: bool = False,
 ) -> Raster:
     """Read a raster file.
@@ -301,6 +355,7 @@ def read_raster(
         nodata: Values that stand for nothing.
         use_declared_nodata: Whether the file's own nodata value counts too.
         window: (top, left, height, width) inside the raster; None reads all of it.
+        bands: Which bands are values; to choose that of a palette file gives its indices.
         palette_as_indices: Whether a palette file gives its indices, as labels need, or its colours.
 
     Returns:
@@ -312,14 +367,16 @@ def read_raster(
     """
     path = Path(path)
     if _uses_pillow(path):
-        raster = _read_with_pillow(path, palette_as_indices=palette_as_indices)
+        raster = _read_with_pillow(path, bands, palette_as_indices=palette_as_indices)
         if window is not None:
             raster = raster.crop(*window)
     else:
         rasterio = require_rasterio(path)
         try:
-            with _open_quietly(rasterio, path) as source:
-                raster = _read_with_rasterio(rasterio, source, path, window=window, as_indices=palette_as_indices)
+            with open_bands(rasterio, path, bands) as source:
+                raster = _read_with_rasterio(
+                    rasterio, source, path, window=window, bands=bands, palette_as_indices=palette_as_indices
+                )
                 declared = _declared_nodata(source, raster.values.dtype.name)
                 if use_declared_nodata and declared is not None:
                     nodata = [*nodata, declared]
@@ -329,18 +386,23 @@ def read_raster(
     return raster
 
 
-def _read_with_pillow(path: Path, *, palette_as_indices: bool) -> Raster:
+def _read_with_pillow(path: Path, bands: BandSelection, *, palette_as_indices: bool) -> Raster:
     try:
         with Image.open(path) as image:
-            indexed = image.mode == "P" and palette_as_indices
+            info = _pillow_info(image, path, bands)
+            indexed = image.mode == "P" and (palette_as_indices or bands.values is not None)
             alpha_mode = None if indexed else _alpha_mode(image)
             shown = image.convert(alpha_mode) if alpha_mode not in (None, image.mode) else image
-            values = np.atleast_3d(decode_raster(shown, is_label=palette_as_indices))
+            planes = np.atleast_3d(decode_raster(shown, is_label=indexed))  # with alpha, if there is any
     except _PILLOW_ERRORS as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
-    if alpha_mode is not None:
-        return Raster(values[..., :-1], values[..., -1] > 0)
-    return Raster(values, np.ones(values.shape[:2], dtype=bool))
+    if alpha_mode is None or not info.has_mask:
+        valid = np.ones(planes.shape[:2], dtype=bool)
+    else:
+        valid = planes[..., -1] > 0
+    if bands.values is not None:
+        return Raster(planes[..., [band - 1 for band in bands.values]], valid)
+    return Raster(planes if alpha_mode is None else planes[..., :-1], valid)
 
 
 def _read_with_rasterio(
@@ -349,23 +411,21 @@ def _read_with_rasterio(
     path: Path,
     *,
     window: tuple[int, int, int, int] | None,
-    as_indices: bool,
-    selected: Sequence[int] | None = None,
+    bands: BandSelection,
+    palette_as_indices: bool = False,
 ) -> Raster:
-    info = _rasterio_info(rasterio, source, path, selected)
-    bands = list(selected or _value_bands(rasterio, source))
+    info = _rasterio_info(rasterio, source, path, bands)
+    values_of, alpha = _value_bands(source, bands), bands.alpha_band(_alpha_bands(source))
     top, left, height, width = window or (0, 0, *info.size)
     part = rasterio.windows.Window(left, top, width, height)
-    values = np.moveaxis(source.read(bands, window=part), 0, -1)  # (H, W, C)
+    values = np.moveaxis(source.read(values_of, window=part), 0, -1)  # (H, W, C)
     valid = np.ones(values.shape[:2], dtype=bool)
-    # Four-band files are often tagged RGBA though the fourth is near infrared: who asks for it gets its values.
-    alpha = set(range(1, source.count + 1)) - set(_value_bands(rasterio, source)) - set(bands)
-    if alpha:
-        valid &= source.read(min(alpha), window=part) > 0
+    if alpha is not None:
+        valid &= source.read(alpha, window=part) > 0
     elif info.has_mask:
-        valid &= source.read_masks(bands[0], window=part) > 0
-    palette = _palette(source)
-    if palette is not None and not as_indices:
+        valid &= source.read_masks(values_of[0], window=part) > 0
+    palette = None if palette_as_indices else _palette(source, bands)
+    if palette is not None:
         values = palette[values[..., 0]]
     if values.dtype.name != info.dtype and values.dtype.kind in "iu" and info.dtype == "int32":
         beyond = values.max(initial=0) > np.iinfo(np.int32).max or values.min(initial=0) < np.iinfo(np.int32).min
@@ -406,13 +466,13 @@ def read_on_extent(
     Raises:
         ValueError: If the two do not overlap, or, without georeferencing, have different proportions.
     """
-    options = {"nodata": nodata, "use_declared_nodata": use_declared_nodata}
+    options = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "bands": info.bands}
     if grid is None or info.georeference is None:
         _check_proportions(info, size)
         return read_raster(info.path, **options)
     window = _aligned_window(info, grid, size)
     if window is None:
-        return _warp(info, grid, size, **options)
+        return _warp(info, grid, size, nodata=nodata, use_declared_nodata=use_declared_nodata)
     top, left, height, width = window
     bottom, right = min(info.size[0], top + height), min(info.size[1], left + width)
     inside = (max(0, top), max(0, left), bottom - max(0, top), right - max(0, left))
@@ -506,7 +566,9 @@ def _warp(
     window = _source_window(info, grid, size, crs=crs, target_crs=target_crs)
     if window is None:
         raise ValueError(_no_overlap(info, grid, size))
-    raster = read_raster(info.path, nodata=nodata, use_declared_nodata=use_declared_nodata, window=window)
+    raster = read_raster(
+        info.path, nodata=nodata, use_declared_nodata=use_declared_nodata, window=window, bands=info.bands
+    )
     # float64 for int32, float32 holds the others exactly; NaN keeps what is not there out of every sum.
     work = np.float64 if raster.values.dtype == np.int32 else np.float32
     source = np.where(raster.valid[..., None], raster.values, np.nan).astype(work)

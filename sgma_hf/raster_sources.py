@@ -5,7 +5,6 @@ Earth are taken to show the same extent.
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,14 @@ from transformers.utils import logging
 
 from .dataset_schema import decode_raster, valid_pixels
 from .image_transforms_sgma import interpolation_weights, resample
+from .raster_alpha import check_alpha
+from .raster_bands import ALL_BANDS, BandSelection, share_files
 from .raster_io import (
     Georeference,
     Raster,
     RasterInfo,
+    _alpha_bands,
+    _check_bands,
     _check_proportions,
     _no_overlap,
     _open_quietly,
@@ -27,6 +30,7 @@ from .raster_io import (
     _read_with_rasterio,
     _same_crs,
     _uses_pillow,
+    open_bands,
     read_info,
     read_raster,
     require_rasterio,
@@ -36,7 +40,6 @@ from .raster_io import (
 logger = logging.get_logger(__name__)
 
 RESAMPLINGS = ("nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode")
-_BANDS = re.compile(r"(?P<path>.+):(?P<bands>\d+(,\d+)*)")
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,23 @@ class RasterInput:
 
     Args:
         path: The file.
-        bands: Bands, counted from 1; None takes all but alpha.
+        bands: Which of them are values, and which is alpha.
     """
 
     path: Path
-    bands: tuple[int, ...] | None = None
+    bands: BandSelection = ALL_BANDS
 
     @classmethod
     def parse(cls, text: str | os.PathLike) -> "RasterInput":
-        """Read `a.tif` or `a.tif:4,1,2`.
+        """Read `a.tif`, `a.tif:4,1,2`, or `a.tif:1,2,3,alpha`.
 
         Raises:
             ValueError: If there is no such file.
         """
-        match = None if Path(text).exists() else _BANDS.fullmatch(str(text))
-        path = Path(match["path"] if match else text)
-        if not path.is_file():
-            raise ValueError(f"The raster {str(path)!r} does not exist or is no file.")
-        return cls(path, tuple(int(band) for band in match["bands"].split(",")) if match else None)
+        name, bands = (text, ALL_BANDS) if Path(text).exists() else BandSelection.parse(str(text))
+        if not Path(name).is_file():
+            raise ValueError(f"The raster {str(name)!r} does not exist or is no file.")
+        return cls(Path(name), bands)
 
 
 @dataclass(frozen=True)
@@ -115,36 +117,34 @@ class RasterScene:
         inputs = _parse_rasters(rasters, channels)
         methods = _check_resampling(resampling, channels)
         self.files = [source for sources in inputs.values() for source in sources]
-        infos: dict[str, list[RasterInfo]] = {}
-        for name, sources in inputs.items():
-            inputs[name] = [_name_the_bit(source) for source in sources]
-            infos[name] = [_read_header(source, channels[name]) for source in inputs[name]]
-        for name, sources in inputs.items():
-            for source, info in zip(sources, infos[name], strict=True):
-                _check_bands(source, info, name, channels[name])
+        infos = {
+            name: [_read_header(source, channels[name]) for source in sources]
+            for name, sources in _share_files(inputs).items()
+        }
+        for name, group in infos.items():
+            for info in group:
+                _check_channels(info, name, channels[name])
         reference = [read_info(RasterInput.parse(like).path)] if like is not None else next(iter(infos.values()))
         _check_georeferences([*reference, *(info for group in infos.values() for info in group)])
         self.grid = _reference_grid(reference)
         self._sources: dict[str, list[Any]] = {}
         try:
-            for name, sources in inputs.items():
+            for name, group in infos.items():
                 values = tuple((nodata or {}).get(name, ()))
-                self._sources[name] = self._open(sources, infos[name], values, methods[name])
+                self._sources[name] = self._open(group, values, methods[name])
         except BaseException:
             self.close()
             raise
 
-    def _open(
-        self, inputs: list[RasterInput], infos: list[RasterInfo], nodata: tuple[float, ...], method: str
-    ) -> list[Any]:
+    def _open(self, infos: list[RasterInfo], nodata: tuple[float, ...], method: str) -> list[Any]:
         opened: list[Any] = []
-        for source, info in zip(inputs, infos, strict=True):
+        for info in infos:
             if info.path.suffix.lower() == ".npy" or (info.georeference is None and info.size != self.grid.size):
-                opened.append(_LoadedSource(source, info, self.grid, nodata))
+                opened.append(_LoadedSource(info, self.grid, nodata))
             elif _uses_pillow(info.path):
-                opened.append(_LoadedSource(source, info, self.grid, nodata))
+                opened.append(_LoadedSource(info, self.grid, nodata))
             else:
-                opened.extend(_open_files(source, info, self.grid, nodata, method))
+                opened.extend(_open_files(info, self.grid, nodata, method))
         if not opened:
             raise ValueError(_no_overlap(infos[0], self.grid.georeference, self.grid.size))
         return opened
@@ -214,15 +214,15 @@ def _mosaic(sources: list[Any], window: tuple[int, int, int, int]) -> Raster | N
 class _LoadedSource:
     """A file without a place on Earth, read as a whole and interpolated as the image processor does in training."""
 
-    def __init__(self, source: RasterInput, info: RasterInfo, grid: Grid, nodata: tuple[float, ...]):
+    def __init__(self, info: RasterInfo, grid: Grid, nodata: tuple[float, ...]):
         _check_proportions(info, grid.size)
         if info.path.suffix.lower() == ".npy":
             values = _read_npy(info.path, info.channels)
+            if info.bands.values is not None:
+                values = values[..., [band - 1 for band in info.bands.values]]
             self._raster = Raster(values, valid_pixels(values, nodata))
         else:
-            self._raster = read_raster(info.path, nodata=nodata)
-        if source.bands is not None:
-            self._raster.values = self._raster.values[..., [band - 1 for band in source.bands]]
+            self._raster = read_raster(info.path, nodata=nodata, bands=info.bands)
         self._grid = grid
 
     def read(self, top: int, left: int, height: int, width: int) -> Raster:
@@ -248,10 +248,10 @@ class _LoadedSource:
 class _FileSource:
     """A file whose pixels are the grid's, shifted by whole pixels: read as they are."""
 
-    def __init__(self, source: RasterInput, info: RasterInfo, nodata: tuple[float, ...], offset: tuple[int, int]):
+    def __init__(self, info: RasterInfo, nodata: tuple[float, ...], offset: tuple[int, int]):
         self._rasterio = require_rasterio(info.path)
-        self._info, self._bands, self._nodata, self._offset = info, source.bands, _all_nodata(info, nodata), offset
-        self._dataset = _open_quietly(self._rasterio, info.path)
+        self._info, self._nodata, self._offset = info, _all_nodata(info, nodata), offset
+        self._dataset = open_bands(self._rasterio, info.path, info.bands)
 
     def read(self, top: int, left: int, height: int, width: int) -> Raster | None:
         top, left = top + self._offset[0], left + self._offset[1]
@@ -260,7 +260,7 @@ class _FileSource:
         if first[0] >= last[0] or first[1] >= last[1]:
             return None
         window = (*first, last[0] - first[0], last[1] - first[1])
-        raster = _read_dataset(self._rasterio, self._dataset, self._info.path, window, self._bands)
+        raster = _read_dataset(self._rasterio, self._dataset, self._info, window)
         raster.valid = raster.valid & valid_pixels(raster.values, self._nodata)
         return raster.crop(top - first[0], left - first[1], height, width)
 
@@ -275,17 +275,13 @@ class _WarpedSource:
     given up.
     """
 
-    def __init__(
-        self, source: RasterInput, info: RasterInfo, grid: Grid, nodata: tuple[float, ...], method: str, shift: float
-    ):
+    def __init__(self, info: RasterInfo, grid: Grid, nodata: tuple[float, ...], method: str, shift: float):
         self._rasterio = rasterio = require_rasterio(info.path)
-        self._path, self._bands, self._size = info.path, source.bands, grid.size
+        self._info, self._size = info, grid.size
         self._nodata = _all_nodata(info, nodata)
         self._box = _box_on_grid(info, grid) if shift == 0 else (0, 0, *grid.size)
-        self._dataset = dataset = _open_quietly(rasterio, info.path)
-        in_file = {int(band) for band in range(1, dataset.count + 1)}
-        has_alpha = any(kind == rasterio.enums.ColorInterp.alpha for kind in dataset.colorinterp)
-        has_palette = _palette(dataset) is not None
+        self._dataset = dataset = open_bands(rasterio, info.path, info.bands)
+        has_palette = _palette(dataset, info.bands) is not None
         kept_out = info.nodata
         if kept_out is None and not info.has_mask:
             kept_out = next((value for value in self._nodata if _fits(value, info.dtype)), None)
@@ -303,10 +299,10 @@ class _WarpedSource:
             "transform": rasterio.Affine(*grid.georeference.transform),
             "height": grid.size[0],
             "width": grid.size[1],
-            "add_alpha": not has_alpha,
+            "add_alpha": not _alpha_bands(dataset),
             "tolerance": 0.01,  # pixels; GDAL's own default would leave edges an eighth of a pixel off
         }
-        if kept_out is not None and in_file:
+        if kept_out is not None:
             options["src_nodata"] = kept_out
         vrt, resamplings = rasterio.vrt.WarpedVRT, rasterio.enums.Resampling
         self._nearest = vrt(dataset, resampling=resamplings.nearest, **options)
@@ -323,11 +319,11 @@ class _WarpedSource:
         first = (max(0, top - reach), max(0, left - reach))
         last = (min(self._size[0], top + height + reach), min(self._size[1], left + width + reach))
         window = (*first, last[0] - first[0], last[1] - first[1])
-        picked = _read_dataset(self._rasterio, self._nearest, self._path, window, self._bands)
+        picked = _read_dataset(self._rasterio, self._nearest, self._info, window)
         valid = picked.valid & valid_pixels(picked.values, self._nodata)
         values = picked.values
         if self._smooth is not self._nearest and valid.any():
-            smooth = _read_dataset(self._rasterio, self._smooth, self._path, window, self._bands)
+            smooth = _read_dataset(self._rasterio, self._smooth, self._info, window)
             values = smooth.values
             valid &= smooth.valid & valid_pixels(values, ())
             spoilt = ~valid_pixels(picked.values, self._blended) & picked.valid
@@ -342,18 +338,18 @@ class _WarpedSource:
 
 
 def _open_files(
-    source: RasterInput, info: RasterInfo, grid: Grid, nodata: tuple[float, ...], method: str
+    info: RasterInfo, grid: Grid, nodata: tuple[float, ...], method: str
 ) -> list[_FileSource | _WarpedSource]:
     """What reads a georeferenced file: nothing if it lies elsewhere, more than one at the antimeridian."""
     if info.georeference is None:
-        return [_FileSource(source, info, nodata, (0, 0))]
+        return [_FileSource(info, nodata, (0, 0))]
     if _outline_misses(info.georeference, info.size, grid.georeference, grid.size):
         return []
     offset = _whole_pixel_offset(info, grid)
     if offset is not None:
-        return [_FileSource(source, info, nodata, offset)]
+        return [_FileSource(info, nodata, offset)]
     shifts = _longitude_shifts(info, grid) if _is_geographic(info.georeference) else [0.0]
-    return [_WarpedSource(source, info, grid, nodata, method, shift) for shift in shifts]
+    return [_WarpedSource(info, grid, nodata, method, shift) for shift in shifts]
 
 
 def _longitude_shifts(info: RasterInfo, grid: Grid) -> list[float]:
@@ -370,16 +366,14 @@ def _longitude_shifts(info: RasterInfo, grid: Grid) -> list[float]:
     return found or [0.0]
 
 
-def _read_dataset(
-    rasterio: Any, dataset: Any, path: Path, window: tuple[int, int, int, int], bands: tuple[int, ...] | None
-) -> Raster:
+def _read_dataset(rasterio: Any, dataset: Any, info: RasterInfo, window: tuple[int, int, int, int]) -> Raster:
     try:
-        return _read_with_rasterio(
-            rasterio, dataset, path, window=window, as_indices=bands is not None, selected=bands
-        )
+        return _read_with_rasterio(rasterio, dataset, info.path, window=window, bands=info.bands)
     except rasterio.errors.RasterioError as error:
         detail = error.__cause__ or error  # rasterio says "See previous exception for details"
-        raise ValueError(f"Cannot read {path}: {detail}. The file is damaged; fetch or write it again.") from error
+        raise ValueError(
+            f"Cannot read {info.path}: {detail}. The file is damaged; fetch or write it again."
+        ) from error
 
 
 def _widen(mask: np.ndarray, reach: int) -> np.ndarray:
@@ -434,21 +428,34 @@ def _check_resampling(resampling: str | Mapping[str, str], channels: Mapping[str
     return {name: chosen.get(name, "bilinear") for name in channels}
 
 
+def _share_files(inputs: Mapping[str, list[RasterInput]]) -> dict[str, list[RasterInput]]:
+    """Let the modalities know which bands of a file are the values of another."""
+    named = [(name, _name_the_bit(source)) for name, sources in inputs.items() for source in sources]
+    shared = share_files([(source.path.resolve(), source.bands) for _, source in named])
+    result: dict[str, list[RasterInput]] = {name: [] for name in inputs}
+    for (name, source), bands in zip(named, shared, strict=True):
+        result[name].append(replace(source, bands=bands))
+    return result
+
+
 def _read_header(source: RasterInput, channels: int) -> RasterInfo:
     path = source.path
     if path.suffix.lower() == ".npy":
-        values = _read_npy(path, channels, mapped=True)
-        return RasterInfo(path, values.shape[:2], channels, values.dtype.name, None, False, None)
+        values, wanted = _read_npy(path, channels, mapped=True), source.bands
+        _check_bands(wanted, channels, [], path)
+        count = channels if wanted.values is None else len(wanted.values)
+        return RasterInfo(path, values.shape[:2], count, values.dtype.name, None, False, None, wanted)
     info = read_info(path, bands=source.bands)
     if 0 in info.size:
         raise ValueError(f"{path} has no pixels.")
+    check_alpha(path, source.bands)
     return info
 
 
 def _name_the_bit(source: RasterInput) -> RasterInput:
     """Choose the band of a 1-bit file, which GDAL shows as black and white colours."""
     path = source.path
-    if source.bands is not None or path.suffix.lower() == ".npy" or _uses_pillow(path):
+    if source.bands.values is not None or path.suffix.lower() == ".npy" or _uses_pillow(path):
         return source
     rasterio = require_rasterio(path)
     try:
@@ -458,19 +465,16 @@ def _name_the_bit(source: RasterInput) -> RasterInput:
     except rasterio.errors.RasterioError as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
     logger.warning(f"{path} has 1 bit per value: the model sees 0 and 1. Is it a mask?")
-    return replace(source, bands=(1,))
+    return replace(source, bands=BandSelection((1,)))
 
 
-def _check_bands(source: RasterInput, info: RasterInfo, name: str, channels: int) -> None:
-    path = source.path
-    found = len(source.bands) if source.bands is not None else info.channels
-    if found != channels:
+def _check_channels(info: RasterInfo, name: str, channels: int) -> None:
+    if info.channels != channels:
         raise ValueError(
-            f"{path} has {found} bands; modality {name!r} of this checkpoint takes {channels}. Give another file, or "
-            f"choose the bands, for instance {path}:{','.join(str(band + 1) for band in range(channels))}."
+            f"{info.path} has {info.channels} bands; modality {name!r} of this checkpoint takes {channels}. Give "
+            "another file, or choose the bands, for instance "
+            f"{info.path}:{','.join(str(band + 1) for band in range(channels))}."
         )
-    if _uses_pillow(path) and source.bands is not None and not set(source.bands) <= set(range(1, info.channels + 1)):
-        raise ValueError(f"{path} has the bands 1 to {info.channels}; bands {list(source.bands)} were asked for.")
 
 
 def _read_npy(path: Path, channels: int, *, mapped: bool = False) -> np.ndarray:

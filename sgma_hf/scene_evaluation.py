@@ -12,6 +12,7 @@ from transformers.utils import logging
 from .evaluation import modality_combinations, summarize_combinations
 from .metrics import ScoredClasses, check_class_ids, confusion_matrix, segmentation_scores
 from .raster import predict_raster
+from .raster_bands import BandSelection
 from .raster_io import read_info
 from .raster_sources import RasterInput, RasterScene
 
@@ -51,7 +52,8 @@ def score_map(
         ValueError: If a file cannot be read, holds other ids than 0 to `num_labels` - 1, or lies elsewhere.
     """
     channels = {"map": 1, "truth": 1}
-    rasters: dict[str, Any] = {"map": RasterInput(Path(map_path), (1,)), "truth": RasterInput(Path(label), (1,))}
+    first = BandSelection((1,))
+    rasters: dict[str, Any] = {"map": RasterInput(Path(map_path), first), "truth": RasterInput(Path(label), first)}
     if robustness is not None:
         channels["shares"] = read_info(robustness).channels
         rasters["shares"] = RasterInput(Path(robustness))

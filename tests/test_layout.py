@@ -32,7 +32,8 @@ ALLOWED = {
     "sgma_hf.configuration_sgma": set(),
     "sgma_hf.dataset_schema": {"sgma_hf.configuration_sgma"},
     "sgma_hf.metrics": set(),
-    "sgma_hf.raster_io": {"sgma_hf.dataset_schema"},
+    "sgma_hf.raster_bands": set(),
+    "sgma_hf.raster_io": {"sgma_hf.dataset_schema", "sgma_hf.raster_bands"},
     "sgma_hf.training_args": set(),
 }
 

@@ -12,6 +12,7 @@ import pytest
 from raster_scenes import UTM, HeightClasses, height_classes, height_processor, write_tiff
 
 from sgma_hf.raster import predict_raster
+from sgma_hf.raster_bands import BandSelection
 from sgma_hf.raster_sources import RasterInput, RasterScene
 
 
@@ -129,8 +130,8 @@ def test_band_that_does_not_exist(tmp_path):
 def test_colon_in_a_file_name_is_no_band_selection(tmp_path):
     path = tmp_path / "a:1"
     path.write_bytes(b"")
-    assert RasterInput.parse(path) == RasterInput(path, None)
-    assert RasterInput.parse(f"{path}:3,2") == RasterInput(path, (3, 2))
+    assert RasterInput.parse(path) == RasterInput(path)
+    assert RasterInput.parse(f"{path}:3,2") == RasterInput(path, BandSelection((3, 2)))
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,50 @@ def test_holes_without_a_value_become_nan_in_float32(tmp_path):
     np.testing.assert_array_equal(images["rgb"], np.array([[[0, 0, 0], [255] * 3]], dtype=np.uint8))
 
 
+@pytest.fixture
+def four_bands(tmp_path):
+    """Two scenes of 8-bit red, green, blue and near infrared, which rasterio tags as alpha; it is 0 over water."""
+    source = tmp_path / "in"
+    for name in ("a", "b"):
+        values = np.stack([field(10), field(20), field(30), field(80)])
+        values[3, :, :2] = 0
+        tiff(source / "rgbn" / f"{name}.tif", values)
+        tiff(source / "label" / f"{name}.tif", field(0)[None])
+    return source
+
+
+def test_fourth_band_is_not_taken_for_alpha_unasked(four_bands, tmp_path, capsys):
+    assert run(four_bands, tmp_path / "out", "--modalities", "rgbn") == 1
+    error = capsys.readouterr().err
+    assert "tagged as alpha but holds 80" in error and "`:1,2,3,4`" in error and "`:1,2,3,alpha`" in error
+    assert not (tmp_path / "out").exists()
+    assert run(four_bands, tmp_path / "out", "--modalities", "rgbn:1,2,3,4") == 0
+    metadata = DatasetMetadata.load(tmp_path / "out")
+    assert (metadata.modality_channels, metadata.modality_dtypes) == ([4], ["uint8"])
+    assert metadata.statistics["modalities"][0]["nodata_share"] == 0
+    image = decoded(tmp_path / "out")["a"][0]["rgbn"]
+    assert image[0, 0].tolist() == [10, 20, 30, 0] and image[0, 5].tolist() == [10, 20, 30, 80]
+
+
+def test_modalities_share_files_by_bands(four_bands, tmp_path):
+    assert run(four_bands, tmp_path / "out", "--modalities", "nir=rgbn:4", "rgb=rgbn:3,2,1") == 0
+    metadata = DatasetMetadata.load(tmp_path / "out")
+    assert (metadata.modality_channels, metadata.modality_dtypes) == ([1, 3], ["uint8", "uint8"])
+    images, _ = decoded(tmp_path / "out")["b"]
+    np.testing.assert_array_equal(images["nir"], [[0, 0, 80, 80, 80, 80]] * 4)
+    np.testing.assert_array_equal(images["rgb"], np.broadcast_to([30, 20, 10], (4, 6, 3)))
+    assert run(four_bands, tmp_path / "soft", "--modalities", "rgb=rgbn:1,2,3,alpha") == 0
+    image = decoded(tmp_path / "soft")["b"][0]["rgb"]
+    np.testing.assert_array_equal(np.isnan(image).all(axis=2), [[True] * 2 + [False] * 4] * 4)
+
+
+def test_bands_that_are_not_there(four_bands, plain, tmp_path, capsys):
+    assert run(four_bands, tmp_path / "out", "--modalities", "rgbn:1,5") == 1
+    assert "has the bands 1 to 4; bands [1, 5] were asked for" in capsys.readouterr().err
+    assert run(plain, tmp_path / "out", "--modalities", "nir:1,alpha") == 1
+    assert "no band tagged as alpha" in capsys.readouterr().err
+
+
 def test_other_extents_and_resolutions_meet_on_the_label(tmp_path):
     scene = tmp_path / "in" / "site"
     tiff(scene / "label.tif", np.zeros((1, 4, 4), dtype=np.uint8), origin=(500004.0, 4800000.0))

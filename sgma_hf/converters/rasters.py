@@ -3,6 +3,7 @@
     python dataset_scripts/rasters.py --source weedmap --out data/weedmap --modalities nir red green --nodata nir=0
     python dataset_scripts/rasters.py --source trees --out data/trees --modalities rgb hsi chm --val-fraction 0.2 \
         --group-distance 60
+    python dataset_scripts/rasters.py --source plots --out data/plots --modalities rgb=rgbn:1,2,3 nir=rgbn:4
 
 See `source_layout` for the folders it understands, `raster_io.read_on_extent` for what happens to rasters of other
 resolution or extent, `class_maps` for `--classes`. A scene is held in memory whole.
@@ -22,6 +23,8 @@ from transformers.utils import logging
 
 from ..configuration_sgma import check_modalities
 from ..dataset_schema import DatasetMetadata
+from ..raster_alpha import check_alpha
+from ..raster_bands import ALL_BANDS, BandSelection, share_files
 from ..raster_io import Georeference, RasterInfo, read_info, read_on_extent, read_raster
 from .class_maps import ClassMap, count_values, describe_unmapped, whole_numbers
 from .dataset_card import command_for_card
@@ -43,6 +46,7 @@ class ConversionOptions:
     Args:
         label: Folder or stem of the labels; None if there are none.
         folders: Folder or stem of a modality, where it is not its name.
+        bands: Bands of a modality's files, where not all are meant or alpha has to be confirmed.
         nodata: Per modality, values that stand for nothing.
         units: Per modality, the unit of its values, for the record.
         classes: The `--classes` file; None takes label ids as they are.
@@ -59,6 +63,7 @@ class ConversionOptions:
 
     label: str | None = "label"
     folders: Mapping[str, str] = field(default_factory=dict)
+    bands: Mapping[str, BandSelection] = field(default_factory=dict)
     nodata: Mapping[str, NodataOption] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     classes: Path | None = None
@@ -115,7 +120,9 @@ def convert_rasters(
     _check_options(source, out, modalities, options)
     folders = {name: options.folders.get(name, name) for name in modalities}
     found = find_scenes(source, folders, options.label, split_names=options.split_names)
-    scenes = [_read_headers(files) for files in tqdm(found, desc="headers", unit="scene")]
+    chosen = share_files([(folders[name], options.bands.get(name, ALL_BANDS)) for name in modalities])
+    bands = dict(zip(modalities, chosen, strict=True))
+    scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene")]
     plans = [_plan(name, scenes, options) for name in modalities]
     class_map = _class_map(scenes, options)
     _set_validation_aside(scenes, options)
@@ -147,7 +154,7 @@ def convert_rasters(
 def _check_options(source: Path, out: Path, modalities: Sequence[str], options: ConversionOptions) -> None:
     """Refuse what can be refused before any file is read."""
     check_modalities(list(modalities), [1] * len(modalities))
-    for flag, entries in (("--nodata", options.nodata), ("--units", options.units)):
+    for flag, entries in (("--nodata", options.nodata), ("--units", options.units), ("`bands`", options.bands)):
         unknown = sorted(set(entries) - set(modalities))
         if unknown:
             raise ValueError(f"{flag} names {unknown}; the modalities are {list(modalities)}.")
@@ -161,8 +168,12 @@ def _check_options(source: Path, out: Path, modalities: Sequence[str], options: 
     check_output(out, overwrite=options.overwrite)
 
 
-def _read_headers(files: SceneFiles) -> _Scene:
-    infos = {name: None if path is None else read_info(path) for name, path in files.rasters.items()}
+def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection]) -> _Scene:
+    infos: dict[str, RasterInfo | None] = {}
+    for name, path in files.rasters.items():
+        infos[name] = None if path is None else read_info(path, bands=bands[name])
+        if path is not None:
+            check_alpha(path, bands[name])
     label = None if files.label is None else read_info(files.label)
     present = [info for info in infos.values() if info is not None]
     reference = label or max(present, key=lambda info: info.size[0] * info.size[1])
@@ -275,6 +286,18 @@ def _pairs(entries: Sequence[str], flag: str) -> dict[str, str]:
     return pairs
 
 
+def _modalities(entries: Sequence[str]) -> dict[str, tuple[str, BandSelection]]:
+    """Folder and bands by name, of `rgb`, `nir=rgbn:4`, `rgb:1,2,3,alpha`."""
+    modalities = {}
+    for entry in entries:
+        text, bands = BandSelection.parse(entry)
+        name, _, folder = text.partition("=")
+        if name in modalities:
+            raise ValueError(f"--modalities {' '.join(entries)} repeats {name!r}; give each name once.")
+        modalities[name] = (folder or name, bands)
+    return modalities
+
+
 def _nodata_options(entries: Sequence[str]) -> dict[str, NodataOption]:
     """`nir=0`, `dsm=-9999,-32768`, `rgb=none` (whatever the files declare)."""
     options = {}
@@ -299,7 +322,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of the rasters")
     add("--out", type=Path, required=True, help="folder to make; load_dataset(folder) reads it")
-    add("--modalities", nargs="+", required=True, metavar="NAME[=FOLDER]", help="columns, in this order")
+    add(
+        "--modalities",
+        nargs="+",
+        required=True,
+        metavar="NAME[=FOLDER][:BANDS]",
+        help="columns, in this order; bands are counted from 1: rgb=rgbn:1,2,3 nir=rgbn:4, or rgb:1,2,3,alpha where "
+        "transparency is gradual",
+    )
     add("--label", default="label", help="folder or file stem of the labels, or none (default: label)")
     add("--nodata", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="value of no data: nir=0")
     add("--units", nargs="+", default=[], action="extend", metavar="NAME=UNIT", help="for the record: dsm=m sar=dB")
@@ -329,10 +359,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
     try:
-        named = [entry.partition("=") for entry in arguments.modalities]
+        modalities = _modalities(arguments.modalities)
         options = ConversionOptions(
             label=None if arguments.label == "none" else arguments.label,
-            folders={name: folder for name, _, folder in named if folder},
+            folders={name: folder for name, (folder, _) in modalities.items()},
+            bands={name: bands for name, (_, bands) in modalities.items()},
             nodata=_nodata_options(arguments.nodata),
             units=_pairs(arguments.units, "--units"),
             classes=arguments.classes,
@@ -349,7 +380,7 @@ def main(argv: list[str] | None = None) -> int:
         summary = convert_rasters(
             arguments.source,
             arguments.out,
-            [name for name, _, _ in named],
+            list(modalities),
             options=options,
             command=command_for_card("dataset_scripts/rasters.py", argv, ("--source", "--out", "--classes")),
         )

@@ -295,6 +295,27 @@ def valid_pixels(array: np.ndarray, nodata: Sequence[float]) -> np.ndarray:
     return valid
 
 
+def whole_numbers(values: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """Label values of any real dtype as integers, NaN and infinity as 255.
+
+    Args:
+        values: Labels as a file holds them; tools that burn polygons write whole numbers as floating point.
+        path: Their file, for the error.
+
+    Raises:
+        ValueError: If a value has a fraction.
+    """
+    if values.dtype.kind in "iu":
+        return values
+    filled = np.where(np.isfinite(values), values, IGNORE_INDEX)
+    fractions = filled[filled != np.rint(filled)]
+    if fractions.size:
+        raise ValueError(
+            f"{path} is no label: it holds fractions such as {fractions[0]:g}. Expected class ids or colours."
+        )
+    return filled.astype(np.int64)
+
+
 @dataclass
 class DatasetMetadata:
     """What the pixels of a dataset mean: `sgma_dataset.json` in its root. All lists run in the order of `modalities`.

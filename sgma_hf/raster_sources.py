@@ -97,7 +97,8 @@ class RasterScene:
         nodata: Values that stand for nothing by modality, besides those that the files declare.
         like: Raster whose grid is taken. None: that of the first modality's first file, extended to all its files.
         resampling: How other grids are interpolated, one of `RESAMPLINGS`, or one per modality (others: bilinear).
-            Masks are always picked by nearest neighbour.
+            Masks are always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all
+            else means what the image processor does in training.
 
     Raises:
         ValueError: If there is no raster, a modality or resampling is unknown, a file cannot be read or used, or a
@@ -140,9 +141,9 @@ class RasterScene:
         opened: list[Any] = []
         for info in infos:
             if info.path.suffix.lower() == ".npy" or (info.georeference is None and info.size != self.grid.size):
-                opened.append(_LoadedSource(info, self.grid, nodata))
+                opened.append(_LoadedSource(info, self.grid, nodata, method))
             elif _uses_pillow(info.path):
-                opened.append(_LoadedSource(info, self.grid, nodata))
+                opened.append(_LoadedSource(info, self.grid, nodata, method))
             else:
                 opened.extend(_open_files(info, self.grid, nodata, method))
         if not opened:
@@ -212,9 +213,9 @@ def _mosaic(sources: list[Any], window: tuple[int, int, int, int]) -> Raster | N
 
 
 class _LoadedSource:
-    """A file without a place on Earth, read as a whole and interpolated as the image processor does in training."""
+    """A file without a place on Earth, read as a whole; interpolated as in training, unless nearest is asked for."""
 
-    def __init__(self, info: RasterInfo, grid: Grid, nodata: tuple[float, ...]):
+    def __init__(self, info: RasterInfo, grid: Grid, nodata: tuple[float, ...], method: str):
         _check_proportions(info, grid.size)
         if info.path.suffix.lower() == ".npy":
             values = _read_npy(info.path, info.channels)
@@ -223,11 +224,13 @@ class _LoadedSource:
             self._raster = Raster(values, valid_pixels(values, nodata))
         else:
             self._raster = read_raster(info.path, nodata=nodata, bands=info.bands)
-        self._grid = grid
+        self._grid, self._method = grid, method
 
     def read(self, top: int, left: int, height: int, width: int) -> Raster:
         if self._raster.size == self._grid.size:
             return self._raster.crop(top, left, height, width)
+        if self._method == "nearest":
+            return self._pick(top, left, height, width)
         rows, columns = (
             interpolation_weights(cells, start * cells / whole, length * cells / whole, length)
             for cells, start, length, whole in zip(
@@ -240,6 +243,18 @@ class _LoadedSource:
         resampled = np.empty((values.shape[0], height, width), dtype=np.float32)
         covered = resample(values, None if valid.all() else valid, rows, columns, out=resampled)
         return Raster(np.moveaxis(resampled, 0, -1), np.ones((height, width), bool) if covered is None else covered)
+
+    def _pick(self, top: int, left: int, height: int, width: int) -> Raster:
+        """The cells that the centres of the grid's pixels lie in."""
+        picked = np.ix_(
+            *(
+                (2 * np.arange(start, start + length) + 1) * cells // (2 * whole)
+                for cells, start, length, whole in zip(
+                    self._raster.size, (top, left), (height, width), self._grid.size, strict=True
+                )
+            )
+        )
+        return Raster(self._raster.values[picked], self._raster.valid[picked])
 
     def close(self) -> None:
         self._raster = None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from .dataset_schema import IGNORE_INDEX, whole_numbers
 from .evaluation import modality_combinations, summarize_combinations
 from .metrics import ScoredClasses, check_class_ids, confusion_matrix, segmentation_scores
 from .raster import predict_raster
@@ -19,7 +20,6 @@ from .raster_sources import RasterInput, RasterScene
 
 logger = logging.get_logger(__name__)
 
-IGNORE_INDEX = 255
 ROWS_AT_ONCE = 512
 
 
@@ -38,7 +38,7 @@ def score_map(
 
     Args:
         map_path: Class ids, 255 for none, as `predict_raster` writes them.
-        label: Class ids, 255 for none.
+        label: Class ids, 255 for none; whole numbers of any dtype.
         num_labels: Number of classes.
         robustness: The map's raster of robustness, a band per modality, if it has one.
         scored_classes: Which classes count in the means, see `segmentation_scores`.
@@ -66,18 +66,16 @@ def score_map(
             images = scene.read(top, 0, min(ROWS_AT_ONCE, height - top), width)
             if "truth" not in images:
                 continue
-            truth = images["truth"][..., 0]
-            check_class_ids(truth.compressed(), num_labels, f"{label}")
-            labelled += truth.count()
+            truth, is_labelled = _class_ids(images["truth"], num_labels, label)
+            labelled += int(is_labelled.sum())
             if "map" not in images:
                 continue
-            predicted = images["map"][..., 0]
-            check_class_ids(predicted.compressed(), num_labels, f"{map_path}")
-            counted = ~(truth.mask | predicted.mask)
-            confusion += confusion_matrix(predicted.data[counted], truth.data[counted], num_labels)
+            predicted, is_mapped = _class_ids(images["map"], num_labels, map_path)
+            counted = is_labelled & is_mapped
+            confusion += confusion_matrix(predicted[counted], truth[counted], num_labels)
             if "shares" in images:
                 counted &= ~images["shares"].mask.any(axis=2)
-                ids = truth.data[counted]
+                ids = truth[counted]
                 pixels += np.bincount(ids, minlength=num_labels)
                 for band, shares in enumerate(np.moveaxis(images["shares"].data, -1, 0)):
                     sums[:, band] += np.bincount(ids, weights=shares[counted], minlength=num_labels)
@@ -87,6 +85,13 @@ def score_map(
         means = sums / np.maximum(pixels, 1)[:, None]
         scores["robustness_per_class"] = [row.tolist() if n else None for row, n in zip(means, pixels, strict=True)]
     return scores
+
+
+def _class_ids(image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Class ids, integer (height, width), and where there are any; ids of other classes and fractions are refused."""
+    ids = whole_numbers(image.filled(IGNORE_INDEX)[..., 0], path)
+    check_class_ids(ids, num_labels, f"{path}")
+    return ids, ~image.mask[..., 0]
 
 
 def evaluate_scene(

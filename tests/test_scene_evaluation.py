@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from raster_scenes import HeightClasses, height_classes, height_processor, write_tiff
 from tiny_models import spread_weights, tiny_model
 
@@ -38,6 +39,32 @@ def test_label_on_another_grid_is_picked_not_blended(tmp_path):
     truth = write_tiff(tmp_path / "truth.tif", labels)
     made = write_tiff(tmp_path / "map.tif", np.kron(labels[0], np.ones((2, 2), np.uint8))[None], pixel=0.5)
     assert score_map(made, truth, 3)["accuracy"] == 1
+
+
+def test_labels_of_floating_point_are_whole_numbers_or_refused(tmp_path):
+    made = write_tiff(tmp_path / "map.tif", np.array([[[0, 1, 2, 1]]], dtype=np.uint8))
+    truth = write_tiff(tmp_path / "truth.tif", np.array([[[0.0, 1.0, 0.0, np.nan]]]))  # as gdal_rasterize writes
+    scores = score_map(made, truth, 3)
+    assert scores["pixels"] == 3 and scores["accuracy"] == pytest.approx(2 / 3)
+    assert score_map(truth, made, 3)["accuracy"] == pytest.approx(2 / 3)
+    blended = write_tiff(tmp_path / "blended.tif", np.array([[[0.0, 1.5, 0.0, 1.0]]]))
+    with pytest.raises(ValueError, match=r"blended\.tif is no label: it holds fractions such as 1\.5"):
+        score_map(made, blended, 3)
+
+
+def test_label_of_another_size_without_a_place_is_picked_not_blended(tmp_path):
+    label = np.array([[[0, 2, 255], [2, 0, 1]]], dtype=np.uint8)
+    made = write_tiff(tmp_path / "map.tif", np.kron(label[0], np.ones((2, 2), np.uint8))[None], crs=None)
+    for suffix in ("tif", "png"):
+        truth = tmp_path / f"truth.{suffix}"
+        if suffix == "png":
+            Image.fromarray(label[0]).save(truth)
+        else:
+            write_tiff(truth, label, crs=None)
+        scores = score_map(made, truth, 3)
+        assert (scores["accuracy"], scores["pixels"]) == (1, 20)
+        scores = score_map(truth, made, 3)
+        assert (scores["accuracy"], scores["pixels"]) == (1, 5)
 
 
 def test_every_combination_is_scored_and_reliance_is_told_by_class(tmp_path):

@@ -168,21 +168,6 @@ def count_values(values: np.ndarray, valid: np.ndarray, *, by_colour: bool, path
     return Counter(dict(zip(keys, counts.tolist(), strict=True)))
 
 
-def whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
-    """Label values as integers; NaN becomes 255.
-
-    Raises:
-        ValueError: If a value has a fraction.
-    """
-    if values.dtype.kind in "iu":
-        return values
-    filled = np.where(np.isfinite(values), values, IGNORE_INDEX)
-    if (filled != np.rint(filled)).any():
-        example = filled[filled != np.rint(filled)][0]
-        raise ValueError(f"{path} is no label: it holds fractions such as {example:g}. Expected class ids or colours.")
-    return filled.astype(np.int64)
-
-
 def describe_unmapped(unmapped: Mapping[Any, int], path: Path) -> str:
     """The error for values without a class."""
     counts = sorted(unmapped.items(), key=lambda item: -item[1])

@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..configuration_sgma import check_modalities
-from ..dataset_schema import DatasetMetadata
+from ..dataset_schema import DatasetMetadata, whole_numbers
 from ..raster_alpha import check_alpha
 from ..raster_bands import ALL_BANDS, BandSelection, share_files
 from ..raster_io import Georeference, RasterInfo, read_info, read_on_extent, read_raster
-from .class_maps import ClassMap, count_values, describe_unmapped, whole_numbers
+from .class_maps import ClassMap, count_values, describe_unmapped
 from .dataset_card import command_for_card
 from .modality_plan import ModalityPlan, NodataOption, plan_modality
 from .parquet_writer import ParquetDatasetWriter, check_output

@@ -296,7 +296,7 @@ class _WarpedSource:
         self._nodata = _all_nodata(info, nodata)
         self._box = _box_on_grid(info, grid) if shift == 0 else (0, 0, *grid.size)
         self._dataset = dataset = open_bands(rasterio, info.path, info.bands)
-        has_palette = _palette(dataset, info.bands) is not None
+        self._palette = _palette(dataset, info.bands)
         kept_out = info.nodata
         if kept_out is None and not info.has_mask:
             kept_out = next((value for value in self._nodata if _fits(value, info.dtype)), None)
@@ -322,7 +322,7 @@ class _WarpedSource:
         vrt, resamplings = rasterio.vrt.WarpedVRT, rasterio.enums.Resampling
         self._nearest = vrt(dataset, resampling=resamplings.nearest, **options)
         self._smooth = self._nearest
-        if method != "nearest" and not has_palette:
+        if method != "nearest" and self._palette is None:  # indices have no values in between
             self._smooth = vrt(dataset, resampling=resamplings[method], **options)
 
     def read(self, top: int, left: int, height: int, width: int) -> Raster | None:
@@ -344,6 +344,8 @@ class _WarpedSource:
             spoilt = ~valid_pixels(picked.values, self._blended) & picked.valid
             if spoilt.any():
                 valid &= ~_widen(spoilt, self._reach)
+        if self._palette is not None:  # which GDAL does not hand on
+            values = self._palette[values[..., 0]]
         return Raster(values, valid).crop(top - first[0], left - first[1], height, width)
 
     def close(self) -> None:

@@ -111,3 +111,14 @@ def test_chosen_band_of_a_palette_file_is_its_indices(tmp_path, name):
         assert scene.read(0, 0, 1, 2)["rgb"].tolist() == [[[10, 20, 30], [40, 50, 60]]]
     with RasterScene({"nir": f"{tmp_path / name}:1"}, channels=CHANNELS) as scene:
         assert scene.read(0, 0, 1, 2)["nir"].tolist() == [[[0], [2]]]
+
+
+def test_palette_file_on_another_grid_is_colours(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    grid = write_tiff(tmp_path / "grid.tif", np.zeros((1, 2, 4), dtype=np.float32))
+    path = write_tiff(tmp_path / "p.tif", np.array([[[0, 2]]], dtype=np.uint8), pixel=2.0, photometric="PALETTE")
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {0: (10, 20, 30), 2: (40, 50, 60)})
+    with RasterScene({"rgb": path}, channels=CHANNELS, like=grid) as scene:
+        image = scene.read(0, 0, 2, 4)["rgb"]
+    assert image[1].tolist() == [[10, 20, 30]] * 2 + [[40, 50, 60]] * 2

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_raster_io import write_tiff
+from tiny_models import tiny_model
 
+from sgma_hf import SgmaImageProcessor
 from sgma_hf.converters.class_maps import default_palette
 from sgma_hf.converters.rasters import ConversionOptions, convert_rasters, main
 from sgma_hf.converters.spatial_groups import choose_validation, group_scenes
 from sgma_hf.converters.tiling import cut, tile_windows
 from sgma_hf.dataset_schema import DatasetMetadata, decode_row, load_rows
+from sgma_hf.evaluation import evaluate_modality_combinations
 from sgma_hf.raster_io import Georeference, Raster
 
 
@@ -73,6 +76,37 @@ def test_folder_per_modality_with_splits_and_absent_files(plain, tmp_path, capsy
     metadata = DatasetMetadata.load(tmp_path / "out")
     assert metadata.class_names == ["class_0", "class_1"] and metadata.palette == default_palette(2)
     assert metadata.statistics["class_pixels"] == [24, 16] and metadata.statistics["ignored_pixels"] == 8
+
+
+def test_modality_that_no_scene_has(plain, tmp_path, capsys):
+    arguments = ("--modalities", "nir", "dsm", "red", "--absent", "dsm=2")
+    assert run(plain, tmp_path / "out", *arguments) == 0
+    assert "nir 0%, dsm 100%, red 33%" in capsys.readouterr().out
+    metadata = DatasetMetadata.load(tmp_path / "out")
+    assert (metadata.modalities, metadata.modality_channels) == (["nir", "dsm", "red"], [1, 2, 1])
+    assert all(images["dsm"] is None for images, _ in decoded(tmp_path / "out").values())
+    modalities = {"modalities": metadata.modalities, "modality_channels": metadata.modality_channels}
+    model = tiny_model(**modalities, num_labels=2).eval()
+    processor = SgmaImageProcessor(**modalities)
+    scores = evaluate_modality_combinations(model, processor, load_rows(tmp_path / "out", "train"))["combinations"]
+    assert scores["nir"]["rows"] == 2 and scores["nir"]["miou"] is not None
+    assert scores["dsm"]["rows"] == 0 and scores["dsm"]["miou"] is None
+
+
+def test_absence_is_said_on_purpose(plain, tmp_path, capsys):
+    cases = [
+        (("nir", "dsm"), (), "holds no file for dsm. It holds", "--absent dsm=1"),
+        (("nir", "rde"), ("red=1",), "--absent names ['red']; the modalities are", "['nir', 'rde']"),
+        (("nir", "red"), ("red=1",), "--absent names ['red'], but --source", "holds such files"),
+        (("nir", "dsm"), ("dsm",), "--absent dsm: expected NAME=BANDS", "dsm=1"),
+        (("nir", "dsm"), ("dsm=0",), "dsm", "0"),
+    ]
+    for modalities, absent, *messages in cases:
+        flags = ("--absent", *absent) if absent else ()
+        assert run(plain, tmp_path / "out", "--modalities", *modalities, *flags) == 1
+        error = capsys.readouterr().err
+        assert all(message in error for message in messages), error
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_per_scene_without_splits(tmp_path):

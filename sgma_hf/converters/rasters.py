@@ -47,6 +47,7 @@ class ConversionOptions:
         label: Folder or stem of the labels; None if there are none.
         folders: Folder or stem of a modality, where it is not its name.
         bands: Bands of a modality's files, where not all are meant or alpha has to be confirmed.
+        absent: Number of bands of each modality that no scene has, whose column is null throughout.
         nodata: Per modality, values that stand for nothing.
         units: Per modality, the unit of its values, for the record.
         classes: The `--classes` file; None takes label ids as they are.
@@ -64,6 +65,7 @@ class ConversionOptions:
     label: str | None = "label"
     folders: Mapping[str, str] = field(default_factory=dict)
     bands: Mapping[str, BandSelection] = field(default_factory=dict)
+    absent: Mapping[str, int] = field(default_factory=dict)
     nodata: Mapping[str, NodataOption] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     classes: Path | None = None
@@ -119,7 +121,7 @@ def convert_rasters(
     source, out, options = Path(source), Path(out), options or ConversionOptions()
     _check_options(source, out, modalities, options)
     folders = {name: options.folders.get(name, name) for name in modalities}
-    found = find_scenes(source, folders, options.label, split_names=options.split_names)
+    found = find_scenes(source, folders, options.label, split_names=options.split_names, absent=options.absent.keys())
     chosen = share_files([(folders[name], options.bands.get(name, ALL_BANDS)) for name in modalities])
     bands = dict(zip(modalities, chosen, strict=True))
     scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene")]
@@ -153,8 +155,14 @@ def convert_rasters(
 
 def _check_options(source: Path, out: Path, modalities: Sequence[str], options: ConversionOptions) -> None:
     """Refuse what can be refused before any file is read."""
-    check_modalities(list(modalities), [1] * len(modalities))
-    for flag, entries in (("--nodata", options.nodata), ("--units", options.units), ("`bands`", options.bands)):
+    check_modalities(list(modalities), [options.absent.get(name, 1) for name in modalities])
+    named = {
+        "--absent": options.absent,
+        "--nodata": options.nodata,
+        "--units": options.units,
+        "`bands`": options.bands,
+    }
+    for flag, entries in named.items():
         unknown = sorted(set(entries) - set(modalities))
         if unknown:
             raise ValueError(f"{flag} names {unknown}; the modalities are {list(modalities)}.")
@@ -181,8 +189,11 @@ def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection]) -> _Sce
 
 
 def _plan(name: str, scenes: Sequence[_Scene], options: ConversionOptions) -> ModalityPlan:
+    option = options.nodata.get(name, NodataOption())
+    if name in options.absent:  # float32 holds whatever may be added later
+        return ModalityPlan(name, options.absent[name], "float32", option.values, fill=None, option=option)
     files = [(scene.infos[name], scene.grid, scene.size) for scene in scenes if scene.infos[name] is not None]
-    return plan_modality(name, files, options.nodata.get(name, NodataOption()))
+    return plan_modality(name, files, option)
 
 
 def _class_map(scenes: Sequence[_Scene], options: ConversionOptions) -> ClassMap | None:
@@ -313,6 +324,14 @@ def _nodata_options(entries: Sequence[str]) -> dict[str, NodataOption]:
     return options
 
 
+def _absent(entries: Sequence[str]) -> dict[str, int]:
+    """Bands by name, of `dsm=1`."""
+    try:
+        return {name: int(count) for name, count in _pairs(entries, "--absent").items()}
+    except ValueError as error:
+        raise ValueError(f"--absent {' '.join(entries)}: expected NAME=BANDS, a whole number, as in dsm=1.") from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rasters",
@@ -329,6 +348,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME[=FOLDER][:BANDS]",
         help="columns, in this order; bands are counted from 1: rgb=rgbn:1,2,3 nir=rgbn:4, or rgb:1,2,3,alpha where "
         "transparency is gradual",
+    )
+    add(
+        "--absent",
+        nargs="+",
+        default=[],
+        action="extend",
+        metavar="NAME=BANDS",
+        help="modality that no scene has, null in every row, and how many bands a model takes of it: dsm=1",
     )
     add("--label", default="label", help="folder or file stem of the labels, or none (default: label)")
     add("--nodata", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="value of no data: nir=0")
@@ -364,6 +391,7 @@ def main(argv: list[str] | None = None) -> int:
             label=None if arguments.label == "none" else arguments.label,
             folders={name: folder for name, (folder, _) in modalities.items()},
             bands={name: bands for name, (_, bands) in modalities.items()},
+            absent=_absent(arguments.absent),
             nodata=_nodata_options(arguments.nodata),
             units=_pairs(arguments.units, "--units"),
             classes=arguments.classes,

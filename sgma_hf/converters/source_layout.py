@@ -6,7 +6,7 @@ Two layouts, each with or without split folders (`train`, `valid`, `test`, ...) 
 - a folder per scene: `x/nir.tif`, `x/label.tif`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ def find_scenes(
     label: str | None,
     *,
     split_names: Mapping[str, str] | None = None,
+    absent: Collection[str] = (),
 ) -> list[SceneFiles]:
     """Find the scenes of a folder.
 
@@ -45,6 +46,7 @@ def find_scenes(
         folders: Modality name to the folder (or file stem) that holds it.
         label: Folder or stem of the labels, None if there are none.
         split_names: What a split folder is to be called, where not as usual: `{"valid": "test"}`.
+        absent: Modalities that have no file at all.
 
     Returns:
         Scenes by split and name. Scenes in no split folder are `train`.
@@ -52,6 +54,7 @@ def find_scenes(
     Raises:
         FileNotFoundError: If `source` is no folder.
         ValueError: If nothing, or no file of some modality or of the label, is found; it says what is there instead.
+            If there is a file of an absent modality.
     """
     if not source.is_dir():
         raise FileNotFoundError(f"--source {source} is not a folder.")
@@ -64,12 +67,17 @@ def find_scenes(
     has_labels = any(scene.label is not None for scene in scenes)
     if not found and not has_labels:
         raise ValueError(_nothing_found(source, wanted, split_names))
-    absent = [name if name == folders[name] else f"{name}={folders[name]}" for name in folders if name not in found]
+    there = sorted(found & set(absent))
+    if there:
+        raise ValueError(f"--absent names {there}, but --source {source} holds such files. Leave it out of --absent.")
+    lacking = [name for name in folders if name not in found and name not in absent]
+    names = [name if name == folders[name] else f"{name}={folders[name]}" for name in lacking]
     if label and not has_labels:
-        absent.append(f"{label} (the label; --label none if there is none)")
-    if absent:
+        names.append(f"{label} (the label; --label none if there is none)")
+    if names:
+        hint = f" If no scene has it, say how many bands it would have: --absent {lacking[0]}=1." if lacking else ""
         raise ValueError(
-            f"--source {source} holds no file for {', '.join(absent)}. It holds {_contents(source, split_names)}."
+            f"--source {source} holds no file for {', '.join(names)}. It holds {_contents(source, split_names)}.{hint}"
         )
     clashes = _clashes(scenes)
     if clashes:

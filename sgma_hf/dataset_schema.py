@@ -33,6 +33,7 @@ from PIL import TiffImagePlugin, UnidentifiedImageError
 from transformers.utils import logging
 
 from .configuration_sgma import check_modalities
+from .image_transforms_sgma import shown_mode
 
 
 logger = logging.get_logger(__name__)
@@ -161,7 +162,8 @@ def decode_raster(value: Any, *, is_label: bool = False) -> np.ndarray | None:
     Args:
         value: None, an array, a PIL image, `{"bytes": ..., "path": ...}` as an undecoded `Image()` cell, the bytes of
             an image or `.npy` file, or a path to one.
-        is_label: A palette image is a label's indices, but a modality's colours.
+        is_label: A palette image is a label's indices, but a modality's colours. Transparent colours mean nothing in a
+            label and become an alpha band, the last one, in a modality.
 
     Returns:
         (height, width) or (height, width, channels) in the stored dtype; None for None.
@@ -220,10 +222,9 @@ def _image_to_array(image: PILImage.Image, *, is_label: bool) -> np.ndarray:
     mode = image.mode
     if mode == "1":
         return np.asarray(image).astype(np.uint8)
-    if mode in ("P", "PA") and not is_label:
-        image = image.convert("RGBA" if mode == "PA" or "transparency" in image.info else "RGB")
-    elif mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")
+    shown = shown_mode(image)
+    if shown != mode and not (is_label and mode in ("P", "PA", "L", "RGB")):
+        image = image.convert(shown)
     array = np.array(image)
     if mode == "I" and bits == (16,):
         return array.astype(np.int16)

@@ -149,8 +149,8 @@ class SgmaImageProcessor(SgmaProcessorModalitiesMixin, SgmaPushToHubMixin, BaseI
     `input_data_format` says otherwise. None, or a name left out, is a missing modality.
 
     **Missing values.** NaN, infinities and magnitudes from 3.4e38 on in any band, the modality's `nodata` value in all
-    of its bands, transparent pixels (an alpha channel beyond the modality's own) and masked pixels become False in the
-    mask, never numbers. A modality without a single covered pixel is a missing one.
+    of its bands, transparent pixels (an alpha channel beyond the modality's own, a transparent colour) and masked ones
+    become False in the mask, never numbers. A modality without a single covered pixel is a missing one.
 
     **Grid.** The rasters of a sample span the same ground and may have different resolutions. The label's grid counts
     if there is one, else that of the largest raster. Other rasters are brought to it: linear interpolation where they

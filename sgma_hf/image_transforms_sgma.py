@@ -45,15 +45,35 @@ def _open_file(path: str | os.PathLike) -> np.ndarray | Image.Image:
         return image
 
 
-def _decode(value: Any, *, where: str) -> tuple[np.ndarray, np.ndarray | None, str | None]:
-    """Turn what a user may pass into an array, its valid pixels or bands (or None) and its layout, where known."""
+def shown_mode(image: Image.Image) -> str:
+    """PIL's mode for all that a picture shows: the colours of a palette, and transparent colours as alpha."""
+    see_through = "transparency" in image.info
+    if image.mode == "PA" or (image.mode in ("P", "RGB") and see_through):
+        return "RGBA"
+    if image.mode == "L" and see_through:
+        return "LA"
+    return "RGB" if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else image.mode
+
+
+def _read_picture(image: Image.Image, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values of a picture, and where it is not transparent, (height, width), or None if it has no alpha."""
+    shown = image if shown_mode(image) == image.mode else image.convert(shown_mode(image))
+    array = np.asarray(shown)
+    if shown.mode not in ("LA", "RGBA") or (shown is image and array.shape[2] == channels):
+        return array, None  # Where it counts as one of the modality's bands, a stored alpha band is values.
+    return array[..., :-1], array[..., -1] > 0
+
+
+def _decode(value: Any, *, channels: int | None, where: str) -> tuple[np.ndarray, np.ndarray | None, str | None]:
+    """Turn what a user may pass into an array, its valid pixels or bands (or None) and its layout, where known.
+
+    `channels` is what a modality has; None leaves pictures as they are stored, as labels need: indices of a palette.
+    """
     try:
         if isinstance(value, str | os.PathLike):
             value = _open_file(value)
         if isinstance(value, Image.Image):
-            array, valid = np.asarray(value), None
-            if value.mode in ("LA", "RGBA"):
-                valid = array[..., -1] > 0
+            array, valid = (np.asarray(value), None) if channels is None else _read_picture(value, channels)
             return array, valid, "pil"
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         name = f" {os.fspath(value)!r}" if isinstance(value, str | os.PathLike) else ""
@@ -91,17 +111,12 @@ def _channels_first(array: np.ndarray, channels: int, *, layout: str | None, whe
 
 def read_raster(value: Any, channels: int, *, layout: str | None, where: str) -> Raster:
     """Decode one raster to (channels, height, width); alpha and masked arrays give its valid pixels."""
-    array, valid, known_layout = _decode(value, where=where)
+    array, valid, known_layout = _decode(value, channels=channels, where=where)
     layout = known_layout or layout
     if array.dtype.kind not in "buif":
         raise TypeError(f"{where}: got dtype {array.dtype}; expected bool, integers or floating point numbers.")
     if array.size == 0:
         raise ValueError(f"{where}: got shape {array.shape}, no pixel at all. Pass None if the modality is missing.")
-    if known_layout == "pil" and valid is not None:
-        if array.shape[2] == channels + 1:
-            array = array[..., :channels]
-        else:
-            valid = None  # The modality has the alpha channel as a band of its own, or the shape is refused below.
     values = _channels_first(array, channels, layout=layout, where=where)
     if valid is not None and valid.shape == array.shape:
         valid = _channels_first(valid, channels, layout=layout, where=where).all(0)
@@ -255,7 +270,7 @@ def read_label(value: Any, *, num_labels: int | None, index: int) -> np.ndarray 
     if value is None:
         return None
     where = f"`segmentation_maps[{index}]`"
-    array, valid, _ = _decode(value, where=where)
+    array, valid, _ = _decode(value, channels=None, where=where)
     if array.dtype.kind not in "bui":
         raise ValueError(
             f"{where}: got dtype {array.dtype}; expected class ids as integers, {IGNORE_INDEX} for ignored pixels. "

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .dataset_schema import decode_raster, valid_pixels
+from .image_transforms_sgma import shown_mode
 from .raster_bands import ALL_BANDS, BandSelection
 
 
@@ -205,7 +206,7 @@ def read_info(path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS) -> R
 
 def _pillow_info(image: Image.Image, path: Path, bands: BandSelection) -> RasterInfo:
     channels, dtype = _pillow_layout(image)
-    tagged = [] if _alpha_mode(image) is None else [channels + 1]
+    tagged = [channels + 1] if _has_alpha(image) else []
     if image.mode == "P" and bands.values is not None:
         channels, tagged = 1, []
     _check_bands(bands, channels + len(tagged), tagged, path)
@@ -225,19 +226,11 @@ def _check_bands(bands: BandSelection, count: int, tagged: Sequence[int], path: 
 def _pillow_layout(image: Image.Image) -> tuple[int, str]:
     """Channels without alpha, and dtype, that `decode_raster` gives for an image that is not a label."""
     dtype = {"I": "int32", "F": "float32"}.get(image.mode, "uint16" if image.mode.startswith("I;16") else "uint8")
-    bands = image.getbands()
-    if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-        return 3, dtype
-    return len([band for band in bands if band != "A"]), dtype
+    return 3 if shown_mode(image) in ("RGB", "RGBA") else 1, dtype
 
 
-def _alpha_mode(image: Image.Image) -> str | None:
-    """Pillow mode in which the image shows its transparency, None if it has none."""
-    if image.mode in ("LA", "RGBA"):
-        return image.mode
-    if image.mode == "PA" or (image.mode in ("P", "RGB") and "transparency" in image.info):
-        return "RGBA"
-    return "LA" if image.mode == "L" and "transparency" in image.info else None
+def _has_alpha(image: Image.Image) -> bool:
+    return shown_mode(image) in ("LA", "RGBA")
 
 
 def _open_quietly(rasterio: ModuleType, path: str | Path) -> Any:
@@ -391,18 +384,14 @@ def _read_with_pillow(path: Path, bands: BandSelection, *, palette_as_indices: b
         with Image.open(path) as image:
             info = _pillow_info(image, path, bands)
             indexed = image.mode == "P" and (palette_as_indices or bands.values is not None)
-            alpha_mode = None if indexed else _alpha_mode(image)
-            shown = image.convert(alpha_mode) if alpha_mode not in (None, image.mode) else image
-            planes = np.atleast_3d(decode_raster(shown, is_label=indexed))  # with alpha, if there is any
+            has_alpha = not indexed and _has_alpha(image)
+            planes = np.atleast_3d(decode_raster(image, is_label=indexed))  # with alpha, if there is any
     except _PILLOW_ERRORS as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
-    if alpha_mode is None or not info.has_mask:
-        valid = np.ones(planes.shape[:2], dtype=bool)
-    else:
-        valid = planes[..., -1] > 0
+    valid = planes[..., -1] > 0 if has_alpha and info.has_mask else np.ones(planes.shape[:2], dtype=bool)
     if bands.values is not None:
         return Raster(planes[..., [band - 1 for band in bands.values]], valid)
-    return Raster(planes if alpha_mode is None else planes[..., :-1], valid)
+    return Raster(planes[..., :-1] if has_alpha else planes, valid)
 
 
 def _read_with_rasterio(

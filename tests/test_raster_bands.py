@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 from raster_scenes import write_tiff
 
+from sgma_hf import SgmaImageProcessor
+from sgma_hf.dataset_schema import decode_raster
 from sgma_hf.raster_alpha import check_alpha
 from sgma_hf.raster_bands import ALL_BANDS, BandSelection, share_files
 from sgma_hf.raster_io import read_info, read_raster
@@ -122,3 +124,35 @@ def test_palette_file_on_another_grid_is_colours(tmp_path):
     with RasterScene({"rgb": path}, channels=CHANNELS, like=grid) as scene:
         image = scene.read(0, 0, 2, 4)["rgb"]
     assert image[1].tolist() == [[10, 20, 30]] * 2 + [[40, 50, 60]] * 2
+
+
+def test_processor_and_rasters_see_the_same_picture(tmp_path):
+    """Colours of a palette, transparent colours, alpha: one meaning, whoever opens the file."""
+    processor = SgmaImageProcessor(["rgb"], [3], rescale_factor=[1.0], image_mean=[[0.0] * 3], image_std=[[1.0] * 3])
+    palette = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    colours = Image.fromarray(np.array([[[10, 20, 30], [40, 50, 60], [70, 80, 90]]], dtype=np.uint8))
+    alpha = colours.copy()
+    alpha.putalpha(Image.fromarray(np.array([[255, 0, 255]], dtype=np.uint8)))
+    cases = [(palette, {}, 3), (palette, {"transparency": 1}, 2), (colours, {"transparency": (40, 50, 60)}, 2)]
+    for image, options, count in [*cases, (alpha, {}, 2)]:
+        image.save(tmp_path / "a.png", **options)
+        with RasterScene({"rgb": tmp_path / "a.png"}, channels=CHANNELS) as scene:
+            read = scene.read(0, 0, 1, 3)["rgb"]
+        batch = processor({"rgb": tmp_path / "a.png"})
+        mask = batch["modality_mask"][0, 0].expand(1, 3).numpy()
+        assert mask.sum() == count and mask.tolist() == (~read.mask[..., 0]).tolist()
+        np.testing.assert_array_equal(batch["pixel_values"][0].permute(1, 2, 0).numpy()[mask], read.data[mask])
+        stored = decode_raster(tmp_path / "a.png")
+        np.testing.assert_array_equal(stored[..., :3][mask], read.data[mask])
+        assert stored.shape[2] == (3 if count == 3 else 4)
+
+
+def test_labels_are_what_is_stored(tmp_path):
+    """Neither a palette nor a transparent colour changes the ids."""
+    for mode in ("L", "P"):
+        label = Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
+        if mode == "P":
+            label.putpalette([10, 20, 30, 40, 50, 60])
+        label.save(tmp_path / "label.png", transparency=1)
+        np.testing.assert_array_equal(decode_raster(tmp_path / "label.png", is_label=True), [[0, 1]])

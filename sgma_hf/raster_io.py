@@ -193,26 +193,19 @@ def read_info(path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS) -> R
     if _uses_pillow(path):
         try:
             with Image.open(path) as image:
-                return _pillow_info(image, path, bands)
+                size = (image.height, image.width)
+                channels, dtype, tagged = _pillow_layout(image, bands)
         except _PILLOW_ERRORS as error:
             raise ValueError(f"Cannot read {path}: {error}") from error
+        _check_bands(bands, channels + len(tagged), tagged, path)
+        channels = channels if bands.values is None else len(bands.values)
+        return RasterInfo(path, size, channels, dtype, None, bands.alpha_band(tagged) is not None, None, bands)
     rasterio = require_rasterio(path)
     try:
         with open_bands(rasterio, path, bands) as source:
             return _rasterio_info(rasterio, source, path, bands)
     except rasterio.errors.RasterioError as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
-
-
-def _pillow_info(image: Image.Image, path: Path, bands: BandSelection) -> RasterInfo:
-    channels, dtype = _pillow_layout(image)
-    tagged = [channels + 1] if _has_alpha(image) else []
-    if image.mode == "P" and bands.values is not None:
-        channels, tagged = 1, []
-    _check_bands(bands, channels + len(tagged), tagged, path)
-    channels = channels if bands.values is None else len(bands.values)
-    has_mask = bands.alpha_band(tagged) is not None
-    return RasterInfo(path, (image.height, image.width), channels, dtype, None, has_mask, None, bands)
 
 
 def _check_bands(bands: BandSelection, count: int, tagged: Sequence[int], path: Path) -> None:
@@ -223,10 +216,13 @@ def _check_bands(bands: BandSelection, count: int, tagged: Sequence[int], path: 
         raise ValueError(f"{path} has no band tagged as alpha beside those chosen; {bands} was asked for.")
 
 
-def _pillow_layout(image: Image.Image) -> tuple[int, str]:
-    """Channels without alpha, and dtype, that `decode_raster` gives for an image that is not a label."""
+def _pillow_layout(image: Image.Image, bands: BandSelection) -> tuple[int, str, list[int]]:
+    """Channels without alpha, dtype, and the number of the alpha band, if any, as `decode_raster` gives them."""
+    if image.mode == "P" and bands.values is not None:
+        return 1, "uint8", []  # indices
+    channels = 3 if shown_mode(image) in ("RGB", "RGBA") else 1
     dtype = {"I": "int32", "F": "float32"}.get(image.mode, "uint16" if image.mode.startswith("I;16") else "uint8")
-    return 3 if shown_mode(image) in ("RGB", "RGBA") else 1, dtype
+    return channels, dtype, [channels + 1] if _has_alpha(image) else []
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -380,9 +376,9 @@ def read_raster(
 
 
 def _read_with_pillow(path: Path, bands: BandSelection, *, palette_as_indices: bool) -> Raster:
+    info = read_info(path, bands=bands)
     try:
         with Image.open(path) as image:
-            info = _pillow_info(image, path, bands)
             indexed = image.mode == "P" and (palette_as_indices or bands.values is not None)
             has_alpha = not indexed and _has_alpha(image)
             planes = np.atleast_3d(decode_raster(image, is_label=indexed))  # with alpha, if there is any

@@ -1,9 +1,10 @@
 """A transformers pipeline for SGMA: `pipeline("multimodal-segmentation", model=...)`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import Pipeline
 
 from .decode_head_sgma import upsample_to_pixels
@@ -18,7 +19,8 @@ class SgmaPipeline(Pipeline):
 
     A call takes one dict or a list of dicts, as [`SgmaImageProcessor`] does: `{"rgb": array, "dsm": None}`, where a
     raster is an array, a PIL image or a path. Every sample is predicted as a whole; for large ones there is
-    `sgma_hf.raster.predict_raster`.
+    `sgma_hf.raster.predict_raster`. Samples of any sizes may share a batch (`batch_size=8`): what is predicted for one
+    does not depend on the others.
 
     A call returns a dict for each sample, with arrays of the size of its largest raster:
 
@@ -56,27 +58,62 @@ class SgmaPipeline(Pipeline):
                 f"Got a {type(inputs).__name__}; expected a dict from modality name to raster or None, or a list of "
                 f'them, such as {{"{self.image_processor.modalities[0]}": array}}.'
             )
-        return dict(self.image_processor(images=[dict(inputs)], return_tensors="pt"))
+        # One entry that is no tensor: `Pipeline` lists those of a batch, where it would concatenate or pad tensors.
+        return {"sample": self.image_processor(images=[dict(inputs)], return_tensors="pt")}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> Any:
-        pixel_values = model_inputs["pixel_values"].to(self.model.dtype)
-        return self.model(pixel_values=pixel_values, modality_mask=model_inputs["modality_mask"])
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        """Predict a sample, or the list of those of a batch, which `Pipeline` hands on one by one."""
+        samples = model_inputs["sample"]
+        if isinstance(samples, list):
+            return {"prediction": self._predict(samples)}
+        return {"prediction": self._predict([samples])[0]}
 
-    def postprocess(self, model_outputs: Any) -> dict[str, Any]:
-        """Turn the model's output into arrays."""
-        processor, config = self.image_processor, self.model.config
-        (labels,) = processor.post_process_semantic_segmentation(model_outputs)
-        size = tuple(model_outputs.coverage.shape[-2:])
-        scores = upsample_to_pixels(model_outputs.logits.float(), LOGITS_STRIDE, size)[0].softmax(0)
-        labels = labels.cpu().numpy().astype(np.uint8)
-        robustness = {}
-        if model_outputs.get("robustness") is not None:  # `Pipeline` drops what is None
-            (shares,) = processor.post_process_robustness(model_outputs)
-            robustness = dict(zip(processor.modalities, shares.cpu().numpy(), strict=True))
+    def _predict(self, samples: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        """Predict samples of any sizes; those whose tensors have the same shapes share a forward pass.
+
+        Padding to one size would do with a single pass, but changes what the encoder sees of the smaller samples.
+
+        Args:
+            samples: `pixel_values` (1, channels, height, width) and `modality_mask` (1, modalities) or
+                (1, modalities, height, width) of each.
+
+        Returns:
+            Per sample `labels`, int64 (height, width), `scores`, float32 (height, width), and, if the model has it,
+            `robustness`, float32 (modalities, height, width).
+        """
+        passes: dict[tuple[torch.Size, torch.Size], list[int]] = {}
+        for index, sample in enumerate(samples):
+            passes.setdefault((sample["pixel_values"].shape, sample["modality_mask"].shape), []).append(index)
+        predictions: dict[int, dict[str, torch.Tensor]] = {}
+        for indices in passes.values():
+            outputs = self.model(
+                pixel_values=torch.cat([samples[index]["pixel_values"] for index in indices]).to(self.model.dtype),
+                modality_mask=torch.cat([samples[index]["modality_mask"] for index in indices]),
+            )
+            predictions |= zip(indices, self._maps(outputs), strict=True)
+        return [predictions[index] for index in range(len(samples))]
+
+    def _maps(self, outputs: Any) -> list[dict[str, torch.Tensor]]:
+        """Bring the model's output to pixels, row by row; see `_predict`."""
+        size = tuple(outputs.coverage.shape[-2:])
+        rows = []
+        for row, labels in enumerate(self.image_processor.post_process_semantic_segmentation(outputs)):
+            logits = upsample_to_pixels(outputs.logits[row : row + 1].float(), LOGITS_STRIDE, size)[0]
+            rows.append({"labels": labels, "scores": logits.softmax(0).amax(0) * outputs.coverage[row]})
+        if outputs.robustness is not None:
+            for row, shares in zip(rows, self.image_processor.post_process_robustness(outputs), strict=True):
+                row["robustness"] = shares
+        return rows
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
+        """Turn the maps of one sample into arrays."""
+        config = self.model.config
+        maps = {name: values.cpu().numpy() for name, values in model_outputs["prediction"].items()}
+        shares = maps.get("robustness")
         return {
-            "labels": labels,
-            "scores": np.where(labels == 255, np.float32(0), scores.amax(0).cpu().numpy()),
-            "robustness": robustness,
+            "labels": maps["labels"].astype(np.uint8),
+            "scores": maps["scores"],
+            "robustness": {} if shares is None else dict(zip(self.image_processor.modalities, shares, strict=True)),
             "class_names": [str(config.id2label[index]) for index in range(config.num_labels)],
         }
 

@@ -67,6 +67,36 @@ def test_model_in_memory_and_model_without_robustness(processor):
     assert segment(samples()[0])["robustness"] == {}
 
 
+def test_batches_give_what_single_samples_give(checkpoint):
+    """More samples than stages, whole and partly covered ones, two sizes: each gets its own maps."""
+    generator = np.random.default_rng(1)
+    given = []
+    for index in range(7):
+        size = (40, 50) if index != 4 else (36, 64)
+        rgb = generator.integers(0, 255, (*size, 3)).astype(np.uint8)
+        sar = generator.uniform(-30, 0, (*size, 2)).astype(np.float32)
+        if index in (1, 2):
+            sar[: 10 * index] = np.nan
+        given.append({"rgb": rgb, "dsm": None, "sar": sar})
+    segment = pipeline("multimodal-segmentation", model=checkpoint)
+    single = segment(given)
+    assert not np.allclose(single[0]["robustness"]["sar"], single[3]["robustness"]["sar"], atol=1e-2)
+    for batch_size in (2, 3, 7):
+        for batched, alone in zip(segment(given, batch_size=batch_size), single, strict=True):
+            np.testing.assert_array_equal(batched["labels"], alone["labels"])
+            np.testing.assert_allclose(batched["scores"], alone["scores"], atol=1e-5)
+            assert list(batched["robustness"]) == ["rgb", "dsm", "sar"]
+            for name, shares in alone["robustness"].items():
+                np.testing.assert_allclose(batched["robustness"][name], shares, atol=1e-5)
+
+
+def test_batch_of_a_model_without_robustness(processor):
+    segment = pipeline("multimodal-segmentation", model=tiny_model(fusion="mean"), image_processor=processor)
+    results = segment(samples() * 2, batch_size=4)
+    assert [result["robustness"] for result in results] == [{}] * 4
+    np.testing.assert_array_equal(results[2]["labels"], segment(samples()[0])["labels"])
+
+
 def test_what_is_no_sample_is_refused(checkpoint):
     segment = pipeline("multimodal-segmentation", model=checkpoint)
     with pytest.raises(TypeError, match="expected a dict from modality name to raster"):

@@ -43,6 +43,7 @@ class SgmaPipeline(Pipeline):
 
     _load_processor = False
     _load_image_processor = True
+    _load_video_processor = False  # None would try one, by the code in the checkpoint, and ask for trust in it
     _load_feature_extractor = False
     _load_tokenizer = False
 

@@ -43,7 +43,7 @@ def samples():
 
 
 def test_dict_and_list_of_dicts(model, processor, checkpoint):
-    segment = pipeline("multimodal-segmentation", model=checkpoint)  # the package is there: no trust is asked for
+    segment = pipeline("multimodal-segmentation", model=checkpoint)
     assert type(segment) is sgma_hf.SgmaPipeline
     first, second = samples()
     result = segment(first)
@@ -65,6 +65,13 @@ def test_model_in_memory_and_model_without_robustness(processor):
     mean = tiny_model(fusion="mean")
     segment = pipeline("multimodal-segmentation", model=mean, image_processor=processor)
     assert segment(samples()[0])["robustness"] == {}
+
+
+def test_no_trust_is_asked_for_where_the_package_is(checkpoint, monkeypatch):
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "n")
+    pipeline("multimodal-segmentation", model=checkpoint)
+    assert questions == []
 
 
 def test_batches_give_what_single_samples_give(checkpoint):

@@ -152,7 +152,8 @@ class SgmaConfig(PreTrainedConfig):
             Standard deviation of the initial weights of backbone layers that have no initialisation of their own.
             Everything of ours keeps the variance of its input instead.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
-            Label value that is left out of the loss.
+            Label value that is left out of the loss. [`SgmaImageProcessor`], and with it training and evaluation by
+            this package, writes 255; another value is for labels of your own.
         class_weights (`list[float]`, *optional*):
             Weight of each class in the loss, for classes that are rare. The paper has none.
         tile_size (`int`, *optional*):

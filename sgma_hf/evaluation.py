@@ -174,12 +174,24 @@ def check_evaluated(config: Any, processor: BaseImageProcessor, dataset: Sequenc
         )
     if len(dataset) == 0:
         raise ValueError("`dataset` has no rows; expected at least one with a label. Choose another split.")
+    check_processor(config, processor)
+
+
+def check_processor(config: Any, processor: BaseImageProcessor) -> None:
+    """Raise a ValueError unless the model understands what the processor makes of a row and its label."""
     given = (list(processor.modalities), list(processor.modality_channels))
     expected = (list(config.modalities), list(config.modality_channels))
     if given != expected:
         raise ValueError(
             f"`processor` is for modalities {given[0]} with {given[1]} channels, the model for {expected[0]} with "
-            f"{expected[1]}. Load the processor from the model's own folder."
+            f"{expected[1]}; they have to be the same, in one order. Load the processor from the model's own folder, "
+            "or build it from the model's configuration."
+        )
+    if config.semantic_loss_ignore_index != IGNORE_INDEX:
+        raise ValueError(
+            f"The model's `semantic_loss_ignore_index` is {config.semantic_loss_ignore_index}; the processor marks "
+            f"pixels without a label by {IGNORE_INDEX}. Set it to {IGNORE_INDEX} in the model's configuration; the "
+            "weights do not depend on it."
         )
 
 

@@ -23,7 +23,7 @@ from .checkpoints import (
 )
 from .data_collator import SgmaDataCollator
 from .dataset_schema import decode_raster, present_modalities
-from .evaluation import evaluate_modality_combinations
+from .evaluation import check_processor, evaluate_modality_combinations
 from .hub_trainer import HubTrainer
 from .learning_dynamics import LearningDynamics, feature_separation, modality_parameters
 from .modality_sampling import (
@@ -94,8 +94,8 @@ class SgmaTrainer(HubTrainer):
         kwargs: Passed on to `Trainer`.
 
     Raises:
-        ValueError: If processor and model disagree on the modalities, there is no row, or Accelerate was started with
-            FSDP version 1.
+        ValueError: If processor and model disagree on the modalities or the ignored label, there is no row, or
+            Accelerate was started with FSDP version 1.
         TypeError: If `train_dataset` has no length, or `data_collator` is of another class.
     """
 
@@ -113,7 +113,7 @@ class SgmaTrainer(HubTrainer):
         data_collator: SgmaDataCollator | None = None,
         **kwargs,
     ):
-        _check_processor(processing_class, model)
+        check_processor(model.config, processing_class)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             _check_dataset(name, dataset)
         if data_collator is None:
@@ -527,16 +527,6 @@ def _describe_collator(args: SgmaTrainingArguments, collator: SgmaDataCollator) 
     for name in _AUGMENTATION:
         value = getattr(collator, name)
         setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)
-
-
-def _check_processor(processor: BaseImageProcessor, model: PreTrainedModel) -> None:
-    given = dict(zip(processor.modalities, processor.modality_channels, strict=True))
-    expected = dict(zip(model.config.modalities, model.config.modality_channels, strict=True))
-    if list(given.items()) != list(expected.items()):
-        raise ValueError(
-            f"The processor has the modalities {given}, the model {expected}; they have to be the same, in one order. "
-            "Build the processor from the model's configuration, or load both from one checkpoint."
-        )
 
 
 def _check_dataset(name: str, dataset: Any) -> None:

@@ -324,6 +324,9 @@ def test_bad_options_are_errors():
         evaluate_modality_combinations(model, processor, rows, combinations=[])
     with pytest.raises(ValueError, match=r"`processor` is for modalities \['nir'\]"):
         evaluate_modality_combinations(model, _plain_processor(["nir"]), rows)
+    model.config.semantic_loss_ignore_index = -100
+    with pytest.raises(ValueError, match=r"`semantic_loss_ignore_index` is -100; .* Set it to 255"):
+        evaluate_modality_combinations(model, processor, rows)
 
 
 @pytest.mark.parametrize("training", [True, False])

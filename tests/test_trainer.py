@@ -355,6 +355,9 @@ def test_processor_and_model_have_to_agree(tmp_path):
             processing_class=SgmaImageProcessor(["dsm", "rgb", "nir"], [1, 3, 1]),
             train_dataset=make_rows(),
         )
+    trainer.model.config.semantic_loss_ignore_index = -100
+    with pytest.raises(ValueError, match=r"`semantic_loss_ignore_index` is -100; .* Set it to 255"):
+        make_trainer(tmp_path, model=trainer.model)
 
 
 def test_training_on_several_gpus_in_one_process_is_refused_with_both_remedies(tmp_path):

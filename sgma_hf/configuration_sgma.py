@@ -21,7 +21,8 @@ RESERVED_MODALITY_NAMES = frozenset(
 )
 MAX_MODALITIES = 64
 MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred bands
-MAX_LABELS = 255  # label maps are uint8, and 255 says "ignore"
+IGNORE_INDEX = 255  # of a pixel without a label; label maps are uint8
+MAX_LABELS = IGNORE_INDEX
 MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
 STAGE_STRIDES = (4, 8, 16, 32)
 FUSIONS = ("sgf", "mean", "pointwise_mean", "projector_mean")
@@ -203,7 +204,7 @@ class SgmaConfig(PreTrainedConfig):
     dice_loss_weight: float | int = 1.0
     freeze_batch_norm: bool = True
     initializer_range: float = 0.02
-    semantic_loss_ignore_index: int = 255
+    semantic_loss_ignore_index: int = IGNORE_INDEX
     class_weights: list[float | int] | tuple[float | int, ...] | None = None
     tile_size: int | None = None
     palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = None

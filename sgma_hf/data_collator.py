@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor
 
-from .dataset_schema import IGNORE_INDEX, decode_row
+from .configuration_sgma import IGNORE_INDEX
+from .dataset_schema import decode_row
 from .modality_sampling import ROW_KEY, RowKey
 
 

@@ -32,13 +32,12 @@ from PIL import Image as PILImage
 from PIL import TiffImagePlugin, UnidentifiedImageError
 from transformers.utils import logging
 
-from .configuration_sgma import check_modalities
+from .configuration_sgma import IGNORE_INDEX, check_modalities
 from .image_transforms_sgma import shown_mode
 
 
 logger = logging.get_logger(__name__)
 
-IGNORE_INDEX = 255
 METADATA_FILE = "sgma_dataset.json"
 FORMAT_VERSION = 1
 SUPPORTED_DTYPES = ("uint8", "uint16", "int16", "int32", "float32")

@@ -27,7 +27,8 @@ from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from .dataset_schema import IGNORE_INDEX, decode_row
+from .configuration_sgma import IGNORE_INDEX
+from .dataset_schema import decode_row
 from .metrics import (
     ScoredClasses,
     check_class_ids,

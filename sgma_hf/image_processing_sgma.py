@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.utils import logging
 
-from .configuration_sgma import MAX_IMAGE_SIDE, check_modalities, check_num_labels
+from .configuration_sgma import IGNORE_INDEX, MAX_IMAGE_SIDE, check_modalities, check_num_labels
 from .image_transforms_sgma import (
-    IGNORE_INDEX,
     REFERENCE_LEVELS,
     Moments,
     Raster,

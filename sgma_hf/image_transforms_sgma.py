@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .configuration_sgma import IGNORE_INDEX
 
-IGNORE_INDEX = 255
+
 REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
 # float32 and float64 rasters often carry the lowest number of their type as nodata, rounded or not: no measurement.
 LARGEST_VALUE = 3.4e38

@@ -18,10 +18,10 @@ import torch
 from transformers.utils import logging
 
 from .agreement import modality_agreement
+from .configuration_sgma import IGNORE_INDEX
 from .inference import LOGITS_STRIDE, TileBlender, default_stride, pixel_logits, tile_starts
 from .raster_io import bounded_cache
 from .raster_output import (
-    IGNORE_INDEX,
     Layer,
     OutputPlan,
     StripStore,

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from .configuration_sgma import IGNORE_INDEX
 from .raster_io import Georeference, require_rasterio
 from .visualization import colorize, default_palette
 
 
-IGNORE_INDEX = 255
 PNG_SUFFIXES, TIFF_SUFFIXES = (".png",), (".tif", ".tiff")
 EXTRAS = ("confidence", "probabilities", "robustness", "decision", "agreement")
 COG_BLOCK = 512

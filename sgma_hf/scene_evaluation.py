@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from .dataset_schema import IGNORE_INDEX, whole_numbers
+from .configuration_sgma import IGNORE_INDEX
+from .dataset_schema import whole_numbers
 from .evaluation import modality_combinations, summarize_combinations
 from .metrics import ScoredClasses, check_class_ids, confusion_matrix, segmentation_scores
 from .raster import predict_raster

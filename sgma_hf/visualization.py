@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .configuration_sgma import IGNORE_INDEX
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-IGNORE_INDEX = 255
 # Okabe and Ito (2008), told apart under the common colour blindnesses, with a grey first, for ground.
 SAFE_COLORS = (
     (187, 187, 187), (213, 94, 0), (240, 228, 66), (0, 158, 115), (0, 114, 178),

@@ -16,8 +16,9 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.configuration_sgma import IGNORE_INDEX
 from sgma_hf.raster import RasterPrediction, predict_raster
-from sgma_hf.raster_output import EXTRAS, IGNORE_INDEX, PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
+from sgma_hf.raster_output import EXTRAS, PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
 from sgma_hf.raster_sources import RasterInput
 
 

@@ -26,7 +26,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ..dataset_schema import IGNORE_INDEX, DatasetMetadata
+from ..configuration_sgma import IGNORE_INDEX
+from ..dataset_schema import DatasetMetadata
 from .window_reader import WindowReaders
 
 

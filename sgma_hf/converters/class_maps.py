@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset_schema import IGNORE_INDEX
+from ..configuration_sgma import IGNORE_INDEX
 
 
 # Told apart under the common colour blindnesses (after Okabe and Ito, 2008).

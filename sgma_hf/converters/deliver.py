@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dataset_schema import IGNORE_INDEX
+from ..configuration_sgma import IGNORE_INDEX
 from .benchmark_builder import BenchmarkBuilder
 from .benchmark_command import run_command
 from .benchmark_dataset import (

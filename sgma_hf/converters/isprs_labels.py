@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..dataset_schema import IGNORE_INDEX
+from ..configuration_sgma import IGNORE_INDEX
 from .benchmark_dataset import Choice
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..dataset_schema import IGNORE_INDEX, METADATA_FILE, DatasetMetadata, encode_raster
+from ..configuration_sgma import IGNORE_INDEX
+from ..dataset_schema import METADATA_FILE, DatasetMetadata, encode_raster
 from .dataset_card import build_card
 from .statistics import SplitStatistics
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset_schema import IGNORE_INDEX, DatasetMetadata, valid_pixels
+from ..configuration_sgma import IGNORE_INDEX
+from ..dataset_schema import DatasetMetadata, valid_pixels
 
 
 class _ModalityStatistics:

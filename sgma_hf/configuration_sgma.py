@@ -162,7 +162,7 @@ class SgmaConfig(PreTrainedConfig):
             `crop_size`, or without one the largest side of its rows. Evaluation and prediction cut larger images into
             windows of this size. The model itself takes any size.
         palette (`list[list[int]]`, *optional*):
-            [red, green, blue] in 0..255 of each class, for pictures.
+            [red, green, blue] in 0..255 of each class, for pictures; one for every class, or None.
         format_version (`int`, *optional*, defaults to 1):
             Version of this configuration's meaning; one that this code does not know is refused.
 
@@ -256,6 +256,10 @@ class SgmaConfig(PreTrainedConfig):
             raise ValueError(f"`classifier_dropout_prob` is {self.classifier_dropout_prob}; expected [0, 1).")
         if not 0 <= self.initializer_range < float("inf"):
             raise ValueError(f"`initializer_range` is {self.initializer_range}; expected a finite standard deviation.")
+        if self.palette and len(self.palette) != self.num_labels:
+            raise ValueError(
+                f"`palette` has {len(self.palette)} colours for {self.num_labels} classes; give one for each, or None."
+            )
         for color in self.palette or []:
             if len(color) != 3 or not all(0 <= part <= 255 for part in color):
                 raise ValueError(f"`palette` has {color}; expected [red, green, blue], each 0 to 255.")
@@ -265,6 +269,26 @@ class SgmaConfig(PreTrainedConfig):
                 f"`semantic_loss_ignore_index` is {self.semantic_loss_ignore_index}, which is also one of the "
                 f"{self.num_labels} classes; use a value that no class has, such as 255."
             )
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """Build a configuration as transformers does, and check what `kwargs` change in it, too.
+
+        Colours and weights of classes are left out, with a warning, if `kwargs` ask for another number of classes, as
+        in `from_pretrained(folder, num_labels=7, ignore_mismatched_sizes=True)`: they are those of the old classes.
+        """
+        names = kwargs.get("id2label")
+        num_labels = kwargs.get("num_labels") if names is None else len(names)
+        config_dict = dict(config_dict)
+        for name in ("palette", "class_weights"):
+            if num_labels is not None and len(config_dict.get(name) or ()) not in (0, num_labels):
+                config_dict[name] = None
+                if name not in kwargs:
+                    logger.warning(f"`{name}` of the configuration is not for {num_labels} classes and is left out.")
+        result = super().from_dict(config_dict, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result  # `return_unused_kwargs`
+        config._check_values()
+        return result
 
     @property
     def num_modalities(self) -> int:

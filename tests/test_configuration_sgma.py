@@ -98,6 +98,9 @@ def test_many_bands_and_one_modality_are_fine():
         ({"mas_loss_weight": -1.0}, "`mas_loss_weight` is -1.0"),
         ({"sgf_loss_weight": float("nan")}, "`sgf_loss_weight` is nan"),
         ({"classifier_dropout_prob": 1.0}, "`classifier_dropout_prob` is 1.0"),
+        ({"palette": [[1, 2, 3]]}, "`palette` has 1 colours for 5 classes"),
+        ({"palette": [[1, 2, 3]] * 3, "num_labels": 2, "id2label": {0: "a", 1: "b"}}, "3 colours for 2 classes"),
+        ({"palette": [[1, 2, 256]] * 5}, r"`palette` has \[1, 2, 256\]"),
         ({"semantic_loss_ignore_index": 4}, "also one of the 5 classes"),
         ({"backbone_config": {"model_type": "resnet50"}}, "'resnet50', which transformers does not know"),
         ({"backbone_config": {"hidden_sizes": [8]}}, "model type None"),
@@ -118,6 +121,25 @@ def test_wrong_types_are_refused_by_name(changes):
     (name,) = changes
     with pytest.raises(Exception, match=name):
         tiny_config(**changes)
+
+
+def test_colours_and_weights_of_other_classes_do_not_outlive_them(tmp_path):
+    """`from_pretrained` with other classes, as for fine-tuning on another data set."""
+    palette = [[index, 0, 0] for index in range(5)]
+    tiny_config(palette=palette, class_weights=[1.0] * 5).save_pretrained(tmp_path)
+    assert SgmaConfig.from_pretrained(tmp_path).palette == palette
+    assert SgmaConfig.from_pretrained(tmp_path, num_labels=5).palette == palette
+    for changes in ({"num_labels": 3}, {"id2label": {0: "soil", 1: "crop", 2: "weed"}}):
+        config = SgmaConfig.from_pretrained(tmp_path, **changes)
+        assert (config.num_labels, config.palette, config.class_weights) == (3, None, None)
+    config = SgmaConfig.from_pretrained(tmp_path, num_labels=3, palette=palette[:3])
+    assert config.palette == palette[:3]
+    with pytest.raises(ValueError, match="5 colours for 3 classes"):
+        SgmaConfig.from_pretrained(tmp_path, num_labels=3, palette=palette)
+    with pytest.raises(ValueError, match="3 colours for 5 classes"):
+        SgmaConfig.from_pretrained(tmp_path, palette=palette[:3])
+    with pytest.raises(ValueError, match="`fusion` is 'sum'"):
+        SgmaConfig.from_pretrained(tmp_path, fusion="sum")
 
 
 def test_a_hand_edited_file_is_checked_too(tmp_path):

@@ -123,6 +123,7 @@ class HubTrainer(Trainer):
         step = self._step_of_weights()
         finished = [entry for entry in self.state.log_history if "train_runtime" in entry]
         arguments = {key: getattr(self.args, key) for key in RECORDED_ARGUMENTS if hasattr(self.args, key)}
+        model = self.accelerator.unwrap_model(self.model)
         steps_per_epoch = self.state.global_step / self.state.epoch if self.state.epoch else None
         return TrainingRecord(
             dataset=name or _name_of(self.train_dataset),
@@ -130,7 +131,8 @@ class HubTrainer(Trainer):
             train_split=described.train_split or _split_of(self.train_dataset),
             train_rows=None if self.train_dataset is None else len(self.train_dataset),
             units=described.units,
-            finetuned_from=dataset_name(self.accelerator.unwrap_model(self.model).config._name_or_path or None)[0],
+            finetuned_from=dataset_name(model.config._name_or_path or None)[0],
+            backbone=dataset_name(model.pretrained_backbone)[0],
             command=self.command or command_line(),
             arguments={key: _plain(value) for key, value in arguments.items()},
             num_processes=self.args.world_size,

@@ -59,7 +59,8 @@ def build_model_card(
         template_str=files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"),
         marker=MARKER,
         name=name,
-        finetuned_from=record.finetuned_from,
+        config=config,
+        record=record,
         modality_table=_modality_table(processor, record.units),
         class_table=_class_table(config),
         snippet=usage_snippet(processor, repo_id or "."),
@@ -69,9 +70,17 @@ def build_model_card(
         if (evaluation or {}).get("scored_classes") == "union"
         else "labelled anywhere",
         training=_training(record),
-        seen=f"the data set {record.dataset} only" if record.dataset else "data that is not recorded here",
+        seen=_seen(record),
         last_modality=processor.modalities[-1],
     )
+
+
+def _seen(record: TrainingRecord) -> str:
+    """The data that formed the weights, as far as it is known."""
+    if record.dataset is None:
+        return "data that is not recorded here"
+    start = record.finetuned_from or record.backbone
+    return f"the data set {record.dataset}" + (f", and before that what `{start}` had" if start else " only")
 
 
 def _evaluated_on(evaluation: Mapping[str, Any]) -> str:

@@ -448,6 +448,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         self.sgma = SgmaModel(config)
         self.supports_gradient_checkpointing = self.sgma.supports_gradient_checkpointing
         self.decode_head = SgmaDecodeHead(config, self.sgma.channels)
+        self.pretrained_backbone: str | None = None  # what the encoder started from, for the model card
         self.post_init()
 
     @classmethod
@@ -484,6 +485,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             )
         model = cls(config)
         model.sgma.backbone.load_state_dict(backbone.state_dict())
+        model.pretrained_backbone = str(backbone_name_or_path)
         return model
 
     @classmethod

@@ -62,6 +62,7 @@ class TrainingRecord:
         train_rows: Rows that were trained on.
         units: Unit of each modality's values by name.
         finetuned_from: Checkpoint that training went on from.
+        backbone: Checkpoint that the encoder of a new model started from.
         command: The command that was typed, without tokens.
         arguments: Those of `RECORDED_ARGUMENTS`.
         num_processes: Processes that trained together.
@@ -80,6 +81,7 @@ class TrainingRecord:
     train_rows: int | None = None
     units: dict[str, str | None] = field(default_factory=dict)
     finetuned_from: str | None = None
+    backbone: str | None = None
     command: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     num_processes: int | None = None

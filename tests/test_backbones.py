@@ -144,6 +144,8 @@ def test_pretrained_weights_of_a_classifier_are_taken_exactly(name, tmp_path):
         assert torch.equal(tensor, classifier[source[0]]), key
         taken += 1
     assert taken > 20
+    assert model.pretrained_backbone == str(tmp_path)
+    assert SgmaForSemanticSegmentation(config).pretrained_backbone is None
     assert torch.isfinite(model.eval()(batch()[0]).logits).all()
 
 

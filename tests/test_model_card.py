@@ -99,6 +99,50 @@ def test_the_card_names_modalities_units_normalisation_classes_and_training(pair
     assert "NVIDIA" not in section(text, "Limits") and "org/fields only" in section(text, "Limits")
 
 
+def differences(record=None, **changes):
+    config = tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1], **changes).config
+    card = str(build_model_card(config, SgmaImageProcessor(["rgb", "dsm"], [3, 1]), record))
+    return " ".join(section(card, "Differences from the paper").split())
+
+
+def test_differences_from_the_paper_are_those_of_these_weights():
+    ours = differences(TrainingRecord(steps=1, arguments={"robustness_sampling": True}))
+    assert "with 16 hidden channels, is added to what enters the shared encoder" in ours
+    assert "- A Dice loss of weight 1.0 is added" in ours
+    assert "rows with fragile modalities and hard rows came more often" in ours
+    assert "in the paper 2 and 1" not in ours and "weighted" not in ours and "baseline" not in ours
+    papers = differences(
+        TrainingRecord(steps=1, arguments={"robustness_sampling": False}), modality_adapter_size=0, dice_loss_weight=0
+    )
+    for words in ("adapter", "Dice", "fragile"):
+        assert words not in papers
+    assert "- Class prototypes are averages" in papers and "- Modality-aware sampling draws one" in papers
+    changed = differences(fusion_residual=True, mas_loss_weight=0, class_weights=[1.0] * 5)
+    assert "weigh 2.0 and 0; in the paper 2 and 1." in changed and "The classes are weighted" in changed
+    assert "Modality-aware sampling draws" not in changed and "averaged by robustness, are added" in changed
+    baseline = differences(fusion="mean")
+    assert "The fusion is `mean`, a baseline" in baseline and "prototypes" not in baseline
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        ({}, "It has seen data that is not recorded here;"),
+        ({"dataset": "fields"}, "It has seen the data set fields only;"),
+        (
+            {"dataset": "fields", "finetuned_from": "org/sgma"},
+            "the data set fields, and before that what `org/sgma` had;",
+        ),
+        ({"dataset": "fields", "backbone": "org/pvt"}, "the data set fields, and before that what `org/pvt` had;"),
+    ],
+)
+def test_limits_name_all_that_formed_the_weights(pair, facts, line):
+    card = str(build_model_card(*_of(pair), TrainingRecord(**facts)))
+    assert line in " ".join(section(card, "Limits").split())
+    assert ("The encoder started from the weights of `org/pvt`." in card) == ("backbone" in facts)
+    assert ("Fine-tuned from `org/sgma`." in card) == ("finetuned_from" in facts)
+
+
 def test_without_an_evaluation_there_is_no_score_anywhere(pair):
     text = str(build_model_card(*_of(pair), TrainingRecord(steps=1), repo_id="org/name"))
     assert "These weights have not been evaluated: this card states no scores." in text

@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer
+from transformers import PvtV2Config, PvtV2ForImageClassification, Trainer
 
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor, hub_trainer
 from sgma_hf.commands.train import main
 from sgma_hf.converters.demo_scenes import write_demo_scenes
 from sgma_hf.converters.parquet_writer import ParquetDatasetWriter
 from sgma_hf.dataset_schema import DatasetMetadata
+from sgma_hf.training_record import TrainingRecord
 
 
 BACKBONE = {
@@ -52,6 +53,16 @@ def arguments(scenes, tmp_path):
 
 def flags(arguments, **changes):
     return [text for name, value in (arguments | changes).items() for text in (f"--{name}", str(value))]
+
+
+def test_a_pretrained_encoder_is_named_in_the_record_and_on_the_card(arguments, tmp_path):
+    values = {key: value for key, value in BACKBONE.items() if key != "model_type"}
+    PvtV2ForImageClassification(PvtV2Config(**values)).save_pretrained(tmp_path / "pvt_of_leaves")
+    del arguments["backbone_config"]
+    assert main(flags(arguments, backbone=tmp_path / "pvt_of_leaves")) == 0
+    assert TrainingRecord.load(tmp_path / "run").backbone == "pvt_of_leaves"
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "scenes, and before that what `pvt_of_leaves` had" in " ".join(card.split())
 
 
 def test_training_leaves_a_model_a_processor_and_the_scores_on_validation(arguments, tmp_path, capsys):

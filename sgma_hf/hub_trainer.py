@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi, ModelCard, run_as_future
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
@@ -28,6 +28,7 @@ from .training_record import (
     package_commit,
     package_versions,
 )
+from .weights_digest import DIGEST_KEY, weights_digest
 
 
 logger = logging.get_logger(__name__)
@@ -92,12 +93,18 @@ class HubTrainer(Trainer):
         self._best_step = None
         return super().train(*args, **kwargs)
 
-    def record_evaluation(self, results: Mapping[str, Any], rows: Sequence | None = None) -> None:
+    def record_evaluation(
+        self, results: Mapping[str, Any], model: PreTrainedModel, rows: Sequence | None = None
+    ) -> dict[str, Any]:
         """Keep the scores of the weights as they are now, for the card.
 
         Args:
-            results: What `evaluate_modality_combinations` returned for this trainer's model.
+            results: What `evaluate_modality_combinations` returned.
+            model: The model that it was called with: this trainer's, whole and without wrappers.
             rows: The rows that it was evaluated on; None is the trainer's own evaluation rows.
+
+        Returns:
+            The results, with `dataset`, `split`, whether that was `trained_on`, and the SHA-256 of the weights.
         """
         own = rows is None or rows is self.eval_dataset
         rows = self.eval_dataset if rows is None else rows
@@ -106,8 +113,10 @@ class HubTrainer(Trainer):
             "dataset": dataset_name(described.dataset)[0] if own and described.dataset else _name_of(rows),
             "split": (described.evaluation_split if own else None) or _split_of(rows),
             "trained_on": rows is self.train_dataset,
+            DIGEST_KEY: weights_digest(model.state_dict().items()),
         }
         self._evaluation = (self._step_of_weights(), source | dict(results))
+        return self._evaluation[1]
 
     def _step_of_weights(self) -> int:
         return self.state.global_step if self._best_step is None else self._best_step

@@ -499,7 +499,7 @@ class SgmaTrainer(HubTrainer):
             progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
             accelerator=self.accelerator,
         )
-        self.record_evaluation(results, dataset)
+        self.record_evaluation(results, model, dataset)
         metrics = {
             f"{metric_key_prefix}_{name}": results[name] for name in ("average_miou", "top1_miou", "last1_miou")
         }

@@ -72,7 +72,8 @@ class TrainingRecord:
         versions: Version of every package that matters.
         commit: Commit of the package's repository.
         hardware: What it ran on.
-        evaluation: Results of `evaluate_modality_combinations` of these very weights, with `dataset` and `split`.
+        evaluation: Results of `evaluate_modality_combinations` of these very weights, with `dataset`, `split` and the
+            weights' SHA-256 (`sgma_hf.weights_digest`).
     """
 
     dataset: str | None = None

@@ -18,6 +18,7 @@ from sgma_hf.evaluation import (
 from sgma_hf.image_processing_sgma import SgmaImageProcessor
 from sgma_hf.metrics import confusion_matrix, segmentation_scores
 from sgma_hf.modeling_sgma import SgmaForSemanticSegmentation
+from sgma_hf.weights_digest import weights_digest
 
 
 BACKBONE = {
@@ -405,6 +406,7 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     assert (results["split"], results["rows"], results["dtype"]) == ("validation", 7, "float32")
     expected = evaluate_modality_combinations(model, processor, rows)
     assert results["average_miou"] == expected["average_miou"]
+    assert results["weights_sha256"] == weights_digest(model.state_dict().items())
     assert results_to_markdown(results) in capsys.readouterr().out
     with pytest.raises(ValueError, match="no split 'test'"):
         main([*paths, "--split", "test"])

@@ -17,6 +17,7 @@ from sgma_hf.converters.demo_scenes import write_demo_scenes
 from sgma_hf.converters.parquet_writer import ParquetDatasetWriter
 from sgma_hf.dataset_schema import DatasetMetadata
 from sgma_hf.training_record import TrainingRecord
+from sgma_hf.weights_digest import checkpoint_digest
 
 
 BACKBONE = {
@@ -75,6 +76,9 @@ def test_training_leaves_a_model_a_processor_and_the_scores_on_validation(argume
     assert len(model.config.palette) == 5
     assert processor.nodata[1] == [-9999.0]
     results = json.loads((run / "validation_results.json").read_text())
+    assert results["weights_sha256"] == checkpoint_digest(run)
+    assert (results["dataset"], results["split"], results["trained_on"]) == ("scenes", "validation", False)
+    assert TrainingRecord.load(run).evaluation == results
     assert len(results["combinations"]) == 7
     assert "| rgb+dsm+nir |" in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ import sgma_hf  # noqa: F401  registers the model with transformers' Auto classe
 from sgma_hf.commands import evaluate_scene
 from sgma_hf.dataset_schema import load_rows, with_modality_columns
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
+from sgma_hf.weights_digest import DIGEST_KEY, checkpoint_digest
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     source = {
         "model": args.model,
+        DIGEST_KEY: checkpoint_digest(args.model),
         "dataset": args.dataset,
         "split": args.split,
         "dtype": args.dtype,

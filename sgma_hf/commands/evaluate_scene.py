@@ -22,6 +22,7 @@ from sgma_hf.evaluation import results_to_markdown, save_results
 from sgma_hf.raster_io import require_rasterio
 from sgma_hf.scene_evaluation import evaluate_scene, score_map
 from sgma_hf.visualization import plot_robustness_matrix
+from sgma_hf.weights_digest import DIGEST_KEY, checkpoint_digest
 
 
 def _parser(modalities: Sequence[str]) -> argparse.ArgumentParser:
@@ -89,9 +90,8 @@ def _score_model(args: argparse.Namespace, processor: Any, rasters: Mapping[str,
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
     options = {"tile_size": args.tile, "stride": args.stride, "batch_size": args.batch_size}
-    return {"model": args.model, "label": args.label} | evaluate_scene(
-        model, processor, rasters, args.label, **options
-    )
+    source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label}
+    return source | evaluate_scene(model, processor, rasters, args.label, **options)
 
 
 def _plot(results: Mapping[str, Any], path: str) -> None:

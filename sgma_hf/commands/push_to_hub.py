@@ -12,7 +12,8 @@ import sgma_hf  # noqa: F401  registers the model with transformers' Auto classe
 from sgma_hf.model_card import MARKER, build_model_card
 from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
 from sgma_hf.saving_sgma import push_folder
-from sgma_hf.training_record import TrainingRecord, dataset_name
+from sgma_hf.training_record import RECORD_FILE, TrainingRecord, dataset_name
+from sgma_hf.weights_digest import DIGEST_KEY, checkpoint_digest
 
 
 @dataclass
@@ -27,7 +28,7 @@ class PushToHubArguments:
     max_shard_size: str = field(default="5GB", metadata={"help": "Split larger weights into files of this size."})
     evaluation: str | None = field(
         default=None,
-        metadata={"help": "Scores for the card: what `sgma-hf evaluate` wrote for this checkpoint."},
+        metadata={"help": "Scores for the card: what `sgma-hf evaluate` wrote for these weights."},
     )
     license: str | None = field(default=None, metadata={"help": "Licence of the weights, for instance cc-by-4.0."})
 
@@ -91,16 +92,24 @@ def _push(staging: str, args: PushToHubArguments) -> str | None:
 def _record(folder: Path, evaluation: str | None) -> TrainingRecord:
     """What the checkpoint's training recorded, with the scores of a file if one is given."""
     record = TrainingRecord.load(folder) or TrainingRecord()
+    digest = checkpoint_digest(folder)
     if evaluation is None:
+        if record.evaluation is not None and record.evaluation.get(DIGEST_KEY) != digest:
+            record.evaluation = None
+            print(
+                f"sgma-hf push-to-hub: the scores in {folder / RECORD_FILE} are of other weights, or do not say of "
+                "which, and are left out. Evaluate this checkpoint and give the file by --evaluation.",
+                file=sys.stderr,
+            )
         return record
     results = json.loads(Path(evaluation).read_text(encoding="utf-8"))
-    measured = results.get("model")
-    if "combinations" not in results or measured is None:
+    if "combinations" not in results:
         raise ValueError(f"--evaluation {evaluation} is not what `sgma-hf evaluate` writes.")
-    if Path(measured).resolve() != folder.resolve():
+    if results.get(DIGEST_KEY) != digest:
+        reason = "of other weights than those" if DIGEST_KEY in results else f"without the `{DIGEST_KEY}` of those"
         raise ValueError(
-            f"--evaluation {evaluation} has the scores of {measured!r}, not of {str(folder)!r}; a card states only "
-            "what was measured on its own weights. Evaluate this checkpoint."
+            f"--evaluation {evaluation} has scores {reason} in {str(folder)!r}; a card states only what was measured "
+            "on its own weights. Evaluate this checkpoint."
         )
     results["dataset"], _ = dataset_name(results.get("dataset"))
     record.evaluation = {key: value for key, value in results.items() if key != "model"}

@@ -380,15 +380,16 @@ def _even_cuts(side: int, crop_size: int, cells: int) -> list[slice]:
 
 def _report(trainer: SgmaTrainer, validation_rows: Dataset) -> None:
     """Score the model that was saved, print the table and write it beside the model."""
+    model = trainer.whole_model()
     results = evaluate_modality_combinations(
-        trainer.whole_model(),
+        model,
         trainer.processing_class,
         validation_rows,
         window_size=trainer.model.config.tile_size,
         batch_size=trainer.args.per_device_eval_batch_size,
         accelerator=trainer.accelerator,
     )
-    trainer.record_evaluation(results)
+    results = trainer.record_evaluation(results, model)
     if trainer.is_world_process_zero():
         save_results(results, Path(trainer.args.output_dir) / "validation_results.json")
         print(results_to_markdown(results))

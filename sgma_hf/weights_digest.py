@@ -1,0 +1,46 @@
+"""Which weights a score is of: a SHA-256 that a copy of a checkpoint keeps, and any other weights do not have."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers.utils import cached_file
+
+
+DIGEST_KEY = "weights_sha256"  # in the files of results
+
+
+def weights_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of names, dtypes, shapes and values of weights, whatever their order.
+
+    Args:
+        weights: Names and tensors, as `model.state_dict().items()` has them.
+    """
+    lines = []
+    for name, tensor in weights:
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        lines.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content).hexdigest()}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def checkpoint_digest(name_or_path: str | os.PathLike) -> str:
+    """`weights_digest` of a checkpoint as it is stored: moved, or split into other files, it stays the same.
+
+    Args:
+        name_or_path: Folder, or id on the Hub, of a checkpoint in safetensors files.
+
+    Raises:
+        OSError: If there is no such checkpoint.
+    """
+    return weights_digest(_stored_weights(Path(cached_file(str(name_or_path), "config.json")).parent))
+
+
+def _stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """One tensor after the other: only one of them is in memory."""
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                yield name, file.get_tensor(name)

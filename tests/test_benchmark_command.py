@@ -2,9 +2,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import PVT_V2, spread_weights, tiny_model
 
 from sgma_hf import SgmaImageProcessor
+from sgma_hf.commands import benchmark
 from sgma_hf.commands.benchmark import main
 from sgma_hf.commands.train import PVT_V2_SIZES
 from sgma_hf.memory_benchmark import CLEAR_REFS, measure_memory
@@ -32,6 +34,15 @@ def test_benchmark_compares_every_variant_and_checks_the_combinations(tmp_path, 
     # b0, two modalities: 2 x (179 C + C^2) and 8 C^2 and K C, over C = 32, 64, 160, 256
     assert figures["parameters"]["added by SGF"] == 2 * (179 * 512 + 96256) + 8 * 96256 + 5 * 512
     assert figures["memory"] is None and "sweep" not in figures
+
+
+def test_figures_name_the_device_that_they_were_measured_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
+    monkeypatch.setattr(benchmark, "_sections", lambda args, case: [({"device of the models": case.device}, [])])
+    assert main(["--device", "cuda:1", "--output", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["machine"]["processor"], figures["device of the models"]) == ("a GPU at cuda:1", "cuda:1")
+    assert capsys.readouterr().out.startswith("a GPU at cuda:1, torch ")
 
 
 def test_sweep_varies_one_number_at_a_time(tmp_path, capsys):

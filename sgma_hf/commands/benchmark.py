@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         figures = {"arguments": vars(args), "overlaps": _measure_overlaps(args)}
         print(_overlap_report(figures["overlaps"]))
         return _write(figures, args.output)
-    machine = {"processor": hardware_name(torch.device("cpu")), "torch": torch.__version__, "threads": args.threads}
+    processor = hardware_name(torch.device(args.device))
+    machine = {"processor": processor, "torch": torch.__version__, "threads": args.threads}
     case = BenchmarkCase(
         {"model_type": "pvt_v2", **PVT_V2_SIZES[args.backbone_config]},
         size=args.size,

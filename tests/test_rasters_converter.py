@@ -11,7 +11,6 @@ from test_raster_io import write_tiff
 from tiny_models import tiny_model
 
 from sgma_hf import SgmaImageProcessor
-from sgma_hf.converters.class_maps import default_palette
 from sgma_hf.converters.rasters import ConversionOptions, convert_rasters, main
 from sgma_hf.converters.spatial_groups import choose_validation, group_scenes
 from sgma_hf.converters.tiling import cut, tile_windows
@@ -74,7 +73,7 @@ def test_folder_per_modality_with_splits_and_absent_files(plain, tmp_path, capsy
     assert rows["b"][0]["red"] is None and rows["c"][1] is None
     assert list(decoded(tmp_path / "out", "validation")) == ["d"]
     metadata = DatasetMetadata.load(tmp_path / "out")
-    assert metadata.class_names == ["class_0", "class_1"] and metadata.palette == default_palette(2)
+    assert metadata.class_names == ["class_0", "class_1"] and metadata.palette == [[187, 187, 187], [213, 94, 0]]
     assert metadata.statistics["class_pixels"] == [24, 16] and metadata.statistics["ignored_pixels"] == 8
 
 

@@ -1,6 +1,5 @@
 """From the values or colours of somebody's label files to class ids 0..K-1, 255 ignored."""
 
-import colorsys
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -11,23 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..configuration_sgma import IGNORE_INDEX
+from ..visualization import default_palette
 
 
-# Told apart under the common colour blindnesses (after Okabe and Ito, 2008).
-_DEFAULT_COLOURS = (
-    (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167),
-    (86, 180, 233), (213, 94, 0), (240, 228, 66), (120, 120, 120),
-)  # fmt: skip
 _MAX_LISTED = 12
-
-
-def default_palette(num_classes: int) -> list[list[int]]:
-    """Colours for classes that come without: eight for colour-blind eyes, then hues spread by the golden ratio."""
-    colours = [list(colour) for colour in _DEFAULT_COLOURS[:num_classes]]
-    for index in range(len(colours), num_classes):
-        red, green, blue = colorsys.hsv_to_rgb(index * 0.618 % 1, 0.55 + 0.35 * (index % 2), 0.9 - 0.25 * (index % 3))
-        colours.append([round(255 * part) for part in (red, green, blue)])
-    return colours
 
 
 @dataclass

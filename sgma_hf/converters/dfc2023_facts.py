@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from ..visualization import default_palette
 from .benchmark_dataset import OBSERVED, Choice, DatasetDescription, Modality, SplitProtocol
-from .class_maps import default_palette
 
 
 HOMEPAGE = "https://dx.doi.org/10.21227/mrnt-8w27"

@@ -145,9 +145,7 @@ def command_line(arguments: Sequence[str] | None = None) -> str | None:
     program, *rest = sys.argv if arguments is None else arguments
     is_module = os.path.basename(program) == "__main__.py"  # python -m
     name = os.path.basename(os.path.dirname(program) if is_module else program)
-    if arguments is None and (
-        name in ("", "-c", "-m") or name.startswith(("ipykernel", "colab", "pytest", "py.test"))
-    ):
+    if arguments is None and (name in ("", "-c", "-m") or name.startswith(_NO_COMMANDS)):
         return None
     words = (
         ["python", os.path.relpath(program) if os.path.isfile(program) else name] if name.endswith(".py") else [name]

@@ -29,6 +29,9 @@ def test_benchmark_compares_every_variant_and_checks_the_combinations(tmp_path, 
         # one round: the median of its ratios is the ratio of its seconds
         assert ratios["SGMA"] == pytest.approx(seconds["SGMA"] / seconds["bare backbone"])
         assert all(f"| {name} | {1000 * value:.1f} |" in printed for name, value in seconds.items())
+        ours = figures["time"][kind]["to_sgma"]["SGMA with adapters and Dice"]
+        assert ours == pytest.approx(seconds["SGMA with adapters and Dice"] / seconds["SGMA"])
+        assert f"{'training step' if kind == 'training' else kind} {ours:.3f}" in printed
     loading = figures["loading"]
     assert loading["loading_to_compute"] == pytest.approx(loading["batch_seconds"] / loading["step_seconds"])
     # b0, two modalities: 2 x (179 C + C^2) and 8 C^2 and K C, over C = 32, 64, 160, 256
@@ -56,6 +59,13 @@ def test_sweep_varies_one_number_at_a_time(tmp_path, capsys):
     assert all(figures["inference"]["to_mean_fusion"]["mean fusion"] == 1 for figures in sweep)
     printed = capsys.readouterr().out
     assert all(f"\n| {name} {value} | " in printed for point in points for name, value in point.items())
+
+
+def test_one_variant_is_the_packages_own_and_the_others_the_papers():
+    for name in VARIANTS:
+        config = BenchmarkCase(PVT_V2, size=32).build(name).config
+        ours = (16, 1.0) if name == "SGMA with adapters and Dice" else (0, 0.0)
+        assert (config.modality_adapter_size, config.dice_loss_weight) == ours
 
 
 def test_only_the_modalities_that_are_present_are_run():

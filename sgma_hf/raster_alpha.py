@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .raster_bands import ALL_BANDS, BandSelection
-from .raster_io import _PILLOW_ERRORS, _alpha_bands, _uses_pillow, open_bands, require_rasterio
+from .raster_io import PILLOW_ERRORS, alpha_bands, open_bands, require_rasterio, uses_pillow
 
 
 # Transparent, and opaque as files of 8 bits, of 16 bits and of floating point say it.
@@ -32,13 +32,13 @@ def check_alpha(path: str | os.PathLike, bands: BandSelection = ALL_BANDS) -> No
     path = Path(path)
     if bands.alpha:
         return
-    if _uses_pillow(path):
+    if uses_pillow(path):
         _check_picture(path, bands)
         return
     rasterio = require_rasterio(path)
     try:
         with open_bands(rasterio, path, bands) as source:
-            band = bands.alpha_band(_alpha_bands(source))
+            band = bands.alpha_band(alpha_bands(source))
             if band is not None:
                 tops = range(0, source.height, _ROWS_AT_ONCE)
                 windows = (rasterio.windows.Window(0, top, source.width, _ROWS_AT_ONCE) for top in tops)
@@ -56,7 +56,7 @@ def _check_picture(path: Path, bands: BandSelection) -> None:
             return
         try:
             values = np.asarray(image.getchannel("A"))
-        except _PILLOW_ERRORS as error:
+        except PILLOW_ERRORS as error:
             raise ValueError(f"Cannot read {path}: {error}") from error
     _refuse_doubtful([values], path, band)
 

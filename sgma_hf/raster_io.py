@@ -30,7 +30,7 @@ _PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg")
 _SIDECAR_SUFFIXES = (".pgw", ".pngw", ".jgw", ".jpgw", ".jpegw", ".wld", ".aux.xml")
 # Dtypes that hold the values of those that the row format does not have.
 _WIDER = {"bool": "uint8", "int8": "int16", "float16": "float32", "float64": "float32"}
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError)
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError)
 _MARGIN = 3  # source pixels beyond a window that the interpolation may look at
 
 
@@ -157,7 +157,7 @@ def bounded_cache() -> AbstractContextManager:
     return require_rasterio("the rasters").Env(GDAL_CACHEMAX=256 * 2**20)
 
 
-def _uses_pillow(path: Path) -> bool:
+def uses_pillow(path: Path) -> bool:
     """Plain PNG and JPEG; 16-bit colour, which Pillow squeezes, and files with a sidecar go to GDAL."""
     if path.suffix.lower() not in _PILLOW_SUFFIXES:
         return False
@@ -190,14 +190,14 @@ def read_info(path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS) -> R
         ImportError: If it takes rasterio and that is missing.
     """
     path = Path(path)
-    if _uses_pillow(path):
+    if uses_pillow(path):
         try:
             with Image.open(path) as image:
                 size = (image.height, image.width)
                 channels, dtype, tagged = _pillow_layout(image, bands)
-        except _PILLOW_ERRORS as error:
+        except PILLOW_ERRORS as error:
             raise ValueError(f"Cannot read {path}: {error}") from error
-        _check_bands(bands, channels + len(tagged), tagged, path)
+        check_bands(bands, channels + len(tagged), tagged, path)
         channels = channels if bands.values is None else len(bands.values)
         return RasterInfo(path, size, channels, dtype, None, bands.alpha_band(tagged) is not None, None, bands)
     rasterio = require_rasterio(path)
@@ -208,7 +208,7 @@ def read_info(path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS) -> R
         raise ValueError(f"Cannot read {path}: {error}") from error
 
 
-def _check_bands(bands: BandSelection, count: int, tagged: Sequence[int], path: Path) -> None:
+def check_bands(bands: BandSelection, count: int, tagged: Sequence[int], path: Path) -> None:
     """Refuse bands that are not there."""
     if not set(bands.values or ()) <= set(range(1, count + 1)):
         raise ValueError(f"{path} has the bands 1 to {count}; bands {list(bands.values)} were asked for.")
@@ -229,7 +229,7 @@ def _has_alpha(image: Image.Image) -> bool:
     return shown_mode(image) in ("LA", "RGBA")
 
 
-def _open_quietly(rasterio: ModuleType, path: str | Path) -> Any:
+def open_quietly(rasterio: ModuleType, path: str | Path) -> Any:
     """Open without the warning that a file has no georeferencing: that is a normal case here."""
     import warnings
 
@@ -255,8 +255,8 @@ def open_bands(rasterio: ModuleType, path: Path, bands: BandSelection = ALL_BAND
     Raises:
         rasterio.errors.RasterioError: If it cannot be opened.
     """
-    dataset = _open_quietly(rasterio, path)
-    mistagged = bands.measured & set(_alpha_bands(dataset))
+    dataset = open_quietly(rasterio, path)
+    mistagged = bands.measured & set(alpha_bands(dataset))
     if not mistagged:
         return dataset
     kinds = list(dataset.colorinterp)
@@ -266,23 +266,23 @@ def open_bands(rasterio: ModuleType, path: Path, bands: BandSelection = ALL_BAND
         rasterio.shutil.copy(dataset, memory.name, driver="VRT")
         with rasterio.open(memory.name, "r+") as virtual:
             virtual.colorinterp = kinds
-        return _open_quietly(rasterio, memory.read().decode())
+        return open_quietly(rasterio, memory.read().decode())
 
 
-def _alpha_bands(source: Any) -> list[int]:
+def alpha_bands(source: Any) -> list[int]:
     """Bands (from 1) that are tagged as alpha."""
     return [band for band, kind in enumerate(source.colorinterp, start=1) if kind.name == "alpha"]
 
 
 def _value_bands(source: Any, bands: BandSelection) -> list[int]:
     """Bands (from 1) that are values."""
-    tagged = _alpha_bands(source)
+    tagged = alpha_bands(source)
     return list(bands.values or [band for band in range(1, source.count + 1) if band not in tagged])
 
 
 def _rasterio_info(rasterio: ModuleType, source: Any, path: Path, bands: BandSelection) -> RasterInfo:
-    tagged = _alpha_bands(source)
-    _check_bands(bands, source.count, tagged, path)
+    tagged = alpha_bands(source)
+    check_bands(bands, source.count, tagged, path)
     values = _value_bands(source, bands)
     if not values:
         raise ValueError(f"{path} has no band but alpha.")
@@ -294,7 +294,7 @@ def _rasterio_info(rasterio: ModuleType, source: Any, path: Path, bands: BandSel
     return RasterInfo(
         path=path,
         size=(source.height, source.width),
-        channels=len(values) if _palette(source, bands) is None else 3,
+        channels=len(values) if color_table(source, bands) is None else 3,
         dtype=dtype,
         nodata=_declared_nodata(source, dtype),
         has_mask=bool(tagged) or rasterio.enums.MaskFlags.per_dataset in flags,
@@ -315,7 +315,7 @@ def _declared_nodata(source: Any, dtype: str) -> float | None:
     return number if limits is None or (limits.min <= number <= limits.max and number.is_integer()) else None
 
 
-def _palette(source: Any, bands: BandSelection) -> np.ndarray | None:
+def color_table(source: Any, bands: BandSelection) -> np.ndarray | None:
     """Colour table (256, 3) of a palette file of which no band was chosen, which would be its indices."""
     if source.count != 1 or source.colorinterp[0].name != "palette" or bands.values is not None:
         return None
@@ -355,7 +355,7 @@ def read_raster(
         ImportError: If it takes rasterio and that is missing.
     """
     path = Path(path)
-    if _uses_pillow(path):
+    if uses_pillow(path):
         raster = _read_with_pillow(path, bands, palette_as_indices=palette_as_indices)
         if window is not None:
             raster = raster.crop(*window)
@@ -363,7 +363,7 @@ def read_raster(
         rasterio = require_rasterio(path)
         try:
             with open_bands(rasterio, path, bands) as source:
-                raster = _read_with_rasterio(
+                raster = read_with_rasterio(
                     rasterio, source, path, window=window, bands=bands, palette_as_indices=palette_as_indices
                 )
                 declared = _declared_nodata(source, raster.values.dtype.name)
@@ -382,7 +382,7 @@ def _read_with_pillow(path: Path, bands: BandSelection, *, palette_as_indices: b
             indexed = image.mode == "P" and (palette_as_indices or bands.values is not None)
             has_alpha = not indexed and _has_alpha(image)
             planes = np.atleast_3d(decode_raster(image, is_label=indexed))  # with alpha, if there is any
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
     valid = planes[..., -1] > 0 if has_alpha and info.has_mask else np.ones(planes.shape[:2], dtype=bool)
     if bands.values is not None:
@@ -390,7 +390,7 @@ def _read_with_pillow(path: Path, bands: BandSelection, *, palette_as_indices: b
     return Raster(planes[..., :-1] if has_alpha else planes, valid)
 
 
-def _read_with_rasterio(
+def read_with_rasterio(
     rasterio: ModuleType,
     source: Any,
     path: Path,
@@ -399,8 +399,18 @@ def _read_with_rasterio(
     bands: BandSelection,
     palette_as_indices: bool = False,
 ) -> Raster:
+    """Read an open dataset as `read_raster` reads its file.
+
+    Args:
+        rasterio: The module.
+        source: What `open_bands` returned.
+        path: The file, for messages.
+        window: (top, left, height, width) in its own pixels; None for all of it.
+        bands: Which bands are values.
+        palette_as_indices: Whether a palette file gives its indices instead of its colours.
+    """
     info = _rasterio_info(rasterio, source, path, bands)
-    values_of, alpha = _value_bands(source, bands), bands.alpha_band(_alpha_bands(source))
+    values_of, alpha = _value_bands(source, bands), bands.alpha_band(alpha_bands(source))
     top, left, height, width = window or (0, 0, *info.size)
     part = rasterio.windows.Window(left, top, width, height)
     values = np.moveaxis(source.read(values_of, window=part), 0, -1)  # (H, W, C)
@@ -409,7 +419,7 @@ def _read_with_rasterio(
         valid &= source.read(alpha, window=part) > 0
     elif info.has_mask:
         valid &= source.read_masks(values_of[0], window=part) > 0
-    palette = None if palette_as_indices else _palette(source, bands)
+    palette = None if palette_as_indices else color_table(source, bands)
     if palette is not None:
         values = palette[values[..., 0]]
     if values.dtype.name != info.dtype and values.dtype.kind in "iu" and info.dtype == "int32":
@@ -453,7 +463,7 @@ def read_on_extent(
     """
     options = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "bands": info.bands}
     if grid is None or info.georeference is None:
-        _check_proportions(info, size)
+        check_proportions(info, size)
         return read_raster(info.path, **options)
     window = _aligned_window(info, grid, size)
     if window is None:
@@ -462,7 +472,7 @@ def read_on_extent(
     bottom, right = min(info.size[0], top + height), min(info.size[1], left + width)
     inside = (max(0, top), max(0, left), bottom - max(0, top), right - max(0, left))
     if inside[2] <= 0 or inside[3] <= 0:
-        raise ValueError(_no_overlap(info, grid, size))
+        raise ValueError(no_overlap(info, grid, size))
     raster = read_raster(info.path, **options, window=inside)
     return raster.crop(top - inside[0], left - inside[1], height, width)
 
@@ -478,7 +488,8 @@ def covers_whole_pixels(info: RasterInfo, grid: Georeference | None, size: tuple
     return top >= 0 and left >= 0 and top + height <= info.size[0] and left + width <= info.size[1]
 
 
-def _no_overlap(info: RasterInfo, grid: Georeference, size: tuple[int, int]) -> str:
+def no_overlap(info: RasterInfo, grid: Georeference, size: tuple[int, int]) -> str:
+    """What to say of a raster that lies beside the grid (height, width) that it is read for."""
     own = ", ".join(f"{value:.6g}" for value in info.georeference.bounds(info.size))
     reference = ", ".join(f"{value:.6g}" for value in grid.bounds(size))
     return (
@@ -487,7 +498,7 @@ def _no_overlap(info: RasterInfo, grid: Georeference, size: tuple[int, int]) -> 
     )
 
 
-def _check_proportions(info: RasterInfo, size: tuple[int, int]) -> None:
+def check_proportions(info: RasterInfo, size: tuple[int, int]) -> None:
     """Without georeferencing two rasters can only show one extent if a whole number of cells fits, up to one."""
     (rows, columns), (height, width) = info.size, size
     if abs(rows * width - columns * height) > max(min(width, columns), min(height, rows)):
@@ -497,7 +508,8 @@ def _check_proportions(info: RasterInfo, size: tuple[int, int]) -> None:
         )
 
 
-def _same_crs(first: str | None, second: str | None, path: Path) -> bool:
+def same_crs(first: str | None, second: str | None, path: Path) -> bool:
+    """Whether two WKT texts name one CRS; an unknown one is taken to be the other. `path` is for messages."""
     if first is None or second is None or first == second:
         return True
     rasterio = require_rasterio(path)
@@ -510,7 +522,7 @@ def _aligned_window(info: RasterInfo, grid: Georeference, size: tuple[int, int])
     Edges may be off by a hundredth of a pixel, or, where the extents are meant to be the same, by a quarter of one.
     """
     own = info.georeference
-    if not _same_crs(own.crs, grid.crs, info.path):
+    if not same_crs(own.crs, grid.crs, info.path):
         return None
     a, b, c, d, e, f = own.transform
     ra, rb, rc, rd, re, rf = grid.transform
@@ -550,7 +562,7 @@ def _warp(
     target = grid.scaled(size[0] / shape[0], size[1] / shape[1])
     window = _source_window(info, grid, size, crs=crs, target_crs=target_crs)
     if window is None:
-        raise ValueError(_no_overlap(info, grid, size))
+        raise ValueError(no_overlap(info, grid, size))
     raster = read_raster(
         info.path, nodata=nodata, use_declared_nodata=use_declared_nodata, window=window, bands=info.bands
     )
@@ -573,7 +585,7 @@ def _warp(
     values = np.moveaxis(warped, 0, -1)
     valid = np.isfinite(values).all(axis=-1)
     if not valid.any() and raster.valid.any():
-        raise ValueError(_no_overlap(info, grid, size))
+        raise ValueError(no_overlap(info, grid, size))
     values = np.where(valid[..., None], values, 0)
     if raster.values.dtype.kind in "iu":
         limits = np.iinfo(raster.values.dtype)

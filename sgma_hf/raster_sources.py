@@ -21,19 +21,19 @@ from .raster_io import (
     Georeference,
     Raster,
     RasterInfo,
-    _alpha_bands,
-    _check_bands,
-    _check_proportions,
-    _no_overlap,
-    _open_quietly,
-    _palette,
-    _read_with_rasterio,
-    _same_crs,
-    _uses_pillow,
+    alpha_bands,
+    check_bands,
+    check_proportions,
+    color_table,
+    no_overlap,
     open_bands,
+    open_quietly,
     read_info,
     read_raster,
+    read_with_rasterio,
     require_rasterio,
+    same_crs,
+    uses_pillow,
 )
 
 
@@ -142,12 +142,12 @@ class RasterScene:
         for info in infos:
             if info.path.suffix.lower() == ".npy" or (info.georeference is None and info.size != self.grid.size):
                 opened.append(_LoadedSource(info, self.grid, nodata, method))
-            elif _uses_pillow(info.path):
+            elif uses_pillow(info.path):
                 opened.append(_LoadedSource(info, self.grid, nodata, method))
             else:
                 opened.extend(_open_files(info, self.grid, nodata, method))
         if not opened:
-            raise ValueError(_no_overlap(infos[0], self.grid.georeference, self.grid.size))
+            raise ValueError(no_overlap(infos[0], self.grid.georeference, self.grid.size))
         return opened
 
     @property
@@ -216,7 +216,7 @@ class _LoadedSource:
     """A file without a place on Earth, read as a whole; interpolated as in training, unless nearest is asked for."""
 
     def __init__(self, info: RasterInfo, grid: Grid, nodata: tuple[float, ...], method: str):
-        _check_proportions(info, grid.size)
+        check_proportions(info, grid.size)
         if info.path.suffix.lower() == ".npy":
             values = _read_npy(info.path, info.channels)
             if info.bands.values is not None:
@@ -296,7 +296,7 @@ class _WarpedSource:
         self._nodata = _all_nodata(info, nodata)
         self._box = _box_on_grid(info, grid) if shift == 0 else (0, 0, *grid.size)
         self._dataset = dataset = open_bands(rasterio, info.path, info.bands)
-        self._palette = _palette(dataset, info.bands)
+        self._palette = color_table(dataset, info.bands)
         kept_out = info.nodata
         if kept_out is None and not info.has_mask:
             kept_out = next((value for value in self._nodata if _fits(value, info.dtype)), None)
@@ -314,7 +314,7 @@ class _WarpedSource:
             "transform": rasterio.Affine(*grid.georeference.transform),
             "height": grid.size[0],
             "width": grid.size[1],
-            "add_alpha": not _alpha_bands(dataset),
+            "add_alpha": not alpha_bands(dataset),
             "tolerance": 0.01,  # pixels; GDAL's own default would leave edges an eighth of a pixel off
         }
         if kept_out is not None:
@@ -385,7 +385,7 @@ def _longitude_shifts(info: RasterInfo, grid: Grid) -> list[float]:
 
 def _read_dataset(rasterio: Any, dataset: Any, info: RasterInfo, window: tuple[int, int, int, int]) -> Raster:
     try:
-        return _read_with_rasterio(rasterio, dataset, info.path, window=window, bands=info.bands)
+        return read_with_rasterio(rasterio, dataset, info.path, window=window, bands=info.bands)
     except rasterio.errors.RasterioError as error:
         detail = error.__cause__ or error  # rasterio says "See previous exception for details"
         raise ValueError(
@@ -459,7 +459,7 @@ def _read_header(source: RasterInput, channels: int) -> RasterInfo:
     path = source.path
     if path.suffix.lower() == ".npy":
         values, wanted = _read_npy(path, channels, mapped=True), source.bands
-        _check_bands(wanted, channels, [], path)
+        check_bands(wanted, channels, [], path)
         count = channels if wanted.values is None else len(wanted.values)
         return RasterInfo(path, values.shape[:2], count, values.dtype.name, None, False, None, wanted)
     info = read_info(path, bands=source.bands)
@@ -472,11 +472,11 @@ def _read_header(source: RasterInput, channels: int) -> RasterInfo:
 def _name_the_bit(source: RasterInput) -> RasterInput:
     """Choose the band of a 1-bit file, which GDAL shows as black and white colours."""
     path = source.path
-    if source.bands.values is not None or path.suffix.lower() == ".npy" or _uses_pillow(path):
+    if source.bands.values is not None or path.suffix.lower() == ".npy" or uses_pillow(path):
         return source
     rasterio = require_rasterio(path)
     try:
-        with _open_quietly(rasterio, path) as dataset:
+        with open_quietly(rasterio, path) as dataset:
             if dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") != "1":
                 return source
     except rasterio.errors.RasterioError as error:
@@ -570,7 +570,7 @@ def _outline(georeference: Georeference, size: tuple[int, int], target: Georefer
     rows = np.concatenate([0 * steps, 0 * steps + 1, steps, steps]) * size[0]
     a, b, c, d, e, f = georeference.transform
     x, y = c + a * columns + b * rows, f + d * columns + e * rows
-    if not _same_crs(georeference.crs, target.crs, Path("the rasters")):
+    if not same_crs(georeference.crs, target.crs, Path("the rasters")):
         crs, target_crs = (rasterio.crs.CRS.from_wkt(item.crs) for item in (georeference, target))
         x, y = (np.array(part) for part in rasterio.warp.transform(crs, target_crs, x.tolist(), y.tolist()))
     if _is_geographic(target):
@@ -614,7 +614,7 @@ def _box_on_grid(info: RasterInfo, grid: Grid) -> tuple[int, int, int, int]:
 def _whole_pixel_offset(info: RasterInfo, grid: Grid) -> tuple[int, int] | None:
     """Rows and columns by which the grid is shifted against the raster's own pixels; None if it is another grid."""
     own, target = info.georeference, grid.georeference
-    if not _same_crs(own.crs, target.crs, info.path):
+    if not same_crs(own.crs, target.crs, info.path):
         return None
     corners = [(0, 0), (grid.size[0], 0), (0, grid.size[1])]
     a, b, c, d, e, f = target.transform

@@ -33,14 +33,17 @@ def checkpoint_digest(name_or_path: str | os.PathLike) -> str:
         name_or_path: Folder, or id on the Hub, of a checkpoint in safetensors files.
 
     Raises:
-        OSError: If there is no such checkpoint.
+        OSError: If there is no such checkpoint, or it holds no weights.
     """
     return weights_digest(_stored_weights(Path(cached_file(str(name_or_path), "config.json")).parent))
 
 
 def _stored_weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """One tensor after the other: only one of them is in memory."""
-    for path in folder.glob("model*.safetensors"):
+    paths = sorted(folder.glob("model*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no weights, model.safetensors or parts of it; save the model there.")
+    for path in paths:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
                 yield name, file.get_tensor(name)

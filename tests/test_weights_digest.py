@@ -90,3 +90,10 @@ def test_scores_of_training_stay_with_its_weights(tmp_path, push, capsys):
     code, card = push(tmp_path / "run")
     assert code == 0 and "this card states no scores" in card and "model-index" not in card
     assert "are of other weights, or do not say of which, and are left out" in capsys.readouterr().err
+
+
+def test_a_folder_without_weights_has_no_digest(tmp_path):
+    save(tmp_path, 0)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        checkpoint_digest(tmp_path)

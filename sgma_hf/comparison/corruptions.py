@@ -292,10 +292,9 @@ def evaluate_corruptions(
           `windows`; `clean`, `without` (None for all) and `corrupted`, each the scores of `segmentation_scores` on the
           same pixels; `better_than_without`; `inside`, the same three for the region's pixels, None for other kinds;
           and `robustness`, None for all (shares cannot fall all at once) and for models without robustness maps.
-          It holds `clean` and `corrupted`, means over the cells; `detection_auc`; for regions also `inside_clean`,
-          `inside_corrupted`, `outside_clean`, `outside_corrupted` and `drop_auc`: each with `stages` (a list of
-          four) and their `mean`; and `cells`, the number of cells of each stage. `agreement`, None for all and for a
-          single modality, holds the same of its one map: numbers instead of `stages` and `mean`.
+          It holds `clean` and `corrupted`, means over the cells; `detection_auc`; for regions `inside_clean`,
+          `inside_corrupted`, `outside_clean`, `outside_corrupted` and `drop_auc`: each `stages` (four) and their
+          `mean`; and `cells` of each stage. `agreement`, None for all and for single modalities, has plain numbers.
         - `modalities`, `class_names`, `strides`, `seed`, `window_size`, `scored_classes`, `windows`, and what was
           left out: `rows_without_label`, `rows_incomplete`, `windows_incomplete`.
 

@@ -22,6 +22,10 @@ class SgmaLinear(nn.Linear):
     """A linear map whose initial weights keep the variance of its input, since SGF has no norms."""
 
 
+class SgmaIdentityLinear(nn.Linear):
+    """A linear map that starts as the identity."""
+
+
 class SgmaConv2d(nn.Conv2d):
     """A convolution whose initial weights keep the variance of its input up to a constant."""
 
@@ -155,15 +159,19 @@ def class_prototypes(logits: torch.Tensor, tokens: torch.Tensor, bias: torch.Ten
 
 
 class SgmaPerceptron(nn.Module):
-    """The four projections of multi-head attention, without biases."""
+    """The four projections of multi-head attention, without biases.
+
+    Values and output start as the identity (ours), so that a new model averages what its projectors make, each
+    modality weighted by its robustness; from random maps SGF learns more slowly than from that mean.
+    """
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
         self.query = SgmaLinear(channels, channels, bias=False)
         self.key = SgmaLinear(channels, channels, bias=False)
-        self.value = SgmaLinear(channels, channels, bias=False)
-        self.output = SgmaLinear(channels, channels, bias=False)
+        self.value = SgmaIdentityLinear(channels, channels, bias=False)
+        self.output = SgmaIdentityLinear(channels, channels, bias=False)
 
 
 class SgmaSpatialPerceptron(SgmaPerceptron):

@@ -22,6 +22,7 @@ from .decode_head_sgma import SgmaDecodeHead, crop_padding, upsample_to_pixels
 from .fusion_sgma import (
     ABSENT_SCORE,
     SgmaConv2d,
+    SgmaIdentityLinear,
     SgmaLinear,
     SgmaPairs,
     SgmaSemanticGuidedFusion,
@@ -81,6 +82,8 @@ class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrai
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, SgmaIdentityLinear):
+            init.eye_(module.weight)
         elif isinstance(module, SgmaConv2d):
             init.kaiming_uniform_(module.weight, a=5**0.5)
         elif isinstance(module, SgmaAdapterInput):

@@ -399,3 +399,16 @@ def test_two_models_of_one_seed_are_equal_and_start_near_chance():
     model = SgmaForSemanticSegmentation(tiny_config(dice_loss_weight=0))
     loss = model(pixel_values, labels=labels).loss_dict["loss_sgf"]
     assert loss.item() == pytest.approx(1.609, abs=0.4)  # log 5, and what initial scores of about 1 add
+
+
+def test_a_new_model_fuses_to_the_mean_of_its_projectors_weighted_by_robustness():
+    model = tiny_model(num_attention_heads=1)  # the maps are the mean over the heads
+    encoding = model.encode(batch()[0])
+    fused = model.sgma.fuse(encoding)
+    for stage, maps, robustness in zip(encoding.stages, fused.feature_maps, fused.robustness, strict=True):
+        tokens = stage.tokens.unflatten(0, (model.config.num_modalities, -1)).unflatten(2, stage.size)  # M, B, h, w, C
+        weights = robustness.transpose(0, 1).unsqueeze(-1)
+        torch.testing.assert_close(maps.permute(0, 2, 3, 1), (weights * tokens).sum(0))
+    alone = model.sgma.fuse_single(encoding, torch.zeros(robustness.shape[0], dtype=torch.int64))
+    expected = encoding.stages[0].tokens[: robustness.shape[0]].transpose(1, 2)
+    torch.testing.assert_close(alone[0].flatten(2), expected)

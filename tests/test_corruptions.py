@@ -223,6 +223,8 @@ def test_agreement_is_of_the_corrupted_modality_with_clean_others(model, process
         entry = found["corruptions"]["noise_2"][name]["agreement"]
         assert entry["cells"] == 256 and entry["clean"] == pytest.approx(clean[index].mean().item(), abs=1e-6)
         assert entry["corrupted"] != pytest.approx(entry["clean"], abs=1e-4) and "drop_auc" not in entry
+        drop = round(2000 * entry["clean"]) - round(2000 * entry["corrupted"])  # values of one bin are ties
+        assert entry["window_auc"] == (1.0 if drop > 0 else 0.5 if drop == 0 else 0.0)  # of one window
     assert found["corruptions"]["noise_2"].get(ALL_MODALITIES) is None
 
 

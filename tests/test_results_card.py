@@ -197,7 +197,7 @@ def test_corruptions_and_reliance_get_their_sections():
         entry = {"clean": scores_of(clean), "corrupted": scores_of(corrupted)}
         entry["without"] = None if without is None else scores_of(without)
         entry["robustness"] = None if auc is None else {"detection_auc": {"stages": [auc] * 4, "mean": auc}}
-        entry["agreement"] = None if auc is None else {"detection_auc": auc + 0.15, "drop_auc": 0.95}
+        entry["agreement"] = None if auc is None else {"detection_auc": auc + 0.15, "window_auc": auc + 0.25}
         return entry
 
     noise = {
@@ -216,14 +216,14 @@ def test_corruptions_and_reliance_get_their_sections():
     card = results_card(rows)
     assert "| `noise_1`, all modalities | 40.0 |" in card
     assert "| `noise_1`, one modality | 15.0 |" in card  # the mean of 10 and 20
-    assert "| `noise_1` | a | 70.0 | 50.0 | 60.0 | 0.80 | – | 0.95 | 0.95 |" in card
+    assert "| `noise_1` | a | 70.0 | 50.0 | 60.0 | 0.80 | – | – | 0.95 | 1.05 | – |" in card
     assert "better than without that modality in 1 of 2 cases" in card
     found = "better left out than used with these damages: b: `noise_1`."
     assert found in card and found in readme_block(rows)
-    ranks = "rank cells of a damaged modality below the same cells undamaged in {} of 2 cases with every seed; "
-    ranks += "detection AUC, 0.5 says nothing, mean over the modalities: {} for `noise_1`."
-    assert f"Its robustness maps {ranks.format(1, '0.60')}" in card
-    assert f"of the prediction from a modality alone with that from the others, {ranks.format(2, '0.75')}" in card
+    lower = "lower in damaged cells than in the same ones undamaged, with every seed, in {} of 2 cases. "
+    lower += "AUC of cells / of means over windows, mean over the modalities, 0.5 says nothing: "
+    assert f"- Its robustness maps: {lower.format(1)}`noise_1` 0.60." in card
+    assert f"- Agreement of each modality with the others: {lower.format(2)}`noise_1` 0.75 / 0.85." in card
     assert "| mean | a | -0.25 | 0.75 | -0.25 | 0.75 |" in card
     assert "negative with every seed for 1 of 2 modalities; it goes from -0.25 to 0.50." in card
     assert (

@@ -25,10 +25,12 @@ modality covers as well, so that all three exist (where all modalities are corru
 Robustness is that of the corrupted modality, over the cells of a stage that it and another modality cover. Cells
 whose covered share the corruption itself changed are left out, as the mask gives them away, except with
 `missing_region`, which is a check of the mask. So is its agreement with the others (`modality_agreement`), over the
-cells of the first stage; where it is missing it has none. Two probabilities, 0.5 for maps that say nothing:
+cells of the first stage; where it is missing it has none. Three probabilities, 0.5 for maps that say nothing:
 
 - `detection_auc`: that a random corrupted cell has a lower value than a random one of the same cells when clean
   (ties count half). Everything is corrupted, or the cells of which more than half lies in the region.
+- `window_auc`: the same of means over those cells of a window. Where a field goes on beyond the shift, a cell of it
+  cannot tell; a window can.
 - `drop_auc`, for regions: that clean - corrupted of a random cell inside exceeds that of one outside.
 """
 
@@ -292,8 +294,8 @@ def evaluate_corruptions(
           `windows`; `clean`, `without` (None for all) and `corrupted`, each the scores of `segmentation_scores` on the
           same pixels; `better_than_without`; `inside`, the same three for the region's pixels, None for other kinds;
           and `robustness`, None for all (shares cannot fall all at once) and for models without robustness maps.
-          It holds `clean` and `corrupted`, means over the cells; `detection_auc`; for regions `inside_clean`,
-          `inside_corrupted`, `outside_clean`, `outside_corrupted` and `drop_auc`: each `stages` (four) and their
+          It holds `clean` and `corrupted`, means over the cells; `detection_auc`, `window_auc`; for regions
+          `inside_clean`, `inside_corrupted`, `outside_clean`, `outside_corrupted`, `drop_auc`: each `stages` (four),
           `mean`; and `cells` of each stage. `agreement`, None for all and for single modalities, has plain numbers.
         - `modalities`, `class_names`, `strides`, `seed`, `window_size`, `scored_classes`, `windows`, and what was
           left out: `rows_without_label`, `rows_incomplete`, `windows_incomplete`.

@@ -22,6 +22,8 @@ class MapTally:
         # Of cells inside: values clean and corrupted. Of cells outside and inside: by how much they drop.
         self.levels = np.zeros((num_maps, 2, NUM_BINS), dtype=np.int64)
         self.drops = np.zeros((num_maps, 2, NUM_BINS), dtype=np.int64)
+        # Of windows: the mean over the cells inside, clean and corrupted.
+        self.windows = np.zeros((num_maps, 2, NUM_BINS), dtype=np.int64)
 
     def add(
         self, index: int, clean: torch.Tensor, corrupted: torch.Tensor, cells: torch.Tensor, inside: torch.Tensor
@@ -33,14 +35,19 @@ class MapTally:
             self.drops[index, place] += histogram(before - after, -1, 1)
             if place:
                 self.levels[index] += np.stack([histogram(before, 0, 1), histogram(after, 0, 1)])
+        chosen = cells & inside
+        for row in chosen.flatten(1).any(1).nonzero().flatten().tolist():
+            means = [maps[row][chosen[row]].double().mean(0, keepdim=True) for maps in (clean, corrupted)]
+            self.windows[index] += np.stack([histogram(mean, 0, 1) for mean in means])
 
     def figures(self, *, region: bool) -> dict[str, list[float | None]]:
-        """Means clean and corrupted, `detection_auc` and, for regions, what is inside and outside: one of each map."""
+        """One of each map: means, `detection_auc`, `window_auc` and, for regions, what is inside and outside."""
         everywhere = self.sums.sum(1)
         found = {
             "clean": [ratio(total[1], total[0]) for total in everywhere],
             "corrupted": [ratio(total[2], total[0]) for total in everywhere],
             "detection_auc": [histogram_auc(after, before) for before, after in self.levels],
+            "window_auc": [histogram_auc(after, before) for before, after in self.windows],
         }
         if region:
             for place, name in enumerate(("outside", "inside")):

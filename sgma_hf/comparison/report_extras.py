@@ -1,12 +1,16 @@
 """Sections of the results card on damaged inputs and on what robustness maps say, where runs hold such figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .corruptions import ALL_MODALITIES
 from .experiments import Experiment, Figure
 from .markdown_tables import number, percent, table
 from .paired_statistics import spread
+
+
+# Areas under the curve of a map: what it is of -> its key.
+_AREAS = {"cells": "detection_auc", "windows": "window_auc", "drop": "drop_auc"}
 
 
 def at(*keys: str | int) -> Figure:
@@ -63,10 +67,10 @@ def _main_corruptions(arms: Experiment, arm: str, names: Mapping[str, list[str]]
     for name, target in _cases(names):
         path = ("corruptions", "corruptions", name, target)
         scores = [arms.spread(arm, at(*path, kind, "miou")) for kind in ("clean", "without", "corrupted")]
-        areas = [arms.spread(arm, at(*path, "robustness", kind, "mean")) for kind in ("detection_auc", "drop_auc")]
-        areas += [arms.spread(arm, at(*path, "agreement", kind)) for kind in ("detection_auc", "drop_auc")]
+        areas = [arms.spread(arm, at(*path, "robustness", kind, "mean")) for kind in _AREAS.values()]
+        areas += [arms.spread(arm, at(*path, "agreement", kind)) for kind in _AREAS.values()]
         lines.append([f"`{name}`", target, *map(percent, scores), *(number(area, 2) for area in areas)])
-    areas = [f"{kind} AUC of {maps}" for maps in ("robustness", "agreement") for kind in ("detection", "drop")]
+    areas = [f"AUC of {maps}, {kind}" for maps in ("robustness", "agreement") for kind in _AREAS]
     header = ["corruption", "modality", "clean", "without it", "damaged", *areas]
     return [
         f"Damaged modalities: `{arm}` in full",
@@ -110,31 +114,40 @@ def corruption_findings(experiment: Experiment, arm: str) -> list[str]:
         found.append(f"With every seed a modality is better left out than used with these damages: {listed}.")
     # missing regions are not counted: the mask gives them away
     cases = [(name, target) for name, target in _cases(names) if not name.startswith("missing_region")]
-    robustness = _detection(arms, arm, cases, ("robustness", "detection_auc", "mean"))
-    agreement = _detection(arms, arm, cases, ("agreement", "detection_auc"))
-    if robustness:
-        found.append(f"Its robustness maps {robustness}.")
-    if agreement:
-        found.append(
-            f"Maps of its agreement, of the prediction from a modality alone with that from the others, {agreement}."
-        )
-    return found
+    maps = {
+        "Its robustness maps": lambda kind: ("robustness", kind, "mean"),
+        "Agreement of each modality with the others": lambda kind: ("agreement", kind),
+    }
+    return [
+        *found,
+        *(f"{name}: {text}" for name, path in maps.items() if (text := _detection(arms, arm, cases, path))),
+    ]
 
 
-def _detection(arms: Experiment, arm: str, cases: Sequence[tuple[str, str]], path: tuple[str, ...]) -> str | None:
-    """In how many cases a map ranks damaged cells below clean ones, and how well; None if that was not measured."""
-    figures = {case: at("corruptions", "corruptions", *case, *path) for case in cases}
-    means = {case: arms.spread(arm, figure) for case, figure in figures.items()}
-    known = {case: found for case, found in means.items() if found is not None}
+def _detection(
+    arms: Experiment, arm: str, cases: Sequence[tuple[str, str]], path: Callable[[str], tuple[str, ...]]
+) -> str | None:
+    """How well a map tells damaged from clean, by cells and by means over windows; None if that was not measured."""
+    known: dict[str, dict[str, list[float]]] = {}
+    detected = measured = 0
+    for name, target in cases:
+        for kind in ("cells", "windows"):
+            figure = at("corruptions", "corruptions", name, target, *path(_AREAS[kind]))
+            found = arms.spread(arm, figure)
+            if found is not None:
+                known.setdefault(name, {}).setdefault(kind, []).append(found.mean)
+                if kind == "cells":
+                    measured += 1
+                    detected += _holds(arms, arm, figure, lambda _: 0.5)
     if not known:
         return None
-    detected = sum(_holds(arms, arm, figures[case], lambda _: 0.5) for case in known)
-    names = dict.fromkeys(name for name, _ in known)
-    by_name = {name: [found.mean for (other, _), found in known.items() if other == name] for name in names}
-    listed = ", ".join(f"{sum(values) / len(values):.2f} for `{name}`" for name, values in by_name.items())
+    listed = [
+        f"`{name}` " + " / ".join(f"{sum(values) / len(values):.2f}" for values in areas.values())
+        for name, areas in known.items()
+    ]
     return (
-        f"rank cells of a damaged modality below the same cells undamaged in {detected} of {len(known)} cases with "
-        f"every seed; detection AUC, 0.5 says nothing, mean over the modalities: {listed}"
+        f"lower in damaged cells than in the same ones undamaged, with every seed, in {detected} of {measured} cases. "
+        f"AUC of cells / of means over windows, mean over the modalities, 0.5 says nothing: {', '.join(listed)}."
     )
 
 

@@ -352,7 +352,7 @@ print(int(peak.split()[1]) / 1024)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process's own")
 def test_memory_does_not_grow_with_the_height(tmp_path):
-    """Peak of the whole process in MiB, GDAL's memory included: half of 4,096 x 1,024 against all of it.
+    """Peak of the whole process in MiB, GDAL's memory included: a quarter of 8,192 x 1,024 against all of it.
 
     GDAL's cache of blocks is kept at 2 MB, so that it is full in both. The peak is that since the process has its own
     memory: what `getrusage` says begins with the size of the process that started it.
@@ -360,14 +360,15 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GDAL_CACHEMAX": str(2 * 2**20)}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     peaks = {}
-    for height in (2048, 4096):
+    for height in (2048, 8192):
         dsm = write_tiff(tmp_path / "dsm.tif", np.ones((1, height, 1024), dtype=np.float32), compress="deflate")
         command = [sys.executable, "-c", PEAK_OF_A_RUN, dsm, str(tmp_path / "map.tif")]
         run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert run.returncode == 0, run.stderr
         peaks[height] = float(run.stdout.split()[-1])
-    # The 2,048 rows between take 8 MiB for each float per pixel that is kept: 24 for the logits, 8 for the raster.
-    assert peaks[4096] < peaks[2048] + 8, peaks
+    # The 6,144 rows between take 24 MiB for each float per pixel that is kept: 72 for the logits, 24 for the raster.
+    # On a busy machine batches that wait to be written, of which there are a few at most, make some difference.
+    assert peaks[8192] < peaks[2048] + 18, peaks
 
 
 def test_two_processes_write_the_same_files(tmp_path):

@@ -258,7 +258,7 @@ class SgmaConfig(PreTrainedConfig):
             raise ValueError(f"`initializer_range` is {self.initializer_range}; expected a finite standard deviation.")
         if self.palette and len(self.palette) != self.num_labels:
             raise ValueError(
-                f"`palette` has {len(self.palette)} colours for {self.num_labels} classes; give one for each, or None."
+                f"`palette` has {len(self.palette)} colours for {self.num_labels} classes; expected one each, or None."
             )
         for color in self.palette or []:
             if len(color) != 3 or not all(0 <= part <= 255 for part in color):

@@ -209,15 +209,21 @@ def test_windows_that_nothing_covers_are_skipped(tmp_path):
     assert (read_map(tmp_path / "map.tif") == 255).all()
 
 
-def test_extras_of_sgma(tmp_path):
-    """One tile, so that the model itself says what has to be there."""
+def small_scene(folder, *, width):
+    """An SGMA model of colour and height, its processor, rasters whose height has a gap, and their files."""
     model = spread_weights(tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])).eval()
     processor = SgmaImageProcessor(["rgb", "dsm"], [3, 1])
     generator = np.random.default_rng(3)
-    rgb = generator.integers(1, 255, (3, 40, 48)).astype(np.uint8)
-    dsm = generator.uniform(0, 20, (1, 40, 48)).astype(np.float32)
+    rgb = generator.integers(1, 255, (3, 40, width)).astype(np.uint8)
+    dsm = generator.uniform(0, 20, (1, 40, width)).astype(np.float32)
     dsm[0, :, :16] = -9999
-    files = {"dsm": write_tiff(tmp_path / "d.tif", dsm), "rgb": write_tiff(tmp_path / "r.tif", rgb)}
+    files = {"dsm": write_tiff(folder / "d.tif", dsm), "rgb": write_tiff(folder / "r.tif", rgb)}
+    return model, processor, (rgb, dsm), files
+
+
+def test_extras_of_sgma(tmp_path):
+    """One tile, so that the model itself says what has to be there."""
+    model, processor, (rgb, dsm), files = small_scene(tmp_path, width=48)
     extras = ["confidence", "probabilities", "robustness", "decision"]
     result = predict_raster(model, processor, files, tmp_path / "map.tif", tile_size=64, extras=extras)
     assert list(result.files) == ["labels", *extras]
@@ -242,13 +248,7 @@ def test_extras_of_sgma(tmp_path):
 
 
 def test_agreement_is_that_of_the_model_and_only_where_two_modalities_are(tmp_path, capsys):
-    model = spread_weights(tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])).eval()
-    processor = SgmaImageProcessor(["rgb", "dsm"], [3, 1])
-    generator = np.random.default_rng(3)
-    rgb = generator.integers(1, 255, (3, 40, 50)).astype(np.uint8)
-    dsm = generator.uniform(0, 20, (1, 40, 50)).astype(np.float32)
-    dsm[0, :, :16] = -9999
-    files = {"dsm": write_tiff(tmp_path / "d.tif", dsm), "rgb": write_tiff(tmp_path / "r.tif", rgb)}
+    model, processor, (rgb, dsm), files = small_scene(tmp_path, width=50)
     result = predict_raster(model, processor, files, tmp_path / "map.tif", tile_size=64, extras=["agreement"])
     with torch.no_grad():
         encoding = model.encode(**processor({"rgb": rgb, "dsm": dsm}))

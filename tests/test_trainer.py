@@ -51,17 +51,15 @@ def make_rows(count=6, size=32):
     return rows
 
 
+def make_config(**changes):
+    values = {"num_labels": 3, "backbone_config": TINY_BACKBONE, "decoder_hidden_size": 16}
+    return SgmaConfig(modalities=MODALITIES, modality_channels=CHANNELS, **values | changes)
+
+
 def make_trainer(output_dir, rows=None, model=None, data_collator=None, **changes):
     torch.manual_seed(0)
     if model is None:
-        config = SgmaConfig(
-            modalities=MODALITIES,
-            modality_channels=CHANNELS,
-            num_labels=3,
-            backbone_config=TINY_BACKBONE,
-            decoder_hidden_size=16,
-        )
-        model = SgmaForSemanticSegmentation(config)
+        model = SgmaForSemanticSegmentation(make_config())
     values = {
         "num_train_epochs": 2,
         "per_device_train_batch_size": 2,
@@ -283,14 +281,7 @@ def test_a_checkpoint_of_steps_of_other_sizes_is_refused(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused_by_what_differs(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
     wider = TINY_BACKBONE | {"hidden_sizes": [8, 8, 16, 32]}
-    config = SgmaConfig(
-        modalities=MODALITIES,
-        modality_channels=CHANNELS,
-        num_labels=3,
-        backbone_config=wider,
-        decoder_hidden_size=16,
-        dice_loss_weight=0.5,
-    )
+    config = make_config(backbone_config=wider, dice_loss_weight=0.5)
     other = make_trainer(tmp_path, model=SgmaForSemanticSegmentation(config), crop_size=16)
     with pytest.raises(ValueError, match="start anew") as caught:
         other.train(resume_from_checkpoint=True)

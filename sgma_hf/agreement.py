@@ -32,8 +32,8 @@ def modality_agreement(
         modalities: Indices of those to compare with their others. None: all.
 
     Returns:
-        float32 in [0, 1], (batch_size, num_modalities, ceil(height / 4), ceil(width / 4)); NaN in cells that the
-        modality, or every other one, does not cover, and for modalities that were not asked for.
+        float32 in [0, 1], (batch_size, num_modalities, ceil(height / 4), ceil(width / 4)); NaN in cells without a
+        pixel that the modality and another one cover, and for modalities that were not asked for.
     """
     count = encoding.present.shape[1]
     stride = STAGE_STRIDES[0]

@@ -209,14 +209,14 @@ def test_windows_that_nothing_covers_are_skipped(tmp_path):
     assert (read_map(tmp_path / "map.tif") == 255).all()
 
 
-def small_scene(folder, *, width):
+def small_scene(folder, *, width, gap=16):
     """An SGMA model of colour and height, its processor, rasters whose height has a gap, and their files."""
     model = spread_weights(tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])).eval()
     processor = SgmaImageProcessor(["rgb", "dsm"], [3, 1])
     generator = np.random.default_rng(3)
     rgb = generator.integers(1, 255, (3, 40, width)).astype(np.uint8)
     dsm = generator.uniform(0, 20, (1, 40, width)).astype(np.float32)
-    dsm[0, :, :16] = -9999
+    dsm[0, :, :gap] = -9999
     files = {"dsm": write_tiff(folder / "d.tif", dsm), "rgb": write_tiff(folder / "r.tif", rgb)}
     return model, processor, (rgb, dsm), files
 
@@ -276,6 +276,20 @@ def test_agreement_is_that_of_the_model_and_only_where_two_modalities_are(tmp_pa
     assert main([*command, "--tile", "64", "--out", str(tmp_path / "map.tif"), "--extras", "agreement"]) == 0
     means = ", ".join(f"{name} {mean:.2f}" for name, mean in result.agreement.items())
     assert f"mean agreement of each modality alone with the others: {means}\n" in capsys.readouterr().out
+
+
+def test_agreement_that_one_of_two_tiles_knows_is_not_thinned_out_by_the_other(tmp_path):
+    model, processor, (rgb, dsm), files = small_scene(tmp_path, width=50, gap=21)
+    result = predict_raster(model, processor, files, tmp_path / "map.tif", tile_size=32, extras=["agreement"])
+    # Tiles begin at the columns 0 and 18. Of the cells that hold column 18, that of the first tile ends before the gap
+    # does, and that of the second reaches beyond it.
+    with torch.no_grad():
+        encoding = model.encode(**processor({"rgb": rgb[:, :32, 18:], "dsm": dsm[:, :32, 18:]}))
+    expected = modality_agreement(model, encoding)[0, :, :2, 0].repeat_interleave(4, 1)
+    with rasterio.open(result.files["agreement"]) as file:
+        found = file.read()
+    assert np.isnan(found[:, :8, :18]).all()
+    np.testing.assert_allclose(found[:, :8, 18], expected, atol=1e-5)
 
 
 def test_where_nothing_covers_the_extras_hold_nothing(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from comparison_fixtures import TINY, write_scenes
 
+from sgma_hf.comparison import runs
 from sgma_hf.comparison.arms import ARMS, COMMON_TRAINING, select_arms
 from sgma_hf.comparison.compared_rows import content_fingerprint, decoded_rows, load_metadata
 from sgma_hf.comparison.early_fusion import EarlyFusionForSemanticSegmentation
@@ -21,6 +22,7 @@ from sgma_hf.comparison.runs import (
     finite,
     giga_macs,
 )
+from sgma_hf.processor_fitting import fit_processor
 from sgma_hf.training_args import SgmaTrainingArguments
 
 
@@ -122,6 +124,20 @@ def test_other_arms_run_with_the_same_code(scenes, arm):
     assert len(row["results"]["test"]["combinations"]) == 7
     assert ("loss_mas" in row["losses"]) == (arm == "sgma_row_sampling")
     assert row["gmacs"] > 0 and row["parameters"] > 10_000
+
+
+def test_heights_are_measured_above_the_ground_of_crops_as_in_training(scenes, monkeypatch):
+    """32 of 64 pixels a side; the data set is a little hilly, so heights above a whole tile's ground are larger."""
+    fitted = []
+    monkeypatch.setattr(runs, "fit_processor", lambda *a, **k: fitted.append(fit_processor(*a, **k)) or fitted[-1])
+    execute_run(Run(ARMS["mean"], 0, scenes, RunSettings(**TINY)))
+    metadata = load_metadata(scenes)
+    rows = decoded_rows(scenes, "train", metadata, max_gigabytes=1)
+    options = {"nodata": metadata.nodata, "num_labels": 5}
+    whole = fit_processor(rows, metadata.modalities, metadata.modality_channels, crop_size=None, **options)
+    (height,), (height_of_whole,) = fitted[0].image_mean[1], whole.image_mean[1]
+    assert 0 < height < height_of_whole - 0.1  # metres
+    assert fitted[0].image_mean[0] == whole.image_mean[0]  # colours have no level
 
 
 def test_extras_are_kept_where_asked_for(scenes):

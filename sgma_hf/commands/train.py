@@ -1,10 +1,7 @@
 """`sgma-hf train`: train SGMA on a data set with nullable modality columns."""
 
-import itertools
 import json
-import math
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,6 @@ from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.configuration_sgma import FUSIONS
 from sgma_hf.dataset_schema import (
     DatasetMetadata,
-    decode_row,
     labelled_rows,
     load_rows,
     present_modalities,
@@ -27,6 +23,7 @@ from sgma_hf.dataset_schema import (
 )
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
 from sgma_hf.hub_trainer import PublicRepositoryError
+from sgma_hf.processor_fitting import fit_processor
 from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
 from sgma_hf.trainer import SgmaTrainer
 from sgma_hf.training_args import SgmaTrainingArguments
@@ -291,10 +288,14 @@ def _model_and_processor(
     else:
         model = SgmaForSemanticSegmentation(config)
     nodata = [metadata.nodata[index] for index in chosen]
-    levels = SgmaImageProcessor(modalities, channels).reference_level
-    levelled = [name for name, level in zip(modalities, levels, strict=True) if level != "none"]
-    rasters = _rasters_as_trained_on(train_rows, modalities, levelled=levelled, crop_size=crop_size)
-    processor = SgmaImageProcessor.fit(rasters, modalities, channels, nodata=nodata, num_labels=config.num_labels)
+    processor = fit_processor(
+        logging.tqdm(train_rows, desc="statistics", unit="row"),
+        modalities,
+        channels,
+        nodata=nodata,
+        num_labels=config.num_labels,
+        crop_size=crop_size,
+    )
     return model, processor
 
 
@@ -344,38 +345,6 @@ def _backbone_config(arguments: TrainCommandArguments) -> Any:
             'file with a "model_type" and its fields.'
         )
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _rasters_as_trained_on(
-    rows: Dataset, modalities: list[str], *, levelled: list[str], crop_size: int | None
-) -> Iterator[Mapping[str, Any]]:
-    """Rasters by name: whole ones, where every pixel counts once, or crops where the window decides the values.
-
-    A height above the lowest point of a crop is smaller than one above the lowest point of a hilly scene.
-
-    Args:
-        rows: Labelled rows.
-        modalities: Names of their columns.
-        levelled: Those with a reference level, which is that of the window.
-        crop_size: Side of a crop in pixels of the label; None trains on whole rows.
-    """
-    for row in logging.tqdm(rows, desc="statistics", unit="row"):
-        images, label = decode_row(row, modalities)
-        cropped = {} if crop_size is None else {name: images[name] for name in levelled if images[name] is not None}
-        yield {"id": row["id"], **images, **dict.fromkeys(cropped)}
-        for name, image in cropped.items():
-            vertical, horizontal = (
-                _even_cuts(side, crop_size, cells) for side, cells in zip(label.shape, image.shape[:2], strict=True)
-            )
-            for cut in itertools.product(vertical, horizontal):
-                yield {"id": row["id"], name: image[cut]}
-
-
-def _even_cuts(side: int, crop_size: int, cells: int) -> list[slice]:
-    """Cut a side of so many pixels into as few crops as cover it, evenly spread, as slices of a raster's cells."""
-    extent = min(side, crop_size)
-    starts = np.linspace(0, side - extent, math.ceil(side / extent)).round().astype(int).tolist()
-    return [slice(start * cells // side, -(-(start + extent) * cells // side)) for start in starts]
 
 
 def _report(trainer: SgmaTrainer, validation_rows: Dataset) -> None:

@@ -26,6 +26,7 @@ from ..dataset_schema import SPLIT_ALIASES, DatasetMetadata
 from ..evaluation import evaluate_modality_combinations
 from ..image_processing_sgma import SgmaImageProcessor
 from ..modeling_sgma import SgmaForSemanticSegmentation
+from ..processor_fitting import fit_processor
 from ..trainer import SgmaTrainer
 from ..training_args import SgmaTrainingArguments
 from ..training_record import dataset_name, hardware_name, package_commit, package_versions
@@ -251,12 +252,13 @@ def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
     settings = run.settings
     set_seed(run.seed)
     model = build_model(run.arm, settings, metadata)
-    processor = SgmaImageProcessor.fit(
-        ({key: value for key, value in row.items() if key != "label"} for row in rows),
+    processor = fit_processor(
+        rows,
         metadata.modalities,
         metadata.modality_channels,
         nodata=metadata.nodata,
         num_labels=model.config.num_labels,
+        crop_size=settings.crop_size,
     )
     with tempfile.TemporaryDirectory(prefix="sgma-compare-") as folder:
         arguments = _training_arguments(settings, folder, seed=run.seed, **run.arm.training)

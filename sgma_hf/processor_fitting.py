@@ -1,0 +1,65 @@
+"""Statistics of the processor, from the windows that a model is trained on."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .dataset_schema import decode_row
+from .image_processing_sgma import SgmaImageProcessor
+
+
+def fit_processor(
+    rows: Iterable[Mapping[str, Any]],
+    modalities: Sequence[str],
+    modality_channels: Sequence[int],
+    *,
+    nodata: Sequence[Sequence[float]],
+    num_labels: int,
+    crop_size: int | None,
+) -> SgmaImageProcessor:
+    """Fit a processor to labelled rows, in one pass: whole rasters, where every pixel counts once, or crops.
+
+    Crops are taken of modalities with a reference level, where the window decides the values: a height above the
+    lowest point of a crop is smaller than one above the lowest point of a hilly scene.
+
+    Args:
+        rows: Labelled rows of the one schema.
+        modalities: Names of their columns.
+        modality_channels: Bands of each.
+        nodata: Values of each that stand for nothing.
+        num_labels: Number of classes.
+        crop_size: Side of a training crop in pixels of the label; None trains on whole rows.
+
+    Raises:
+        ValueError: If a row cannot be read, or there is nothing to fit to, see `SgmaImageProcessor.fit`.
+    """
+    levels = SgmaImageProcessor(modalities, modality_channels).reference_level
+    levelled = [name for name, level in zip(modalities, levels, strict=True) if level != "none"]
+    rasters = _rasters_as_trained_on(rows, modalities, levelled=levelled, crop_size=crop_size)
+    return SgmaImageProcessor.fit(rasters, modalities, modality_channels, nodata=nodata, num_labels=num_labels)
+
+
+def _rasters_as_trained_on(
+    rows: Iterable[Mapping[str, Any]], modalities: Sequence[str], *, levelled: Sequence[str], crop_size: int | None
+) -> Iterator[Mapping[str, Any]]:
+    """Rasters by name: each row's whole ones, then the crops of those with a reference level one by one."""
+    for row in rows:
+        images, label = decode_row(row, modalities)
+        cropped = {} if crop_size is None else {name: images[name] for name in levelled if images[name] is not None}
+        yield {"id": row["id"], **images, **dict.fromkeys(cropped)}
+        for name, image in cropped.items():
+            vertical, horizontal = (
+                _even_cuts(side, crop_size, cells) for side, cells in zip(label.shape, image.shape[:2], strict=True)
+            )
+            for cut in itertools.product(vertical, horizontal):
+                yield {"id": row["id"], name: image[cut]}
+
+
+def _even_cuts(side: int, crop_size: int, cells: int) -> list[slice]:
+    """Cut a side of so many pixels into as few crops as cover it, evenly spread, as slices of a raster's cells."""
+    extent = min(side, crop_size)
+    starts = np.linspace(0, side - extent, math.ceil(side / extent)).round().astype(int).tolist()
+    return [slice(start * cells // side, -(-(start + extent) * cells // side)) for start in starts]

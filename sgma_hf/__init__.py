@@ -19,6 +19,7 @@ from .pipeline_sgma import PIPELINE_TASK, SgmaPipeline
 
 if TYPE_CHECKING:
     from .agreement import modality_agreement
+    from .agreement_evaluation import evaluate_agreement
     from .data_collator import SgmaDataCollator
     from .evaluate_metric import SgmaMeanIou
     from .evaluation import evaluate_modality_combinations, modality_combinations
@@ -50,6 +51,7 @@ _MODULES = {
     "SgmaTrainer": "trainer",
     "SgmaTrainingArguments": "training_args",
     "confusion_matrix": "metrics",
+    "evaluate_agreement": "agreement_evaluation",
     "evaluate_modality_combinations": "evaluation",
     "modality_agreement": "agreement",
     "modality_combinations": "evaluation",
@@ -79,6 +81,7 @@ __all__ = [
     "SgmaTrainer",
     "SgmaTrainingArguments",
     "confusion_matrix",
+    "evaluate_agreement",
     "evaluate_modality_combinations",
     "modality_agreement",
     "modality_combinations",

@@ -507,7 +507,8 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
     """Write the results as a Markdown table in percent, one row per combination, with what was left out below it.
 
     Args:
-        results: What `evaluate_modality_combinations` returned, or the same read back from JSON.
+        results: What `evaluate_modality_combinations` returned, or the same read back from JSON; under `agreement` it
+            may hold what `evaluate_agreement` returned.
     """
     classes = [str(name).replace("|", r"\|") for name in results["class_names"]]
     header = ["modalities", "mIoU", "F1", "accuracy", *(f"IoU {name}" for name in classes), "rows"]
@@ -556,6 +557,13 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
     ]
     if uncovered:
         remarks.append(f"Labelled pixels that nothing of the combination covers, left out: {', '.join(uncovered)}.")
+    known = {name: found for name, found in results.get("agreement", {}).items() if found["windows"]}
+    if known:
+        means = (f"{name} {found['mean']:.2f} ({found['percentile_5']:.2f})" for name, found in known.items())
+        remarks.append(
+            "Mean agreement of each modality alone with the others, and in brackets what 95 % of the windows reach: "
+            f"{', '.join(means)}."
+        )
     return remarks
 
 

@@ -1,10 +1,11 @@
 """`modality_agreement`: the overlap of two predictions, of one modality and of all the others."""
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import spread_weights, tiny_model
 
-from sgma_hf import modality_agreement
+from sgma_hf import SgmaImageProcessor, evaluate_agreement, modality_agreement
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,43 @@ def test_only_what_was_asked_for(model):
     found = modality_agreement(model, encoding, [2])
     assert found[:, :2].isnan().all()
     torch.testing.assert_close(found[:, 2], modality_agreement(model, encoding)[:, 2])
+
+
+@pytest.fixture
+def processor():
+    return SgmaImageProcessor(["rgb", "dsm", "sar"], [3, 1, 2], nodata=[[], [], [0]], reference_level="none")
+
+
+def test_the_yardstick_is_the_mean_over_cells_and_the_spread_of_windows(processor):
+    """Windows of 32 pixels with 64 cells; the second row has no height, and its radar ends after 8 pixels."""
+    model = spread_weights(tiny_model())
+    generator = np.random.default_rng(0)
+    rows = []
+    for index, width in enumerate((64, 32)):
+        rgb, dsm, sar = (generator.integers(1, 255, (32, width, bands)).astype(np.uint8) for bands in (3, 1, 2))
+        rows.append({"id": str(index), "rgb": rgb, "dsm": dsm, "sar": sar, "label": np.zeros((32, width), np.uint8)})
+    rows[1]["dsm"] = None
+    rows[1]["sar"][:, 8:] = 0
+    found = evaluate_agreement(model, processor, [*rows, rows[0] | {"label": None}], window_size=32, batch_size=2)
+    maps = []
+    for row, place in ((rows[0], (0, 0, 32, 32)), (rows[0], (0, 32, 32, 32)), (rows[1], None)):
+        inputs = processor([{name: row[name] for name in processor.modalities}], windows=[place])
+        maps.append(modality_agreement(model, model.encode(inputs["pixel_values"], inputs["modality_mask"]))[0])
+    assert {name: found[name]["windows"] for name in found} == {"rgb": 3, "dsm": 2, "sar": 3}
+    assert [int((~maps[2][index].isnan()).sum()) for index in range(3)] == [16, 0, 16]  # two columns of eight cells
+    known = torch.cat([one[0].flatten() for one in maps]).double()
+    assert found["rgb"]["mean"] == pytest.approx(float(known.nansum() / (64 + 64 + 16)))
+    means = sorted(float(one[0].nanmean()) for one in maps)
+    assert found["rgb"]["percentile_5"] == pytest.approx(means[0] + 0.1 * (means[1] - means[0]))
+    assert found["dsm"]["mean"] == pytest.approx(float((maps[0][1].mean() + maps[1][1].mean()) / 2))
+
+
+def test_a_yardstick_needs_two_modalities_and_a_row(processor):
+    single = tiny_model(modalities=["rgb"], modality_channels=[3])
+    row = {"id": "a", "rgb": np.ones((8, 8, 3), np.uint8), "label": np.zeros((8, 8), np.uint8)}
+    with pytest.raises(ValueError, match=r"has only \['rgb'\]"):
+        evaluate_agreement(single, SgmaImageProcessor(["rgb"], [3]), [row])
+    model = tiny_model()
+    empty = {"id": "a", **dict.fromkeys(model.config.modalities), "label": row["label"]}
+    with pytest.raises(ValueError, match="None of the 1 rows can be evaluated: 0 have no label, 1 have none of"):
+        evaluate_agreement(model, processor, [empty])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sgma_hf.agreement_evaluation import evaluate_agreement
 from sgma_hf.configuration_sgma import SgmaConfig
 from sgma_hf.evaluation import (
     evaluate_modality_combinations,
@@ -408,8 +409,15 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     assert results["average_miou"] == expected["average_miou"]
     assert results["weights_sha256"] == weights_digest(model.state_dict().items())
     assert results_to_markdown(results) in capsys.readouterr().out
+    assert "agreement" not in results
     with pytest.raises(ValueError, match="no split 'test'"):
         main([*paths, "--split", "test"])
+
+    assert main([*paths, "--split", "validation", "--device", "cpu", "--agreement", "--window_size", "16"]) == 0
+    results = json.loads(output.read_text())
+    yardstick = evaluate_agreement(model, processor, rows, window_size=16)
+    assert results["agreement"] == yardstick
+    assert f"reach: rgb {yardstick['rgb']['mean']:.2f} (" in capsys.readouterr().out
 
     without_height = table.remove_columns("dsm")  # a site that was never surveyed
     without_height.to_parquet(tmp_path / "data" / "data" / "validation-00000-of-00001.parquet")

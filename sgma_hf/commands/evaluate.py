@@ -8,6 +8,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.agreement_evaluation import evaluate_agreement
 from sgma_hf.commands import evaluate_scene
 from sgma_hf.dataset_schema import load_rows, with_modality_columns
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
@@ -44,6 +45,13 @@ class EvaluateArguments:
             "help": "Classes that count in the means: those labelled or predicted anywhere, or those labelled.",
         },
     )
+    agreement: bool = field(
+        default=False,
+        metadata={
+            "help": "Also say how well each modality alone agrees with the others here: the yardstick for the maps of "
+            "`sgma-hf predict --extras agreement`. It takes a second pass."
+        },
+    )
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ...; CUDA where there is some."})
     dtype: str = field(default="float32", metadata={"choices": list(DTYPES), "help": "Type of the weights."})
     num_workers: int = field(default=0, metadata={"help": "Processes that read rows; 0 reads in this one."})
@@ -68,16 +76,15 @@ def main(argv: list[str] | None = None) -> int:
     processor = AutoImageProcessor.from_pretrained(args.model)
     rows = with_modality_columns(rows, processor.modalities)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device)
+    reading = {
+        "window_size": (model.config.tile_size if args.window_size is None else args.window_size) or None,
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "progress_bar": True,
+    }
+    agreement = {"agreement": evaluate_agreement(model, processor, rows, **reading)} if args.agreement else {}
     results = evaluate_modality_combinations(
-        model,
-        processor,
-        rows,
-        missing=args.missing,
-        scored_classes=args.scored_classes,
-        window_size=(model.config.tile_size if args.window_size is None else args.window_size) or None,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        progress_bar=True,
+        model, processor, rows, missing=args.missing, scored_classes=args.scored_classes, **reading
     )
     source = {
         "model": args.model,
@@ -87,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         "dtype": args.dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    save_results(source | results, args.output)
+    results = source | results | agreement
+    save_results(results, args.output)
     print(results_to_markdown(results))
     return 0

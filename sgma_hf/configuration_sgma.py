@@ -143,6 +143,9 @@ class SgmaConfig(PreTrainedConfig):
             Weight of the loss of the fused prediction (paper: 2).
         mas_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss of the modality-aware sampling branch (paper: 1). 0 leaves the branch out.
+        mas_exponent (`float`, *optional*, defaults to 1.0):
+            Power of the probabilities by which modality-aware sampling draws: 1 as in the paper, 0 uniformly over the
+            modalities present, above 1 the fragile ones more often still.
         dice_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of a soft Dice loss that is added to the cross-entropy of both predictions, against imbalance of
             the classes. The paper has none: 0 is its loss.
@@ -201,6 +204,7 @@ class SgmaConfig(PreTrainedConfig):
     classifier_dropout_prob: float | int = 0.0
     sgf_loss_weight: float | int = 2.0
     mas_loss_weight: float | int = 1.0
+    mas_exponent: float | int = 1.0
     dice_loss_weight: float | int = 1.0
     freeze_batch_norm: bool = True
     initializer_range: float = 0.02
@@ -241,7 +245,7 @@ class SgmaConfig(PreTrainedConfig):
         for name, lower, upper in sizes:
             if not lower <= getattr(self, name) <= upper:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected {lower} to {upper}.")
-        for name in ("sgf_loss_weight", "mas_loss_weight", "dice_loss_weight"):
+        for name in ("sgf_loss_weight", "mas_loss_weight", "mas_exponent", "dice_loss_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0.")
         if self.class_weights is not None and (

@@ -612,7 +612,8 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
                 _crop_cells(fraction, level, size, encoding.image_size)
                 for level, (fraction, size) in enumerate(zip(fractions, sizes, strict=True))
             ]
-        probabilities = modality_sampling_probabilities(fused.robustness, fractions, encoding.present)
+        exponent = self.config.mas_exponent
+        probabilities = modality_sampling_probabilities(fused.robustness, fractions, encoding.present, exponent)
         if sampling_noise is None:
             sampling_noise = torch.rand(labels.shape[0], device=labels.device)
         sampled = sample_modality(probabilities, sampling_noise.to(labels.device))

@@ -8,7 +8,10 @@ MIN_ROBUSTNESS = 1e-6
 
 @torch.no_grad()
 def modality_sampling_probabilities(
-    robustness: tuple[torch.Tensor, ...] | None, fractions: list[torch.Tensor] | None, present: torch.Tensor
+    robustness: tuple[torch.Tensor, ...] | None,
+    fractions: list[torch.Tensor] | None,
+    present: torch.Tensor,
+    exponent: float = 1.0,
 ) -> torch.Tensor:
     """MAS: the probability of every modality to be trained alone, larger for the fragile.
 
@@ -21,6 +24,8 @@ def modality_sampling_probabilities(
         robustness: Robustness maps of the stages, (batch_size, num_modalities, height, width), or None.
         fractions: Covered fractions of the stages' cells, cropped like the maps, or None if all is covered.
         present: Which pairs are there, bool, (batch_size, num_modalities).
+        exponent: Power that the probabilities are raised to before they are normalised (ours): 1 is the paper's draw,
+            0 uniform over the modalities present, and above 1 fragile ones are drawn more often still.
 
     Returns:
         Probabilities, float32, (batch_size, num_modalities), 0 for absent modalities; rows sum to 1, or to 0 where
@@ -41,7 +46,8 @@ def modality_sampling_probabilities(
         mean = torch.where(contested, share, 0).flatten(2).sum(2) / count.clamp_min(1)
         score = torch.where(count > 0, mean, uniform)
         total += score / score.sum(1, keepdim=True).clamp_min(MIN_ROBUSTNESS)
-    return total / len(robustness)
+    powers = torch.where(present, (total / len(robustness)) ** exponent, 0)
+    return powers / powers.sum(1, keepdim=True).clamp_min(MIN_ROBUSTNESS)
 
 
 def sample_modality(probabilities: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

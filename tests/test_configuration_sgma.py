@@ -97,6 +97,7 @@ def test_many_bands_and_one_modality_are_fine():
         ({"decoder_hidden_size": 10**9}, "`decoder_hidden_size` is 1000000000"),
         ({"mas_loss_weight": -1.0}, "`mas_loss_weight` is -1.0"),
         ({"sgf_loss_weight": float("nan")}, "`sgf_loss_weight` is nan"),
+        ({"mas_exponent": -1}, "`mas_exponent` is -1; expected a finite number of at least 0"),
         ({"classifier_dropout_prob": 1.0}, "`classifier_dropout_prob` is 1.0"),
         ({"palette": [[1, 2, 3]]}, "`palette` has 1 colours for 5 classes"),
         ({"palette": [[1, 2, 3]] * 3, "num_labels": 2, "id2label": {0: "a", 1: "b"}}, "3 colours for 2 classes"),

@@ -18,6 +18,29 @@ def test_the_fragile_modality_gets_the_larger_probability():
     torch.testing.assert_close(probabilities, torch.tensor([[2 / 11, 3 / 11, 6 / 11]]))
 
 
+def test_the_exponent_flattens_or_sharpens_the_draw_among_those_present():
+    # shares of the two that are there: 1/4 and 3/4
+    present = torch.tensor([[True, False, True]])
+    maps = constant_maps([0.75, 0.0, 0.25])
+    for exponent, expected in ((0.0, [0.5, 0.0, 0.5]), (1.0, [0.25, 0.0, 0.75]), (2.0, [0.1, 0.0, 0.9])):
+        probabilities = modality_sampling_probabilities(maps, None, present, exponent)
+        torch.testing.assert_close(probabilities, torch.tensor([expected]))
+    nothing = modality_sampling_probabilities(maps, None, torch.zeros_like(present), 0.0)
+    assert nothing.tolist() == [[0, 0, 0]]
+
+
+def test_the_model_draws_by_its_exponent():
+    images = torch.randn(3, 6, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(3, 32, 32, dtype=torch.long)
+    found = {}
+    for exponent in (0, 1, 2):
+        model = spread_weights(tiny_model(mas_exponent=exponent)).train()
+        found[exponent] = model(images, labels=labels).sampling_probabilities
+    torch.testing.assert_close(found[0], torch.full((3, 3), 1 / 3))
+    assert (found[1] - 1 / 3).abs().max() > 0.01
+    torch.testing.assert_close(found[2], found[1] ** 2 / (found[1] ** 2).sum(1, keepdim=True))
+
+
 def test_shares_are_averaged_over_positions_and_then_over_stages():
     first = torch.tensor([[0.5, 0.2], [0.5, 0.8]]).view(1, 2, 1, 2)  # two positions: shares 1/2 and 4/5 of modality 0
     second = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1)  # share of modality 0: 4 / (4 + 4/3) = 3/4

@@ -98,6 +98,11 @@ ARMS = {
             config={"fusion": "mean", "mas_loss_weight": 1.0},
         ),
         Arm("sgma", "semantic-guided fusion and modality-aware sampling"),
+        Arm(
+            "sgma_uniform_draw",
+            "`sgma` whose single modality is drawn uniformly, not by robustness",
+            config={"mas_exponent": 0.0},
+        ),
         Arm("sgma_no_dropout", "`sgma`, trained with all modalities only", training=_NO_DROPOUT),
         Arm("sgma_less_dropout", "`sgma` with modality dropout 0.3", training=_LESS_DROPOUT),
         Arm(

@@ -31,6 +31,7 @@ PARTS = (
         "sgma_less_dropout",
         "sgf_less_dropout",
     ),
+    ("a draw by robustness instead of a uniform one", "sgma", "sgma_uniform_draw"),
     ("filter, prototypes and perceptrons, without a branch", "sgf", "projector_mean"),
     ("filter, prototypes and perceptrons, with a branch", "sgma", "projector_mean_single"),
     ("less dropout, with early fusion", "early_less_dropout", "early"),

@@ -2,10 +2,11 @@
 
 One record per epoch, from the sums of `TrainingStatistics`, so exact over all processes and after a resume:
 
-- for each modality: mean robustness, also per class of the pixels; cross-entropy and IoU of the predictions from it
-  alone, both also per class, wherever modality-aware sampling drew it (of training crops, while the weights change: to
-  compare modalities and epochs, not to report); and the gradient norm of its projectors and stem as the optimiser got
-  it, after clipping, as root mean square over the steps that had one.
+- for each modality: mean robustness in the cells that it shares with others (alone, it is 1), also per class of the
+  pixels; cross-entropy and IoU of the predictions from it alone, both also per class, wherever modality-aware sampling
+  drew it (of training crops, while the weights change: to compare modalities and epochs, not to report); and the
+  gradient norm of its projectors and stem as the optimiser got it, after clipping, as root mean square over the steps
+  that had one.
 - `single_loss` is the mean over rows of what the model is trained on, so over all valid pixels of a row and, with
   `class_weights` or a Dice loss, with those (`EpochStatistics`). IoU and all figures per class are of one pixel per
   cell of stride 4, and `class_single_loss` is the plain cross-entropy there.

@@ -41,7 +41,7 @@ from .sharded_training import (
     whole_copy,
 )
 from .training_args import SgmaTrainingArguments
-from .training_statistics import TrainingStatistics, epoch_statistics, mean_robustness
+from .training_statistics import TrainingStatistics, contested_cells, epoch_statistics, mean_robustness
 
 
 # What the collator and the arguments of training both have.
@@ -435,7 +435,8 @@ class SgmaTrainer(HubTrainer):
         present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
         counted = present & (present.sum(1, keepdim=True) > 1) & ~outputs.row_losses.isnan().unsqueeze(1)
         if outputs.robustness is not None:
-            self._add_rows("robustness", mean_robustness(outputs.robustness), counted)
+            means, competed = mean_robustness(outputs.robustness, contested_cells(modality_mask, outputs.robustness))
+            self._add_rows("robustness", means, counted & competed)
         if outputs.sampling_probabilities is not None:
             self._add_rows("sampling_probability", outputs.sampling_probabilities, counted)
 

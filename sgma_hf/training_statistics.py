@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.distributed.tensor import DTensor
 
+from .configuration_sgma import STAGE_STRIDES
 from .metrics import count_pixels
 from .modality_sampling import EpochStatistics
 
@@ -76,7 +78,7 @@ class TrainingStatistics:
         self._add("row_losses", row_index, outputs.row_losses, valid)
         cells = labels[:, ::4, ::4]  # the pixel in the corner of every cell of the finest stage
         if outputs.robustness is not None:
-            self._add_robustness(outputs.robustness, competing, cells)
+            self._add_robustness(outputs.robustness, modality_mask, valid, cells)
         if outputs.prototypes is not None:
             counted = competing.any(1).to(self.sums["prototype_rows"].dtype)
             self.sums["prototype_rows"] += counted.sum()
@@ -92,7 +94,7 @@ class TrainingStatistics:
             self._add_single_classes(outputs, cells, seen)
 
     @torch.no_grad()
-    def add_gradients(self, parameters: Sequence[Sequence[torch.nn.Parameter]], *, counted: bool = True) -> None:
+    def add_gradients(self, parameters: Sequence[Sequence[nn.Parameter]], *, counted: bool = True) -> None:
         """Add the squared norm of each modality's gradient in an optimiser step, of those that have one.
 
         Squares are additive over the shards of a parameter, norms are not.
@@ -106,7 +108,7 @@ class TrainingStatistics:
         for group in parameters:
             gradients = [parameter.grad for parameter in group if parameter.grad is not None]
             local = [part.to_local() if isinstance(part, DTensor) else part for part in gradients]
-            norm = torch.nn.utils.get_total_norm(local) if local else sums.new_full((), torch.nan)
+            norm = nn.utils.get_total_norm(local) if local else sums.new_full((), torch.nan)
             norms.append(norm.to(sums.dtype))
         squares = torch.stack(norms).square()
         # Not those without a gradient, nor a step whose float16 gradients overflowed: the scaler skips it.
@@ -125,17 +127,25 @@ class TrainingStatistics:
         sums = self.sums["class_robustness"]
         num_labels = sums.shape[2]
         classes = torch.where(classes == self.ignore_index, num_labels, classes)
-        return torch.nn.functional.one_hot(classes, num_labels + 1)[..., :num_labels].to(sums.dtype)
+        return nn.functional.one_hot(classes, num_labels + 1)[..., :num_labels].to(sums.dtype)
 
-    def _add_robustness(self, robustness: tuple[torch.Tensor, ...], competing: torch.Tensor, cells: torch.Tensor):
+    def _add_robustness(
+        self,
+        robustness: tuple[torch.Tensor, ...],
+        modality_mask: torch.Tensor,
+        valid: torch.Tensor,
+        cells: torch.Tensor,
+    ) -> None:
         sums, class_sums = self.sums["robustness"], self.sums["class_robustness"]
-        counted = competing.to(sums.dtype)
-        sums[0] += (mean_robustness(robustness).to(sums.dtype) * counted).sum(0)
+        contested = contested_cells(modality_mask, robustness)
+        means, competed = mean_robustness(robustness, contested)
+        counted = (competed & valid.unsqueeze(1)).to(sums.dtype)
+        sums[0] += (means.to(sums.dtype) * counted).sum(0)
         sums[1] += counted.sum(0)
         one_hot = self._one_hot(cells)  # (B, h, w, K)
-        finest = robustness[0].to(sums.dtype) * counted[..., None, None]
-        class_sums[0] += torch.einsum("bmhw,bhwk->mk", finest, one_hot)
-        class_sums[1] += torch.einsum("bm,bhwk->mk", counted, one_hot)
+        counted = contested[0].to(sums.dtype) * counted[..., None, None]
+        class_sums[0] += torch.einsum("bmhw,bhwk->mk", robustness[0].to(sums.dtype) * counted, one_hot)
+        class_sums[1] += torch.einsum("bmhw,bhwk->mk", counted, one_hot)
 
     def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
         """Add confusion and loss by class of the predictions from the drawn modality, at one pixel per cell."""
@@ -145,10 +155,8 @@ class TrainingStatistics:
             drawn = seen & (outputs.sampled_modality == index)[:, None, None]
             confusion += count_pixels(predicted, cells, confusion.shape[0], drawn)
         one_hot = self._one_hot(torch.where(seen, cells, self.ignore_index))  # (B, h, w, K)
-        modality = torch.nn.functional.one_hot(outputs.sampled_modality, sums.shape[1]).to(sums.dtype)  # (B, M)
-        losses = torch.nn.functional.cross_entropy(
-            logits.float(), cells, ignore_index=self.ignore_index, reduction="none"
-        )
+        modality = nn.functional.one_hot(outputs.sampled_modality, sums.shape[1]).to(sums.dtype)  # (B, M)
+        losses = nn.functional.cross_entropy(logits.float(), cells, ignore_index=self.ignore_index, reduction="none")
         sums[0] += torch.einsum("bm,bhw,bhwk->mk", modality, losses.to(sums.dtype), one_hot)
         sums[1] += torch.einsum("bm,bhwk->mk", modality, one_hot)
 
@@ -195,13 +203,46 @@ class TrainingStatistics:
             self.sums[name] = loaded
 
 
-def mean_robustness(robustness: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Mean of the robustness maps over the cells that something covers, and over the stages, (B, M)."""
-    means = []
-    for maps in robustness:
-        covered = maps.sum(1, keepdim=True) > 0
-        means.append(maps.flatten(2).sum(2) / covered.flatten(2).sum(2).clamp_min(1))
-    return torch.stack(means).mean(0)
+def contested_cells(modality_mask: torch.Tensor, robustness: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Cells of each stage that a modality covers, at least in part, and another one too.
+
+    Alone in a cell a modality has robustness 1, and 0 where it covers nothing: that tells where sensors look, not how
+    fragile they are.
+
+    Args:
+        modality_mask: The batch's mask, of either kind.
+        robustness: Maps of the stages, (batch_size, num_modalities, height, width).
+
+    Returns:
+        Bool, like the maps.
+    """
+    if modality_mask.ndim == 2:
+        masks = [modality_mask[..., None, None].expand_as(maps) for maps in robustness]
+    else:
+        pixels = modality_mask.float()
+        masks = [nn.functional.max_pool2d(pixels, stride, ceil_mode=True) > 0 for stride in STAGE_STRIDES]
+    return [covered & (covered.sum(1, keepdim=True) > 1) for covered in masks]
+
+
+def mean_robustness(
+    robustness: tuple[torch.Tensor, ...], contested: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of each row's robustness where modalities compete.
+
+    Args:
+        robustness: Maps of the stages, (batch_size, num_modalities, height, width).
+        contested: What `contested_cells` returned.
+
+    Returns:
+        The mean over the contested cells and then over the stages that have some, and which pairs have any, bool,
+        both (batch_size, num_modalities).
+    """
+    counts = torch.stack([cells.flatten(2).sum(2) for cells in contested])  # (4, B, M)
+    sums = torch.stack(
+        [torch.where(cells, maps, 0).flatten(2).sum(2) for cells, maps in zip(contested, robustness, strict=True)]
+    )
+    stages = (counts > 0).sum(0)
+    return (sums / counts.clamp_min(1)).sum(0) / stages.clamp_min(1), stages > 0
 
 
 def epoch_statistics(summary: Mapping[str, Any]) -> EpochStatistics:

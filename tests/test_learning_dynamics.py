@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from sgma_hf.learning_dynamics import (
     read_learning_dynamics,
     silhouette,
 )
-from sgma_hf.training_statistics import TrainingStatistics
+from sgma_hf.training_statistics import TrainingStatistics, contested_cells, mean_robustness
 from sgma_hf.visualization import plot_learning_dynamics
 
 
@@ -146,6 +147,34 @@ def test_loss_of_one_modality_alone_is_added_up_by_class():
             expected_counts[modality, label] += 1
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(counts, expected_counts) and counts.sum() == 32 and counts[:, 4].sum() == 0
+
+
+def test_robustness_counts_where_modalities_compete():
+    """The second covers two of ten columns of cells, where both are equal; alone, the first has robustness 1."""
+    maps = torch.zeros(1, 2, 8, 10)
+    maps[:, 0], maps[..., :2] = 1, 0.5
+    maps[:, :, :, 9] = 0  # nothing is there
+    mask = torch.ones(1, 2, 32, 40, dtype=torch.bool)
+    mask[:, 1, :, 5:] = False  # ends inside the second column of the finest stage, and the first of the others
+    mask[..., 36:] = False
+    coarse = tuple(torch.tensor([[[[0.8]], [[0.2]]]]).expand(1, 2, 32 // s, -(-40 // s)) for s in (8, 16, 32))
+    contested = contested_cells(mask, (maps, *coarse))
+    assert [cells[0].sum((1, 2)).tolist() for cells in contested] == [[16, 16], [4, 4], [2, 2], [1, 1]]
+    means, competed = mean_robustness((maps, *coarse), contested)
+    torch.testing.assert_close(means, torch.tensor([[(0.5 + 3 * 0.8) / 4, (0.5 + 3 * 0.2) / 4]]))
+    assert competed.all()
+
+    labels = torch.zeros(1, 32, 40, dtype=torch.long)  # also where nothing is
+    outputs = SimpleNamespace(
+        row_losses=torch.ones(1), robustness=(maps, *coarse), prototypes=None, sampled_modality=None
+    )
+    sums = statistics(num_modalities=2, num_labels=2)
+    sums.add(outputs, mask, labels, torch.tensor([0]))
+    assert sums.sums["class_robustness"].tolist() == [[[8, 0], [8, 0]], [[16, 0], [16, 0]]]
+    torch.testing.assert_close(sums.sums["robustness"], torch.stack([means[0], torch.ones(2)]).double())
+
+    for other in (torch.tensor([[True, False]]), mask & torch.tensor([True, False]).view(2, 1, 1)):
+        assert not mean_robustness(outputs.robustness, contested_cells(other, outputs.robustness))[1].any()
 
 
 def parameter(*gradient):

@@ -325,6 +325,25 @@ def test_tiles_cover_everything_and_carry_their_place(tmp_path):
     np.testing.assert_array_equal(rows["a_y00001_x00000"][1], values[1:, :4] % 3)
 
 
+def test_pixels_of_a_test_scene_are_labelled_once_whatever_the_stride(tmp_path):
+    values = np.arange(1, 71, dtype=np.uint8).reshape(10, 7)
+    for split in ("train", "test"):
+        save(tmp_path / "in" / split / "nir" / "a.png", values)
+        save(tmp_path / "in" / split / "label" / "a.png", values % 3)
+    run(tmp_path / "in", tmp_path / "out", "--modalities", "nir", "--tile", 4, "--stride", 2)
+    assert len(decoded(tmp_path / "out", "train")) == 4 * 3
+    rows = decoded(tmp_path / "out", "test")
+    times = np.zeros((10, 7), dtype=int)
+    for name, (images, label) in rows.items():
+        top, left = (int(part[1:]) for part in name.split("_")[1:])
+        np.testing.assert_array_equal(images["nir"], values[top : top + 4, left : left + 4])  # the rasters are whole
+        kept = label != 255
+        np.testing.assert_array_equal(label[kept], (values % 3)[top : top + 4, left : left + 4][kept])
+        times[top : top + 4, left : left + 4] += kept
+    assert len(rows) == 3 * 2 and (times == 1).all()
+    assert (decoded(tmp_path / "out", "train")["a_y00006_x00003"][1] != 255).all()
+
+
 def test_tile_windows_by_hand():
     assert tile_windows((5, 4), None) == [(0, 0, 5, 4)]
     assert tile_windows((6, 4), 4, 2) == [(0, 0, 4, 4), (2, 0, 4, 4)]

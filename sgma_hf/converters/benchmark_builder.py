@@ -33,7 +33,7 @@ class BenchmarkConfig(datasets.BuilderConfig):
     Args:
         split: Named protocol; None takes the data set's first.
         tile: Side of a tile in pixels, None for whole scenes; by default what suits the data set.
-        stride: Pixels from tile to tile.
+        stride: Pixels from tile to tile of training scenes.
         exclude: Scenes to leave out.
         missing: Share of training rows that lose a modality.
         coverage: Share of training rows in which a modality ends inside.

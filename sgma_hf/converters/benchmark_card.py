@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from ..configuration_sgma import IGNORE_INDEX
 from ..dataset_schema import DatasetMetadata
 from .benchmark_dataset import LABEL, SPLITS, BenchmarkDataset, Scene
 from .dataset_card import build_card
@@ -60,10 +61,11 @@ def _splits(dataset: BenchmarkDataset, scenes: Sequence[Scene], skipped: Sequenc
     unlabelled = Counter(scene.split for scene in scenes if scene.files.get(LABEL) is None)
     size = "Scenes are whole."
     if options.tile is not None:
-        stride = options.stride or options.tile
+        every = f" (every {options.stride} in `train`)" if options.stride else ""
         size = (
-            f"Tiles of {options.tile} x {options.tile} pixels every {stride}; the last of a row and of a column is "
-            "moved back inside and overlaps its neighbour, and a scene that is smaller gives a smaller tile."
+            f"Tiles of {options.tile} x {options.tile} pixels{every}; the last of a row and of a column is moved back "
+            "inside and overlaps its neighbour, and a scene that is smaller gives a smaller tile. Outside `train`, "
+            f"labels of an overlap are {IGNORE_INDEX} in the second tile: every pixel counts once."
         )
     lines = [
         "## Splits",

@@ -71,13 +71,13 @@ class CheckReport:
 
     def _split_table(self) -> list[str]:
         published = self.dataset.description.splits[self.dataset.split].num_scenes
-        maker = RowMaker(self.dataset)
+        tiling = RowMaker(self.dataset).tiling
         found = Counter(scene.split for scene in self.survey.scenes)
         labelled: Counter[str] = Counter()
         rows: Counter[str] = Counter()
         for scene, check in zip(self.survey.scenes, self.checks, strict=False):
             labelled[scene.split] += check.has_label
-            rows[scene.split] += maker.num_rows(check.size) if check.size else 0
+            rows[scene.split] += len(tiling.windows(check.size, scene.split)) if check.size else 0
         excluded = f" (excluded: {', '.join(self.dataset.options.exclude)})" if self.dataset.options.exclude else ""
         lines = [f"{'split':<12}{'scenes':>8}{'published':>11}{'labelled':>10}{'rows':>9}{excluded}"]
         for split in (split for split in SPLITS if split in found or split in published):

@@ -60,7 +60,7 @@ def benchmark_parser(reader: type[BenchmarkDataset]) -> argparse.ArgumentParser:
         )
     default = description.default_tile or "none"
     add("--tile", type=_tile, default=description.default_tile, help=f"pixels, or none for whole scenes ({default})")
-    add("--stride", type=int, help="pixels from tile to tile (default: --tile)")
+    add("--stride", type=int, help="pixels from tile to tile of training scenes (default: --tile)")
     add("--exclude", nargs="+", default=[], action="extend", metavar="SCENE", help="scenes to leave out")
     add("--missing", default="", metavar="NAME=SHARE,...", help=f"make null in training rows: {names[-1]}=0.3")
     add("--coverage", default="", metavar="NAME=SHARE,...", help="let a modality end inside training rows")

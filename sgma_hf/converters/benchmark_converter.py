@@ -195,7 +195,7 @@ def plan_shards(
         for scene, size in zip(scenes, sizes, strict=True):
             if scene.split != split:
                 continue
-            num_bytes = maker.num_bytes(size)
+            num_bytes = maker.num_bytes(size, split)
             if not groups or filled + num_bytes > max_bytes:
                 groups.append([])
                 filled = 0

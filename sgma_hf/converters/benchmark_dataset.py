@@ -138,7 +138,7 @@ class ConversionOptions:
     Args:
         split: Name of a protocol of the description; None takes the first.
         tile: Side of a tile in pixels of the scene; None keeps scenes whole.
-        stride: Pixels from tile to tile, `tile` by default.
+        stride: Pixels from tile to tile of training scenes, `tile` by default; see `Tiling`.
         exclude: Names of scenes to leave out.
         missing: Share of the training rows that lose a modality, by modality.
         coverage: Share of the training rows in which a modality ends inside the tile, by modality.

@@ -9,7 +9,7 @@ import numpy as np
 from ..dataset_schema import DatasetMetadata
 from .benchmark_dataset import LABEL, BenchmarkDataset, Scene
 from .incomplete_rows import RowWithholder, free_fill_value
-from .tiling import tile_windows
+from .tiling import Tiling
 
 
 @dataclass
@@ -46,7 +46,7 @@ class RowMaker:
         self.dataset = dataset
         self.metadata: DatasetMetadata = dataset.metadata()
         self.withholder = RowWithholder(self.metadata, options.missing, options.coverage, seed=options.missing_seed)
-        tile_windows((1, 1), options.tile, options.stride)
+        self.tiling = Tiling(options.tile, options.stride)
         # Integers that may end inside a tile get a value for "no data", which they must not hold otherwise.
         self._fills = {
             modality.name: self.metadata.nodata[index][0]
@@ -54,18 +54,10 @@ class RowMaker:
             if modality.name in options.coverage and modality.dtype != "float32" and not modality.nodata
         }
 
-    def num_rows(self, size: tuple[int, int]) -> int:
-        """Tiles of a scene of `size` (height, width)."""
-        return len(tile_windows(size, self.dataset.options.tile, self.dataset.options.stride))
-
-    def num_bytes(self, size: tuple[int, int]) -> int:
-        """About the bytes of a scene's rows, before compression."""
-        pixels = sum(window[2] * window[3] for window in self.windows(size))
+    def num_bytes(self, size: tuple[int, int], split: str) -> int:
+        """About the bytes of the rows of a scene of `size` (height, width), before compression."""
+        pixels = sum(window[2] * window[3] for window in self.tiling.windows(size, split))
         return pixels * (1 + sum(item.channels * np.dtype(item.dtype).itemsize for item in self.dataset.modalities))
-
-    def windows(self, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-        """(top, left, height, width) of each row, row of tiles by row of tiles."""
-        return tile_windows(size, self.dataset.options.tile, self.dataset.options.stride)
 
     def rows(self, scene: Scene) -> Iterator[BenchmarkRow]:
         """Read a scene and yield its rows, from top left to bottom right.
@@ -78,9 +70,11 @@ class RowMaker:
         columns = [*self.metadata.modalities, LABEL]
         is_whole = dataset.options.tile is None
         try:
-            for (top, height), windows in groupby(self.windows(size), key=lambda window: (window[0], window[2])):
+            tiles_of_scene = self.tiling.windows(size, scene.split)
+            for (top, height), windows in groupby(tiles_of_scene, key=lambda window: (window[0], window[2])):
                 strips = {column: dataset.read(scene, column, (top, 0, height, size[1])) for column in columns}
-                for _, left, _, width in windows:
+                for window in windows:
+                    _, left, _, width = window
                     row_id = scene.name if is_whole else f"{scene.name}_y{top:05d}_x{left:05d}"
                     tiles = {
                         # A whole scene may hold a modality of another resolution.
@@ -88,6 +82,8 @@ class RowMaker:
                         for name, strip in strips.items()
                     }
                     label = tiles.pop(LABEL)
+                    if label is not None:
+                        label = self.tiling.label(label, window, scene.split)
                     if any(tile is not None for tile in tiles.values()):
                         yield self._row(scene, row_id, tiles, label, num_pixels=height * width)
         finally:

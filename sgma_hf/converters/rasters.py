@@ -33,7 +33,7 @@ from .parquet_writer import ParquetDatasetWriter, check_output
 from .publishing import add_push_arguments, push_as_asked
 from .source_layout import SceneFiles, find_scenes
 from .spatial_groups import choose_validation, group_scenes
-from .tiling import cut, tile_windows
+from .tiling import Tiling, cut
 
 
 logger = logging.get_logger(__name__)
@@ -53,7 +53,7 @@ class ConversionOptions:
         classes: The `--classes` file; None takes label ids as they are.
         ignore_unmapped: Whether label values without a class are ignored instead of refused.
         tile: Side of a tile in pixels of the label; None keeps scenes whole.
-        stride: Pixels from tile to tile, `tile` by default.
+        stride: Pixels from tile to tile of training scenes, `tile` by default; see `Tiling`.
         val_fraction: Share of the training rows to set aside as `validation`; None sets none aside.
         group_distance: Scenes closer than so many metres stay on one side.
         group_regex: Scenes whose names give the same match stay on one side.
@@ -170,7 +170,7 @@ def _check_options(source: Path, out: Path, modalities: Sequence[str], options: 
         raise ValueError("Groups are for setting validation scenes aside: give --val-fraction too.")
     if options.classes is not None and options.label is None:
         raise ValueError("--classes needs labels; leave out --label none.")
-    tile_windows((1, 1), options.tile, options.stride)
+    Tiling(options.tile, options.stride)
     if options.overwrite and source.absolute().resolve().is_relative_to(out.absolute().resolve()):
         raise ValueError(f"--overwrite would remove the source: {source} is in --out {out}.")
     check_output(out, overwrite=options.overwrite)
@@ -245,7 +245,8 @@ def _set_validation_aside(scenes: Sequence[_Scene], options: ConversionOptions) 
         distance=options.group_distance,
         regex=options.group_regex,
     )
-    sizes = [len(tile_windows(scene.size, options.tile, options.stride)) for scene in training]
+    tiling = Tiling(options.tile, options.stride)
+    sizes = [len(tiling.windows(scene.size, scene.files.split)) for scene in training]
     chosen = choose_validation(groups, sizes, options.val_fraction, options.seed)
     for scene, is_validation in zip(training, chosen, strict=True):
         if is_validation:
@@ -271,8 +272,8 @@ def _write_scene(
     label = None
     if scene.label is not None and class_map is not None:
         label = class_map.apply(*_read_label(scene.label, by_colour=class_map.by_colour))
-    empty = 0
-    for window in tile_windows(scene.size, options.tile, options.stride):
+    empty, split, tiling = 0, scene.files.split, Tiling(options.tile, options.stride)
+    for window in tiling.windows(scene.size, split):
         top, left, height, width = window
         images = {
             plan.name: plan.store(cut(rasters[plan.name], scene.size, window), scene.files.rasters[plan.name])
@@ -284,8 +285,10 @@ def _write_scene(
             empty += 1
             continue
         row_id = scene.files.name if options.tile is None else f"{scene.files.name}_y{top:05d}_x{left:05d}"
-        tile_label = None if label is None else label[top : top + height, left : left + width]
-        writer.write(scene.files.split, row_id, images, tile_label)
+        tile_label = None
+        if label is not None:
+            tile_label = tiling.label(label[top : top + height, left : left + width], window, split)
+        writer.write(split, row_id, images, tile_label)
     return empty
 
 
@@ -363,7 +366,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--classes", type=Path, help='json: ["soil", "crop"] or [{"name": "crop", "value": 7 or "color": [r, g, b]}]')
     add("--ignore-unmapped", action="store_true", help="ignore label values that --classes does not have")
     add("--tile", type=int, help="cut scenes into tiles of so many label pixels")
-    add("--stride", type=int, help="pixels from tile to tile (default: --tile)")
+    add("--stride", type=int, help="pixels from tile to tile of training scenes (default: --tile)")
     add("--val-fraction", type=float, help="share of the training rows to set aside as validation, by whole scenes")
     add("--group-distance", type=float, metavar="METRES", help="scenes closer than this stay on one side")
     add("--group-regex", help="scenes whose names give the same match (its first group) stay on one side")

@@ -1,8 +1,55 @@
 """Cuts scenes into tiles, whatever the resolution of each modality."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from ..configuration_sgma import IGNORE_INDEX
 from ..raster_io import Raster
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How scenes are cut. Tiles of training rows may overlap; in every other split a pixel is labelled once.
+
+    Args:
+        tile: Side of a tile in pixels; None keeps scenes whole.
+        stride: Pixels from one tile of a training scene to the next, at most `tile` (the default).
+
+    Raises:
+        ValueError: If `tile` or `stride` is not positive, the stride leaves gaps, or there is one without a tile.
+    """
+
+    tile: int | None
+    stride: int | None = None
+
+    def __post_init__(self):
+        tile_windows((1, 1), self.tile, self.stride)
+
+    def windows(self, size: tuple[int, int], split: str) -> list[tuple[int, int, int, int]]:
+        """(top, left, height, width) of each tile of a scene of `size` (height, width), row by row."""
+        return tile_windows(size, self.tile, self.stride if split == "train" else None)
+
+    def label(self, label: np.ndarray, window: tuple[int, int, int, int], split: str) -> np.ndarray:
+        """A window's label, outside the training split without what tiles before it label already.
+
+        The last tile of a row or column is shifted back inside: scored twice, its pixels would weigh double.
+
+        Args:
+            label: Class ids of the window, (height, width).
+            window: One of `windows`.
+            split: Of the scene.
+
+        Returns:
+            The label, 255 where the pixel is another tile's.
+        """
+        if self.tile is None or split == "train":
+            return label
+        above, before = -window[0] % self.tile, -window[1] % self.tile
+        label = label.copy()
+        label[:above] = IGNORE_INDEX
+        label[:, :before] = IGNORE_INDEX
+        return label
 
 
 def tile_windows(

@@ -121,19 +121,19 @@ def coco_file(stems, *, roofs: bool = False) -> dict:
 
 
 def pixels(stem: str) -> dict[str, np.ndarray]:
-    """`rgb`, `sar` (linear) and `dsm` of a tile, decided by its name."""
+    """`rgb`, `sar` (linear) and `ndsm` of a tile, decided by its name."""
     generator = np.random.default_rng(list(stem.encode()))
     rgb = generator.integers(1, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     sar = generator.gamma(1.0, 0.2, (SIZE, SIZE)).astype(np.float32) + np.float32(1e-4)
-    dsm = np.where(generator.random((SIZE, SIZE)) < 0.7, 0, generator.uniform(2, 30, (SIZE, SIZE))).astype(np.float32)
+    ndsm = np.where(generator.random((SIZE, SIZE)) < 0.7, 0, generator.uniform(2, 30, (SIZE, SIZE))).astype(np.float32)
     if stem == BERLIN:
         sar[5, 6] = 0.0  # has no logarithm
         rgb[:3] = 0  # the mosaic ends here
-    return {"rgb": rgb, "sar": sar, "dsm": dsm}
+    return {"rgb": rgb, "sar": sar, "ndsm": ndsm}
 
 
 def write_tile(folder: Path, stem: str, columns: dict[str, str]) -> None:
-    """Write a tile's files; `columns` has the folder of each of `rgb`, `sar`, `dsm` that there is."""
+    """Write a tile's files; `columns` has the folder of each of `rgb`, `sar`, `ndsm` that there is."""
     for name, array in pixels(stem).items():
         if name in columns:
             path = folder / columns[name] / f"{stem}.tif"
@@ -154,7 +154,7 @@ def write_shipped(root: Path) -> Path:
         The folder that a user would name.
     """
     base = root / "DFC23_IEEE-DataPort"
-    both, optical = {"rgb": "rgb", "sar": "sar"}, {"rgb": "rgb", "sar": "sar", "dsm": "dsm"}
+    both, optical = {"rgb": "rgb", "sar": "sar"}, {"rgb": "rgb", "sar": "sar", "ndsm": "dsm"}
     for stem in TRAIN_STEMS:
         write_tile(base / "track2" / "train", stem, optical)
     for stem in (BERLIN, EMPTY, "SV_Suzhou_31.2990_120.5853"):
@@ -178,7 +178,7 @@ def write_documented(root: Path) -> Path:
     Its val has heights and labels, as the README draws it; its test lists images without annotations.
     """
     base = root / "DFC_Track_2"
-    columns = {"rgb": "rgb", "sar": "sar", "dsm": "height"}
+    columns = {"rgb": "rgb", "sar": "sar", "ndsm": "height"}
     for split, stems in (("train", TRAIN_STEMS), ("val", ("P0011",)), ("test", ("P0021",))):
         for stem in stems:
             write_tile(base / split, stem, columns if split != "test" else {"rgb": "rgb", "sar": "sar"})

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from converted_rows import assert_streams_the_same, decoded, train_one_step
 from dfc2023_fixtures import (
     BERLIN,
@@ -26,6 +27,7 @@ from dfc2023_fixtures import (
 )
 from PIL import Image
 
+from sgma_hf import SgmaImageProcessor
 from sgma_hf.converters import dfc2023
 from sgma_hf.converters.dfc2023 import Dfc2023, Dfc2023Reader, random_split, sensor_and_city, to_decibels
 from sgma_hf.converters.dfc2023_facts import CITY_COUNTS, TRACK_1, TRACK_2
@@ -61,8 +63,8 @@ def test_labels_are_the_union_of_instances_in_all_encodings(shipped, tmp_path):
         np.testing.assert_array_equal(label, expected_buildings(stem), err_msg=stem)
         stored = pixels(stem)
         np.testing.assert_array_equal(images["rgb"], stored["rgb"])
-        np.testing.assert_array_equal(images["dsm"], stored["dsm"])
-        assert images["dsm"].dtype == images["sar"].dtype == np.float32
+        np.testing.assert_array_equal(images["ndsm"], stored["ndsm"])
+        assert images["ndsm"].dtype == images["sar"].dtype == np.float32
     assert rows[BERLIN][1].sum() == 40 + 100 + 28 + 10
     assert not rows[EMPTY][1].any()  # listed without an instance: all background
 
@@ -107,10 +109,10 @@ def test_validation_and_test_have_null_labels_and_heights_and_say_so(shipped, tm
     validation, test = decoded(tmp_path / "out", "validation"), decoded(tmp_path / "out", "test")
     assert list(validation) == ["P_0000", "P_0003"] and list(test) == ["P_0420"]
     for images, label in [*validation.values(), *test.values()]:
-        assert label is None and images["dsm"] is None
+        assert label is None and images["ndsm"] is None
         assert images["rgb"] is not None and images["sar"] is not None
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "`label` and `dsm` are null in those rows" in card
+    assert "`label` and `ndsm` are null in those rows" in card
     assert "The authors would like to thank the IEEE GRSS" in card
 
 
@@ -122,11 +124,11 @@ def test_layout_of_the_readme_gives_the_same_rows(tmp_path, any_number):
     assert list(rows) == list(other)
     for stem, (images, label) in rows.items():
         np.testing.assert_array_equal(label, other[stem][1])
-        np.testing.assert_array_equal(images["dsm"], other[stem][0]["dsm"])
+        np.testing.assert_array_equal(images["ndsm"], other[stem][0]["ndsm"])
     images, label = decoded(tmp_path / "out", "validation")["P0011"]  # there heights and labels are drawn, too
-    assert label.sum() == 40 and images["dsm"] is not None
+    assert label.sum() == 40 and images["ndsm"] is not None
     images, label = decoded(tmp_path / "out", "test")["P0021"]  # its file lists images without annotations
-    assert label is None and images["dsm"] is None
+    assert label is None and images["ndsm"] is None
 
 
 @pytest.mark.parametrize("deeper", ["track2", "track2/track2"])
@@ -139,10 +141,22 @@ def test_a_track_alone_and_a_doubled_folder(tmp_path, any_number, deeper):
     assert len(decoded(tmp_path / "out", "train")) == 3
 
 
+def test_a_roof_that_fills_a_window_stays_above_ground(shipped, tmp_path):
+    run(shipped, "--out", tmp_path / "out", "--split", "cities")
+    metadata = DatasetMetadata.load(tmp_path / "out")
+    processor = SgmaImageProcessor(metadata.modalities, metadata.modality_channels)
+    roof, ground = (
+        processor([{"rgb": None, "ndsm": np.full((8, 8), height, np.float32), "sar": None}])["pixel_values"]
+        for height in (20.0, 0.0)
+    )
+    difference = (roof - ground)[0, 3]
+    torch.testing.assert_close(difference, torch.full((8, 8), 20 / processor.image_std[1][0]))
+
+
 def test_height_folder_may_be_called_ndsm(shipped, tmp_path):
     (shipped / "track2" / "train" / "dsm").rename(shipped / "track2" / "train" / "nDSM")
     assert run(shipped, "--out", tmp_path / "out", "--split", "cities") == 0
-    assert all(images["dsm"] is not None for images, _ in decoded(tmp_path / "out", "train").values())
+    assert all(images["ndsm"] is not None for images, _ in decoded(tmp_path / "out", "train").values())
 
 
 def test_cities_are_held_out_whole(shipped, tmp_path):
@@ -261,7 +275,7 @@ def test_damaged_files_are_named_and_the_rest_is_checked(shipped, tmp_path, caps
     assert not (tmp_path / "out").exists()
     assert run(shipped, "--out", tmp_path / "out", "--split", "cities", "--allow-missing", "--skip-damaged") == 0
     rows = decoded(tmp_path / "out", "train")
-    assert list(rows) == [BRASILIA] and rows[BRASILIA][0]["dsm"] is None
+    assert list(rows) == [BRASILIA] and rows[BRASILIA][0]["ndsm"] is None
 
 
 def test_a_tile_that_the_split_cannot_place_is_damage(shipped, tmp_path, capsys):
@@ -320,33 +334,31 @@ def test_nothing_there(tmp_path, capsys):
 
 def test_declared_nodata_becomes_a_hole(shipped, tmp_path):
     rasterio = pytest.importorskip("rasterio")
-    for column in ("dsm", "sar"):
-        path = shipped / "track2" / "train" / column / f"{BRASILIA}.tif"
+    for column, folder, nodata in (("ndsm", "dsm", -9999), ("sar", "sar", 7.5)):
+        path = shipped / "track2" / "train" / folder / f"{BRASILIA}.tif"
         values = pixels(BRASILIA)[column]
-        values[:4] = -9999 if column == "dsm" else 7.5
+        values[:4] = nodata
         profile = {"width": SIZE, "height": SIZE, "count": 1, "dtype": "float32", "driver": "GTiff"}
         place = rasterio.Affine(0.5, 0, 500000, 0, -0.5, 5800000)
-        with rasterio.open(
-            path, "w", nodata=float(values[0, 0]), crs="EPSG:32633", transform=place, **profile
-        ) as target:
+        with rasterio.open(path, "w", nodata=nodata, crs="EPSG:32633", transform=place, **profile) as target:
             target.write(values, 1)
     run(shipped, "--out", tmp_path / "out", "--split", "cities")
     images, _ = decoded(tmp_path / "out", "train")[BRASILIA]
-    for column in ("dsm", "sar"):
+    for column in ("ndsm", "sar"):
         assert np.isnan(images[column][:4]).all() and np.isfinite(images[column][4:]).all()
 
 
 def test_modalities_end_inside_training_tiles(shipped, tmp_path):
-    run(shipped, "--out", tmp_path / "out", "--split", "cities", "--coverage", "dsm=1", "--missing", "sar=1")
+    run(shipped, "--out", tmp_path / "out", "--split", "cities", "--coverage", "ndsm=1", "--missing", "sar=1")
     for images, _ in decoded(tmp_path / "out", "train").values():
         assert images["sar"] is None
-        assert 0 < np.isnan(images["dsm"]).mean() < 1
+        assert 0 < np.isnan(images["ndsm"]).mean() < 1
     for images, _ in decoded(tmp_path / "out", "test").values():
-        assert np.isfinite(images["dsm"]).all() and images["sar"] is not None
+        assert np.isfinite(images["ndsm"]).all() and images["sar"] is not None
 
 
 def test_rows_stream_and_train(shipped, tmp_path):
-    run(shipped, "--out", tmp_path / "out", "--split", "official", "--tile", "32", "--missing", "dsm=0.5")
+    run(shipped, "--out", tmp_path / "out", "--split", "official", "--tile", "32", "--missing", "ndsm=0.5")
     for split in ("train", "test"):
         assert_streams_the_same(tmp_path / "out", split)
     assert 0 < train_one_step(tmp_path / "out", tmp_path / "model") < np.inf

@@ -21,7 +21,7 @@ BENCHMARKS = {
     "isprs_potsdam": (isprs_potsdam.main, write_potsdam, [], ["rgb", "nir", "ndsm"]),
     "isprs_vaihingen": (isprs_vaihingen.main, write_vaihingen, [], ["irrg", "dsm"]),
     # the fixtures have fewer scenes than were published
-    "dfc2023": (dfc2023.main, write_shipped, ["--split", "cities", "--allow-missing"], ["rgb", "dsm", "sar"]),
+    "dfc2023": (dfc2023.main, write_shipped, ["--split", "cities", "--allow-missing"], ["rgb", "ndsm", "sar"]),
     "deliver": (deliver.main, write_deliver, ["--allow-missing"], ["rgb", "depth", "event", "lidar"]),
 }
 

@@ -34,7 +34,10 @@ from .published_counts import fewer_than_published
 from .source_walk import FolderContents, unpacking_hint, walk_files
 
 
-_COLUMN_FOLDERS = {"rgb": "rgb", "sar": "sar", "dsm": "dsm", "height": "dsm", "ndsm": "dsm"}
+# The contest's `dsm` holds heights above ground. Its column is called what it is: a processor measures what is called
+# `dsm` from the lowest point of a window, and a roof that fills the window would become ground.
+_COLUMN_OF_FOLDER = {"rgb": "rgb", "sar": "sar", "dsm": "ndsm", "height": "ndsm", "ndsm": "ndsm"}
+_PUBLISHED_FOLDER = {"rgb": "rgb", "sar": "sar", "ndsm": "dsm"}
 _SPLIT_FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 _TEST_FOLDER = re.compile(r"track_?[12]_test_data", re.IGNORECASE)
 _TRACK = re.compile(r"track_?([12])", re.IGNORECASE)
@@ -136,7 +139,7 @@ class Dfc2023Reader(BenchmarkDataset):
         for path in contents.files:
             if path.suffix.lower() not in (".tif", ".tiff") or len(path.parts) < 4:
                 continue
-            column = _COLUMN_FOLDERS.get(path.parts[-2].lower())
+            column = _COLUMN_OF_FOLDER.get(path.parts[-2].lower())
             part = "test" if _TEST_FOLDER.fullmatch(path.parts[-3]) else path.parts[-3].lower()
             if column is None or part not in tiles:
                 continue
@@ -225,13 +228,14 @@ class Dfc2023Reader(BenchmarkDataset):
         """Modalities that a part lacks altogether, and tiles that lack one the others have."""
         problems = []
         for name in (modality.name for modality in self.modalities):
+            folder = f"{part}/{_PUBLISHED_FOLDER[name]}/"
             lacking = [scene for scene in scenes if scene.files[name] is None]
             if len(lacking) < len(scenes):
                 for scene in lacking:
-                    what, reason = f"{part}/{name}/{scene.name}.tif", "is not there, though others of this tile are"
+                    what, reason = f"{folder}{scene.name}.tif", "is not there, though others of this tile are"
                     problems.append(Problem("missing", what, reason, self._remedy, (scene.split, scene.name)))
-            elif scenes and (part == "train" or name != "dsm"):  # heights of val and test are not public
-                problems.append(Problem("missing", f"{part}/{name}/", "has no tiles at all", self._remedy))
+            elif scenes and (part == "train" or name != "ndsm"):  # heights of val and test are not public
+                problems.append(Problem("missing", folder, "has no tiles at all", self._remedy))
         return problems
 
     def _annotation_note(self, part: str, labels: Mapping[str, CocoImage]) -> Problem:
@@ -257,7 +261,7 @@ class Dfc2023Reader(BenchmarkDataset):
         notes = []
         for split in ("validation", "test") if self.split == "official" else ():
             rows = [scene for scene in scenes if scene.split == split]
-            for column in ("dsm", LABEL):
+            for column in ("ndsm", LABEL):
                 number = sum(column in scene.files and scene.files[column] is None for scene in rows)
                 if number:
                     reason = f"null in {number} of {len(rows)} rows: the contest did not publish it"
@@ -321,7 +325,7 @@ class Dfc2023Reader(BenchmarkDataset):
         if self.choices["sar"] == "db":
             notes = ["SAR is as in the files, taken to be dB."]
         if self.split == "official":
-            columns = "`label` and `dsm`" if self.track == 2 else "`label`"
+            columns = "`label` and `ndsm`" if self.track == 2 else "`label`"
             notes.append(
                 f"The contest never published labels or heights of its validation and test tiles: {columns} are null "
                 "in those rows. To train and evaluate, convert with `--split cities` or `--split random`."

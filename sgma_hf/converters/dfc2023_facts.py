@@ -69,7 +69,7 @@ def _city_counts() -> dict[str, int]:
 
 
 _RGB = Modality("rgb", 3, "uint8", nodata=(0.0,), description="red, green, blue; black where the mosaic ends")
-_DSM = Modality("dsm", 1, "float32", unit="m", description="height above ground (a normalised DSM), 0 on the ground")
+_NDSM = Modality("ndsm", 1, "float32", unit="m", description="height above ground; the contest's dsm")
 _SAR = Modality("sar", 1, "float32", unit="dB", description="Gaofen-3 backscatter")
 _OURS = "sgma_hf; the contest published labels of its training tiles only"
 
@@ -82,7 +82,7 @@ TRACK_2 = DatasetDescription(
         "The label is their union. Row ids begin with the tile's name, which has sensor, city, latitude and longitude."
     ),
     homepage=HOMEPAGE,
-    modalities=(_RGB, _DSM, _SAR),
+    modalities=(_RGB, _NDSM, _SAR),
     class_names=("background", "building"),
     palette=_colours(2),
     splits={

@@ -64,16 +64,37 @@ def test_card_holds_the_hand_worked_figures():
 def test_sentences_follow_from_the_figures():
     text = shown(group_runs(three_seeds())[0])
     assert (
-        "Average: `sgma` is above 1 of 2 arms in the mean over seeds, above 1 by more than either arm's standard "
-        "deviation. It leads 1 by more than the 95 % interval (`mean`), cannot be told by it from 1 (`early`)." in text
+        "Average: `sgma` is above 1 of 2 arms in the mean over the seeds that they share, above 1 by more than either "
+        "arm's standard deviation. It leads 1 (`mean`) by more than the 95 % interval, cannot be told from 1 "
+        "(`early`) by an interval." in text
     )
     assert "The highest mean Last-1 is that of `mean`, 30.0 ± 0.0." in text  # the first of equals
     assert "of 3 seeds, on the same rows: they say how well so few seeds fix the mean difference" in text
     behind = [made_up_run("sgma", seed, 0.4 + 0.01 * seed) for seed in range(3)] + three_seeds()[3:6]
-    assert "trails 1 by more than it (`mean`)" in shown(group_runs(behind)[0])
+    assert "trails 1 (`mean`) by more than the 95 % interval" in shown(group_runs(behind)[0])
+    apart = shown(group_runs([made_up_run("sgma", 0, 0.6), made_up_run("mean", 1, 0.5)])[0])
+    assert "Average: `sgma` is above 0 of 0 arms" in apart and "It has no seed in common with 1 (`mean`)." in apart
     single = shown(group_runs([made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5)])[0])
     assert "One seed shows neither spread nor interval" in single
     assert "leads" not in single.split("which arm leads")[0]
+
+
+def test_card_says_where_columns_are_scored_on_less():
+    run = made_up_run("sgma", 0, 0.6)
+    older = made_up_run("mean", 0, 0.5)  # from before the shares were kept
+    for line in (run, older):
+        for name, rows, complete in (("a", 6, 6), ("b", 2, 2), ("a+b", 6, 2)):
+            line["results"]["test"]["combinations"][name] |= {"rows": rows, "rows_complete": complete}
+    assert "not all on the same pixels: `b` on 2 of 6 windows; `a+b` on 4 with a part of it only." in results_card(
+        [older]
+    )
+    for name, share in (("a", 0.0), ("b", 0.5), ("a+b", 0.0)):
+        run["results"]["test"]["combinations"][name] |= {"uncovered_share": share}
+    card = results_card([run, older])
+    assert (
+        "`b` on 2 of 6 windows, without 50.00 % of the labelled pixels, which nothing of it covers; `a+b` on" in card
+    )
+    assert "scored on what there is" not in results_card(three_seeds())
 
 
 def test_runs_of_other_trainings_and_older_definitions_are_kept_apart():

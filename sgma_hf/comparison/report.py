@@ -50,6 +50,13 @@ PARTS = (
     ("row sampling, with less dropout", "sgma_recipe", "sgma_less_dropout"),
     ("the residual path around the fusion", "sgma_residual", "sgma"),
 )
+# What a difference's verdict says of the first arm; None where the two share no seed.
+_VERDICTS = {
+    "ahead": "leads {} by more than the 95 % interval",
+    "behind": "trails {} by more than the 95 % interval",
+    "open": "cannot be told from {} by an interval",
+    None: "has no seed in common with {}",
+}
 README_BEGIN, README_END = "<!-- measured: compare -->", "<!-- end of measured -->"
 
 
@@ -152,7 +159,7 @@ def _sections(experiment: Experiment, heading: str | None) -> list[str]:
             parts.extend([f"{level} {title}", *kept])
 
     add("What was run", _what_was_run(experiment), _arms(experiment))
-    add("All combinations of the modalities", _main_table(experiment))
+    add("All combinations of the modalities", _main_table(experiment), _scored_on(experiment))
     for main, others in _opponents(experiment):
         add(
             f"`{main}` against every other arm",
@@ -352,6 +359,37 @@ def _main_table(experiment: Experiment) -> str:
     return table(["arm", *combinations, *SCORES], lines)
 
 
+def _scored_on(experiment: Experiment) -> str | None:
+    """Which combinations are scored on less than others, because their modalities are not there."""
+    counts: dict[str, Mapping[str, Any]] = {}
+    for run in experiment.all_runs:  # lines of older versions lack some of the counts
+        for name, scores in experiment.results(run)["combinations"].items():
+            counts[name] = {
+                **counts.get(name, {}),
+                **{key: value for key, value in scores.items() if value is not None},
+            }
+    windows = max(scores.get("rows", 0) for scores in counts.values())
+    parts = []
+    for name, scores in counts.items():
+        facts = []
+        rows = scores.get("rows", windows)
+        complete, uncovered = scores.get("rows_complete", rows), scores.get("uncovered_share", 0)
+        if rows < windows:
+            facts.append(f"{rows} of {windows} windows")
+        if complete < rows:
+            facts.append(f"{rows - complete} with a part of it only")
+        if uncovered >= 5e-5:
+            facts.append(f"without {100 * uncovered:.2f} % of the labelled pixels, which nothing of it covers")
+        if facts:
+            parts.append(f"`{name}` on {', '.join(facts)}")
+    if not parts:
+        return None
+    return (
+        "The columns are scored on what there is of their modalities, so not all on the same pixels: "
+        f"{'; '.join(parts)}."
+    )
+
+
 def _difference_table(experiment: Experiment, pairs: Sequence[tuple[str, str, str]]) -> str:
     """Lines (label, first arm, second arm): first - second."""
     lines = []
@@ -428,30 +466,23 @@ def _highest(experiment: Experiment) -> Iterator[str]:
 def _verdict(experiment: Experiment, name: str, main: str, others: Sequence[str]) -> str:
     """In one sentence: against which arms one leads, trails, or neither."""
     figure = experiment.score(SCORES[name])
-    found: dict[str, list[str]] = {"ahead": [], "open": [], "behind": []}
-    higher = beyond_spread = 0
+    found: dict[str, list[str]] = {phrase: [] for phrase in _VERDICTS.values()}
+    compared = higher = beyond_spread = 0
     for arm in others:
         difference = experiment.difference(main, arm, figure)
-        found["open" if difference is None else difference.verdict].append(arm)
+        found[_VERDICTS[None if difference is None else difference.verdict]].append(arm)
         if difference is None:
             continue
+        compared += 1
         higher += difference.mean > 0
         spreads = [experiment.spread(one, figure) for one in (main, arm)]
         deviations = [one.deviation for one in spreads if one is not None and one.deviation is not None]
         beyond_spread += len(deviations) == 2 and difference.mean > max(deviations)
-    text = f"{name}: `{main}` is above {higher} of {len(others)} arms in the mean over seeds"
+    text = f"{name}: `{main}` is above {higher} of {compared} arms in the mean over the seeds that they share"
     if len(experiment.seeds) == 1:
         return f"{text}."
-    parts = [f"leads {len(found['ahead'])} by more than the 95 % interval" + _listed(found["ahead"])]
-    if found["behind"]:
-        parts.append(f"trails {len(found['behind'])} by more than it" + _listed(found["behind"]))
-    if found["open"]:
-        parts.append(f"cannot be told by it from {len(found['open'])}" + _listed(found["open"]))
+    parts = [phrase.format(f"{len(arms)} ({_names(arms)})") for phrase, arms in found.items() if arms]
     return f"{text}, above {beyond_spread} by more than either arm's standard deviation. It {', '.join(parts)}."
-
-
-def _listed(arms: Sequence[str]) -> str:
-    return f" ({_names(arms)})" if arms else ""
 
 
 def _class_table(experiment: Experiment) -> str:

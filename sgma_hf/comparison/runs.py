@@ -278,7 +278,7 @@ def _evaluate(
     results = evaluate_modality_combinations(
         model, processor, rows, window_size=settings.crop_size, batch_size=settings.batch_size
     )
-    kept = ("miou", "iou", "accuracy", "rows", "rows_complete")
+    kept = ("miou", "iou", "accuracy", "pixels", "rows", "rows_complete", "uncovered_share")
     combinations = {
         name: {key: scores[key] for key in kept if key in scores} for name, scores in results["combinations"].items()
     }

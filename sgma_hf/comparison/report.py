@@ -10,7 +10,7 @@ from .arms import ARMS
 from .experiments import Experiment, Figure, group_runs
 from .markdown_tables import change, number, percent, table
 from .paired_statistics import spread
-from .report_extras import at, corruption_findings, corruption_sections, reliance_findings, reliance_section
+from .report_extras import at, corruption_sections, detection_table, reliance_section
 from .runs import ABSENCE_PROBABILITIES
 
 
@@ -90,7 +90,8 @@ def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
 def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write the compact table of the newest model and loss, one line per arm, and in sentences what it shows.
 
-    Trainings on other rows, some of them incomplete, get a table below; other models and losses are for the card.
+    Trainings on other rows, some of them incomplete, get a table below; other models and losses, what single parts
+    add and what damaged modalities cost are for the card.
 
     Args:
         rows: Runs as `read_rows` returns them; the model and the loss of the first are shown.
@@ -113,6 +114,7 @@ def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append(table(["arm", *SCORES], lines))
         if experiment is main:
             parts.append(_bullets(_findings(experiment)))
+            parts += detection_table(experiment, MAIN_ARM)
     return "\n\n".join(parts)
 
 
@@ -122,9 +124,6 @@ def _findings(experiment: Experiment) -> Iterator[str]:
     others = [other for other in experiment.runs if other != arm]
     if arm in experiment.runs and others:
         yield from (_verdict(experiment, name, arm, others) for name in SCORES)
-    yield from _highest(experiment)
-    yield from corruption_findings(experiment, MAIN_ARM)
-    yield from reliance_findings(experiment, MAIN_ARM)
     yield _limits(experiment)
 
 

@@ -11,6 +11,13 @@ from .paired_statistics import spread
 
 # Areas under the curve of a map: what it is of -> its key.
 _AREAS = {"cells": "detection_auc", "windows": "window_auc", "drop": "drop_auc"}
+# Where a case of a corruption has them for each kind of map.
+_MAPS: dict[str, Callable[[str], tuple[str, ...]]] = {
+    "robustness": lambda area: ("robustness", area, "mean"),
+    "agreement": lambda area: ("agreement", area),
+}
+# The mask says where a region is missing, so it is no merit of a map to notice.
+_GIVEN_AWAY = "missing_region"
 
 
 def at(*keys: str | int) -> Figure:
@@ -43,7 +50,7 @@ def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[list[
     if not arms:
         return
     evaluated = [run["corruptions"] for run in arms.all_runs]
-    names = {name: list(targets) for one in evaluated for name, targets in one["corruptions"].items()}
+    names = _corruption_names(arms)
     seeds = ", ".join(dict.fromkeys(str(one["seed"]) for one in evaluated))
     losses = [
         [f"`{name}`, {_target(target)}", *(_loss(arms, arm, name, target) for arm in arms.runs)]
@@ -67,15 +74,15 @@ def _main_corruptions(arms: Experiment, arm: str, names: Mapping[str, list[str]]
     for name, target in _cases(names):
         path = ("corruptions", "corruptions", name, target)
         scores = [arms.spread(arm, at(*path, kind, "miou")) for kind in ("clean", "without", "corrupted")]
-        areas = [arms.spread(arm, at(*path, "robustness", kind, "mean")) for kind in _AREAS.values()]
-        areas += [arms.spread(arm, at(*path, "agreement", kind)) for kind in _AREAS.values()]
+        areas = [arms.spread(arm, at(*path, *of(area))) for of in _MAPS.values() for area in _AREAS.values()]
         lines.append([f"`{name}`", target, *map(percent, scores), *(number(area, 2) for area in areas)])
-    areas = [f"AUC of {maps}, {kind}" for maps in ("robustness", "agreement") for kind in _AREAS]
+    areas = [f"AUC of {maps}, {kind}" for maps in _MAPS for kind in _AREAS]
     header = ["corruption", "modality", "clean", "without it", "damaged", *areas]
     return [
         f"Damaged modalities: `{arm}` in full",
         table(header, lines, text_columns=2),
         "\n".join(f"- {line}" for line in corruption_findings(arms, arm)),
+        *detection_table(arms, arm),
     ]
 
 
@@ -92,8 +99,7 @@ def corruption_findings(experiment: Experiment, arm: str) -> list[str]:
     arms = _arms_with(experiment, "corruptions")
     if arms is None or arm not in arms.runs:
         return []
-    runs = arms.runs[arm].values()
-    names = {name: list(targets) for run in runs for name, targets in run["corruptions"]["corruptions"].items()}
+    names = _corruption_names(arms)
     worse: dict[str, list[str]] = {}
     compared = kept = 0
     for name, target in _cases(names):
@@ -104,7 +110,8 @@ def corruption_findings(experiment: Experiment, arm: str) -> list[str]:
             kept += _holds(arms, arm, damaged, without)
             if _holds(arms, arm, without, damaged):
                 worse.setdefault(target, []).append(f"`{name}`")
-    seeds = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+    count = len(arms.runs[arm])
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
     found = [
         f"With a damaged modality, `{arm}` predicts better than without that modality in {kept} of {compared} cases, "
         f"counting those where it does so with every seed ({seeds})."
@@ -112,43 +119,74 @@ def corruption_findings(experiment: Experiment, arm: str) -> list[str]:
     if worse:
         listed = "; ".join(f"{target}: {', '.join(cases)}" for target, cases in worse.items())
         found.append(f"With every seed a modality is better left out than used with these damages: {listed}.")
-    # missing regions are not counted: the mask gives them away
-    cases = [(name, target) for name, target in _cases(names) if not name.startswith("missing_region")]
-    maps = {
-        "Its robustness maps": lambda kind: ("robustness", kind, "mean"),
-        "Agreement of each modality with the others": lambda kind: ("agreement", kind),
+    return found + [text for maps in _MAPS if (text := _detected(arms, arm, maps)) is not None]
+
+
+def detection_table(experiment: Experiment, arm: str) -> list[str]:
+    """How well an arm's maps tell damaged modalities from clean ones.
+
+    Args:
+        experiment: The runs.
+        arm: The arm.
+
+    Returns:
+        What the table shows, and the table; none if no run of the arm holds such figures.
+    """
+    arms = _arms_with(experiment, "corruptions")
+    if arms is None or arm not in arms.runs:
+        return []
+    names = {
+        name: [target for target in targets if target != ALL_MODALITIES]
+        for name, targets in _corruption_names(arms).items()
+        if not name.startswith(_GIVEN_AWAY)
     }
+    kinds = [(maps, kind) for maps in _MAPS for kind in ("cells", "windows")]
+    lines = []
+    for name, targets in names.items():
+        areas = [arms.spread(arm, _mean_area(name, targets, maps, kind)) for maps, kind in kinds]
+        if any(areas):
+            lines.append([f"`{name}`", *(number(area, 2) for area in areas)])
+    if not lines:
+        return []
     return [
-        *found,
-        *(f"{name}: {text}" for name, path in maps.items() if (text := _detection(arms, arm, cases, path))),
+        f"Whether the maps of `{arm}` notice a damaged modality: area under the ROC curve of single cells, and of "
+        "means over the damaged cells of a window, mean over the modalities. 1 tells all of them, 0.5 says nothing.",
+        table(["corruption", *(f"{maps}, {kind}" for maps, kind in kinds)], lines),
     ]
 
 
-def _detection(
-    arms: Experiment, arm: str, cases: Sequence[tuple[str, str]], path: Callable[[str], tuple[str, ...]]
-) -> str | None:
-    """How well a map tells damaged from clean, by cells and by means over windows; None if that was not measured."""
-    known: dict[str, dict[str, list[float]]] = {}
-    detected = measured = 0
-    for name, target in cases:
-        for kind in ("cells", "windows"):
-            figure = at("corruptions", "corruptions", name, target, *path(_AREAS[kind]))
-            found = arms.spread(arm, figure)
-            if found is not None:
-                known.setdefault(name, {}).setdefault(kind, []).append(found.mean)
-                if kind == "cells":
-                    measured += 1
-                    detected += _holds(arms, arm, figure, lambda _: 0.5)
-    if not known:
+def _mean_area(name: str, targets: Sequence[str], maps: str, kind: str) -> Figure:
+    """The area of a corruption, mean over the modalities that have one."""
+    areas = [at("corruptions", "corruptions", name, target, *_MAPS[maps](_AREAS[kind])) for target in targets]
+
+    def figure(run: Mapping[str, Any]) -> float | None:
+        known = [value for area in areas if (value := area(run)) is not None]
+        return sum(known) / len(known) if known else None
+
+    return figure
+
+
+def _detected(arms: Experiment, arm: str, maps: str) -> str | None:
+    """In how many cases a map is lower where a modality is damaged; None if that was not measured."""
+    figures = [
+        at("corruptions", "corruptions", name, target, *_MAPS[maps](_AREAS["cells"]))
+        for name, target in _cases(_corruption_names(arms))
+        if not name.startswith(_GIVEN_AWAY)
+    ]
+    measured = [figure for figure in figures if arms.spread(arm, figure) is not None]
+    if not measured:
         return None
-    listed = [
-        f"`{name}` " + " / ".join(f"{sum(values) / len(values):.2f}" for values in areas.values())
-        for name, areas in known.items()
-    ]
+    lower = sum(_holds(arms, arm, figure, lambda _: 0.5) for figure in measured)
     return (
-        f"lower in damaged cells than in the same ones undamaged, with every seed, in {detected} of {measured} cases. "
-        f"AUC of cells / of means over windows, mean over the modalities, 0.5 says nothing: {', '.join(listed)}."
+        f"Maps of {maps} are lower in damaged cells than in the same ones undamaged, with every seed, in {lower} of "
+        f"{len(measured)} cases."
     )
+
+
+def _corruption_names(arms: Experiment) -> dict[str, list[str]]:
+    """Corruptions and their targets, in the order of the runs."""
+    evaluated = (run["corruptions"]["corruptions"] for run in arms.all_runs)
+    return {name: list(targets) for one in evaluated for name, targets in one.items()}
 
 
 def _cases(names: Mapping[str, list[str]]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """What a training run was: `training_record.json` beside the weights, from which the model card is written.
 
-It is JSON, and stands in for Trainer's pickled `training_args.bin`. It holds no access token and no path of this
-machine beyond the command that was typed.
+It is JSON, and stands in for Trainer's pickled `training_args.bin`. It holds no access token, and of an absolute path
+the last part only.
 """
 
 import json
@@ -63,7 +63,7 @@ class TrainingRecord:
         units: Unit of each modality's values by name.
         finetuned_from: Checkpoint that training went on from.
         backbone: Checkpoint that the encoder of a new model started from.
-        command: The command that was typed, without tokens.
+        command: The command that was typed, without tokens, and of absolute paths the last part.
         arguments: Those of `RECORDED_ARGUMENTS`.
         num_processes: Processes that trained together.
         steps: Optimiser steps of these weights.
@@ -136,8 +136,19 @@ def redact_tokens(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def _without_folders(argument: str) -> str:
+    """Of an absolute path, alone or as the value of a flag, the last part: the others name a person or a machine."""
+    flag, separator, value = argument.rpartition("=")
+    if os.path.isabs(argument) or not separator:
+        flag, separator, value = "", "", argument
+    value = os.path.expanduser(value) if value.startswith("~") else value
+    return flag + separator + (os.path.basename(os.path.normpath(value)) if os.path.isabs(value) else value)
+
+
 def command_line(arguments: Sequence[str] | None = None) -> str | None:
     """The command of this process, without tokens; None if it was no command (a notebook, `python -c`, a test).
+
+    Of absolute paths the last part is left.
 
     Args:
         arguments: The program and its arguments; None takes those of the process.
@@ -152,7 +163,7 @@ def command_line(arguments: Sequence[str] | None = None) -> str | None:
     )
     if len(words) > 1 and words[1].startswith(".."):
         words[1] = name
-    return shlex.join([*words, *redact_tokens(rest)])
+    return shlex.join([*words, *map(_without_folders, redact_tokens(rest))])
 
 
 def package_versions() -> dict[str, str]:

@@ -73,7 +73,10 @@ def test_scores_are_pushed_with_the_weights_that_they_are_of_and_no_others(tmp_p
         assert code == 0 and "Average 50.00" in card and "model-index" in card
     save(tmp_path / "mine", seed=1)  # trained again, into the same folder
     assert push(tmp_path / "mine", "--evaluation", results) == (1, None)
-    assert "has scores of other weights than those" in capsys.readouterr().err
+    results.write_text(json.dumps(evaluation | {"label": "truth.tif"}))  # of one scene
+    assert push(tmp_path / "copy", "--evaluation", results) == (1, None)
+    said = capsys.readouterr().err
+    assert "has scores of other weights than those" in said and "has the scores of one scene" in said
     del evaluation[DIGEST_KEY]
     results.write_text(json.dumps(evaluation))
     assert push(tmp_path / "copy", "--evaluation", results) == (1, None)

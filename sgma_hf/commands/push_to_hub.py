@@ -105,6 +105,11 @@ def _record(folder: Path, evaluation: str | None) -> TrainingRecord:
     results = json.loads(Path(evaluation).read_text(encoding="utf-8"))
     if "combinations" not in results:
         raise ValueError(f"--evaluation {evaluation} is not what `sgma-hf evaluate` writes.")
+    if "label" in results:
+        raise ValueError(
+            f"--evaluation {evaluation} has the scores of one scene, by `--label`; a card states those of a data "
+            "set: `sgma-hf evaluate --dataset DIR --split NAME`."
+        )
     if results.get(DIGEST_KEY) != digest:
         reason = "of other weights than those" if DIGEST_KEY in results else f"without the `{DIGEST_KEY}` of those"
         raise ValueError(

@@ -125,13 +125,17 @@ class HubTrainer(Trainer):
         super()._load_best_model()
         self._best_step = self.state.best_global_step
 
+    def recorded_arguments(self) -> dict[str, Any]:
+        """The training arguments that decide the result, as values that JSON can hold."""
+        arguments = {key: getattr(self.args, key) for key in RECORDED_ARGUMENTS if hasattr(self.args, key)}
+        return {key: _plain(value) for key, value in arguments.items()}
+
     def training_record(self) -> TrainingRecord:
         """Collect the facts of the run for the weights as they are now; scores only if they are of these weights."""
         described = self.data_description
         name, on_hub = dataset_name(described.dataset)
         step = self._step_of_weights()
         finished = [entry for entry in self.state.log_history if "train_runtime" in entry]
-        arguments = {key: getattr(self.args, key) for key in RECORDED_ARGUMENTS if hasattr(self.args, key)}
         model = self.accelerator.unwrap_model(self.model)
         steps_per_epoch = self.state.global_step / self.state.epoch if self.state.epoch else None
         return TrainingRecord(
@@ -143,7 +147,7 @@ class HubTrainer(Trainer):
             finetuned_from=dataset_name(model.config._name_or_path or None)[0],
             backbone=dataset_name(model.pretrained_backbone)[0],
             command=self.command or command_line(),
-            arguments={key: _plain(value) for key, value in arguments.items()},
+            arguments=self.recorded_arguments(),
             num_processes=self.args.world_size,
             steps=step,
             epochs=step / steps_per_epoch if steps_per_epoch else None,

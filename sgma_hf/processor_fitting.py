@@ -16,9 +16,8 @@ def fit_processor(
     modalities: Sequence[str],
     modality_channels: Sequence[int],
     *,
-    nodata: Sequence[Sequence[float]],
-    num_labels: int,
     crop_size: int | None,
+    **options: Any,
 ) -> SgmaImageProcessor:
     """Fit a processor to labelled rows, in one pass: whole rasters, where every pixel counts once, or crops.
 
@@ -29,17 +28,47 @@ def fit_processor(
         rows: Labelled rows of the one schema.
         modalities: Names of their columns.
         modality_channels: Bands of each.
-        nodata: Values of each that stand for nothing.
-        num_labels: Number of classes.
         crop_size: Side of a training crop in pixels of the label; None trains on whole rows.
+        **options: Other fields of the processor: `nodata`, `num_labels`, ...
 
     Raises:
         ValueError: If a row cannot be read, or there is nothing to fit to, see `SgmaImageProcessor.fit`.
     """
-    levels = SgmaImageProcessor(modalities, modality_channels).reference_level
+    levels = SgmaImageProcessor(modalities, modality_channels, **options).reference_level
     levelled = [name for name, level in zip(modalities, levels, strict=True) if level != "none"]
     rasters = _rasters_as_trained_on(rows, modalities, levelled=levelled, crop_size=crop_size)
-    return SgmaImageProcessor.fit(rasters, modalities, modality_channels, nodata=nodata, num_labels=num_labels)
+    return SgmaImageProcessor.fit(rasters, modalities, modality_channels, **options)
+
+
+def refit_processor(
+    processor: SgmaImageProcessor, rows: Iterable[Mapping[str, Any]], modalities: Sequence[str], crop_size: int | None
+) -> None:
+    """Replace mean and standard deviation of some modalities of a processor, for sensors that its model is new to.
+
+    Args:
+        processor: Changed in place; everything but these statistics stays.
+        rows: Labelled rows of the one schema.
+        modalities: Some of the processor's.
+        crop_size: Side of a training crop in pixels of the label; None trains on whole rows.
+
+    Raises:
+        ValueError: If one is not the processor's, or a row cannot be read.
+    """
+    unknown = [name for name in modalities if name not in processor.modalities]
+    if unknown:
+        raise ValueError(f"The processor has no modalities {unknown}; it has {processor.modalities}.")
+    places = [processor.modalities.index(name) for name in modalities]
+    kept = {
+        field: [getattr(processor, field)[place] for place in places]
+        for field in ("rescale_factor", "nodata", "reference_level")
+    }
+    channels = [processor.modality_channels[place] for place in places]
+    fitted = fit_processor(rows, modalities, channels, crop_size=crop_size, **kept)
+    for field in ("image_mean", "image_std"):
+        values = list(getattr(processor, field))
+        for place, value in zip(places, getattr(fitted, field), strict=True):
+            values[place] = value
+        setattr(processor, field, values)
 
 
 def _rasters_as_trained_on(

@@ -11,11 +11,13 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback
 from transformers.trainer_utils import speed_metrics
+from transformers.utils import logging
 
 from .checkpoints import (
     SAMPLER_STATE_NAME,
     changed_config_fields,
     checkpoint_layout,
+    checkpoint_step,
     is_complete_checkpoint,
     last_complete_checkpoint,
     read_sampler_state,
@@ -41,8 +43,11 @@ from .sharded_training import (
     whole_copy,
 )
 from .training_args import SgmaTrainingArguments
+from .training_record import TrainingRecord
 from .training_statistics import TrainingStatistics, contested_cells, epoch_statistics, mean_robustness
 
+
+logger = logging.get_logger(__name__)
 
 # What the collator and the arguments of training both have.
 _AUGMENTATION = ("crop_size", "random_flip", "random_quarter_turns", "modality_dropout", "noise_std", "gain_range")
@@ -152,7 +157,7 @@ class SgmaTrainer(HubTrainer):
         Raises:
             ValueError: If there are no rows to train on, one process sees several GPUs, or there is no complete
                 checkpoint to resume from, or it is one of another model, of another way to share the model out among
-                the processes, or of steps of another number of rows.
+                the processes, of steps of another number of rows, or beyond the last step of this run.
         """
         if self.train_dataset is None:
             raise ValueError("SgmaTrainer needs a `train_dataset` to train on; pass one.")
@@ -208,6 +213,13 @@ class SgmaTrainer(HubTrainer):
                 f"{str(checkpoint)!r} is of another model than this run: {fields}. Resume with all arguments that it "
                 "was started with, its training_record.json has the command, or start anew from the model's weights."
             )
+        step = checkpoint_step(checkpoint)
+        if 0 < self.args.max_steps < step:
+            raise ValueError(
+                f"{str(checkpoint)!r} is of step {step}, and this run ends at `max_steps` {self.args.max_steps}: it "
+                "would train nothing. Raise `max_steps`, or start anew in another folder."
+            )
+        self._compare_arguments(checkpoint)
         saved = read_sampler_state(checkpoint) or {}
         rows = saved.get("rows_per_step", self._rows_per_step())
         if rows != self._rows_per_step() and not self.args.ignore_data_skip:
@@ -217,6 +229,20 @@ class SgmaTrainer(HubTrainer):
                 f"`per_device_train_batch_size`, times `gradient_accumulation_steps` "
                 f"{self.args.gradient_accumulation_steps}. Choose them so that the product is {rows}: else rows would "
                 "be left out or come twice."
+            )
+
+    def _compare_arguments(self, checkpoint: str) -> None:
+        """Name the arguments that differ from those of the checkpoint's run; its steps are not done again."""
+        record = TrainingRecord.load(checkpoint)
+        if record is None:
+            return
+        here = json.loads(json.dumps(self.recorded_arguments()))
+        changed = {name: there for name, there in record.arguments.items() if name in here and here[name] != there}
+        if changed:
+            fields = "; ".join(f"`{name}` was {there}, is {here[name]}" for name, there in changed.items())
+            logger.warning(
+                f"{str(checkpoint)!r} was trained with other arguments: {fields}. Those of this run hold from here "
+                "on, and its record will name them only."
             )
 
     def _rows_per_step(self) -> int:

@@ -122,7 +122,8 @@ def _train_and_evaluate(args: argparse.Namespace) -> dict[str, float]:
             "demo-scenes", "--out", dataset, "--tiles", args.tiles, "--seed", args.seed, "--overwrite"
         ),
         "train": _run(
-            "train", "--dataset", dataset, "--output_dir", model, "--backbone_config", backbone, *flags,
+            "train", "--dataset", dataset, "--output_dir", model, "--overwrite", "true",
+            "--backbone_config", backbone, *flags,
             "--max_steps", args.max_steps, "--seed", args.seed,
         ),
         "evaluate": _run(

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.agreement_evaluation import evaluate_agreement
 from sgma_hf.commands import evaluate_scene
-from sgma_hf.dataset_schema import load_rows, with_modality_columns
+from sgma_hf.dataset_meaning import check_meaning
+from sgma_hf.dataset_schema import DatasetMetadata, load_rows, with_modality_columns
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
 from sgma_hf.weights_digest import DIGEST_KEY, checkpoint_digest
 
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = load_rows(args.dataset, args.split)
     processor = AutoImageProcessor.from_pretrained(args.model)
     rows = with_modality_columns(rows, processor.modalities)
+    check_meaning(DatasetMetadata.load(args.dataset), AutoConfig.from_pretrained(args.model), processor)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device)
     reading = {
         "window_size": (model.config.tile_size if args.window_size is None else args.window_size) or None,

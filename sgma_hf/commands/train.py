@@ -13,7 +13,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf.checkpoints import remove_checkpoint
 from sgma_hf.configuration_sgma import FUSIONS
+from sgma_hf.dataset_meaning import check_meaning
 from sgma_hf.dataset_schema import (
     DatasetMetadata,
     labelled_rows,
@@ -23,7 +25,7 @@ from sgma_hf.dataset_schema import (
 )
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
 from sgma_hf.hub_trainer import PublicRepositoryError
-from sgma_hf.processor_fitting import fit_processor
+from sgma_hf.processor_fitting import fit_processor, refit_processor
 from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
 from sgma_hf.trainer import SgmaTrainer
 from sgma_hf.training_args import SgmaTrainingArguments
@@ -55,6 +57,17 @@ class TrainCommandArguments:
     )
     model: str | None = field(
         default=None, metadata={"help": "SGMA checkpoint to go on from, with its processor; default: a new model."}
+    )
+    fit_statistics: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Modalities of `--model` whose mean and standard deviation are fitted to the rows: those that "
+            "were added to it and have no statistics of their own yet. A new model's are fitted in any case."
+        },
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Replace an earlier run in `--output_dir`; its checkpoints are removed before training."},
     )
     backbone: str | None = field(
         default=None,
@@ -107,6 +120,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments, training_args = _parse(argv)
     if arguments.model is not None:
         _refuse_new_model_options(arguments)
+    elif arguments.fit_statistics:
+        raise ValueError("`--fit_statistics` goes with `--model`; those of a new model are all fitted. Leave it out.")
+    resume = _resume(training_args)
+    if not resume:
+        _check_output(training_args, overwrite=arguments.overwrite)
     set_seed(training_args.seed)
     train_rows = _rows_to_train_on(arguments)
     validation_rows = _validation_rows(arguments, training_args)
@@ -126,7 +144,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     trainer.data_description = _data_description(arguments, validation_rows)
     trainer.command = command_line(["sgma-hf", "train", *(sys.argv[1:] if argv is None else argv)])
-    result = trainer.train(resume_from_checkpoint=_resume(training_args))
+    if arguments.overwrite and not resume:
+        _remove_checkpoints(trainer)
+    result = trainer.train(resume_from_checkpoint=resume)
     trainer.save_model(_internal_call=True)  # else it pushes, before there are scores for the card
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
@@ -177,6 +197,24 @@ def _resume(training_args: SgmaTrainingArguments) -> str | bool | None:
     if isinstance(resume, str) and resume.lower() in ("true", "false"):
         return resume.lower() == "true"
     return resume
+
+
+def _check_output(training_args: SgmaTrainingArguments, *, overwrite: bool) -> None:
+    """Refuse a folder with the weights or the checkpoints of an earlier run, which would be lost or mixed up."""
+    folder = Path(training_args.output_dir)
+    found = sorted(path.name for pattern in ("checkpoint-*", "model*.safetensors") for path in folder.glob(pattern))
+    if found and not overwrite:
+        raise ValueError(
+            f"`--output_dir` {str(folder)!r} holds an earlier run ({', '.join(found)}). Name another folder, go on "
+            "with that run by `--resume_from_checkpoint true`, or replace it by `--overwrite true`."
+        )
+
+
+def _remove_checkpoints(trainer: SgmaTrainer) -> None:
+    """Remove an earlier run's: the newest of them would be taken for one of this run."""
+    if trainer.is_world_process_zero():
+        for folder in Path(trainer.args.output_dir).glob("checkpoint-*"):
+            remove_checkpoint(folder)
 
 
 def _rows_to_train_on(arguments: TrainCommandArguments) -> Dataset:
@@ -254,10 +292,15 @@ def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTraini
 def _model_and_processor(
     arguments: TrainCommandArguments, train_rows: Dataset, crop_size: int | None
 ) -> tuple[SgmaForSemanticSegmentation, SgmaImageProcessor]:
+    metadata = DatasetMetadata.load(arguments.dataset)
     if arguments.model is not None:
         model = AutoModelForSemanticSegmentation.from_pretrained(arguments.model)
-        return model, AutoImageProcessor.from_pretrained(arguments.model)
-    metadata = DatasetMetadata.load(arguments.dataset)
+        processor = AutoImageProcessor.from_pretrained(arguments.model)
+        check_meaning(metadata, model.config, processor)
+        if arguments.fit_statistics:
+            rows = logging.tqdm(train_rows, desc="statistics", unit="row")
+            refit_processor(processor, rows, arguments.fit_statistics, crop_size)
+        return model, processor
     if metadata is None or not metadata.class_names:
         raise ValueError(
             f"{arguments.dataset!r} has no sgma_dataset.json with class names, so its modalities and classes are not "

@@ -1,12 +1,11 @@
 """`sgma-hf train` after an earlier run: folders in use, resuming, other rows, and one more sensor."""
 
-import json
 import logging
 
 import numpy as np
 import pytest
 import torch
-from test_train_command import BACKBONE, flags
+from test_train_command import flags, tiny_run
 from tiny_models import tiny_config
 
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
@@ -49,20 +48,7 @@ def fields(tmp_path_factory):
 
 @pytest.fixture
 def arguments(fields, tmp_path):
-    (tmp_path / "backbone.json").write_text(json.dumps(BACKBONE))
-    values = {
-        "dataset": fields,
-        "output_dir": tmp_path / "run",
-        "backbone_config": tmp_path / "backbone.json",
-        "decoder_hidden_size": 16,
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "steps",
-        "save_steps": 1,
-    }
-    return {name: str(value) for name, value in values.items()}
+    return tiny_run(fields, tmp_path, save_strategy="steps", save_steps=1)
 
 
 @pytest.fixture

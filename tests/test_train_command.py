@@ -35,13 +35,13 @@ def scenes(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def arguments(scenes, tmp_path):
-    (tmp_path / "backbone.json").write_text(json.dumps(BACKBONE))
+def tiny_run(dataset, folder, **changes):
+    """Flags of two steps of a tiny model into `folder`/run."""
+    (folder / "backbone.json").write_text(json.dumps(BACKBONE))
     values = {
-        "dataset": scenes,
-        "output_dir": tmp_path / "run",
-        "backbone_config": tmp_path / "backbone.json",
+        "dataset": dataset,
+        "output_dir": folder / "run",
+        "backbone_config": folder / "backbone.json",
         "decoder_hidden_size": 16,
         "max_steps": 2,
         "per_device_train_batch_size": 2,
@@ -49,7 +49,12 @@ def arguments(scenes, tmp_path):
         "disable_tqdm": True,
         "save_strategy": "no",
     }
-    return {name: str(value) for name, value in values.items()}
+    return {name: str(value) for name, value in (values | changes).items()}
+
+
+@pytest.fixture
+def arguments(scenes, tmp_path):
+    return tiny_run(scenes, tmp_path)
 
 
 def flags(arguments, **changes):

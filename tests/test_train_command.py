@@ -142,15 +142,6 @@ def test_resuming_from_a_command_line(arguments, tmp_path):
         ({"train_split": "nowhere"}, "no split 'nowhere'"),
         ({"modalities": "sar"}, r"no modalities \['sar'\]"),
         ({"backbone_config": "resnet999"}, "expected one of .*pvt_v2_b2"),
-        (
-            {
-                "load_best_model_at_end": True,
-                "validation_split": "test",
-                "eval_strategy": "steps",
-                "save_strategy": "steps",
-            },
-            "would choose the checkpoint on split 'test'",
-        ),
         ({"validation_split": "holdout"}, "no split 'holdout'.*--validation_split"),
         ({"model": "somewhere"}, "describe a new model"),
         ({"modality_dropout": "1.5"}, "modality_dropout"),
@@ -159,6 +150,22 @@ def test_resuming_from_a_command_line(arguments, tmp_path):
 def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, changes, message):
     with pytest.raises(ValueError, match=message):
         main(flags(arguments, **changes))
+
+
+@pytest.mark.parametrize(
+    ("splits", "named"),
+    [
+        ({"validation_split": "test"}, "test"),
+        ({"validation_split": "testing"}, "testing"),
+        ({"validation_split": "training"}, "training"),
+        ({"validation_split": "train", "train_split": "training"}, "train"),
+        ({"train_split": "val"}, "validation"),
+    ],
+)
+def test_a_checkpoint_is_not_chosen_on_rows_to_report_on_or_trained_on(arguments, splits, named):
+    choosing = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    with pytest.raises(ValueError, match=f"would choose the checkpoint on split '{named}'"):
+        main(flags(arguments, **choosing, **splits))
 
 
 @pytest.fixture

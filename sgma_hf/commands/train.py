@@ -17,6 +17,7 @@ from sgma_hf.checkpoints import remove_checkpoint
 from sgma_hf.configuration_sgma import FUSIONS
 from sgma_hf.dataset_meaning import check_meaning
 from sgma_hf.dataset_schema import (
+    SPLIT_ALIASES,
     DatasetMetadata,
     labelled_rows,
     load_rows,
@@ -257,16 +258,17 @@ def _usable_rows(rows: Dataset, modalities: list[str], kind: str) -> Dataset:
 
 def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTrainingArguments) -> Dataset | None:
     """The rows to evaluate on while training, None if there are none; the test split is for the end."""
-    split = arguments.validation_split
+    split = arguments.validation_split or "validation"
     chooses = training_args.load_best_model_at_end
-    is_asked_for = split is not None or chooses or training_args.eval_strategy != "no"
-    if chooses and split in ("test", arguments.train_split):
+    is_asked_for = arguments.validation_split is not None or chooses or training_args.eval_strategy != "no"
+    evaluated_on, trained_on = (SPLIT_ALIASES.get(name, name) for name in (split, arguments.train_split))
+    if chooses and evaluated_on in ("test", trained_on):
         raise ValueError(
             f"`--load_best_model_at_end` would choose the checkpoint on split {split!r}; name a split that is neither "
             "trained on nor reported on, for instance one that the converter's `--val-fraction` makes."
         )
     try:
-        rows = load_rows(arguments.dataset, split or "validation")
+        rows = load_rows(arguments.dataset, split)
     except ValueError as error:
         if not is_asked_for:
             return None
@@ -277,7 +279,7 @@ def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTraini
         return usable
     # Some data sets publish no labels but those of their training rows.
     problem = (
-        f"None of the {len(rows)} rows of split {split or 'validation'!r} of {arguments.dataset!r} has a label and "
+        f"None of the {len(rows)} rows of split {split!r} of {arguments.dataset!r} has a label and "
         f"any of the modalities {modalities}"
     )
     if is_asked_for:

@@ -5,6 +5,27 @@ from dataclasses import dataclass, field
 from transformers import SchedulerType, TrainingArguments
 
 
+_NO_METRICS = "evaluation counts pixels in confusion matrices, and gathers no predictions"
+_OWN_DTYPE = "evaluation is in the precision of the weights"
+# What `SgmaTrainer` would break on, or not follow: the value that each has to have, and why.
+_FIXED = {
+    "remove_unused_columns": (False, "the collator reads the columns"),
+    "label_smoothing_factor": (0.0, "the loss is the model's own"),
+    "neftune_noise_alpha": (None, "images have no embeddings of tokens to add the noise to"),
+    "train_sampling_strategy": ("random", "`ModalityAwareSampler` draws the rows"),
+    "average_tokens_across_devices": (True, "the loss is divided by the valid pixels of all processes"),
+    "label_names": (None, "the collator gives `labels`"),
+    "prediction_loss_only": (False, "evaluation gives scores, and no loss"),
+    "include_for_metrics": ([], _NO_METRICS),
+    "batch_eval_metrics": (False, _NO_METRICS),
+    "eval_accumulation_steps": (None, _NO_METRICS),
+    "eval_do_concat_batches": (True, _NO_METRICS),
+    "eval_use_gather_object": (False, _NO_METRICS),
+    "bf16_full_eval": (False, _OWN_DTYPE),
+    "fp16_full_eval": (False, _OWN_DTYPE),
+}
+
+
 @dataclass
 class SgmaTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the paper's optimiser as defaults, and the augmentation of multimodal rows.
@@ -33,6 +54,10 @@ class SgmaTrainingArguments(TrainingArguments):
     `adam_epsilon` 1e-8, `num_train_epochs` 200, `lr_scheduler_type` "polynomial", then with `lr_scheduler_kwargs`
     {"power": 0.9} unless given, `warmup_steps` 0.05. Ours: `remove_unused_columns` False, because the collator reads
     the rows' columns; `metric_for_best_model` "average_miou", the mean over all combinations of the modalities.
+
+    Raises:
+        ValueError: If an argument is outside its range, or is one that the trainer would not follow, such as
+            `label_smoothing_factor`.
     """
 
     crop_size: int | None = field(default=None, metadata={"help": "Side of the training window in pixels."})
@@ -82,10 +107,11 @@ class SgmaTrainingArguments(TrainingArguments):
         super().__post_init__()
         if not self.lr_scheduler_kwargs and self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
             self.lr_scheduler_kwargs = {"power": 0.9}
-        if self.remove_unused_columns:
-            raise ValueError(
-                "`remove_unused_columns` is True; expected False, because the collator reads the columns."
-            )
+        for name, (expected, reason) in _FIXED.items():
+            if getattr(self, name) != expected:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}; expected {expected!r}, because {reason}. Leave it out."
+                )
         if self.sampling_hardness < 0 or self.sampling_max_ratio < 1:
             raise ValueError(
                 f"`sampling_hardness` is {self.sampling_hardness} and `sampling_max_ratio` {self.sampling_max_ratio}; "

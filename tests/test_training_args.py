@@ -1,0 +1,29 @@
+import pytest
+from transformers import TrainingArguments
+
+from sgma_hf import SgmaTrainingArguments
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("remove_unused_columns", True, "expected False, because the collator reads the columns"),
+        ("label_smoothing_factor", 0.3, "expected 0.0, because the loss is the model's own"),
+        ("neftune_noise_alpha", 5.0, "expected None, because images have no embeddings"),
+        ("train_sampling_strategy", "sequential", "expected 'random', because `ModalityAwareSampler` draws"),
+        ("train_sampling_strategy", "group_by_length", "expected 'random'"),
+        ("average_tokens_across_devices", False, "expected True, because the loss is divided by"),
+        ("label_names", ["label"], "expected None"),
+        ("prediction_loss_only", True, "expected False, because evaluation gives scores"),
+        ("include_for_metrics", ["inputs"], r"expected \[\]"),
+        ("batch_eval_metrics", True, "expected False"),
+        ("eval_accumulation_steps", 1, "expected None, because evaluation counts pixels"),
+        ("eval_do_concat_batches", False, "expected True"),
+        ("eval_use_gather_object", True, "expected False"),
+        ("bf16_full_eval", True, "expected False, because evaluation is in the precision of the weights"),
+    ],
+)
+def test_what_the_trainer_would_not_follow_is_refused(tmp_path, name, value, reason):
+    TrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
+    with pytest.raises(ValueError, match=rf"^`{name}` is .*; {reason}"):
+        SgmaTrainingArguments(str(tmp_path), use_cpu=True, **{name: value})

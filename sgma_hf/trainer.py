@@ -408,12 +408,15 @@ class SgmaTrainer(HubTrainer):
             return super().create_scheduler(num_training_steps, optimizer)
         warmup_steps = self.args.get_warmup_steps(num_training_steps)
         power = self.args.lr_scheduler_kwargs.get("power", 1.0)
+        lr_end = self.args.lr_scheduler_kwargs.get("lr_end", 0.0)
+        end = lr_end / self.args.learning_rate if lr_end else 0.0  # a learning rate of 0 has no share
         start = self.args.warmup_start_factor
 
         def factor(step: int) -> float:
             if step < warmup_steps:
                 return start + (1 - start) * step / warmup_steps
-            return max(0.0, 1 - (step - warmup_steps) / max(1, num_training_steps - warmup_steps)) ** power
+            left = max(0.0, 1 - (step - warmup_steps) / max(1, num_training_steps - warmup_steps))
+            return end + (1 - end) * left**power
 
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True

@@ -52,8 +52,9 @@ class SgmaTrainingArguments(TrainingArguments):
 
     Changed defaults of `TrainingArguments`, from the paper: `learning_rate` 6e-5, `weight_decay` 1e-2,
     `adam_epsilon` 1e-8, `num_train_epochs` 200, `lr_scheduler_type` "polynomial", then with `lr_scheduler_kwargs`
-    {"power": 0.9} unless given, `warmup_steps` 0.05. Ours: `remove_unused_columns` False, because the collator reads
-    the rows' columns; `metric_for_best_model` "average_miou", the mean over all combinations of the modalities.
+    {"power": 0.9} unless given, and without an `lr_end` there down to 0, `warmup_steps` 0.05. Ours:
+    `remove_unused_columns` False, because the collator reads the rows' columns; `metric_for_best_model`
+    "average_miou", the mean over all combinations of the modalities.
 
     Raises:
         ValueError: If an argument is outside its range, or is one that the trainer would not follow, such as
@@ -105,8 +106,8 @@ class SgmaTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.lr_scheduler_kwargs and self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
-            self.lr_scheduler_kwargs = {"power": 0.9}
+        if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
+            self.lr_scheduler_kwargs = self._polynomial_options()
         for name, (expected, reason) in _FIXED.items():
             if getattr(self, name) != expected:
                 raise ValueError(
@@ -122,3 +123,18 @@ class SgmaTrainingArguments(TrainingArguments):
             self.ddp_find_unused_parameters = True
         if not 0 <= self.warmup_start_factor <= 1:
             raise ValueError(f"`warmup_start_factor` is {self.warmup_start_factor}; expected a share in [0, 1].")
+
+    def _polynomial_options(self) -> dict[str, float]:
+        """The polynomial schedule's `lr_scheduler_kwargs` as numbers, or the paper's."""
+        given = self.lr_scheduler_kwargs or {"power": 0.9}
+        try:
+            options = {name: float(value) for name, value in given.items() if name in ("power", "lr_end")}
+        except (AttributeError, TypeError, ValueError):  # text in place of names and numbers
+            options = {}
+        lr_end = options.get("lr_end", 0.0)
+        if len(options) < len(given) or (lr_end and not 0 < lr_end <= self.learning_rate):
+            raise ValueError(
+                f"`lr_scheduler_kwargs` is {given}; expected numbers for the polynomial schedule: its `power`, and "
+                f"`lr_end`, the learning rate at the end, from 0 to `learning_rate`, {self.learning_rate}."
+            )
+        return options

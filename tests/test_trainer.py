@@ -249,6 +249,20 @@ def test_schedule_ramps_from_a_tenth_and_decays_by_the_papers_power(tmp_path):
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
 
+def test_schedule_ends_at_the_rate_asked_for(tmp_path):
+    options = {"lr_scheduler_kwargs": {"power": 2.0, "lr_end": 0.2}}
+    trainer = make_trainer(tmp_path, learning_rate=1.0, warmup_steps=1, **options)
+    trainer.create_optimizer()
+    trainer.create_scheduler(num_training_steps=5)
+    rates = []
+    for _ in range(7):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    # 0.2 + 0.8 * (1, 9/16, 1/4, 1/16, 0) after one step of warm-up
+    np.testing.assert_allclose(rates, [0.1, 1.0, 0.65, 0.4, 0.25, 0.2, 0.2], rtol=1e-12)
+
+
 def test_the_papers_optimiser_is_the_default(tmp_path):
     args = SgmaTrainingArguments(str(tmp_path), use_cpu=True)
     assert (args.learning_rate, args.weight_decay, args.adam_epsilon) == (6e-5, 1e-2, 1e-8)

@@ -27,3 +27,27 @@ def test_what_the_trainer_would_not_follow_is_refused(tmp_path, name, value, rea
     TrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
     with pytest.raises(ValueError, match=rf"^`{name}` is .*; {reason}"):
         SgmaTrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
+
+
+def test_the_polynomial_schedule_takes_its_power_and_its_end_as_numbers(tmp_path):
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "learning_rate": 1e-3}
+    args = SgmaTrainingArguments(**options, lr_scheduler_kwargs='{"power": 2, "lr_end": "1e-5"}')
+    assert args.lr_scheduler_kwargs == {"power": 2.0, "lr_end": 1e-5}
+    args = SgmaTrainingArguments(**options, lr_scheduler_type="cosine", lr_scheduler_kwargs={"num_cycles": 1})
+    assert args.lr_scheduler_kwargs == {"num_cycles": 1}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"pwoer": 0.9},
+        {"power": 0.9, "last_epoch": 3},
+        {"power": "steep"},
+        {"lr_end": 2e-3},
+        {"lr_end": -1.0},
+        "power=2",
+    ],
+)
+def test_what_the_polynomial_schedule_does_not_know_is_refused(tmp_path, given):
+    with pytest.raises(ValueError, match=r"^`lr_scheduler_kwargs` is .*its `power`, and `lr_end`, .*, 0.001"):
+        SgmaTrainingArguments(str(tmp_path), use_cpu=True, learning_rate=1e-3, lr_scheduler_kwargs=given)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback
-from transformers.trainer_utils import speed_metrics
+from transformers.trainer_utils import IntervalStrategy, speed_metrics
 from transformers.utils import logging
 
 from .checkpoints import (
@@ -25,7 +25,7 @@ from .checkpoints import (
 )
 from .data_collator import SgmaDataCollator
 from .dataset_schema import decode_raster, present_modalities
-from .evaluation import check_processor, evaluate_modality_combinations
+from .evaluation import check_processor, evaluate_modality_combinations, modality_combinations
 from .hub_trainer import HubTrainer
 from .learning_dynamics import LearningDynamics, feature_separation, modality_parameters
 from .modality_sampling import (
@@ -51,6 +51,7 @@ logger = logging.get_logger(__name__)
 
 # What the collator and the arguments of training both have.
 _AUGMENTATION = ("crop_size", "random_flip", "random_quarter_turns", "modality_dropout", "noise_std", "gain_range")
+_SUMMARY_SCORES = ("average_miou", "top1_miou", "last1_miou")
 
 
 class _EpochCallback(TrainerCallback):
@@ -99,8 +100,8 @@ class SgmaTrainer(HubTrainer):
         kwargs: Passed on to `Trainer`.
 
     Raises:
-        ValueError: If processor and model disagree on the modalities or the ignored label, there is no row, or
-            Accelerate was started with FSDP version 1.
+        ValueError: If processor and model disagree on the modalities or the ignored label, there is no row, no
+            evaluation gives the `metric_for_best_model`, or Accelerate was started with FSDP version 1.
         TypeError: If `train_dataset` has no length, or `data_collator` is of another class.
     """
 
@@ -121,6 +122,7 @@ class SgmaTrainer(HubTrainer):
         check_processor(model.config, processing_class)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             _check_dataset(name, dataset)
+        _check_metric(args, model.config.modalities, eval_dataset)
         if data_collator is None:
             options = {name: getattr(args, name) for name in _AUGMENTATION}
             data_collator = SgmaDataCollator(processing_class, seed=_data_seed(args), **options)
@@ -530,9 +532,7 @@ class SgmaTrainer(HubTrainer):
             accelerator=self.accelerator,
         )
         self.record_evaluation(results, model, dataset)
-        metrics = {
-            f"{metric_key_prefix}_{name}": results[name] for name in ("average_miou", "top1_miou", "last1_miou")
-        }
+        metrics = {f"{metric_key_prefix}_{name}": results[name] for name in _SUMMARY_SCORES}
         for name, scores in results["combinations"].items():
             metrics[f"{metric_key_prefix}_miou/{name}"] = scores["miou"]
         metrics = {name: score for name, score in metrics.items() if score is not None}
@@ -569,6 +569,20 @@ def _check_dataset(name: str, dataset: Any) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"`{name}` has no rows; expected at least one.")
+
+
+def _check_metric(
+    args: SgmaTrainingArguments, modalities: Sequence[str], eval_dataset: Sequence | Mapping[str, Sequence] | None
+) -> None:
+    """Refuse a `metric_for_best_model` that is no score of `SgmaTrainer.evaluate`: Trainer asks for it every time."""
+    name = args.metric_for_best_model
+    if name is None or args.eval_strategy == IntervalStrategy.NO:
+        return
+    scores = [*_SUMMARY_SCORES, *(f"miou/{'+'.join(names)}" for names in modality_combinations(modalities))]
+    if isinstance(eval_dataset, Mapping):
+        scores = [f"{part}_{score}" for part in eval_dataset for score in scores]
+    if name.removeprefix("eval_") not in scores:
+        raise ValueError(f"`metric_for_best_model` is {name!r}; expected one of {scores}.")
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:

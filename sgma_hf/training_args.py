@@ -100,7 +100,11 @@ class SgmaTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Has to be False: the collator reads the rows' columns."}
     )
     metric_for_best_model: str | None = field(
-        default="average_miou", metadata={"help": "What the best checkpoint is chosen by, on the evaluation rows."}
+        default="average_miou",
+        metadata={
+            "help": "What the best checkpoint is chosen by, on the evaluation rows: `average_miou`, `top1_miou`, "
+            "`last1_miou`, or that of one combination, as `miou/rgb+dsm`."
+        },
     )
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that is better."})
 

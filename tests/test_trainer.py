@@ -236,6 +236,40 @@ def test_evaluation_reports_every_combination_and_chooses_the_best_checkpoint(tm
     assert trainer.state.best_metric == max(entry["eval_average_miou"] for entry in metrics)
 
 
+@pytest.mark.parametrize("name", ["loss", "miou/dsm+rgb", "eval_miou", "runtime"])
+def test_a_metric_that_no_evaluation_gives_is_refused_before_training(tmp_path, name):
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    with pytest.raises(ValueError, match="expected one of") as caught:
+        make_trainer(tmp_path, metric_for_best_model=name, **options)
+    assert str(caught.value) == (
+        f"`metric_for_best_model` is {name!r}; expected one of ['average_miou', 'top1_miou', 'last1_miou', "
+        "'miou/rgb', 'miou/dsm', 'miou/nir', 'miou/rgb+dsm', 'miou/rgb+nir', 'miou/dsm+nir', 'miou/rgb+dsm+nir']."
+    )
+    assert make_trainer(tmp_path, metric_for_best_model=name).evaluate()["eval_miou/rgb+dsm"] is not None
+
+
+@pytest.mark.parametrize("name", ["eval_miou/rgb+dsm", "last1_miou"])
+def test_the_best_checkpoint_can_be_chosen_by_any_score(tmp_path, name):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    trainer = make_trainer(tmp_path, load_best_model_at_end=True, metric_for_best_model=name, **options)
+    trainer.train()
+    [scores] = [entry for entry in trainer.state.log_history if "eval_average_miou" in entry]
+    assert trainer.state.best_metric == scores[f"eval_{name.removeprefix('eval_')}"]
+
+
+def test_with_several_evaluation_sets_the_metric_names_one(tmp_path):
+    trainer = make_trainer(tmp_path)
+    arguments = {"output_dir": str(tmp_path), "use_cpu": True, "eval_strategy": "epoch"}
+    options = {
+        "processing_class": trainer.processing_class,
+        "eval_dataset": {"north": make_rows(), "south": make_rows()},
+    }
+    with pytest.raises(ValueError, match=r"'average_miou'; expected one of .*'south_miou/rgb'"):
+        SgmaTrainer(trainer.model, SgmaTrainingArguments(**arguments), **options)
+    args = SgmaTrainingArguments(**arguments, metric_for_best_model="south_average_miou")
+    assert SgmaTrainer(trainer.model, args, **options).eval_dataset.keys() == {"north", "south"}
+
+
 def test_schedule_ramps_from_a_tenth_and_decays_by_the_papers_power(tmp_path):
     trainer = make_trainer(tmp_path, learning_rate=1.0, warmup_steps=2)
     trainer.create_optimizer()

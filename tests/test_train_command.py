@@ -89,12 +89,19 @@ def test_training_leaves_a_model_a_processor_and_the_scores_on_validation(argume
 
 
 def test_a_yaml_file_stands_for_the_flags(arguments, tmp_path):
-    values = {name: int(value) if value.isdigit() else value for name, value in arguments.items()}
-    values |= {"use_cpu": True, "disable_tqdm": True, "modalities": ["nir", "rgb"], "validation_split": "validation"}
-    (tmp_path / "train.yaml").write_text(json.dumps(values))  # JSON is YAML too
+    values = arguments | {"modalities": "[nir, rgb]", "validation_split": "validation", "learning_rate": "1e-3"}
+    (tmp_path / "train.yaml").write_text("\n".join(f"{name}: {value}" for name, value in values.items()))
     assert main([str(tmp_path / "train.yaml")]) == 0
     config = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run").config
     assert (config.modalities, config.modality_channels) == (["nir", "rgb"], [1, 3])
+    assert TrainingRecord.load(tmp_path / "run").arguments["learning_rate"] == 0.001
+
+
+def test_a_value_of_a_wrong_type_in_a_file_is_refused_before_the_rows_are_read(arguments, tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps(arguments | {"learning_rate": "fast"}))
+    with pytest.raises(ValueError, match="`learning_rate` is 'fast'; expected a number"):
+        main([str(tmp_path / "train.json")])
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_goes_on_from_a_checkpoint_with_its_processor(arguments, tmp_path):

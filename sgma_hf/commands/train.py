@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.checkpoints import remove_checkpoint
+from sgma_hf.commands.argument_file import read_argument_file
 from sgma_hf.configuration_sgma import FUSIONS
 from sgma_hf.dataset_meaning import check_meaning
 from sgma_hf.dataset_schema import (
@@ -181,14 +182,11 @@ def _data_description(arguments: TrainCommandArguments, validation_rows: Dataset
 
 
 def _parse(argv: list[str] | None) -> tuple[TrainCommandArguments, SgmaTrainingArguments]:
-    parser = HfArgumentParser(
-        (TrainCommandArguments, SgmaTrainingArguments), prog="sgma-hf train", description=__doc__
-    )
+    argument_classes = (TrainCommandArguments, SgmaTrainingArguments)
+    parser = HfArgumentParser(argument_classes, prog="sgma-hf train", description=__doc__)
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
-        return parser.parse_yaml_file(argv[0])
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(argv[0])
+    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml", ".json")):
+        return parser.parse_dict(read_argument_file(argv[0], *argument_classes))
     return parser.parse_args_into_dataclasses(argv)
 
 

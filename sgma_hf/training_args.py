@@ -54,7 +54,8 @@ class SgmaTrainingArguments(TrainingArguments):
     `adam_epsilon` 1e-8, `num_train_epochs` 200, `lr_scheduler_type` "polynomial", then with `lr_scheduler_kwargs`
     {"power": 0.9} unless given, and without an `lr_end` there down to 0, `warmup_steps` 0.05. Ours:
     `remove_unused_columns` False, because the collator reads the rows' columns; `metric_for_best_model`
-    "average_miou", the mean over all combinations of the modalities.
+    "average_miou", the mean over all combinations of the modalities, and schedules that follow it take more for
+    better.
 
     Raises:
         ValueError: If an argument is outside its range, or is one that the trainer would not follow, such as
@@ -112,6 +113,10 @@ class SgmaTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
             self.lr_scheduler_kwargs = self._polynomial_options()
+        elif self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+            # Left to themselves they wait for a loss to fall, but what they are told here is `metric_for_best_model`.
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode} | (self.lr_scheduler_kwargs or {})
         for name, (expected, reason) in _FIXED.items():
             if getattr(self, name) != expected:
                 raise ValueError(

@@ -297,6 +297,18 @@ def test_schedule_ends_at_the_rate_asked_for(tmp_path):
     np.testing.assert_allclose(rates, [0.1, 1.0, 0.65, 0.4, 0.25, 0.2, 0.2], rtol=1e-12)
 
 
+def test_a_schedule_that_waits_for_a_plateau_goes_by_the_score(tmp_path):
+    options = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0}}
+    trainer = make_trainer(tmp_path, learning_rate=1.0, eval_strategy="epoch", **options)
+    trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(num_training_steps=10)
+    rates = []
+    for score in (0.2, 0.3, 0.3, 0.4):
+        scheduler.step(score)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1])  # a tenth once the score rises no more
+
+
 def test_the_papers_optimiser_is_the_default(tmp_path):
     args = SgmaTrainingArguments(str(tmp_path), use_cpu=True)
     assert (args.learning_rate, args.weight_decay, args.adam_epsilon) == (6e-5, 1e-2, 1e-8)

@@ -51,3 +51,12 @@ def test_the_polynomial_schedule_takes_its_power_and_its_end_as_numbers(tmp_path
 def test_what_the_polynomial_schedule_does_not_know_is_refused(tmp_path, given):
     with pytest.raises(ValueError, match=r"^`lr_scheduler_kwargs` is .*its `power`, and `lr_end`, .*, 0.001"):
         SgmaTrainingArguments(str(tmp_path), use_cpu=True, learning_rate=1e-3, lr_scheduler_kwargs=given)
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_schedules_that_follow_the_score_know_its_direction(tmp_path, schedule):
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "eval_strategy": "epoch", "lr_scheduler_type": schedule}
+    assert SgmaTrainingArguments(**options).lr_scheduler_kwargs == {"mode": "max"}
+    assert SgmaTrainingArguments(**options, greater_is_better=False).lr_scheduler_kwargs == {"mode": "min"}
+    given = {"patience": 3, "mode": "min"}
+    assert SgmaTrainingArguments(**options, lr_scheduler_kwargs=given).lr_scheduler_kwargs == given

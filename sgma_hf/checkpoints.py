@@ -107,15 +107,6 @@ def read_sampler_state(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
     return _read_json(Path(checkpoint) / SAMPLER_STATE_NAME)
 
 
-def checkpoint_step(checkpoint: str | os.PathLike) -> int:
-    """Optimiser steps that a complete checkpoint was trained for.
-
-    Args:
-        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
-    """
-    return _read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"]
-
-
 def changed_config_fields(checkpoint: str | os.PathLike, config: SgmaConfig) -> dict[str, tuple[Any, Any]]:
     """Compare the configuration that a checkpoint was saved with and that of a model.
 

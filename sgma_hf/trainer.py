@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback
+from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy, speed_metrics
 from transformers.utils import logging
 
 from .checkpoints import (
     SAMPLER_STATE_NAME,
+    TRAINER_STATE_NAME,
     changed_config_fields,
     checkpoint_layout,
-    checkpoint_step,
     is_complete_checkpoint,
     last_complete_checkpoint,
     read_sampler_state,
@@ -215,13 +215,15 @@ class SgmaTrainer(HubTrainer):
                 f"{str(checkpoint)!r} is of another model than this run: {fields}. Resume with all arguments that it "
                 "was started with, its training_record.json has the command, or start anew from the model's weights."
             )
-        step = checkpoint_step(checkpoint)
-        if 0 < self.args.max_steps < step:
+        state = TrainerState.load_from_json(Path(checkpoint) / TRAINER_STATE_NAME)
+        if 0 < self.args.max_steps < state.global_step:
             raise ValueError(
-                f"{str(checkpoint)!r} is of step {step}, and this run ends at `max_steps` {self.args.max_steps}: it "
-                "would train nothing. Raise `max_steps`, or start anew in another folder."
+                f"{str(checkpoint)!r} is of step {state.global_step}, and this run ends at `max_steps` "
+                f"{self.args.max_steps}: it would train nothing. Raise `max_steps`, or start anew in another folder."
             )
         self._compare_arguments(checkpoint)
+        if self.args.auto_find_batch_size:  # Trainer goes on with the batch that was found
+            self._train_batch_size = state.train_batch_size
         saved = read_sampler_state(checkpoint) or {}
         rows = saved.get("rows_per_step", self._rows_per_step())
         if rows != self._rows_per_step() and not self.args.ignore_data_skip:
@@ -248,7 +250,7 @@ class SgmaTrainer(HubTrainer):
             )
 
     def _rows_per_step(self) -> int:
-        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        return self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _start_statistics(self, checkpoint: str | None) -> None:
         """Begin without statistics, or with those that the checkpoint was saved with."""

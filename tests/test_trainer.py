@@ -338,6 +338,25 @@ def test_a_checkpoint_of_steps_of_other_sizes_is_refused(tmp_path):
         make_trainer(tmp_path, per_device_train_batch_size=4).train(resume_from_checkpoint=True)
 
 
+def test_a_checkpoint_knows_the_batch_that_was_found_to_fit(tmp_path, monkeypatch):
+    compute_loss, batches = SgmaTrainer.compute_loss, []
+
+    def compute_loss_of_one(trainer, model, inputs, **kwargs):
+        batches.append(len(inputs["labels"]))
+        if batches[-1] > 1:
+            raise RuntimeError("CUDA out of memory.")
+        return compute_loss(trainer, model, inputs, **kwargs)
+
+    monkeypatch.setattr(SgmaTrainer, "compute_loss", compute_loss_of_one)
+    options = {"auto_find_batch_size": True, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, max_steps=2, **options).train()
+    make_trainer(tmp_path, max_steps=3, **options).train(resume_from_checkpoint=True)
+    assert batches == [2, 1, 1, 1]
+    make_trainer(tmp_path, max_steps=3, per_device_train_batch_size=1).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="was trained with 1 rows per step by 1 processes; this run has 2: 1 process"):
+        make_trainer(tmp_path, max_steps=3).train(resume_from_checkpoint=True)
+
+
 def test_a_checkpoint_of_another_model_is_refused_by_what_differs(tmp_path):
     make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2).train()
     wider = TINY_BACKBONE | {"hidden_sizes": [8, 8, 16, 32]}

@@ -52,6 +52,8 @@ logger = logging.get_logger(__name__)
 # What the collator and the arguments of training both have.
 _AUGMENTATION = ("crop_size", "random_flip", "random_quarter_turns", "modality_dropout", "noise_std", "gain_range")
 _SUMMARY_SCORES = ("average_miou", "top1_miou", "last1_miou")
+# What `Trainer` takes and this one has no use for: it evaluates every combination of the modalities itself.
+_WITHOUT_EFFECT = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
 
 
 class _EpochCallback(TrainerCallback):
@@ -102,7 +104,8 @@ class SgmaTrainer(HubTrainer):
     Raises:
         ValueError: If processor and model disagree on the modalities or the ignored label, there is no row, no
             evaluation gives the `metric_for_best_model`, or Accelerate was started with FSDP version 1.
-        TypeError: If `train_dataset` has no length, or `data_collator` is of another class.
+        TypeError: If `train_dataset` has no length, `data_collator` is of another class, or `kwargs` has a function
+            that would not be called, such as `compute_metrics`.
     """
 
     # The loss is divided by the pixels of the whole step already, see `compute_loss`.
@@ -119,6 +122,13 @@ class SgmaTrainer(HubTrainer):
         data_collator: SgmaDataCollator | None = None,
         **kwargs,
     ):
+        ignored = [name for name in _WITHOUT_EFFECT if kwargs.get(name) is not None]
+        if ignored:
+            raise TypeError(
+                f"`SgmaTrainer` does not call {ignored}: the loss is the model's, and the scores of all "
+                "combinations of the modalities are its own. Leave them out, or change `compute_loss` or `evaluate` "
+                "in a subclass."
+            )
         check_processor(model.config, processing_class)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             _check_dataset(name, dataset)
@@ -494,6 +504,17 @@ class SgmaTrainer(HubTrainer):
             self._sums = {}
             logs |= {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
         super().log(logs, start_time)
+
+    def predict(self, *args, **kwargs):
+        """Not there: the logits of a whole data set would have to be kept.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "`SgmaTrainer` has no `predict`. For scores call `evaluate(dataset)`; for maps use `pipeline`, "
+            "`predict_raster`, or the model's output with `processor.post_process_semantic_segmentation`."
+        )
 
     def evaluate(
         self,

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from transformers import SchedulerType, TrainingArguments
 
 
+# Schedules that change the learning rate when the score of the evaluation does not rise.
+SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 _NO_METRICS = "evaluation counts pixels in confusion matrices, and gathers no predictions"
 _OWN_DTYPE = "evaluation is in the precision of the weights"
 # What `SgmaTrainer` would break on, or not follow: the value that each has to have, and why.
@@ -113,7 +115,7 @@ class SgmaTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
             self.lr_scheduler_kwargs = self._polynomial_options()
-        elif self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+        elif self.lr_scheduler_type in SCHEDULES_BY_SCORE:
             # Left to themselves they wait for a loss to fall, but what they are told here is `metric_for_best_model`.
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode} | (self.lr_scheduler_kwargs or {})

@@ -160,9 +160,21 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, changes, mes
 
 
 @pytest.mark.parametrize(
+    "choosing",
+    [
+        {"load_best_model_at_end": True, "save_strategy": "steps"},
+        {"save_strategy": "best"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+    ],
+)
+def test_nothing_is_chosen_on_the_test_split(arguments, choosing):
+    with pytest.raises(ValueError, match="would choose on split 'test'"):
+        main(flags(arguments, validation_split="test", eval_strategy="steps", **choosing))
+
+
+@pytest.mark.parametrize(
     ("splits", "named"),
     [
-        ({"validation_split": "test"}, "test"),
         ({"validation_split": "testing"}, "testing"),
         ({"validation_split": "training"}, "training"),
         ({"validation_split": "train", "train_split": "training"}, "train"),
@@ -171,7 +183,7 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, changes, mes
 )
 def test_a_checkpoint_is_not_chosen_on_rows_to_report_on_or_trained_on(arguments, splits, named):
     choosing = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
-    with pytest.raises(ValueError, match=f"would choose the checkpoint on split '{named}'"):
+    with pytest.raises(ValueError, match=f"would choose on split '{named}'"):
         main(flags(arguments, **choosing, **splits))
 
 

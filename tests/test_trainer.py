@@ -470,3 +470,12 @@ def test_class_weights_multiply_the_loss_of_their_pixels():
     assert weighted(pixel_values, labels=labels).loss.item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="expected 3 finite numbers"):
         SgmaConfig(**config, class_weights=[1.0, 2.0])
+
+
+def test_what_would_not_be_called_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    given = {"processing_class": trainer.processing_class, "train_dataset": make_rows(2)}
+    with pytest.raises(TypeError, match=r"does not call \['compute_metrics'\].*`evaluate` in a subclass"):
+        SgmaTrainer(trainer.model, trainer.args, **given, compute_metrics=lambda prediction: {})
+    with pytest.raises(NotImplementedError, match=r"For scores call `evaluate\(dataset\)`"):
+        trainer.predict(make_rows(2))

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser, set_seed
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
@@ -30,7 +31,7 @@ from sgma_hf.hub_trainer import PublicRepositoryError
 from sgma_hf.processor_fitting import fit_processor, refit_processor
 from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
 from sgma_hf.trainer import SgmaTrainer
-from sgma_hf.training_args import SgmaTrainingArguments
+from sgma_hf.training_args import SCHEDULES_BY_SCORE, SgmaTrainingArguments
 from sgma_hf.training_record import DataDescription, command_line
 
 
@@ -254,16 +255,26 @@ def _usable_rows(rows: Dataset, modalities: list[str], kind: str) -> Dataset:
     return usable
 
 
+def _follows_scores(training_args: SgmaTrainingArguments) -> bool:
+    """Whether the scores of the evaluation decide what is kept, or how training goes on."""
+    return (
+        training_args.load_best_model_at_end
+        or training_args.save_strategy == SaveStrategy.BEST
+        or training_args.lr_scheduler_type in SCHEDULES_BY_SCORE
+    )
+
+
 def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTrainingArguments) -> Dataset | None:
     """The rows to evaluate on while training, None if there are none; the test split is for the end."""
     split = arguments.validation_split or "validation"
-    chooses = training_args.load_best_model_at_end
+    chooses = _follows_scores(training_args)
     is_asked_for = arguments.validation_split is not None or chooses or training_args.eval_strategy != "no"
     evaluated_on, trained_on = (SPLIT_ALIASES.get(name, name) for name in (split, arguments.train_split))
     if chooses and evaluated_on in ("test", trained_on):
         raise ValueError(
-            f"`--load_best_model_at_end` would choose the checkpoint on split {split!r}; name a split that is neither "
-            "trained on nor reported on, for instance one that the converter's `--val-fraction` makes."
+            f"`--load_best_model_at_end`, `--save_strategy best` or the learning rate's schedule would choose on "
+            f"split {split!r}; name one that is neither trained on nor reported on, for instance one that the "
+            "converter's `--val-fraction` makes."
         )
     try:
         rows = load_rows(arguments.dataset, split)
@@ -283,7 +294,7 @@ def _validation_rows(arguments: TrainCommandArguments, training_args: SgmaTraini
     if is_asked_for:
         raise ValueError(
             f"{problem}: nothing can be evaluated on them. Name labelled rows by `--validation_split`, or leave "
-            "`--validation_split`, `--eval_strategy` and `--load_best_model_at_end` out."
+            "`--validation_split`, `--eval_strategy` and what chooses by scores out."
         )
     logger.warning(f"{problem}; the model is not evaluated.")
     return None

@@ -178,12 +178,15 @@ def _stored_dtype(dtype: str, path: Path) -> str:
     raise ValueError(f"{path} has values of type {dtype}, which the row format does not hold. Convert it to float32.")
 
 
-def read_info(path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS) -> RasterInfo:
+def read_info(
+    path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS, palette_as_indices: bool = False
+) -> RasterInfo:
     """Read the header of a raster file.
 
     Args:
         path: The file.
         bands: Bands to look at; to choose that of a palette file gives its indices.
+        palette_as_indices: Whether a palette file is one band of indices, as labels are, or three of colour.
 
     Raises:
         ValueError: If the file is not a readable raster or has no such band; it is named.
@@ -194,7 +197,7 @@ def read_info(path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS) -> R
         try:
             with Image.open(path) as image:
                 size = (image.height, image.width)
-                channels, dtype, tagged = _pillow_layout(image, bands)
+                channels, dtype, tagged = _pillow_layout(image, palette_as_indices or bands.values is not None)
         except PILLOW_ERRORS as error:
             raise ValueError(f"Cannot read {path}: {error}") from error
         check_bands(bands, channels + len(tagged), tagged, path)
@@ -203,7 +206,7 @@ def read_info(path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS) -> R
     rasterio = require_rasterio(path)
     try:
         with open_bands(rasterio, path, bands) as source:
-            return _rasterio_info(rasterio, source, path, bands)
+            return _rasterio_info(rasterio, source, path, bands, palette_as_indices=palette_as_indices)
     except rasterio.errors.RasterioError as error:
         raise ValueError(f"Cannot read {path}: {error}") from error
 
@@ -216,10 +219,10 @@ def check_bands(bands: BandSelection, count: int, tagged: Sequence[int], path: P
         raise ValueError(f"{path} has no band tagged as alpha beside those chosen; {bands} was asked for.")
 
 
-def _pillow_layout(image: Image.Image, bands: BandSelection) -> tuple[int, str, list[int]]:
+def _pillow_layout(image: Image.Image, palette_as_indices: bool) -> tuple[int, str, list[int]]:
     """Channels without alpha, dtype, and the number of the alpha band, if any, as `decode_raster` gives them."""
-    if image.mode == "P" and bands.values is not None:
-        return 1, "uint8", []  # indices
+    if image.mode == "P" and palette_as_indices:
+        return 1, "uint8", []
     channels = 3 if shown_mode(image) in ("RGB", "RGBA") else 1
     dtype = {"I": "int32", "F": "float32"}.get(image.mode, "uint16" if image.mode.startswith("I;16") else "uint8")
     return channels, dtype, [channels + 1] if _has_alpha(image) else []
@@ -280,7 +283,9 @@ def _value_bands(source: Any, bands: BandSelection) -> list[int]:
     return list(bands.values or [band for band in range(1, source.count + 1) if band not in tagged])
 
 
-def _rasterio_info(rasterio: ModuleType, source: Any, path: Path, bands: BandSelection) -> RasterInfo:
+def _rasterio_info(
+    rasterio: ModuleType, source: Any, path: Path, bands: BandSelection, *, palette_as_indices: bool = False
+) -> RasterInfo:
     tagged = alpha_bands(source)
     check_bands(bands, source.count, tagged, path)
     values = _value_bands(source, bands)
@@ -294,7 +299,7 @@ def _rasterio_info(rasterio: ModuleType, source: Any, path: Path, bands: BandSel
     return RasterInfo(
         path=path,
         size=(source.height, source.width),
-        channels=len(values) if color_table(source, bands) is None else 3,
+        channels=len(values) if palette_as_indices or color_table(source, bands) is None else 3,
         dtype=dtype,
         nodata=_declared_nodata(source, dtype),
         has_mask=bool(tagged) or rasterio.enums.MaskFlags.per_dataset in flags,

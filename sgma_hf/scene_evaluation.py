@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ def score_map(
     is said how many of the labelled ones they are.
 
     Args:
-        map_path: Class ids, 255 for none, as `predict_raster` writes them.
-        label: Class ids, 255 for none; whole numbers of any dtype.
+        map_path: Class ids, 255 for none, as `predict_raster` writes them; a palette's indices are ids, too.
+        label: Class ids, 255 for none; whole numbers of any dtype. Of a file with more bands, name the one that holds
+            them, as in `label.tif:1`.
         num_labels: Number of classes.
         robustness: The map's raster of robustness, a band per modality, if it has one.
         scored_classes: Which classes count in the means, see `segmentation_scores`.
@@ -50,11 +52,11 @@ def score_map(
         the class, lists (num_labels, bands); None for classes that do not occur.
 
     Raises:
-        ValueError: If a file cannot be read, holds other ids than 0 to `num_labels` - 1, or lies elsewhere.
+        ValueError: If a file cannot be read, has several bands, holds other ids than 0 to `num_labels` - 1, or lies
+            elsewhere.
     """
     channels = {"map": 1, "truth": 1}
-    first = BandSelection((1,))
-    rasters: dict[str, Any] = {"map": RasterInput(Path(map_path), first), "truth": RasterInput(Path(label), first)}
+    rasters: dict[str, Any] = {"map": _band_of_ids(map_path), "truth": _band_of_ids(label)}
     if robustness is not None:
         channels["shares"] = read_info(robustness).channels
         rasters["shares"] = RasterInput(Path(robustness))
@@ -88,6 +90,25 @@ def score_map(
     return scores
 
 
+def _band_of_ids(text: str | os.PathLike) -> RasterInput:
+    """The band that was chosen behind a colon, or the only one; a palette's indices instead of its colours.
+
+    Raises:
+        ValueError: If the file has several bands: the first of a label in colours would pass for class ids.
+    """
+    source = RasterInput.parse(text)
+    if source.path.suffix.lower() == ".npy":  # `RasterScene` refuses other shapes
+        return source
+    count = read_info(source.path, bands=source.bands, palette_as_indices=True).channels
+    if count != 1:
+        raise ValueError(
+            f"{text} has {count} bands; expected one of class ids. Choose it, as in {source.path}:1, if one holds "
+            "them. Labels in colours are turned into ids by `sgma-hf convert-rasters --classes`: evaluate on the "
+            "result by `--dataset`."
+        )
+    return source if source.bands.values else replace(source, bands=BandSelection((1,)))
+
+
 def _class_ids(image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Class ids, integer (height, width), and where there are any; ids of other classes and fractions are refused."""
     ids = whole_numbers(image.filled(IGNORE_INDEX)[..., 0], path)
@@ -114,7 +135,7 @@ def evaluate_scene(
         model: An SGMA model with a segmentation head, in eval mode.
         processor: Its image processor.
         rasters: Files by modality, as for `predict_raster`.
-        label: Raster of class ids, 255 for none; its nodata value does not count either.
+        label: Raster of class ids as for `score_map`, 255 for none; its nodata value does not count either.
         combinations: Names to evaluate together; None takes every non-empty combination of what is there.
         scored_classes: Which classes count in the means, see `segmentation_scores`.
         options: Passed on to `predict_raster`: `tile_size`, `stride`, `batch_size`, `resampling`.
@@ -127,6 +148,7 @@ def evaluate_scene(
     Raises:
         ValueError: If a raster or the label cannot be used.
     """
+    _band_of_ids(label)  # refused before anything is computed
     config = model.config
     given = [name for name in config.modalities if rasters.get(name) is not None]
     combinations = modality_combinations(given) if combinations is None else combinations

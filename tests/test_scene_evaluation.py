@@ -52,6 +52,35 @@ def test_labels_of_floating_point_are_whole_numbers_or_refused(tmp_path):
         score_map(made, blended, 3)
 
 
+def test_label_of_several_bands_is_refused_unless_one_is_chosen(tmp_path):
+    ids = np.array([[0, 1], [2, 2]], dtype=np.uint8)
+    made = write_tiff(tmp_path / "map.tif", ids[None], nodata=255)
+    # Colours whose first band would pass for ids.
+    colours = write_tiff(tmp_path / "colours.tif", np.stack([0 * ids, ids, ids]))
+    for pair in ((made, colours), (colours, made)):
+        with pytest.raises(ValueError, match=r"colours\.tif has 3 bands; expected one .*`sgma-hf convert-rasters"):
+            score_map(*pair, 3)
+    assert score_map(made, f"{colours}:2", 3)["accuracy"] == 1
+    with pytest.raises(ValueError, match=r"colours\.tif:2,3 has 2 bands"):
+        score_map(made, f"{colours}:2,3", 3)
+    model = HeightClasses()
+    with pytest.raises(ValueError, match=r"has 3 bands"):
+        evaluate_scene(model, height_processor(), {"dsm": made}, colours)
+    assert model.tiles == 0
+
+
+def test_indices_of_a_palette_are_class_ids(tmp_path):
+    ids = np.array([[0, 1], [2, 255]], dtype=np.uint8)
+    made = write_tiff(tmp_path / "map.tif", ids[None], nodata=255, crs=None)
+    for suffix in ("png", "tif"):
+        image = Image.fromarray(ids)
+        image.putpalette([90, 20, 30] * 256)
+        image.save(tmp_path / f"palette.{suffix}")
+        assert score_map(made, tmp_path / f"palette.{suffix}", 3)["iou"] == [1, 1, 1]
+    np.save(tmp_path / "label.npy", ids)
+    assert score_map(made, tmp_path / "label.npy", 3)["iou"] == [1, 1, 1]
+
+
 def test_label_of_another_size_without_a_place_is_picked_not_blended(tmp_path):
     label = np.array([[[0, 2, 255], [2, 0, 1]]], dtype=np.uint8)
     made = write_tiff(tmp_path / "map.tif", np.kron(label[0], np.ones((2, 2), np.uint8))[None], crs=None)

@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.evaluation import results_to_markdown, save_results
 from sgma_hf.raster_io import require_rasterio
+from sgma_hf.raster_sources import RasterInput
 from sgma_hf.scene_evaluation import evaluate_scene, score_map
 from sgma_hf.visualization import plot_robustness_matrix
 from sgma_hf.weights_digest import DIGEST_KEY, checkpoint_digest
@@ -32,7 +32,9 @@ def _parser(modalities: Sequence[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--label", required=True, metavar="FILE", help="raster of class ids; 255 and nodata: none")
+    parser.add_argument(
+        "--label", required=True, metavar="FILE[:BAND]", help="raster of class ids, one band; 255 and nodata: none"
+    )
     scored = parser.add_mutually_exclusive_group(required=True)
     scored.add_argument("--model", metavar="DIR_OR_ID", help="checkpoint to score")
     scored.add_argument("--map", metavar="FILE", help="map to score, as `sgma-hf predict` writes them")
@@ -110,15 +112,13 @@ def _plot(results: Mapping[str, Any], path: str) -> None:
 
 def _score_map(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Scores of a map whose tags name its classes."""
-    rasterio = require_rasterio(args.map)
-    if not Path(args.map).is_file():
-        raise ValueError(f"The map {args.map!r} does not exist.")
-    with rasterio.open(args.map) as file:
+    path = RasterInput.parse(args.map).path
+    with require_rasterio(path).open(path) as file:
         tags = file.tags(1)
     names = [tags[f"CLASS_{index}"] for index in range(256) if f"CLASS_{index}" in tags]
     if not names:
         raise ValueError(f"{args.map} does not name its classes (tags CLASS_0, CLASS_1, ...); `sgma-hf predict` does.")
-    robustness = Path(args.map).with_name(f"{Path(args.map).stem}_robustness.tif")
+    robustness = path.with_name(f"{path.stem}_robustness.tif")
     scores = score_map(args.map, args.label, len(names), robustness=robustness if robustness.is_file() else None)
     results = {"map": args.map, "label": args.label, "class_names": names} | scores
     return results, json.dumps(results, indent=2)

@@ -53,6 +53,7 @@ class RasterPrediction:
         modalities: Those that had a raster, in the order in which they were given.
         agreement: Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has
             two modalities; empty unless it was asked for.
+        removed: Extras of an earlier map of that name, which do not belong to this one.
     """
 
     files: dict[str, Path]
@@ -60,6 +61,7 @@ class RasterPrediction:
     class_pixels: np.ndarray
     modalities: list[str]
     agreement: dict[str, float | None]
+    removed: list[Path]
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ def predict_raster(
         progress_bar: Show a progress bar in megapixels.
 
     Returns:
-        What was written. All files get their names at the end, when they are whole; there is nothing under those
-        names if the run dies.
+        What was written. All files get their names at the end, when they are whole, none if the run dies. Extras of
+        earlier runs stay if they belong to the same map (model, rasters, options), else they are removed.
 
     Raises:
         ValueError: If an input or option cannot be used; it is named.
@@ -167,9 +169,9 @@ def predict_raster(
     ):
         given = [name for name in processor.modalities if name in scene.modalities]
         layers = plan_layers(model.config, given, extras)
-        plan = plan_outputs(output_path, layers, [source.path for source in scene.files], processor.modalities)
+        plan = plan_outputs(output_path, layers, scene.paths, processor.modalities)
         tiles = _Tiles.of(scene.grid, tile_size, stride)
-        options = {"tile_size": tile_size, "stride": stride, "resampling": resampling, "layers": list(plan.files)}
+        options = {"tile_size": tile_size, "stride": stride, "resampling": resampling}
         fingerprint = _fingerprint(model, processor, scene) | {"options": repr(options), "grid": repr(scene.grid)}
         store = StripStore(plan.label_map, scene.grid.size[1], layers, fingerprint)
         run = _Run(model, processor, scene, tiles, store, batch_size=batch_size, progress_bar=progress_bar)
@@ -183,11 +185,12 @@ def _finish_or_keep(run: "_Run", plan: OutputPlan, *, resume: bool) -> RasterPre
     store = run.store
     counts = np.zeros(256, dtype=np.int64)
     agreement: dict[str, float | None] = {}
+    removed: list[Path] = []
     try:
         run.predict()
         run.wait()
         if run.is_main:
-            publish(store, plan, run.scene.grid.size, run.scene.grid.georeference)
+            removed = publish(store, plan, run.scene.grid.size, run.scene.grid.georeference)
             for _, values in store.rows(store.layers[0]):
                 counts += np.bincount(values.ravel(), minlength=256)
             agreement = _mean_agreement(store)
@@ -202,7 +205,7 @@ def _finish_or_keep(run: "_Run", plan: OutputPlan, *, resume: bool) -> RasterPre
     if run.is_main:
         store.remove()
     run.wait()
-    return RasterPrediction(plan.files, run.scene.grid.size, counts, run.scene.modalities, agreement)
+    return RasterPrediction(plan.files, run.scene.grid.size, counts, run.scene.modalities, agreement, removed)
 
 
 def _mean_agreement(store: StripStore) -> dict[str, float | None]:
@@ -416,13 +419,14 @@ def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
 
 
 def _fingerprint(model: Any, processor: Any, scene: RasterScene) -> dict[str, Any]:
-    """What has to be the same for strips of two runs to fit together."""
+    """What has to be the same for pixels of two runs to fit together."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode())
         weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     inputs = []
-    for source in scene.files:
-        status = source.path.stat()
-        inputs.append([str(source.path.resolve()), str(source.bands), status.st_size, status.st_mtime_ns])
+    for name, sources in scene.inputs.items():
+        for source in sources:
+            status = source.path.stat()
+            inputs.append([name, str(source.path.resolve()), str(source.bands), status.st_size, status.st_mtime_ns])
     return {"model": weights.hexdigest(), "processor": repr(sorted(processor.to_dict().items())), "inputs": inputs}

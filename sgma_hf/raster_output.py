@@ -1,5 +1,6 @@
 """The files of a map: strips that are kept while it is computed, then Cloud Optimized GeoTIFF or PNG, all or none."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,9 +13,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .configuration_sgma import IGNORE_INDEX
-from .raster_io import Georeference, require_rasterio
+from .raster_io import PILLOW_ERRORS, Georeference, open_quietly, require_rasterio
 from .visualization import colorize, default_palette
 
 
@@ -22,6 +24,8 @@ PNG_SUFFIXES, TIFF_SUFFIXES = (".png",), (".tif", ".tiff")
 EXTRAS = ("confidence", "probabilities", "robustness", "decision", "agreement")
 COG_BLOCK = 512
 ROWS_AT_ONCE = 64  # when strips are put together
+# In every file: what it holds, a key of `OutputPlan.files`, and of which run, see `StripStore.run`.
+LAYER_TAG, RUN_TAG = "SGMA_HF_LAYER", "SGMA_HF_RUN"
 _LABELS = "labels"
 
 
@@ -122,13 +126,13 @@ class OutputPlan:
         label_map: The file that was asked for.
         layers: File per layer of a GeoTIFF; the labels alone for a PNG.
         pictures: PNG only: what is shown -> file; "color" and "robustness_<modality>".
-        stale: Files that an earlier run with other options may have left, removed on success.
+        other_extras: What runs with other options write beside the map, by what it holds.
     """
 
     label_map: Path
     layers: dict[str, Path]
     pictures: dict[str, Path]
-    stale: list[Path]
+    other_extras: dict[str, Path]
 
     @property
     def is_tiff(self) -> bool:
@@ -154,7 +158,7 @@ def plan_outputs(
 
     Raises:
         ValueError: If the name has another suffix, a PNG is asked to hold what it can't, or a file would replace an
-            input or a folder.
+            input, a folder, or, beside the map itself, something that `publish` did not write.
         ImportError: If a TIFF is asked for and rasterio is missing.
     """
     out = Path(out)
@@ -163,24 +167,49 @@ def plan_outputs(
     maps = {layer.name: out.with_name(f"{out.stem}_{layer.name}{out.suffix}") for layer in layers[1:]}
     if out.suffix.lower() in TIFF_SUFFIXES:
         require_rasterio(out)
-        plan = OutputPlan(out, {_LABELS: out} | maps, {}, [])
-        every = [out.with_name(f"{out.stem}_{name}{out.suffix}") for name in EXTRAS]
+        plan = OutputPlan(out, {_LABELS: out} | maps, {}, {})
+        every = {name: out.with_name(f"{out.stem}_{name}{out.suffix}") for name in EXTRAS}
     else:
         unfit = [name for name in maps if name != "robustness"]
         if unfit:
             raise ValueError(f"A PNG holds no {unfit[0]!r}; name the output .tif.")
         shown = next((layer.bands for layer in layers if layer.name == "robustness"), ())
-        pictures = {f"robustness_{name}": out.with_name(f"{out.stem}_robustness_{name}.png") for name in shown}
-        plan = OutputPlan(out, {_LABELS: out}, {"color": out.with_name(f"{out.stem}_color.png")} | pictures, [])
-        every = [out.with_name(f"{out.stem}_robustness_{name}.png") for name in modalities]
+        every = {f"robustness_{name}": out.with_name(f"{out.stem}_robustness_{name}.png") for name in modalities}
+        pictures = {name: every[name] for name in (f"robustness_{modality}" for modality in shown)}
+        plan = OutputPlan(out, {_LABELS: out}, {"color": out.with_name(f"{out.stem}_color.png")} | pictures, {})
     taken = {path.resolve() for path in inputs}
-    for path in plan.files.values():
+    for name, path in plan.files.items():
         if path.resolve() in taken:
             raise ValueError(f"The output {path} is also an input, which would be lost. Choose another name.")
         if path.is_dir():
             raise ValueError(f"The output {path} is a folder. Choose another name.")
-    plan.stale = [path for path in every if path not in plan.files.values() and path.resolve() not in taken]
+        if name != _LABELS and path.exists() and _run_of(path, name) is None:
+            raise ValueError(
+                f"The output {path}, beside {out.name}, would replace a file that `sgma-hf predict` did not write. "
+                "Move it away, or choose another name for the map."
+            )
+    plan.other_extras = {
+        name: path for name, path in every.items() if name not in plan.files and path.resolve() not in taken
+    }
     return plan
+
+
+def _run_of(path: Path, name: str) -> str | None:
+    """The run that wrote this file, see `StripStore.run`; None if it is none that `publish` wrote to hold `name`."""
+    if path.suffix.lower() in PNG_SUFFIXES:
+        try:
+            with Image.open(path) as image:
+                tags = image.info
+        except PILLOW_ERRORS:
+            return None
+    else:
+        rasterio = require_rasterio(path)
+        try:
+            with open_quietly(rasterio, path) as file:
+                tags = file.tags()
+        except rasterio.errors.RasterioError:
+            return None
+    return tags.get(RUN_TAG) if tags.get(LAYER_TAG) == name else None
 
 
 def check_writable(label_map: Path) -> None:
@@ -204,18 +233,22 @@ class StripStore:
     A strip is a few hundred rows of the map, in raw files; that of the labels is named last, so where it is, the strip
     is whole.
 
+    `run` names what the map is made of: model, rasters and options, but not the layers. Extras of two runs of one name
+    belong to the same map.
+
     Args:
         label_map: The output.
         width: Pixels of a row.
         layers: What is computed.
-        fingerprint: What has to be the same for strips to fit together; JSON-able.
+        fingerprint: What has to be the same for pixels of two runs to fit together; JSON-able.
     """
 
     def __init__(self, label_map: Path, width: int, layers: Sequence[Layer], fingerprint: Mapping[str, Any]):
         self.folder = label_map.with_name(f".{label_map.name}.partial")
         self.width = width
         self.layers = list(layers)
-        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._fingerprint = json.loads(json.dumps({**fingerprint, "outputs": [layer.name for layer in layers]}))
+        self.run = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
     def prepare(self, *, resume: bool) -> None:
         """Make the folder; empty, unless an earlier run is resumed.
@@ -300,14 +333,21 @@ class StripWriter:
             os.replace(f"{path}.writing", path)
 
 
-def publish(store: StripStore, plan: OutputPlan, size: tuple[int, int], georeference: Georeference | None) -> None:
+def publish(
+    store: StripStore, plan: OutputPlan, size: tuple[int, int], georeference: Georeference | None
+) -> list[Path]:
     """Make the files of a run from its strips, and give them their names when all of them are written and checked.
+
+    Extras of another map of that name, which would pass for those of the new one, are removed then.
 
     Args:
         store: All strips of the run.
         plan: Where to.
         size: (height, width) of the map.
         georeference: Where it lies.
+
+    Returns:
+        The extras that were removed. Files that this function did not write are never touched.
 
     Raises:
         OSError: If something cannot be written; nothing has its final name then.
@@ -321,21 +361,29 @@ def publish(store: StripStore, plan: OutputPlan, size: tuple[int, int], georefer
     # The label map last: where it is, the others are.
     for name in sorted(staged, key=lambda name: name == _LABELS):
         os.replace(staged[name], plan.files[name])
-    for path in plan.stale:
-        path.unlink(missing_ok=True)
+    there = {name: path for name, path in plan.other_extras.items() if path.is_file()}
+    stale = [path for name, path in there.items() if _run_of(path, name) not in (None, store.run)]
+    for path in stale:
+        path.unlink()
+    return stale
 
 
 def _write_pictures(store: StripStore, staged: Mapping[str, Path]) -> None:
+    def save(name: str, values: np.ndarray) -> None:
+        tags = PngInfo()
+        for tag, text in {LAYER_TAG: name, RUN_TAG: store.run}.items():
+            tags.add_text(tag, text)
+        Image.fromarray(values).save(staged[name], "PNG", pnginfo=tags)
+
     labels = store.layers[0]
     label_map = np.concatenate([values[0] for _, values in store.rows(labels)])
-    Image.fromarray(label_map).save(staged[_LABELS], "PNG")
+    save(_LABELS, label_map)
     alpha = np.where(label_map == IGNORE_INDEX, 0, 255).astype(np.uint8)
-    Image.fromarray(np.dstack([colorize(label_map, labels.palette), alpha])).save(staged["color"], "PNG")
+    save("color", np.dstack([colorize(label_map, labels.palette), alpha]))
     for layer in store.layers[1:]:
         for band, name in enumerate(layer.bands):
             shares = np.concatenate([values[band] for _, values in store.rows(layer)])
-            scaled = np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8)
-            Image.fromarray(scaled).save(staged[f"robustness_{name}"], "PNG")
+            save(f"robustness_{name}", np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8))
 
 
 def _write_cog(
@@ -357,6 +405,7 @@ def _write_cog(
                     file.write_colormap(1, colors | {IGNORE_INDEX: (0, 0, 0, 0)})
                 for band, name in enumerate(layer.bands, start=1):
                     file.set_band_description(band, name)
+                file.update_tags(**{LAYER_TAG: layer.name, RUN_TAG: store.run})
                 file.update_tags(1, **layer.tags)
                 for top, values in store.rows(layer):
                     file.write(values, window=rasterio.windows.Window(0, top, size[1], values.shape[1]))

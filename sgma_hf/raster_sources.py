@@ -115,12 +115,11 @@ class RasterScene:
         like: str | os.PathLike | None = None,
         resampling: str | Mapping[str, str] = "bilinear",
     ):
-        inputs = _parse_rasters(rasters, channels)
+        self.inputs = _parse_rasters(rasters, channels)
         methods = _check_resampling(resampling, channels)
-        self.files = [source for sources in inputs.values() for source in sources]
         infos = {
             name: [_read_header(source, channels[name]) for source in sources]
-            for name, sources in _share_files(inputs).items()
+            for name, sources in _share_files(self.inputs).items()
         }
         for name, group in infos.items():
             for info in group:
@@ -149,6 +148,11 @@ class RasterScene:
         if not opened:
             raise ValueError(no_overlap(infos[0], self.grid.georeference, self.grid.size))
         return opened
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of all modalities."""
+        return [source.path for sources in self.inputs.values() for source in sources]
 
     @property
     def modalities(self) -> list[str]:

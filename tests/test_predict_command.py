@@ -100,6 +100,26 @@ def test_map_is_what_the_model_says_without_the_modality_left_out(
     assert "255 = no data" in printed and "0..255 = 0..1" in printed
 
 
+def test_reliance_of_an_earlier_picture_is_removed_by_name_and_no_file_of_others(
+    checkpoint, rasters, tmp_path, capsys
+):
+    files, _ = rasters
+    out = tmp_path / "new" / "map.png"
+    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--out", str(out)]) == 0
+    theirs = tmp_path / "new" / "map_robustness_dsm.png"
+    Image.new("L", (4, 4)).save(theirs)
+    assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", str(out)]) == 0
+    names = ["map.png", "map_color.png", "map_robustness_dsm.png", "map_robustness_rgb.png"]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
+    assert (
+        f"{out.parent / 'map_robustness_sar.png'}  removed: it belonged to an earlier map" in capsys.readouterr().out
+    )
+    pytest.importorskip("rasterio")
+    assert main(["--model", checkpoint, *flags(files, "dsm"), "--out", str(out)]) == 1
+    assert "map_robustness_dsm.png, beside map.png, would replace a file" in capsys.readouterr().err
+    assert Image.open(theirs).size == (4, 4)
+
+
 def test_raster_of_another_resolution_with_a_gap(model, processor, checkpoint, rasters, tmp_path):
     pytest.importorskip("rasterio")
     files, images = rasters
@@ -229,17 +249,16 @@ def snapshot(folder):
         ("absent.png", b"", "does not exist"),
     ],
 )
-def test_earlier_files_stay_if_the_run_fails(checkpoint, tmp_path, capsys, name, content, message):
+def test_earlier_files_stay_if_the_run_fails(checkpoint, rasters, tmp_path, capsys, name, content, message):
     source = tmp_path / name
     if content:
         source.write_bytes(content)
     elif content is None:
         Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(source)
     outputs = tmp_path / "out"
-    outputs.mkdir()
-    for file in ("map.png", "map_color.png", "map_robustness_rgb.png"):
-        (outputs / file).write_bytes(b"earlier")
+    assert main(["--model", checkpoint, *flags(rasters[0], "rgb"), "--out", str(outputs / "map.png")]) == 0
     before = snapshot(outputs)
+    assert set(before) == {"map.png", "map_color.png", "map_robustness_rgb.png"}
     assert main(["--model", checkpoint, "--rgb", str(source), "--out", str(outputs / "map.png")]) == 1
     assert message in capsys.readouterr().err
     assert snapshot(outputs) == before

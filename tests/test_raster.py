@@ -335,6 +335,36 @@ def test_run_that_dies_leaves_nothing_under_the_final_name_and_resumes_at_the_ne
     np.testing.assert_array_equal(read_map(out), height_classes(heights[0]))
 
 
+def test_extras_stay_beside_the_map_they_belong_to_and_no_other(tmp_path):
+    dsm = write_tiff(tmp_path / "dsm.tif", heights_of(40, 40))
+    out = tmp_path / "map.tif"
+    first = predict({"dsm": dsm}, out, extras=["confidence"])
+    second = predict({"dsm": dsm}, out, extras=["probabilities"], batch_size=1)
+    assert (first.removed, second.removed) == ([], [])
+    maps = ["map.tif", "map_confidence.tif", "map_probabilities.tif"]
+    assert names_in(tmp_path) == ["dsm.tif", *maps]
+    # Another map: its own extra is replaced, the other one would pass for one of its own.
+    third = predict({"dsm": dsm}, out, extras=["probabilities"], tile_size=16)
+    assert third.removed == [tmp_path / "map_confidence.tif"]
+    assert names_in(tmp_path) == ["dsm.tif", "map.tif", "map_probabilities.tif"]
+
+
+def test_files_of_others_beside_the_map_are_not_touched(tmp_path):
+    dsm = write_tiff(tmp_path / "dsm.tif", heights_of(40, 40))
+    theirs = tmp_path / "map_confidence.tif"
+    write_tiff(theirs, heights_of(8, 8))
+    before = theirs.read_bytes()
+    assert predict({"dsm": dsm}, tmp_path / "map.tif").removed == []
+    model = HeightClasses()
+    with pytest.raises(ValueError, match=r"map_confidence\.tif, beside map\.tif, would replace a file that"):
+        predict({"dsm": dsm}, tmp_path / "map.tif", model, extras=["confidence"])
+    assert model.tiles == 0 and theirs.read_bytes() == before
+    # A map of its own, by a name that an extra would have.
+    theirs.unlink()
+    predict({"dsm": dsm}, theirs, tile_size=16)
+    assert predict({"dsm": dsm}, tmp_path / "map.tif").removed == [] and theirs.exists()
+
+
 def test_only_the_same_run_is_resumed(tmp_path):
     dsm = write_tiff(tmp_path / "dsm.tif", heights_of(100, 40))
     out = tmp_path / "map.tif"

@@ -47,8 +47,10 @@ output files, for --out DIR/map.tif or DIR/map.png:
   DIR/map.png                          class ids, 8 bit
   DIR/map_color.png                    PNG only: the same in colours, transparent where no modality covers
   DIR/map_robustness_<modality>.png    PNG only: 0 to 255 for shares of 0 to 1
-Files of these names are replaced when all are written, and not touched if anything fails. A run that dies leaves its
-strips in DIR/.map.tif.partial, from which the same command goes on with --resume.
+Files of these names are replaced when all are written, and not touched if anything fails; other than the map itself,
+only if `predict` wrote them, else it refuses. Extras of an earlier run stay if they belong to the same map (model,
+rasters, options); those of another one are removed, and named. A run that dies leaves its strips in
+DIR/.map.tif.partial, from which the same command goes on with --resume.
 
 several processes share the strips, and the map is the same:
   accelerate launch --multi_gpu --num_processes N scripts/predict.py ...                a GPU each
@@ -225,5 +227,7 @@ def _report(prediction: RasterPrediction, config: Any) -> None:
     for name, path in prediction.files.items():
         modality = name.removeprefix("robustness_")
         print(f"{path!s:<{space}}  {meanings.get(name) or f'reliance on {modality}, 0..255 = 0..1'}")
+    for path in prediction.removed:
+        print(f"{path!s:<{space}}  removed: it belonged to an earlier map")
     if config.fusion != "sgf":
         print(f"no robustness maps: this checkpoint fuses by {config.fusion!r}")

@@ -80,10 +80,11 @@ class RasterInfo:
         size: (height, width) in pixels.
         channels: Bands that are values.
         dtype: Dtype of the values as read, one the row format has.
-        nodata: Declared nodata value, None if there is none (or NaN, which always is).
+        nodata: Declared nodata value, None if there is none (or NaN, which always is), or if the file is scaled.
         has_mask: Whether an alpha band or an internal mask says which pixels hold data.
         georeference: None where the file has none.
         bands: Which bands were asked for.
+        is_scaled: Whether the values are the stored numbers times a scale plus an offset, those of the header.
     """
 
     path: Path
@@ -94,6 +95,7 @@ class RasterInfo:
     has_mask: bool
     georeference: Georeference | None
     bands: BandSelection = ALL_BANDS
+    is_scaled: bool = False
 
 
 @dataclass
@@ -291,21 +293,34 @@ def _rasterio_info(
     values = _value_bands(source, bands)
     if not values:
         raise ValueError(f"{path} has no band but alpha.")
+    has_colours = color_table(source, bands) is not None
+    is_scaled = not has_colours and _scaling(source, values) is not None
     flags = {flag for band in source.mask_flag_enums for flag in band}
     dtype = _stored_dtype(np.result_type(*(source.dtypes[band - 1] for band in values)).name, path)
+    dtype = "float32" if is_scaled else dtype
     georeference = None
     if not source.transform.is_identity:
         georeference = Georeference(tuple(source.transform)[:6], source.crs.to_wkt() if source.crs else None)
     return RasterInfo(
         path=path,
         size=(source.height, source.width),
-        channels=len(values) if palette_as_indices or color_table(source, bands) is None else 3,
+        channels=3 if has_colours and not palette_as_indices else len(values),
         dtype=dtype,
-        nodata=_declared_nodata(source, dtype),
+        nodata=None if is_scaled else _declared_nodata(source, dtype),
         has_mask=bool(tagged) or rasterio.enums.MaskFlags.per_dataset in flags,
         georeference=georeference,
         bands=bands,
+        is_scaled=is_scaled,
     )
+
+
+def _scaling(source: Any, values: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scale and offset of each of some bands (from 1); None where the stored numbers are the values."""
+    scales, offsets = (
+        np.array([numbers[band - 1] for band in values], dtype=np.float64)
+        for numbers in (source.scales, source.offsets)
+    )
+    return None if (scales == 1).all() and (offsets == 0).all() else (scales, offsets)
 
 
 def _declared_nodata(source: Any, dtype: str) -> float | None:
@@ -342,7 +357,8 @@ def read_raster(
     """Read a raster file.
 
     A pixel holds no data where a channel is NaN or infinite, where all channels equal a nodata value, where the
-    internal mask says so, or where alpha is 0.
+    internal mask says so, or where alpha is 0. Scale and offset of a header are applied: the file's own nodata value
+    is one of the stored numbers, and always counts there.
 
     Args:
         path: The file.
@@ -353,7 +369,7 @@ def read_raster(
         palette_as_indices: Whether a palette file gives its indices, as labels need, or its colours.
 
     Returns:
-        The raster, values in the file's dtype (float64 becomes float32, int8 int16).
+        The raster, values in the file's dtype (float64 and what is scaled becomes float32, int8 int16).
 
     Raises:
         ValueError: If the file cannot be read; it is named.
@@ -371,7 +387,7 @@ def read_raster(
                 raster = read_with_rasterio(
                     rasterio, source, path, window=window, bands=bands, palette_as_indices=palette_as_indices
                 )
-                declared = _declared_nodata(source, raster.values.dtype.name)
+                declared = _rasterio_info(rasterio, source, path, bands).nodata
                 if use_declared_nodata and declared is not None:
                     nodata = [*nodata, declared]
         except rasterio.errors.RasterioError as error:
@@ -427,6 +443,11 @@ def read_with_rasterio(
     palette = None if palette_as_indices else color_table(source, bands)
     if palette is not None:
         values = palette[values[..., 0]]
+    if info.is_scaled:
+        if source.nodata is not None:
+            valid &= (values != source.nodata).any(axis=-1)
+        scales, offsets = _scaling(source, values_of)
+        values = values * scales + offsets
     if values.dtype.name != info.dtype and values.dtype.kind in "iu" and info.dtype == "int32":
         beyond = values.max(initial=0) > np.iinfo(np.int32).max or values.min(initial=0) < np.iinfo(np.int32).min
         if beyond:

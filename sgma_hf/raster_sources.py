@@ -94,7 +94,8 @@ class RasterScene:
         rasters: File or files per modality, each with a band selection behind a colon if need be; None for a modality
             that is missing. Where several cover a pixel, the first of them counts.
         channels: Bands that each modality has to have.
-        nodata: Values that stand for nothing by modality, besides those that the files declare.
+        nodata: Values that stand for nothing by modality, besides those that the files declare; scale and offset of
+            a header are applied before they are looked for.
         like: Raster whose grid is taken. None: that of the first modality's first file, extended to all its files.
         resampling: How other grids are interpolated, one of `RESAMPLINGS`, or one per modality (others: bilinear).
             Masks are always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all
@@ -302,7 +303,8 @@ class _WarpedSource:
         self._dataset = dataset = open_bands(rasterio, info.path, info.bands)
         self._palette = color_table(dataset, info.bands)
         kept_out = info.nodata
-        if kept_out is None and not info.has_mask:
+        # Of a scaled file GDAL sees the stored numbers: its own nodata value, but none of ours.
+        if kept_out is None and not info.has_mask and not info.is_scaled:
             kept_out = next((value for value in self._nodata if _fits(value, info.dtype)), None)
             if kept_out is None and info.dtype == "float32":
                 kept_out = float("nan")

@@ -93,6 +93,21 @@ def test_every_kind_of_gap_becomes_missing_data(tmp_path):
         assert gaps[:, 4:].all() and gaps[1, 1] and gaps[:, :4].sum() == 1
 
 
+def test_scale_and_offset_are_applied_on_any_grid_and_nodata_is_one_of_the_stored_numbers(tmp_path):
+    rgb = write_tiff(tmp_path / "rgb.tif", np.full((3, 8, 8), 9, dtype=np.uint8))
+    stored = np.full((1, 8, 8), 40, dtype=np.int16)
+    stored[0, 0, 0], stored[0, 7, 7] = -1, 10  # nothing, and what the processor calls nothing once it is scaled
+    options = {"channels": {"dsm": 1, "rgb": 3}, "nodata": {"dsm": [5.0, -1.0]}}
+    for name, origin in (("aligned", (500000.0, 4800000.0)), ("warped", (500000.25, 4799999.75))):
+        path = write_tiff(tmp_path / f"{name}.tif", stored, nodata=-1, origin=origin)
+        with rasterio.open(path, "r+") as file:
+            file.scales, file.offsets = (0.5,), (0.0,)
+        with RasterScene({"rgb": rgb, "dsm": path}, **options) as scene:
+            image = scene.read(0, 0, 8, 8)["dsm"][..., 0]
+        assert image.dtype == np.float32 and (image.compressed() == 20).all(), name
+        assert image.mask[0, 0] and image.mask[7, 7] and image.count() > 45, name
+
+
 def test_rasters_on_other_grids_lie_where_they_belong(tmp_path):
     """Heights on planes survive bilinear interpolation: another resolution, offset, CRS and a turned raster."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sgma_hf.raster_bands import BandSelection
 from sgma_hf.raster_io import Georeference, Raster, lonlat_bounds, read_info, read_on_extent, read_raster
 
 
@@ -68,6 +69,25 @@ def test_declared_and_given_nodata(tmp_path):
     np.testing.assert_array_equal(read_raster(path).valid, [[False, True, True, False]])
     np.testing.assert_array_equal(read_raster(path, nodata=[0]).valid, [[False, False, True, False]])
     np.testing.assert_array_equal(read_raster(path, use_declared_nodata=False).valid, [[True, True, True, False]])
+
+
+def test_scale_and_offset_of_a_header_are_applied(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    stored = np.array([[[-1, 2, 30]], [[-1, -1, 7]]], dtype=np.int16)
+    path = write_tiff(tmp_path / "x.tif", stored, nodata=-1)
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (0.5, 1.0), (10.0, 0.0)
+    info = read_info(path)
+    assert (info.dtype, info.nodata, info.is_scaled) == ("float32", None, True)
+    raster = read_raster(path)
+    assert raster.values.dtype == np.float32
+    np.testing.assert_array_equal(raster.valid, [[False, True, True]])  # nodata is one of the stored numbers
+    np.testing.assert_array_equal(raster.values[0, 1:], [[11, -1], [25, 7]])
+    np.testing.assert_array_equal(read_raster(path, nodata=[9.5]).valid, raster.valid)
+    plain = read_raster(path, bands=BandSelection((2,)))
+    assert plain.values.dtype == np.int16 and plain.valid.tolist() == [[False, False, True]]
+    larger = read_on_extent(info, *grid_of((2, 6), pixel=0.5))
+    np.testing.assert_array_equal(larger.values[0, 1:], [[11, -1], [25, 7]])
 
 
 def test_nodata_of_float32_is_compared_as_float32(tmp_path):

@@ -77,6 +77,22 @@ def test_folder_per_modality_with_splits_and_absent_files(plain, tmp_path, capsy
     assert metadata.statistics["class_pixels"] == [24, 16] and metadata.statistics["ignored_pixels"] == 8
 
 
+def test_scaled_file_beside_plain_ones_is_in_their_unit(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    source = tmp_path / "source"
+    tiff(source / "dsm" / "a.tif", np.full((1, 4, 6), 12.5, dtype=np.float32))
+    centimetres = tiff(source / "dsm" / "b.tif", np.full((1, 4, 6), 1250, dtype=np.uint16))
+    with rasterio.open(centimetres, "r+") as file:
+        file.scales = (0.01,)
+    for name in "ab":
+        tiff(source / "label" / f"{name}.tif", [[[0, 1, 1, 0, 0, 1]] * 4], nodata=255)
+    assert run(source, tmp_path / "out", "--modalities", "dsm") == 0
+    assert {name: np.unique(images["dsm"]).tolist() for name, (images, _) in decoded(tmp_path / "out").items()} == {
+        "a": [12.5],
+        "b": [12.5],
+    }
+
+
 def test_modality_that_no_scene_has(plain, tmp_path, capsys):
     arguments = ("--modalities", "nir", "dsm", "red", "--absent", "dsm=2")
     assert run(plain, tmp_path / "out", *arguments) == 0

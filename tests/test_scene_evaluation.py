@@ -69,6 +69,16 @@ def test_label_of_several_bands_is_refused_unless_one_is_chosen(tmp_path):
     assert model.tiles == 0
 
 
+def test_scaled_label_holds_what_its_header_says(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    made = write_tiff(tmp_path / "map.tif", np.array([[[0, 1, 2, 2]]], dtype=np.uint8))
+    label = write_tiff(tmp_path / "label.tif", np.array([[[1, 2, 3, 9]]], dtype=np.uint8), nodata=9)
+    with rasterio.open(label, "r+") as file:
+        file.offsets = (-1.0,)
+    scores = score_map(made, label, 3)
+    assert (scores["pixels"], scores["accuracy"]) == (3, 1)
+
+
 def test_indices_of_a_palette_are_class_ids(tmp_path):
     ids = np.array([[0, 1], [2, 255]], dtype=np.uint8)
     made = write_tiff(tmp_path / "map.tif", ids[None], nodata=255, crs=None)

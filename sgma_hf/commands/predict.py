@@ -28,8 +28,9 @@ that are missing. Files are GeoTIFF and what else GDAL reads, PNG, JPEG or .npy.
 the first one counts where they overlap; bands are chosen by number, as in `--rgb a.tif:4,1,2`, and what is chosen is
 no alpha whatever its tag says. A band that is tagged as alpha but neither 0 nor opaque everywhere has to be chosen, or
 confirmed: `a.tif:1,2,3,alpha`. Georeferenced rasters are brought to one grid as they are read, others are taken to
-show the same extent. Nodata, alpha, masks, NaN and what lies outside a raster are missing data there. Tiles are
-predicted one after the other and blended, so that memory does not depend on the height of the map.
+show the same extent. Scale and offset of a header are applied. Nodata, alpha, masks, NaN and what lies outside a
+raster are missing data there. Tiles are predicted one after the other and blended, so that memory does not depend on
+the height of the map.
 """
 OUTPUTS = """\
 output files, for --out DIR/map.tif or DIR/map.png:

@@ -197,6 +197,18 @@ def test_rasters_that_do_not_overlap_are_named(checkpoint, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_repeated_flag_adds_a_file(checkpoint, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    left = write_geotiff(tmp_path / "l.tif", np.ones((3, 40, 40), dtype=np.uint8))
+    right = write_geotiff(tmp_path / "r.tif", np.ones((3, 40, 40), dtype=np.uint8), left=500040.0)
+    out = tmp_path / "map.tif"
+    flags = ["--rgb", left, "--rgb", right, "--extras", "confidence", "--extras", "decision"]
+    assert main(["--model", checkpoint, *flags, "--out", str(out)]) == 0
+    with rasterio.open(out) as result:
+        assert result.shape == (40, 80) and (result.read(1) < 5).all()
+    assert (tmp_path / "map_confidence.tif").exists() and (tmp_path / "map_decision.tif").exists()
+
+
 def test_array_with_channels_first_is_read_as_well(tmp_path):
     sar = np.random.default_rng(0).normal(size=(2, 8, 9)).astype(np.float32)
     sar[:, 0, 0] = np.nan

@@ -62,7 +62,7 @@ def plain(tmp_path):
 
 
 def test_folder_per_modality_with_splits_and_absent_files(plain, tmp_path, capsys):
-    assert run(plain, tmp_path / "out", "--modalities", "nir", "red", "--label", "label") == 0
+    assert run(plain, tmp_path / "out", "--modalities", "nir", "--modalities", "red", "--label", "label") == 0
     summary = capsys.readouterr().out
     assert "train 3, validation 1 rows" in summary and "red 33%" in summary and "label 33%" in summary
     rows = decoded(tmp_path / "out")

@@ -140,6 +140,12 @@ def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
     SgmaImageProcessor(["rgb", "dsm"], [3, 1]).save_pretrained(tmp_path / "model")
     capsys.readouterr()
     out = tmp_path / "scores.json"
+    right = write_tiff(tmp_path / "right.tif", heights[..., 20:], origin=(500020.0, 4800000.0))
+    left = write_tiff(tmp_path / "left.tif", heights[..., :20])
+    arguments = ["--model", str(tmp_path / "model"), "--label", label, "--dsm", left, "--dsm", right]
+    assert main([*arguments, "--output", str(out)]) == 0
+    assert json.loads(out.read_text())["combinations"]["dsm"]["pixels"] == 1600  # of both files
+    capsys.readouterr()
     arguments = ["--model", str(tmp_path / "model"), "--label", label, "--dsm", dsm, "--output", str(out)]
     assert main(arguments) == 0
     assert "| dsm |" in capsys.readouterr().out

@@ -46,7 +46,7 @@ def _parser(modalities: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     group = parser.add_argument_group("modalities of the checkpoint, one or more")
     for name in modalities:
-        group.add_argument(f"--{name}", nargs="+", metavar="FILE", default=argparse.SUPPRESS)
+        group.add_argument(f"--{name}", nargs="+", action="extend", metavar="FILE", default=argparse.SUPPRESS)
     return parser
 
 

@@ -76,7 +76,11 @@ def _parser(modalities: Sequence[str] | None) -> argparse.ArgumentParser:
         "--like", metavar="FILE", help="raster whose grid the map gets; default: the first file on the command line"
     )
     parser.add_argument(
-        "--extras", nargs="+", choices=EXTRAS, help="more files to write; PNG: robustness, which is the default there"
+        "--extras",
+        nargs="+",
+        action="extend",
+        choices=EXTRAS,
+        help="more files to write; PNG: robustness, which is the default there",
     )
     parser.add_argument(
         "--tile", type=int, metavar="PIXELS", help="side of the tiles; default: that of the training crops"
@@ -88,7 +92,7 @@ def _parser(modalities: Sequence[str] | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--resampling",
         nargs="+",
-        default=["bilinear"],
+        action="extend",
         metavar="NAME",
         help="how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME",
     )
@@ -98,7 +102,12 @@ def _parser(modalities: Sequence[str] | None) -> argparse.ArgumentParser:
     # Suppressed defaults leave the namespace with what was given, in the order of the command line.
     for name in modalities or ():
         group.add_argument(
-            f"--{name}", nargs="+", metavar="FILE", default=argparse.SUPPRESS, help=f"raster of modality {name}"
+            f"--{name}",
+            nargs="+",
+            action="extend",
+            metavar="FILE",
+            default=argparse.SUPPRESS,
+            help=f"raster of modality {name}",
         )
     if modalities is None:
         group.add_argument(
@@ -178,7 +187,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], processor:
         tile_size=args.tile,
         stride=args.stride,
         batch_size=args.batch_size,
-        resampling=_resampling(args.resampling),
+        resampling=_resampling(args.resampling or ["bilinear"]),
         resume=args.resume,
         progress_bar=True,
     )

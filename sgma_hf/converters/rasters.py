@@ -347,6 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--modalities",
         nargs="+",
+        action="extend",
         required=True,
         metavar="NAME[=FOLDER][:BANDS]",
         help="columns, in this order; bands are counted from 1: rgb=rgbn:1,2,3 nir=rgbn:4, or rgb:1,2,3,alpha where "

@@ -138,6 +138,42 @@ def test_folder_per_scene_without_splits(tmp_path):
     assert rows["south"][0]["dsm"] is None
 
 
+def test_names_that_say_the_folder_are_paired_by_the_rest(tmp_path):
+    source = tmp_path / "plots"
+    for name in ("a", "b"):
+        save(source / "rgb" / f"{name}_RGB.png", np.zeros((4, 6, 3), dtype=np.uint8))
+        save(source / "heights" / f"heights-{name}.png", field(3))
+        save(source / "label" / f"{name}_label.png", field(1))
+        save(source / "nir" / f"{name}.png", field(2))
+    assert run(source, tmp_path / "out", "--modalities", "rgb", "dsm=heights", "nir") == 0
+    rows = decoded(tmp_path / "out")
+    assert list(rows) == ["a", "b"]
+    assert all(image is not None for images, _ in rows.values() for image in images.values())
+
+
+def test_names_that_are_equal_are_paired_as_they_are(tmp_path):
+    source = tmp_path / "plots"
+    for folder in ("nir", "red", "label"):
+        save(source / folder / "a_nir.png", field(1))
+    save(source / "red" / "b_red.png", field(1))  # one of two: no rule of the folder
+    assert run(source, tmp_path / "out", "--modalities", "nir", "red") == 0
+    assert {name: label is not None for name, (_, label) in decoded(tmp_path / "out").items()} == {
+        "a_nir": True,
+        "b_red": False,
+    }
+
+
+def test_modality_that_meets_no_label_is_refused(tmp_path, capsys):
+    source = tmp_path / "plots"
+    for folder, name in (("rgb", "a"), ("dsm", "a_height"), ("label", "a_label")):
+        save(source / folder / f"{name}.png", field(1))
+    assert run(source, tmp_path / "out", "--modalities", "rgb", "dsm") == 1
+    error = capsys.readouterr().err
+    assert "no scene has both 'dsm' and a label; dsm/a_height.png and label/a_label.png are taken for" in error
+    assert "Give the files of one scene equal stems" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_nested_names_other_folder_names_and_no_label(tmp_path):
     save(tmp_path / "in" / "NIR band" / "town" / "1.png", field(1))
     save(tmp_path / "in" / "NIR band" / "village" / "1.png", field(2))

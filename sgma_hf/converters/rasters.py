@@ -338,8 +338,9 @@ def _absent(entries: Sequence[str]) -> dict[str, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rasters",
-        description="Turn a folder of rasters into a dataset: a folder per modality (nir/x.png, label/x.png) or per "
-        "scene (x/nir.tif, x/label.tif), with or without split folders (train, valid, ...). Absent files become null.",
+        description="Turn a folder of rasters into a dataset: a folder per modality (nir/x.png, label/x.png, or "
+        "nir/x_nir.png, label/x_label.png) or per scene (x/nir.tif, x/label.tif), with or without split folders "
+        "(train, valid, ...). Absent files become null.",
     )
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of the rasters")

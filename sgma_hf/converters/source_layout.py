@@ -2,10 +2,12 @@
 
 Two layouts, each with or without split folders (`train`, `valid`, `test`, ...) around it:
 
-- a folder per modality: `nir/x.png`, `label/x.png` (also deeper: `nir/city/x.png` with `label/city/x.png`);
+- a folder per modality: `nir/x.png`, `label/x.png` (also deeper: `nir/city/x.png` with `label/city/x.png`; and with
+  the folder's name in that of every file: `nir/x_nir.png`, `label/x_label.png`, or in front, `nir/nir_x.png`);
 - a folder per scene: `x/nir.tif`, `x/label.tif`.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,7 @@ def find_scenes(
     Raises:
         FileNotFoundError: If `source` is no folder.
         ValueError: If nothing, or no file of some modality or of the label, is found; it says what is there instead.
-            If there is a file of an absent modality.
+            If there is a file of an absent modality, or no scene has both a modality and a label.
     """
     if not source.is_dir():
         raise FileNotFoundError(f"--source {source} is not a folder.")
@@ -79,6 +81,9 @@ def find_scenes(
         raise ValueError(
             f"--source {source} holds no file for {', '.join(names)}. It holds {_contents(source, split_names)}.{hint}"
         )
+    apart = [name for name in folders if name in found and not any(s.label and s.rasters[name] for s in scenes)]
+    if has_labels and apart:
+        raise ValueError(_never_labelled(source, scenes, apart[0]))
     clashes = _clashes(scenes)
     if clashes:
         raise ValueError(f"--source {source}: split folders that mean one split hold the same names: {clashes[:5]}.")
@@ -94,7 +99,7 @@ def _split_roots(source: Path, split_names: Mapping[str, str]) -> list[tuple[Pat
 def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: str | None) -> list[SceneFiles]:
     wanted = [*folders.values(), *([label] if label else [])]
     if any((root / name).is_dir() for name in wanted):
-        files = {name: _files_by_stem(root / name) for name in wanted}
+        files = _by_scene_names({name: _files_by_stem(root / name) for name in wanted})
     else:
         files = _files_by_scene(root, wanted)
     names = sorted({name for found in files.values() for name in found})
@@ -118,6 +123,19 @@ def _files_by_stem(folder: Path) -> dict[str, Path]:
         if _is_raster(path):
             _add(found, path.relative_to(folder).with_suffix("").as_posix(), path)
     return found
+
+
+def _by_scene_names(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
+    """Take `x_nir` and `nir_x` in a folder `nir` for `x`, if all its files are named so and no other folder's are."""
+    renamed = {}
+    for folder, found in files.items():
+        own = re.escape(Path(folder).name)
+        pattern = re.compile(rf"(.*/)?(?:{own}[_-])?([^/]+?)(?:[_-]{own})?", re.IGNORECASE)
+        scenes = {"".join(pattern.fullmatch(name).groups("")): path for name, path in found.items()}
+        shared = {name for other, names in files.items() if other != folder for name in names}
+        is_unfit = len(scenes) < len(found) or not found.keys().isdisjoint(scenes.keys() | shared)
+        renamed[folder] = found if is_unfit else scenes
+    return renamed
 
 
 def _files_by_scene(root: Path, wanted: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -152,6 +170,17 @@ def _clashes(scenes: Iterable[SceneFiles]) -> list[str]:
             clashes.append(scene.name)
         seen.add((scene.split, scene.name))
     return clashes
+
+
+def _never_labelled(source: Path, scenes: Sequence[SceneFiles], modality: str) -> str:
+    """The error for a modality of which nothing could be learned."""
+    raster = next(path for scene in scenes if (path := scene.rasters[modality]) is not None)
+    label = next(scene.label for scene in scenes if scene.label is not None)
+    return (
+        f"--source {source}: no scene has both {modality!r} and a label; {raster.relative_to(source)} and "
+        f"{label.relative_to(source)} are taken for different scenes. Give the files of one scene equal "
+        "stems (all files of a folder may have its name in front or behind, as in rgb/x_rgb.tif), or a folder."
+    )
 
 
 def _contents(source: Path, split_names: Mapping[str, str]) -> str:

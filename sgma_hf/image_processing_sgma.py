@@ -6,7 +6,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.utils import logging
 
@@ -25,6 +24,7 @@ from .image_transforms_sgma import (
     subtract,
 )
 from .modalities_sgma import SgmaProcessorModalitiesMixin
+from .post_processing_sgma import SgmaPostProcessingMixin
 from .saving_sgma import SgmaPushToHubMixin
 
 
@@ -138,7 +138,9 @@ def _check_size(size: Any) -> dict[str, int]:
     return {"height": size["height"], "width": size["width"]}
 
 
-class SgmaImageProcessor(SgmaProcessorModalitiesMixin, SgmaPushToHubMixin, BaseImageProcessor):
+class SgmaImageProcessor(
+    SgmaProcessorModalitiesMixin, SgmaPostProcessingMixin, SgmaPushToHubMixin, BaseImageProcessor
+):
     r"""Turns samples with named, possibly missing rasters into the packed input of SGMA.
 
     Every sample is a dict `{"rgb": raster, "dsm": None, ...}`. A raster is a NumPy array (masked or not), a torch
@@ -581,112 +583,6 @@ class SgmaImageProcessor(SgmaProcessorModalitiesMixin, SgmaPushToHubMixin, BaseI
             )
         self.image_mean[m] = (moments.mean * factor).tolist()
         self.image_std[m] = np.where(constant, 1.0, std).tolist()
-
-    def post_process_semantic_segmentation(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
-        *,
-        input_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
-    ) -> list[torch.Tensor]:
-        """Turn the model's output into one class map per row.
-
-        The logits, one cell per 4 x 4 pixels, are brought to the size of the model's input, and from there to the
-        target size if that is another one, both by bilinear interpolation before the argmax.
-
-        Args:
-            outputs: Output of the model, with `logits` (batch_size, num_labels, height / 4, width / 4) and `coverage`
-                (batch_size, height, width).
-            target_sizes: (height, width) of each map in pixels. None: that of the input.
-            input_sizes: (height, width) of each row before it was padded to the batch's largest; the padding is cut
-                off. None: no row was padded.
-
-        Returns:
-            Class ids, int64 (height, width), one map per row. Pixels that no modality covers are 255 (ignore).
-
-        Raises:
-            ValueError: If the number of sizes is not that of the rows.
-        """
-        maps = []
-        for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
-            coverage = outputs.coverage[index]
-            logits = _upsample(outputs.logits[index], 4, coverage.shape)[:, : row_size[0], : row_size[1]]
-            coverage = coverage[: row_size[0], : row_size[1]]
-            ids = _resize(logits, size).argmax(0)
-            maps.append(ids.masked_fill(~_resize_mask(coverage, size), IGNORE_INDEX))
-        return maps
-
-    def post_process_robustness(
-        self,
-        outputs: Any,
-        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
-        stage: int | None = None,
-        *,
-        input_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
-    ) -> list[torch.Tensor]:
-        """Turn the robustness maps into shares per pixel: how much each modality is relied on.
-
-        Args:
-            outputs: Output of the model, with `robustness` and `coverage`.
-            target_sizes: (height, width) of each map in pixels. None: that of the input.
-            stage: 0 (fine, 4 pixels a cell) to 3 (coarse, 32). None: the mean over the stages.
-            input_sizes: As for `post_process_semantic_segmentation`.
-
-        Returns:
-            float32 (num_modalities, height, width) per row, in [0, 1], summing to 1 over the modalities wherever any
-            of them covers, else 0.
-
-        Raises:
-            ValueError: If the model has no robustness (mean fusion), or no such stage.
-        """
-        if outputs.robustness is None:
-            raise ValueError("`outputs.robustness` is None: mean fusion has none. Use a model with `fusion='sgf'`.")
-        num_stages = len(outputs.robustness)
-        if stage is not None and not 0 <= stage < num_stages:
-            raise ValueError(f"`stage` is {stage}; expected 0 to {num_stages - 1}, or None for the mean over all.")
-        stages = range(num_stages) if stage is None else [stage]
-        maps = []
-        for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
-            coverage = outputs.coverage[index]
-            # Stage i has cells of 4 * 2**i pixels.
-            shares = sum(_upsample(outputs.robustness[i][index], 4 * 2**i, coverage.shape) for i in stages)
-            shares = _resize(shares[:, : row_size[0], : row_size[1]], size)
-            shares = shares * _resize_mask(coverage[: row_size[0], : row_size[1]], size)
-            # Cells that nothing covers are 0 and thin out their neighbours by interpolation: bring the sum back to 1.
-            maps.append(shares / shares.sum(0, keepdim=True).clamp_min(1e-12))
-        return maps
-
-    @staticmethod
-    def _sizes(outputs: Any, input_sizes: Any, target_sizes: Any) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-        """Pairs (size of the row within the batch, size of its map), checked."""
-        num_rows, height, width = outputs.coverage.shape
-        pairs = []
-        for name, sizes in (("input_sizes", input_sizes), ("target_sizes", target_sizes)):
-            if sizes is None:
-                sizes = pairs[0] if pairs else [(height, width)] * num_rows
-            sizes = [(int(size[0]), int(size[1])) for size in sizes]
-            if len(sizes) != num_rows or any(min(size) < 1 for size in sizes):
-                raise ValueError(f"`{name}` is {sizes}; expected a (height, width) of at least 1 for {num_rows} rows.")
-            pairs.append(sizes)
-        return list(zip(*pairs, strict=True))
-
-
-def _upsample(maps: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
-    """Bring (channels, h, w) of `stride` pixels a cell to (channels, height, width): exact multiple, then crop."""
-    maps = F.interpolate(maps[None].float(), scale_factor=stride, mode="bilinear", align_corners=False)[0]
-    return maps[:, : size[0], : size[1]]
-
-
-def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resizing of (channels, height, width), or nothing if the size is that already."""
-    if tuple(maps.shape[1:]) == size:
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Nearest-neighbour resizing of a bool mask (height, width)."""
-    return F.interpolate(mask[None, None].float(), size=size, mode="nearest-exact")[0, 0] > 0.5
 
 
 __all__ = ["SgmaImageProcessor"]

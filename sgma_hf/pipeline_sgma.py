@@ -87,14 +87,15 @@ class SgmaPipeline(Pipeline):
             passes.setdefault((sample["pixel_values"].shape, sample["modality_mask"].shape), []).append(index)
         predictions: dict[int, dict[str, torch.Tensor]] = {}
         for indices in passes.values():
+            modality_mask = torch.cat([samples[index]["modality_mask"] for index in indices])
             outputs = self.model(
                 pixel_values=torch.cat([samples[index]["pixel_values"] for index in indices]).to(self.model.dtype),
-                modality_mask=torch.cat([samples[index]["modality_mask"] for index in indices]),
+                modality_mask=modality_mask,
             )
-            predictions |= zip(indices, self._maps(outputs), strict=True)
+            predictions |= zip(indices, self._maps(outputs, modality_mask), strict=True)
         return [predictions[index] for index in range(len(samples))]
 
-    def _maps(self, outputs: Any) -> list[dict[str, torch.Tensor]]:
+    def _maps(self, outputs: Any, modality_mask: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """Bring the model's output to pixels, row by row; see `_predict`."""
         size = tuple(outputs.coverage.shape[-2:])
         rows = []
@@ -102,8 +103,9 @@ class SgmaPipeline(Pipeline):
             logits = upsample_to_pixels(outputs.logits[row : row + 1].float(), LOGITS_STRIDE, size)[0]
             rows.append({"labels": labels, "scores": logits.softmax(0).amax(0) * outputs.coverage[row]})
         if outputs.robustness is not None:
-            for row, shares in zip(rows, self.image_processor.post_process_robustness(outputs), strict=True):
-                row["robustness"] = shares
+            shares = self.image_processor.post_process_robustness(outputs, modality_mask=modality_mask)
+            for row, maps in zip(rows, shares, strict=True):
+                row["robustness"] = maps
         return rows
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:

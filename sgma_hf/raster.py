@@ -341,7 +341,7 @@ class _Run:
             outputs = self.model(pixel_values=pixel_values, modality_mask=modality_mask)
         parts = [pixel_logits(outputs, self.tiles.size), outputs.coverage.unsqueeze(1).float()]
         if self._shares:
-            shares = torch.stack(self.processor.post_process_robustness(outputs))
+            shares = torch.stack(self.processor.post_process_robustness(outputs, modality_mask=modality_mask))
             parts.append(shares[:, self._given.to(shares.device)])
         if agreement is not None:
             agreement = _cells_to_pixels(agreement[:, self._given.to(agreement.device)], self.tiles.size)

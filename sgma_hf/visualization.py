@@ -427,7 +427,8 @@ def _predict_subsets(
         return predictions, None
     robustness = []
     for stage in stages:
-        shares = processor.post_process_robustness(outputs[0], target_sizes=size, stage=stage)[0].cpu().numpy()
+        (shares,) = processor.post_process_robustness(outputs[0], size, stage, modality_mask=inputs["modality_mask"])
+        shares = shares.cpu().numpy()
         shares = np.where(shares.sum(axis=0) > 0, shares, np.nan)
         robustness.append(
             {name: share for name, share in zip(processor.modalities, shares, strict=True) if name in subsets[0]}

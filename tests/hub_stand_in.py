@@ -42,7 +42,7 @@ CODE = {
     f"{name}_sgma.py"
     for name in (
         "configuration decode_head fusion image_processing image_transforms losses modalities modeling "
-        "outputs pipeline sampling saving stems"
+        "outputs pipeline post_processing sampling saving stems"
     ).split()
 }
 

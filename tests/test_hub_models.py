@@ -97,7 +97,8 @@ def pushed(tmp_path_factory):
 def test_a_push_leaves_a_complete_repository_in_one_commit_each(pushed):
     hub, client = pushed
     first, *_ = hub.model("org/model").history()
-    assert set(first) == CODE - {"image_processing_sgma.py", "image_transforms_sgma.py"} | {
+    of_the_processor = {"image_processing_sgma.py", "image_transforms_sgma.py", "post_processing_sgma.py"}
+    assert set(first) == CODE - of_the_processor | {
         "README.md",
         "config.json",
         "model.safetensors",

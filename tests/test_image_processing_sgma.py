@@ -615,6 +615,26 @@ def test_robustness_sums_to_one_where_covered():
     assert SgmaImageProcessor().post_process_robustness(outputs, [(5, 5), (3, 3)])[1].shape == (2, 3, 3)
 
 
+def test_nothing_is_relied_on_where_it_is_not():
+    """Modality 0 covers the columns up to 5, modality 1 those from 2; the coarsest cell holds all 40 of them."""
+    outputs = outputs_for((8, 40))
+    mask = torch.ones(2, 2, 8, 40, dtype=torch.bool)
+    mask[0, 0, :, 6:], mask[0, 1, :, :2] = False, False
+    for stage, maps in enumerate(outputs.robustness):  # what the model gives for cells that one alone covers
+        first = -(-6 // (4 * 2**stage))
+        maps[0, 0, :, first:], maps[0, 1, :, first:] = 0, 1
+    shares, other = SgmaImageProcessor().post_process_robustness(outputs, modality_mask=mask)
+    assert torch.equal(shares > 0, mask[0])
+    torch.testing.assert_close(shares.sum(0), torch.ones(8, 40))
+    assert ((other > 0) & (other < 1)).all()
+    # Without the mask the finest cells tell, which are 4 pixels wide.
+    (cells, _) = SgmaImageProcessor().post_process_robustness(outputs)
+    assert (cells[0, :, :8] > 0).all() and not cells[0, :, 8:].any() and (cells[1] > 0).all()
+    torch.testing.assert_close(cells.sum(0), torch.ones(8, 40))
+    half = SgmaImageProcessor().post_process_robustness(outputs, [(4, 20)] * 2, modality_mask=mask)[0]
+    assert torch.equal(half > 0, mask[0, :, ::2, ::2])
+
+
 def test_post_processing_refusals():
     outputs = outputs_for((8, 8))
     with pytest.raises(ValueError, match="`target_sizes`"):

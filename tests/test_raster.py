@@ -307,6 +307,18 @@ def test_agreement_that_one_of_two_tiles_knows_is_not_thinned_out_by_the_other(t
     np.testing.assert_allclose(found[:, :8, 18], expected, atol=1e-5)
 
 
+def test_nothing_is_relied_on_where_it_has_no_data(tmp_path):
+    model, processor, _, files = small_scene(tmp_path, width=90, gap=37)
+    extras = ["robustness", "decision"]
+    result = predict_raster(model, processor, files, tmp_path / "map.tif", tile_size=64, extras=extras)
+    with rasterio.open(result.files["robustness"]) as file:
+        shares = dict(zip(file.descriptions, file.read(), strict=True))
+    assert not shares["dsm"][:, :37].any() and (shares["dsm"][:, 37:] > 0).all()
+    np.testing.assert_allclose(shares["rgb"] + shares["dsm"], 1, atol=1e-6)
+    with rasterio.open(result.files["decision"]) as file:
+        assert file.tags(1)["MODALITY_0"] == "rgb" and not file.read(1)[:, :37].any()
+
+
 def test_where_nothing_covers_the_extras_hold_nothing(tmp_path):
     heights = heights_of(20, 20)
     heights[0, :5] = np.nan

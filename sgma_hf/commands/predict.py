@@ -39,7 +39,7 @@ output files, for --out DIR/map.tif or DIR/map.png:
   DIR/map_confidence.tif               --extras confidence: probability of the class, and entropy from 0 to 1
   DIR/map_probabilities.tif            --extras probabilities: a band per class
   DIR/map_robustness.tif               --extras robustness: a band per modality, from 0 to 1: how much it was relied
-                                       on, the mean over the model's four stages
+                                       on, the mean over the model's four stages; 0 where it has no data
   DIR/map_decision.tif                 --extras decision: the modality that was relied on most
   DIR/map_agreement.tif                --extras agreement: a band per modality, from 0 to 1: how well the prediction
                                        from it alone agrees with that from the others; low where it is noisy, out of

@@ -1,0 +1,135 @@
+"""From the model's output to maps: class ids, and how much each modality was relied on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .configuration_sgma import IGNORE_INDEX, STAGE_STRIDES
+
+
+class SgmaPostProcessingMixin:
+    """`post_process_semantic_segmentation` and `post_process_robustness` of an image processor."""
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        *,
+        input_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Turn the model's output into one class map per row.
+
+        The logits, one cell per 4 x 4 pixels, are brought to the size of the model's input, and from there to the
+        target size if that is another one, both by bilinear interpolation before the argmax.
+
+        Args:
+            outputs: Output of the model, with `logits` (batch_size, num_labels, height / 4, width / 4) and `coverage`
+                (batch_size, height, width).
+            target_sizes: (height, width) of each map in pixels. None: that of the input.
+            input_sizes: (height, width) of each row before it was padded to the batch's largest; the padding is cut
+                off. None: no row was padded.
+
+        Returns:
+            Class ids, int64 (height, width), one map per row. Pixels that no modality covers are 255 (ignore).
+
+        Raises:
+            ValueError: If the number of sizes is not that of the rows.
+        """
+        maps = []
+        for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
+            coverage = outputs.coverage[index]
+            logits = _upsample(outputs.logits[index], STAGE_STRIDES[0], coverage.shape)[
+                :, : row_size[0], : row_size[1]
+            ]
+            coverage = coverage[: row_size[0], : row_size[1]]
+            ids = _resize(logits, size).argmax(0)
+            maps.append(ids.masked_fill(~_resize_mask(coverage[None], size)[0], IGNORE_INDEX))
+        return maps
+
+    def post_process_robustness(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        stage: int | None = None,
+        *,
+        modality_mask: torch.Tensor | None = None,
+        input_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Turn the robustness maps into shares per pixel: how much each modality is relied on.
+
+        Args:
+            outputs: Output of the model, with `robustness` and `coverage`.
+            target_sizes: (height, width) of each map in pixels. None: that of the input.
+            stage: 0 (fine, 4 pixels a cell) to 3 (coarse, 32). None: the mean over the stages.
+            modality_mask: That of the model's input. None: where a modality ends inside an image, only the cells of
+                the finest stage tell, so its share may reach up to 3 pixels beyond.
+            input_sizes: As for `post_process_semantic_segmentation`.
+
+        Returns:
+            float32 (num_modalities, height, width) per row, in [0, 1], summing to 1 over the modalities wherever any
+            of them covers, else 0. The share of a modality is 0 where it does not cover itself.
+
+        Raises:
+            ValueError: If the model has no robustness (mean fusion), or no such stage.
+        """
+        if outputs.robustness is None:
+            raise ValueError("`outputs.robustness` is None: mean fusion has none. Use a model with `fusion='sgf'`.")
+        num_stages = len(outputs.robustness)
+        if stage is not None and not 0 <= stage < num_stages:
+            raise ValueError(f"`stage` is {stage}; expected 0 to {num_stages - 1}, or None for the mean over all.")
+        stages = range(num_stages) if stage is None else [stage]
+        maps = []
+        for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
+            covered = _covered(outputs, modality_mask, index)
+            shares = sum(_upsample(outputs.robustness[i][index], STAGE_STRIDES[i], covered.shape[1:]) for i in stages)
+            shares = _resize(shares[:, : row_size[0], : row_size[1]], size)
+            # Coarse cells reach beyond what a modality covers, and those that it does not cover thin out its share
+            # by interpolation: cut, and bring the sum back to 1.
+            shares = shares * _resize_mask(covered[:, : row_size[0], : row_size[1]], size)
+            maps.append(shares / shares.sum(0, keepdim=True).clamp_min(1e-12))
+        return maps
+
+    @staticmethod
+    def _sizes(outputs: Any, input_sizes: Any, target_sizes: Any) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Pairs (size of the row within the batch, size of its map), checked."""
+        num_rows, height, width = outputs.coverage.shape
+        pairs = []
+        for name, sizes in (("input_sizes", input_sizes), ("target_sizes", target_sizes)):
+            if sizes is None:
+                sizes = pairs[0] if pairs else [(height, width)] * num_rows
+            sizes = [(int(size[0]), int(size[1])) for size in sizes]
+            if len(sizes) != num_rows or any(min(size) < 1 for size in sizes):
+                raise ValueError(f"`{name}` is {sizes}; expected a (height, width) of at least 1 for {num_rows} rows.")
+            pairs.append(sizes)
+        return list(zip(*pairs, strict=True))
+
+
+def _covered(outputs: Any, modality_mask: torch.Tensor | None, index: int) -> torch.Tensor:
+    """Which pixels each modality covers in one row, bool (num_modalities, height, width)."""
+    coverage = outputs.coverage[index]
+    if modality_mask is not None and modality_mask.ndim == 4:
+        return modality_mask[index].to(coverage.device) & coverage
+    cells = outputs.robustness[0][index] > 0  # exactly 0 where a modality has no pixel in the cell
+    for axis in (1, 2):
+        cells = cells.repeat_interleave(STAGE_STRIDES[0], dim=axis)
+    return cells[:, : coverage.shape[0], : coverage.shape[1]] & coverage
+
+
+def _upsample(maps: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
+    """Bring (channels, h, w) of `stride` pixels a cell to (channels, height, width): exact multiple, then crop."""
+    maps = F.interpolate(maps[None].float(), scale_factor=stride, mode="bilinear", align_corners=False)[0]
+    return maps[:, : size[0], : size[1]]
+
+
+def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resizing of (channels, height, width), or nothing if the size is that already."""
+    if tuple(maps.shape[1:]) == size:
+        return maps
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Nearest-neighbour resizing of bool masks (channels, height, width)."""
+    return F.interpolate(mask[None].float(), size=size, mode="nearest-exact")[0] > 0.5

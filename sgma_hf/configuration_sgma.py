@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 # A modality name is also a column of the data set, a command-line flag and a part of output file names.
 RESERVED_MODALITY_NAMES = frozenset(
     "bands batch_size classes config coverage dataset device dtype extras help id image images index label labels "
-    "like map mask missing modalities modality modality_mask model nodata num_workers out output pixel_values "
+    "like map mask missing modalities modality modality_mask model nodata num_workers out output pixel_values plot "
     "processor resampling resume robustness seed source split stride tile".split()
 )
 MAX_MODALITIES = 64

@@ -1,10 +1,14 @@
 import json
+from importlib import import_module
+from inspect import signature
+from pkgutil import iter_modules
 
 import pytest
 from tiny_models import CONVNEXT, PVT_V2, tiny_config
 from transformers import AutoConfig, PvtV2Config, ResNetConfig
 
-from sgma_hf import SgmaConfig
+from sgma_hf import SgmaConfig, commands
+from sgma_hf.configuration_sgma import RESERVED_MODALITY_NAMES
 
 
 def test_the_defaults_are_the_papers_main_model():
@@ -67,6 +71,19 @@ def test_the_callers_dictionary_is_left_alone():
 
 def test_many_bands_and_one_modality_are_fine():
     assert tiny_config(modalities=["hyperspectral"], modality_channels=[369]).modality_channels == [369]
+
+
+def test_flags_of_commands_that_make_a_flag_per_modality_are_reserved():
+    modules = [import_module(f"sgma_hf.commands.{item.name}") for item in iter_modules(commands.__path__)]
+    parsers = {
+        module.__name__.rpartition(".")[2]: module._parser([])
+        for module in modules
+        if hasattr(module, "_parser") and "modalities" in signature(module._parser).parameters
+    }
+    assert {"predict", "evaluate_scene"} <= set(parsers)
+    for command, parser in parsers.items():
+        flags = {flag[2:] for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+        assert "batch_size" in flags and flags <= RESERVED_MODALITY_NAMES, command
 
 
 @pytest.mark.parametrize(

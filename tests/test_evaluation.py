@@ -410,8 +410,17 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     assert results["weights_sha256"] == weights_digest(model.state_dict().items())
     assert results_to_markdown(results) in capsys.readouterr().out
     assert "agreement" not in results
-    with pytest.raises(ValueError, match="no split 'test'"):
-        main([*paths, "--split", "test"])
+    for flags, message in (
+        (["--split", "test"], "no split 'test'"),
+        (["--split", "validation", "--rgb", "x.tif"], "['--rgb', 'x.tif']"),
+        (
+            ["--split", "validation", "--model", str(tmp_path / "gone")],
+            "gone` cannot be loaded: there is no such folder.",
+        ),
+    ):
+        assert main([*paths, *flags]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("sgma-hf evaluate: ") and message in error and error.count("\n") == 1
 
     assert main([*paths, "--split", "validation", "--device", "cpu", "--agreement", "--window_size", "16"]) == 0
     results = json.loads(output.read_text())

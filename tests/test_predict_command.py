@@ -327,10 +327,19 @@ def test_output_that_cannot_be_written_stops_before_the_work(checkpoint, rasters
 
 def test_checkpoint_that_is_none_is_refused(tmp_path, capsys):
     assert main(["--model", str(tmp_path / "nowhere"), "--rgb", "x.png", "--out", "map.png"]) == 1
-    assert "nowhere` cannot be loaded" in capsys.readouterr().err
+    assert "nowhere` cannot be loaded: there is no such folder.\n" in capsys.readouterr().err
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
     assert main(["--model", str(tmp_path), "--rgb", "x.png", "--out", "map.png"]) == 1
     assert "is a checkpoint of 'segformer'; expected one of SGMA" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_that_is_not_there_is_refused(checkpoint, rasters, tmp_path, capsys):
+    for device in ("cuda", "warp"):
+        arguments = ["--model", checkpoint, *flags(rasters[0], "rgb"), "--out", str(tmp_path / "map.png")]
+        assert main([*arguments, "--device", device]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"sgma-hf predict: `--device {device}` cannot be used: ") and error.count("\n") == 1
 
 
 def test_model_without_robustness_says_so(rasters, tmp_path, capsys):

@@ -154,9 +154,15 @@ def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     assert main(["--map", dsm, "--label", label]) == 1
     assert "does not name its classes" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--model", str(tmp_path / "model"), "--label", label])
-    assert "give at least one of --rgb, --dsm" in capsys.readouterr().err
+    assert main(["--model", str(tmp_path / "gone"), "--label", label, "--dsm", dsm]) == 1
+    assert "gone` cannot be loaded: there is no such folder." in capsys.readouterr().err
+    for flags, message in (
+        (["--label", label], "give at least one of --rgb, --dsm"),
+        (["--dsm", dsm], "or a scene by `--label` and its rasters"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--model", str(tmp_path / "model"), *flags])
+        assert message in capsys.readouterr().err
 
 
 def test_command_draws_the_matrix_of_reliance(tmp_path, capsys):

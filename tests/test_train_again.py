@@ -114,7 +114,7 @@ def test_statistics_are_fitted_of_the_models_modalities_only(arguments, colour_m
         main(flags(arguments, model=colour_model, fit_statistics="sar"))
 
 
-def test_classes_in_another_order_are_refused(arguments, colour_model, tmp_path):
+def test_classes_in_another_order_are_refused(arguments, colour_model, tmp_path, capsys):
     turned = write_fields(tmp_path / "turned", classes=["crop", "bare soil"])
     for name in ("backbone_config", "decoder_hidden_size"):
         del arguments[name]
@@ -123,8 +123,7 @@ def test_classes_in_another_order_are_refused(arguments, colour_model, tmp_path)
         main(flags(arguments, model=colour_model, dataset=turned))
     output = tmp_path / "results.json"
     paths = ["--model", str(colour_model), "--split", "validation", "--device", "cpu", "--output", str(output)]
-    with pytest.raises(ValueError, match=message):
-        evaluate([*paths, "--dataset", str(turned)])
+    assert evaluate([*paths, "--dataset", str(turned)]) == 1 and message in capsys.readouterr().err
     assert not output.exists()
     assert evaluate([*paths, "--dataset", arguments["dataset"]]) == 0
 

@@ -1,15 +1,21 @@
-"""`sgma-hf evaluate`: score a checkpoint on every non-empty combination of its modalities."""
+"""`sgma-hf evaluate`: score a checkpoint on every non-empty combination of its modalities.
+
+Rows of a dataset are scored by the arguments below; one labelled scene, or a map, by those that
+`sgma-hf evaluate --label FILE --help` lists.
+"""
 
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.agreement_evaluation import evaluate_agreement
 from sgma_hf.commands import evaluate_scene
+from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
 from sgma_hf.dataset_meaning import check_meaning
 from sgma_hf.dataset_schema import DatasetMetadata, load_rows, with_modality_columns
 from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
@@ -65,16 +71,30 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        0; errors are raised.
+        0, or 1 after one line that says what was wrong; wrong flags exit with 2, as argparse does.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if any(argument.partition("=")[0] == "--label" for argument in argv):
+    flags = {argument.partition("=")[0] for argument in argv}
+    if "--label" in flags:
         return evaluate_scene.main(argv)
-    parser = HfArgumentParser(EvaluateArguments, prog="sgma-hf evaluate", description=__doc__)
-    (args,) = parser.parse_args_into_dataclasses(argv)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    parser = HfArgumentParser(EvaluateArguments, prog="sgma-hf evaluate", description=__doc__, allow_abbrev=False)
+    if not flags & {"--dataset", "--help", "-h"}:
+        parser.error("nothing to score: give rows by `--dataset`, or a scene by `--label` and its rasters")
+    try:
+        (args,) = parser.parse_args_into_dataclasses(argv)
+        results = _score_rows(args)
+        save_results(results, args.output)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"sgma-hf evaluate: {error}", file=sys.stderr)
+        return 1
+    print(results_to_markdown(results))
+    return 0
+
+
+def _score_rows(args: EvaluateArguments) -> dict[str, Any]:
+    device = choose_device(args.device)
+    processor = load_processor(args.model)
     rows = load_rows(args.dataset, args.split)
-    processor = AutoImageProcessor.from_pretrained(args.model)
     rows = with_modality_columns(rows, processor.modalities)
     check_meaning(DatasetMetadata.load(args.dataset), AutoConfig.from_pretrained(args.model), processor)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device)
@@ -96,7 +116,4 @@ def main(argv: list[str] | None = None) -> int:
         "dtype": args.dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    results = source | results | agreement
-    save_results(results, args.output)
-    print(results_to_markdown(results))
-    return 0
+    return source | results | agreement

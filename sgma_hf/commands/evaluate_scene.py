@@ -13,10 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
 from sgma_hf.evaluation import results_to_markdown, save_results
 from sgma_hf.raster_io import require_rasterio
 from sgma_hf.raster_sources import RasterInput
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     first.add_argument("--model")
     model_name = first.parse_known_args(argv)[0].model
     try:
-        processor = None if model_name is None else AutoImageProcessor.from_pretrained(model_name)
+        processor = None if model_name is None else load_processor(model_name)
         modalities = [] if processor is None else processor.modalities
         parser = _parser(modalities)
         args = parser.parse_args(argv)
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
 
 
 def _score_model(args: argparse.Namespace, processor: Any, rasters: Mapping[str, list[str]]) -> dict[str, Any]:
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
     options = {"tile_size": args.tile, "stride": args.stride, "batch_size": args.batch_size}
     source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label}

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
 from sgma_hf.configuration_sgma import IGNORE_INDEX
 from sgma_hf.raster import RasterPrediction, predict_raster
 from sgma_hf.raster_output import EXTRAS, PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
@@ -116,22 +116,6 @@ def _parser(modalities: Sequence[str] | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _load_processor(model: str) -> Any:
-    """The processor of an SGMA checkpoint.
-
-    Raises:
-        ValueError: If it is no checkpoint, or one of another model.
-    """
-    try:
-        config = AutoConfig.from_pretrained(model)
-        processor = AutoImageProcessor.from_pretrained(model) if config.model_type == "sgma" else None
-    except OSError as error:
-        raise ValueError(f"`--model {model}` cannot be loaded: {error}") from error
-    if processor is None:
-        raise ValueError(f"`--model {model}` is a checkpoint of {config.model_type!r}; expected one of SGMA.")
-    return processor
-
-
 def main(argv: list[str] | None = None) -> int:
     """Predict, write the files and say what they are.
 
@@ -148,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if model_name is None:
             _parser(None).parse_args(argv)  # prints the help, or that --model is missing
-        processor = _load_processor(model_name)
+        processor = load_processor(model_name)
         parser = _parser(processor.modalities)
         args, unknown = parser.parse_known_args(argv)
         rasters = {name: paths for name, paths in vars(args).items() if name in processor.modalities}
@@ -165,8 +149,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], processor: Any) -> None:
-    local_rank = os.environ.get("LOCAL_RANK", "0")
-    device = args.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu")
+    device = choose_device(args.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     config = AutoConfig.from_pretrained(args.model)
     extras = args.extras
     if extras is None:

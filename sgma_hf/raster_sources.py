@@ -522,7 +522,8 @@ def _check_georeferences(infos: Sequence[RasterInfo]) -> None:
     if placed and lost:
         raise ValueError(
             f"{lost[0].path} has no georeferencing but {placed[0].path} has: there is no telling how the two lie. "
-            "Write the first with its transform and CRS, for instance by `gdal_translate -a_ullr ... -a_srs ...`."
+            "Write the first with its transform and CRS, for instance by `gdal_translate -a_ullr ... -a_srs ...`, or, "
+            "if it has ground control points, by `gdalwarp`."
         )
     known = [info for info in placed if info.georeference.crs is not None]
     unknown = [info for info in placed if info.georeference.crs is None]

@@ -47,7 +47,8 @@ def test_raster_without_crs_beside_one_with(tmp_path):
 def test_raster_without_any_place_beside_one_with(tmp_path):
     rgb = write_tiff(tmp_path / "rgb.tif", ones(3, dtype=np.uint8))
     dsm = write_tiff(tmp_path / "dsm.tif", ones(), crs=None)
-    refused(tmp_path, {"rgb": rgb, "dsm": dsm}, r"dsm\.tif has no georeferencing but .*rgb\.tif has")
+    message = r"dsm\.tif has no georeferencing but .*rgb\.tif has: .*ground control points, by `gdalwarp`"
+    refused(tmp_path, {"rgb": rgb, "dsm": dsm}, message)
 
 
 def test_rasters_that_all_lack_a_crs_share_one(tmp_path):

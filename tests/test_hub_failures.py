@@ -159,7 +159,8 @@ options = {
     "--hub_model_id": "org/out", "--hub_strategy": "end", "--hub_private_repo": "true", "--disable_tqdm": "true",
 }
 train = ["train", *(part for option in options.items() for part in option), "--hub_token"]
-print("exit", main([*train, "hf_thisTokenIsNotKnown"]), main([*train, TOKEN]), main([*train, TOKEN]), flush=True)
+codes = [main([*train, token]) for token in ("hf_thisTokenIsNotKnown", TOKEN)]
+print("exit", *codes, main([*train, TOKEN, "--overwrite", "true"]), flush=True)
 """
 
 

@@ -213,7 +213,7 @@ def test_tokens_never_enter_a_command():
     assert command_line(["sgma-hf", "train", *typed[:2]]) == "sgma-hf train --hub_token '<token>'"
     assert command_line(["/opt/env/bin/sgma-hf", "train"]) == "sgma-hf train"
     assert command_line([str(ROOT / "scripts" / "none.py"), "--x"]) == "python none.py --x"
-    typed = ["--dataset", "/home/ada/fields", "--output_dir=/tmp/x/run/", "--backbone", "org/pvt", "a=b", "runs/mine"]
+    typed = ["--dataset", "/data/ada/fields", "--output_dir=/data/x/run/", "--backbone", "org/pvt", "a=b", "runs/mine"]
     assert command_line(["sgma-hf", "train", *typed]) == (
         "sgma-hf train --dataset fields --output_dir=run --backbone org/pvt a=b runs/mine"
     )

@@ -7,7 +7,7 @@
 #   TORCH_INDEX=URL         where torch comes from. On Linux, PyPI's torch brings several GB of CUDA libraries;
 #                           TORCH_INDEX=https://download.pytorch.org/whl/cpu is the small build for the CPU
 #   PIP_ARGS="..."          passed on to every `pip install`
-#   PYTEST_ARGS="..."       passed on to pytest, for instance PYTEST_ARGS="-x tests/test_metrics.py"
+#   PYTEST_ARGS="..."       passed on to pytest, for instance PYTEST_ARGS="-x tests/evaluation"
 #   DEMO_ARGS="..."         passed on to the demo
 
 PYTHON ?= python3
@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) \
 	    --constraint constraints.txt --editable '.[geo,viz,dev]'
 	# transformers' own common tests are in its source distribution only; without it the tests that run them are skipped
-	-$(BIN)/python tests/transformers_sdist.py
+	-$(BIN)/python tests/fixtures/transformers_sdist.py
 	@touch $@
 
 demo: $(STAMP)

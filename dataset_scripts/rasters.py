@@ -6,7 +6,7 @@ Example:
 
 import sys
 
-from sgma_hf.converters.rasters import main
+from sgma_hf.converters.raster_folders import main
 
 
 if __name__ == "__main__":

@@ -5,29 +5,35 @@ its first use: it brings accelerate and datasets along, which prediction does no
 """
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_sgma import SgmaConfig
-from .image_processing_sgma import SgmaImageProcessor
-from .modeling_sgma import SgmaForSemanticSegmentation, SgmaModel, SgmaPreTrainedModel
-from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
-from .pipeline_sgma import PIPELINE_TASK, SgmaPipeline
+from .model.configuration_sgma import SgmaConfig
+from .model.image_processing_sgma import SgmaImageProcessor
+from .model.modeling_sgma import SgmaForSemanticSegmentation, SgmaModel, SgmaPreTrainedModel
+from .model.outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
+from .model.pipeline_sgma import PIPELINE_TASK, SgmaPipeline
 
 
 if TYPE_CHECKING:
-    from .agreement import modality_agreement
-    from .agreement_evaluation import evaluate_agreement
-    from .data_collator import SgmaDataCollator
-    from .evaluate_metric import SgmaMeanIou
-    from .evaluation import evaluate_modality_combinations, modality_combinations
-    from .inference import sliding_window_logits
-    from .metrics import confusion_matrix, segmentation_scores
-    from .raster import predict_raster
-    from .trainer import SgmaTrainer
-    from .training_args import SgmaTrainingArguments
+    from .data.rows import decode_row, encode_raster, load_rows
+    from .evaluation.agreement_scores import evaluate_agreement
+    from .evaluation.combinations import evaluate_modality_combinations, modality_combinations
+    from .evaluation.mean_iou_metric import SgmaMeanIou
+    from .evaluation.metrics import confusion_matrix, segmentation_scores
+    from .evaluation.scenes import evaluate_scene
+    from .prediction.agreement import modality_agreement
+    from .prediction.explanation import explain_pixel
+    from .prediction.maps import predict_raster
+    from .prediction.sliding_window import sliding_window_logits
+    from .training.arguments import SgmaTrainingArguments
+    from .training.collator import SgmaDataCollator
+    from .training.trainer import SgmaTrainer
+    from .visualization.boards import colorize, plot_modality_board
 
 __version__ = "0.1.0"
 
@@ -46,18 +52,25 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 _MODULES = {
-    "SgmaDataCollator": "data_collator",
-    "SgmaMeanIou": "evaluate_metric",
-    "SgmaTrainer": "trainer",
-    "SgmaTrainingArguments": "training_args",
-    "confusion_matrix": "metrics",
-    "evaluate_agreement": "agreement_evaluation",
-    "evaluate_modality_combinations": "evaluation",
-    "modality_agreement": "agreement",
-    "modality_combinations": "evaluation",
-    "predict_raster": "raster",
-    "segmentation_scores": "metrics",
-    "sliding_window_logits": "inference",
+    "SgmaDataCollator": "training.collator",
+    "SgmaMeanIou": "evaluation.mean_iou_metric",
+    "SgmaTrainer": "training.trainer",
+    "SgmaTrainingArguments": "training.arguments",
+    "colorize": "visualization.boards",
+    "confusion_matrix": "evaluation.metrics",
+    "decode_row": "data.rows",
+    "encode_raster": "data.rows",
+    "evaluate_agreement": "evaluation.agreement_scores",
+    "evaluate_modality_combinations": "evaluation.combinations",
+    "evaluate_scene": "evaluation.scenes",
+    "explain_pixel": "prediction.explanation",
+    "load_rows": "data.rows",
+    "modality_agreement": "prediction.agreement",
+    "modality_combinations": "evaluation.combinations",
+    "plot_modality_board": "visualization.boards",
+    "predict_raster": "prediction.maps",
+    "segmentation_scores": "evaluation.metrics",
+    "sliding_window_logits": "prediction.sliding_window",
 }
 
 
@@ -65,6 +78,12 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+# Cards of data sets that are already published import `decode_row` and `load_rows` from here.
+_former = types.ModuleType("sgma_hf.dataset_schema")
+_former.__getattr__ = __getattr__
+sys.modules[_former.__name__] = _former
 
 
 __all__ = [
@@ -80,11 +99,18 @@ __all__ = [
     "SgmaSemanticSegmenterOutput",
     "SgmaTrainer",
     "SgmaTrainingArguments",
+    "colorize",
     "confusion_matrix",
+    "decode_row",
+    "encode_raster",
     "evaluate_agreement",
     "evaluate_modality_combinations",
+    "evaluate_scene",
+    "explain_pixel",
+    "load_rows",
     "modality_agreement",
     "modality_combinations",
+    "plot_modality_board",
     "predict_raster",
     "segmentation_scores",
     "sliding_window_logits",

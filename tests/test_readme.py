@@ -13,8 +13,8 @@ from tiny_models import tiny_model
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.commands import COMMANDS, demo
 from sgma_hf.commands import main as run_command
-from sgma_hf.converters.parquet_writer import ParquetDatasetWriter
-from sgma_hf.dataset_schema import DatasetMetadata
+from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
+from sgma_hf.data.rows import DatasetMetadata
 
 
 ROOT = Path(__file__).resolve().parents[1]

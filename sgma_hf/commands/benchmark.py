@@ -20,11 +20,9 @@ from transformers.utils import logging
 from sgma_hf import SgmaDataCollator, SgmaImageProcessor
 from sgma_hf.commands.train import PVT_V2_SIZES
 from sgma_hf.converters.demo_scenes import demo_metadata, demo_rows
-from sgma_hf.dataset_schema import encode_raster
-from sgma_hf.inference import measure_overlaps
-from sgma_hf.memory_benchmark import measure_memory
-from sgma_hf.modality_sampling import ROW_KEY, RowKey
-from sgma_hf.model_benchmark import (
+from sgma_hf.cost.memory import measure_memory
+from sgma_hf.cost.raster_throughput import measure_raster_throughput
+from sgma_hf.cost.timing import (
     FUSIONS,
     PACKAGE_DEFAULT,
     VARIANTS,
@@ -33,9 +31,11 @@ from sgma_hf.model_benchmark import (
     measure_loading,
     measure_subsets,
 )
-from sgma_hf.raster_sources import RasterScene
-from sgma_hf.raster_throughput import measure_raster_throughput
-from sgma_hf.training_record import hardware_name
+from sgma_hf.data.rows import encode_raster
+from sgma_hf.prediction.sliding_window import measure_overlaps
+from sgma_hf.publishing.record import hardware_name
+from sgma_hf.rasters.scene import RasterScene
+from sgma_hf.training.row_sampling import ROW_KEY, RowKey
 
 
 @dataclass

@@ -24,8 +24,8 @@ from sgma_hf.comparison.compared_rows import content_fingerprint, load_metadata
 from sgma_hf.comparison.identity import is_recorded
 from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
 from sgma_hf.comparison.runs import Run, RunSettings, backbone_from_file, check_device, execute_run
-from sgma_hf.converters.incomplete_rows import parse_shares
-from sgma_hf.dataset_schema import load_rows
+from sgma_hf.data.incomplete_rows import parse_shares
+from sgma_hf.data.rows import load_rows
 
 
 # What a preset decides unless a flag says otherwise. The sizes are those of `RunSettings`. On a data set of 210

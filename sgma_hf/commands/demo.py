@@ -19,9 +19,9 @@ from transformers import AutoImageProcessor, AutoModel
 
 import sgma_hf
 from sgma_hf.commands import main as run_command
-from sgma_hf.dataset_schema import DatasetMetadata, decode_row, load_rows
-from sgma_hf.evaluation import save_results
-from sgma_hf.visualization import plot_modality_board
+from sgma_hf.data.rows import DatasetMetadata, decode_row, load_rows
+from sgma_hf.publishing.results import save_results
+from sgma_hf.visualization.boards import plot_modality_board
 
 
 # A small PVT-v2, from random weights: there is nothing to download.

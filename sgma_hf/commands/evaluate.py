@@ -13,13 +13,14 @@ import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
-from sgma_hf.agreement_evaluation import evaluate_agreement
 from sgma_hf.commands import evaluate_scene
 from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
-from sgma_hf.dataset_meaning import check_meaning
-from sgma_hf.dataset_schema import DatasetMetadata, load_rows, with_modality_columns
-from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
-from sgma_hf.weights_digest import DIGEST_KEY, checkpoint_digest
+from sgma_hf.data.dataset_meaning import check_meaning
+from sgma_hf.data.rows import DatasetMetadata, load_rows, with_modality_columns
+from sgma_hf.evaluation.agreement_scores import evaluate_agreement
+from sgma_hf.evaluation.combinations import evaluate_modality_combinations
+from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

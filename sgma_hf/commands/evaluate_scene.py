@@ -17,12 +17,12 @@ from transformers import AutoModelForSemanticSegmentation
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
-from sgma_hf.evaluation import results_to_markdown, save_results
-from sgma_hf.raster_io import require_rasterio
-from sgma_hf.raster_sources import RasterInput
-from sgma_hf.scene_evaluation import evaluate_scene, score_map
-from sgma_hf.visualization import plot_robustness_matrix
-from sgma_hf.weights_digest import DIGEST_KEY, checkpoint_digest
+from sgma_hf.evaluation.scenes import evaluate_scene, score_map
+from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
+from sgma_hf.rasters.files import require_rasterio
+from sgma_hf.rasters.scene import RasterInput
+from sgma_hf.visualization.boards import plot_robustness_matrix
 
 
 def _parser(modalities: Sequence[str]) -> argparse.ArgumentParser:

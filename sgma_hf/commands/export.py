@@ -28,8 +28,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
-from sgma_hf.inference import CELL, LOGITS_STRIDE
-from sgma_hf.modeling_sgma import upsample_to_pixels
+from sgma_hf.model.modeling_sgma import upsample_to_pixels
+from sgma_hf.prediction.sliding_window import CELL, LOGITS_STRIDE
 
 
 SUFFIXES = (".pt2", ".onnx")

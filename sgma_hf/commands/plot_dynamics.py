@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from sgma_hf.learning_dynamics import read_learning_dynamics
-from sgma_hf.visualization import plot_learning_dynamics
+from sgma_hf.training.dynamics import read_learning_dynamics
+from sgma_hf.visualization.boards import plot_learning_dynamics
 
 
 @dataclass

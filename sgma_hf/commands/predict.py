@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
-from sgma_hf.configuration_sgma import IGNORE_INDEX
-from sgma_hf.raster import RasterPrediction, predict_raster
-from sgma_hf.raster_output import EXTRAS, PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
-from sgma_hf.raster_sources import RasterInput
+from sgma_hf.model.configuration_sgma import IGNORE_INDEX
+from sgma_hf.prediction.map_files import EXTRAS, PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
+from sgma_hf.prediction.maps import RasterPrediction, predict_raster
+from sgma_hf.rasters.scene import RasterInput
 
 
 DESCRIPTION = """\

@@ -9,11 +9,11 @@ from pathlib import Path
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
-from sgma_hf.model_card import MARKER, build_model_card
-from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
-from sgma_hf.saving_sgma import push_folder
-from sgma_hf.training_record import RECORD_FILE, TrainingRecord, dataset_name
-from sgma_hf.weights_digest import DIGEST_KEY, checkpoint_digest
+from sgma_hf.model.saving_sgma import push_folder
+from sgma_hf.publishing.model_card import MARKER, build_model_card
+from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
+from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord, dataset_name
+from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
 
 @dataclass

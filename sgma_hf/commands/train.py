@@ -14,11 +14,10 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
-from sgma_hf.checkpoints import remove_checkpoint
-from sgma_hf.commands.argument_file import read_argument_file
-from sgma_hf.configuration_sgma import FUSIONS
-from sgma_hf.dataset_meaning import check_meaning
-from sgma_hf.dataset_schema import (
+from sgma_hf.commands.arguments import read_argument_file
+from sgma_hf.data.dataset_meaning import check_meaning
+from sgma_hf.data.processor_fitting import fit_processor, refit_processor
+from sgma_hf.data.rows import (
     SPLIT_ALIASES,
     DatasetMetadata,
     labelled_rows,
@@ -26,13 +25,15 @@ from sgma_hf.dataset_schema import (
     present_modalities,
     with_modality_columns,
 )
-from sgma_hf.evaluation import evaluate_modality_combinations, results_to_markdown, save_results
-from sgma_hf.hub_trainer import PublicRepositoryError
-from sgma_hf.processor_fitting import fit_processor, refit_processor
-from sgma_hf.pushing import PUSH_ERRORS, explain_push_error
-from sgma_hf.trainer import SgmaTrainer
-from sgma_hf.training_args import SCHEDULES_BY_SCORE, SgmaTrainingArguments
-from sgma_hf.training_record import DataDescription, command_line
+from sgma_hf.evaluation.combinations import evaluate_modality_combinations
+from sgma_hf.model.configuration_sgma import FUSIONS
+from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
+from sgma_hf.publishing.record import DataDescription, command_line
+from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.training.arguments import SCHEDULES_BY_SCORE, SgmaTrainingArguments
+from sgma_hf.training.checkpoints import remove_checkpoint
+from sgma_hf.training.hub_trainer import PublicRepositoryError
+from sgma_hf.training.trainer import SgmaTrainer
 
 
 PVT_V2_SIZES = {

@@ -1,1 +1,1 @@
-"""Comparisons: what each part of the method earns, on one data set, against baselines trained in the same way."""
+"""Arms x seeds on one data set, and the report of what they show."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..converters.incomplete_rows import RowWithholder
-from ..dataset_schema import METADATA_FILE, DatasetMetadata, decode_row, load_rows
+from ..data.incomplete_rows import RowWithholder
+from ..data.rows import METADATA_FILE, DatasetMetadata, decode_row, load_rows
 
 
 def load_metadata(folder: str) -> DatasetMetadata:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..configuration_sgma import SgmaConfig
-from ..modeling_sgma import PAD_MULTIPLE, SgmaEncoding, SgmaForSemanticSegmentation, SgmaModel
-from ..outputs_sgma import SgmaModelOutput
-from ..stems_sgma import SgmaModalityStem
+from ..model.configuration_sgma import SgmaConfig
+from ..model.modeling_sgma import PAD_MULTIPLE, SgmaEncoding, SgmaForSemanticSegmentation, SgmaModel
+from ..model.outputs_sgma import SgmaModelOutput
+from ..model.stems_sgma import SgmaModalityStem
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from ..configuration_sgma import SgmaConfig
-from ..training_record import RECORDED_ARGUMENTS
+from ..model.configuration_sgma import SgmaConfig
+from ..publishing.record import RECORDED_ARGUMENTS
 from .arms import Arm
 
 

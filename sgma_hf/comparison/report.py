@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..publishing.tables import markdown_table
 from .arms import ARMS
 from .experiments import Experiment, Figure, group_runs
-from .markdown_tables import change, number, percent, table
+from .figures import change, number, percent
 from .paired_statistics import spread
 from .report_extras import at, corruption_sections, detection_table, reliance_section
 from .runs import ABSENCE_PROBABILITIES
@@ -111,7 +112,7 @@ def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
             f"no checkpoint was chosen: the weights are those of the last step; {_seeds(experiment)}; "
             f"{_hardware(experiment)}; {_commits(experiment)}:"
         )
-        parts.append(table(["arm", *SCORES], lines))
+        parts.append(markdown_table(["arm", *SCORES], lines))
         if experiment is main:
             parts.append(_bullets(_findings(experiment)))
             parts += detection_table(experiment, MAIN_ARM)
@@ -344,7 +345,7 @@ def _arms(experiment: Experiment) -> str:
         for arm, runs in experiment.runs.items()
     ]
     note = "All arms have modality dropout 0.5 and no row sampling unless they say otherwise."
-    return f"{table(['arm', 'what it is', 'runs'], lines, text_columns=2)}\n\n{note}"
+    return f"{markdown_table(['arm', 'what it is', 'runs'], lines, text_columns=2)}\n\n{note}"
 
 
 def _main_table(experiment: Experiment) -> str:
@@ -355,7 +356,7 @@ def _main_table(experiment: Experiment) -> str:
 
     figures = [miou(name) for name in combinations] + [experiment.score(key) for key in SCORES.values()]
     lines = [[f"`{arm}`", *(percent(experiment.spread(arm, item)) for item in figures)] for arm in experiment.runs]
-    return table(["arm", *combinations, *SCORES], lines)
+    return markdown_table(["arm", *combinations, *SCORES], lines)
 
 
 def _scored_on(experiment: Experiment) -> str | None:
@@ -396,7 +397,7 @@ def _difference_table(experiment: Experiment, pairs: Sequence[tuple[str, str, st
         found = [experiment.difference(first, second, experiment.score(key)) for key in SCORES.values()]
         count = max((difference.count for difference in found if difference), default=0)
         lines.append([f"`{label}`" if label in experiment.runs else label, *map(change, found), count])
-    return table(["", *SCORES, "seeds"], lines)
+    return markdown_table(["", *SCORES, "seeds"], lines)
 
 
 def _parts(experiment: Experiment) -> str | None:
@@ -495,7 +496,7 @@ def _class_table(experiment: Experiment) -> str:
         [f"`{arm}`", *(percent(experiment.spread(arm, iou(index))) for index in range(len(classes)))]
         for arm in experiment.runs
     ]
-    return table(["arm", *classes], lines)
+    return markdown_table(["arm", *classes], lines)
 
 
 def _bernoulli_table(experiment: Experiment) -> str:
@@ -506,7 +507,7 @@ def _bernoulli_table(experiment: Experiment) -> str:
     lines = [
         [f"`{arm}`", *(percent(experiment.spread(arm, expectation(key))) for key in keys)] for arm in experiment.runs
     ]
-    return table(["arm", *(f"p = {key}" for key in keys)], lines)
+    return markdown_table(["arm", *(f"p = {key}" for key in keys)], lines)
 
 
 def _cost_table(experiment: Experiment) -> str:
@@ -515,7 +516,7 @@ def _cost_table(experiment: Experiment) -> str:
         run = next(iter(runs.values()))
         seconds = [number(experiment.spread(arm, at("seconds", part)), 0) for part in ("train", "evaluate")]
         lines.append([f"`{arm}`", f"{run['parameters']:,}", f"{run['gmacs']:.3f}", *seconds])
-    return table(["arm", "parameters", "GMACs", "s to train", "s to evaluate"], lines)
+    return markdown_table(["arm", "parameters", "GMACs", "s to train", "s to evaluate"], lines)
 
 
 def _choosing_table(experiment: Experiment) -> str | None:
@@ -525,4 +526,4 @@ def _choosing_table(experiment: Experiment) -> str | None:
             found = [run["results"][split] for run in runs.values() if split in run["results"]]
             figures = [percent(spread([results[key] for results in found])) for key in SCORES.values()]
             lines.append([f"`{arm}`", f"`{split}`", *figures])
-    return table(["arm", "split", *SCORES], lines, text_columns=2) if lines else None
+    return markdown_table(["arm", "split", *SCORES], lines, text_columns=2) if lines else None

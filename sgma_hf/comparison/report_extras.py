@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .corruptions import ALL_MODALITIES
+from ..evaluation.corruptions import ALL_MODALITIES
+from ..publishing.tables import markdown_table
 from .experiments import Experiment, Figure
-from .markdown_tables import number, percent, table
+from .figures import number, percent
 from .paired_statistics import spread
 
 
@@ -61,9 +62,9 @@ def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[list[
         "Damaged modalities: what they cost",
         "Points of mIoU lost to a corruption, on the same pixels: clean − corrupted; less is better. One modality at "
         "a time is damaged, the others are there and clean (the mean over the modalities), or all are at once. What "
-        f"each corruption is, seeded with {seeds}, is said in `sgma_hf/comparison/corruptions.py`; regions "
+        f"each corruption is, seeded with {seeds}, is said in `sgma_hf/evaluation/corruptions.py`; regions "
         "that are missing and borders of shifted modalities are in the mask, noise and swaps are not.",
-        table(["corruption", *(f"`{arm}`" for arm in arms.runs)], losses),
+        markdown_table(["corruption", *(f"`{arm}`" for arm in arms.runs)], losses),
     ]
     if main_arm in arms.runs:
         yield _main_corruptions(arms, main_arm, names)
@@ -80,7 +81,7 @@ def _main_corruptions(arms: Experiment, arm: str, names: Mapping[str, list[str]]
     header = ["corruption", "modality", "clean", "without it", "damaged", *areas]
     return [
         f"Damaged modalities: `{arm}` in full",
-        table(header, lines, text_columns=2),
+        markdown_table(header, lines, text_columns=2),
         "\n".join(f"- {line}" for line in corruption_findings(arms, arm)),
         *detection_table(arms, arm),
     ]
@@ -151,7 +152,7 @@ def detection_table(experiment: Experiment, arm: str) -> list[str]:
     return [
         f"Whether the maps of `{arm}` notice a damaged modality: area under the ROC curve of single cells, and of "
         "means over the damaged cells of a window, mean over the modalities. 1 tells all of them, 0.5 says nothing.",
-        table(["corruption", *(f"{maps}, {kind}" for maps, kind in kinds)], lines),
+        markdown_table(["corruption", *(f"{maps}, {kind}" for maps, kind in kinds)], lines),
     ]
 
 
@@ -256,12 +257,12 @@ def reliance_section(experiment: Experiment, main_arm: str) -> Iterator[list[str
         "cells, of robustness and the share of pixels that are wrong; negative where the map says where the modality "
         "errs. AUC: that a wrong pixel has less robustness than a right one; 0.5 says nothing. Contested pixels are "
         "those where modalities disagree about the truth: one is right, another wrong.",
-        table(["stage", "modality", "correlation", "AUC", *contested], per_modality, text_columns=2),
+        markdown_table(["stage", "modality", "correlation", "AUC", *contested], per_modality, text_columns=2),
         "Correlation per class, mean of the four stages' maps:",
-        table(["class", *modalities], per_class),
+        markdown_table(["class", *modalities], per_class),
         "Share of the contested pixels that is right: of the modality most relied on (mean map), of one drawn by "
         "chance, of the fused prediction, and of always the same modality:",
-        table(["class", "relied on", "chance", "fused", *(f"always {name}" for name in modalities)], choice),
+        markdown_table(["class", "relied on", "chance", "fused", *(f"always {name}" for name in modalities)], choice),
         "\n".join(f"- {line}" for line in reliance_findings(arms, main_arm)),
     ]
 

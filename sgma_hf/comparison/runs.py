@@ -21,15 +21,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
-from ..configuration_sgma import SgmaConfig
-from ..dataset_schema import SPLIT_ALIASES, DatasetMetadata
-from ..evaluation import evaluate_modality_combinations
-from ..image_processing_sgma import SgmaImageProcessor
-from ..modeling_sgma import SgmaForSemanticSegmentation
-from ..processor_fitting import fit_processor
-from ..trainer import SgmaTrainer
-from ..training_args import SgmaTrainingArguments
-from ..training_record import dataset_name, hardware_name, package_commit, package_versions
+from ..data.processor_fitting import fit_processor
+from ..data.rows import SPLIT_ALIASES, DatasetMetadata
+from ..evaluation.combinations import evaluate_modality_combinations
+from ..model.configuration_sgma import SgmaConfig
+from ..model.image_processing_sgma import SgmaImageProcessor
+from ..model.modeling_sgma import SgmaForSemanticSegmentation
+from ..publishing.record import dataset_name, hardware_name, package_commit, package_versions
+from ..training.arguments import SgmaTrainingArguments
+from ..training.trainer import SgmaTrainer
 from .arms import COMMON_TRAINING, Arm
 from .compared_rows import content_fingerprint, decoded_rows, load_metadata, num_bytes
 from .early_fusion import EarlyFusionForSemanticSegmentation, early_fusion_config
@@ -342,13 +342,13 @@ def _extras(model, processor, rows, settings: RunSettings, seconds: dict[str, fl
     extras: dict[str, Any] = {}
     options = {"window_size": settings.crop_size, "batch_size": settings.batch_size}
     if settings.corruptions:
-        from .corruptions import evaluate_corruptions
+        from ..evaluation.corruptions import evaluate_corruptions
 
         started = time.perf_counter()
         extras["corruptions"] = evaluate_corruptions(model, processor, rows, **options, seed=0)
         seconds["corruptions"] = time.perf_counter() - started
     if settings.reliance:
-        from .reliance import reliance_error_agreement
+        from ..evaluation.reliance import reliance_error_agreement
 
         started = time.perf_counter()
         extras["reliance"] = reliance_error_agreement(model, processor, rows, **options)

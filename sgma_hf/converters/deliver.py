@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..configuration_sgma import IGNORE_INDEX
-from .benchmark_builder import BenchmarkBuilder
-from .benchmark_command import run_command
-from .benchmark_dataset import (
+from ..model.configuration_sgma import IGNORE_INDEX
+from .benchmarks.builder import BenchmarkBuilder
+from .benchmarks.command import run_command
+from .benchmarks.dataset import (
     LABEL,
     OBSERVED,
     SPLITS,
@@ -29,8 +29,8 @@ from .benchmark_dataset import (
     SplitProtocol,
     Survey,
 )
-from .published_counts import fewer_than_published
-from .source_walk import FolderContents, unpacking_hint, walk_files
+from .benchmarks.published_counts import fewer_than_published
+from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 
 
 _README = "README.md of github.com/jamycheung/DELIVER"

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..dataset_schema import DatasetMetadata
-from .parquet_writer import ParquetDatasetWriter
-from .publishing import add_push_arguments, push_as_asked
+from ..data.rows import DatasetMetadata
+from ..publishing.push_dataset import add_push_arguments, push_as_asked
 from .scene_painting import PIXEL_SIZE, PaintedScene, paint_scene
+from .writing.parquet import ParquetDatasetWriter
 
 
 MODALITIES = ("rgb", "dsm", "nir")

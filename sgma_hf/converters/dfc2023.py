@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..raster_io import read_info
-from .benchmark_builder import BenchmarkBuilder
-from .benchmark_command import run_command
-from .benchmark_dataset import LABEL, SPLITS, BenchmarkDataset, ConversionOptions, Problem, Scene, Survey
+from ..rasters.files import read_info
+from .benchmarks.builder import BenchmarkBuilder
+from .benchmarks.command import run_command
+from .benchmarks.dataset import LABEL, SPLITS, BenchmarkDataset, ConversionOptions, Problem, Scene, Survey
+from .benchmarks.published_counts import fewer_than_published
+from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 from .coco_masks import CocoImage, read_annotations
 from .dfc2023_facts import (
     ANNOTATION_COUNTS,
@@ -30,8 +32,6 @@ from .dfc2023_facts import (
     TRACK_1,
     TRACK_2,
 )
-from .published_counts import fewer_than_published
-from .source_walk import FolderContents, unpacking_hint, walk_files
 
 
 # The contest's `dsm` holds heights above ground. Its column is called what it is: a processor measures what is called

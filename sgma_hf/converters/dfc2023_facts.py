@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from ..visualization import default_palette
-from .benchmark_dataset import OBSERVED, Choice, DatasetDescription, Modality, SplitProtocol
+from ..visualization.boards import default_palette
+from .benchmarks.dataset import OBSERVED, Choice, DatasetDescription, Modality, SplitProtocol
 
 
 HOMEPAGE = "https://dx.doi.org/10.21227/mrnt-8w27"

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ..configuration_sgma import IGNORE_INDEX
-from .benchmark_dataset import Choice
+from ..model.configuration_sgma import IGNORE_INDEX
+from .benchmarks.dataset import Choice
 
 
 CLASS_NAMES = ("impervious surfaces", "building", "low vegetation", "tree", "car", "clutter")

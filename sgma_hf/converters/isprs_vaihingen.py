@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark_builder import BenchmarkBuilder
-from .benchmark_command import run_command
-from .benchmark_dataset import (
+from .benchmarks.builder import BenchmarkBuilder
+from .benchmarks.command import run_command
+from .benchmarks.dataset import (
     LABEL,
     OBSERVED,
     Choice,
@@ -25,9 +25,9 @@ from .benchmark_dataset import (
     SplitProtocol,
     Survey,
 )
-from .isprs_files import IsprsDataset, absent_files, match_files, nothing_found, shorten
+from .benchmarks.source_walk import FolderContents, walk_files
+from .isprs import IsprsDataset, absent_files, match_files, nothing_found, shorten
 from .isprs_labels import BENCHMARK_CITATION, CLASS_NAMES, LABEL_CHOICES, PALETTE
-from .source_walk import FolderContents, walk_files
 
 
 # torchgeo/torchgeo, torchgeo/datasets/vaihingen.py, and mmsegmentation, tools/dataset_converters/vaihingen.py.

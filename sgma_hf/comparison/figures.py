@@ -1,0 +1,36 @@
+"""Figures as they stand in the cells of a table."""
+
+from .paired_statistics import PairedDifference, Spread
+
+
+NOTHING = "–"
+
+
+def percent(found: Spread | None, digits: int = 1) -> str:
+    """A fraction's mean and standard deviation in %: `63.4 ± 0.3`."""
+    return number(found, digits, scale=100)
+
+
+def number(found: Spread | None, digits: int = 1, *, scale: float = 1) -> str:
+    """A figure's mean and standard deviation; the mean alone for one seed.
+
+    Args:
+        found: The figure; None is a dash.
+        digits: Decimals.
+        scale: Both are multiplied by it.
+    """
+    if found is None:
+        return NOTHING
+    text = f"{scale * found.mean:.{digits}f}"
+    return text if found.deviation is None else f"{text} ± {scale * found.deviation:.{digits}f}"
+
+
+def change(difference: PairedDifference | None, digits: int = 1) -> str:
+    """A difference of fractions in points, with its interval if there is one: `+1.2 [+0.4, +2.0]`."""
+    if difference is None:
+        return NOTHING
+    mean = 100 * difference.mean
+    if difference.half_width is None:
+        return f"{mean:+.{digits}f}"
+    half = 100 * difference.half_width
+    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"

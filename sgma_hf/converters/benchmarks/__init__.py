@@ -1,0 +1,1 @@
+"""What the converters of the public data sets share."""

@@ -1,0 +1,132 @@
+"""The card of a converted benchmark: what the data set is, what was made of it, and on which terms."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ...data.rows import DatasetMetadata
+from ...model.configuration_sgma import IGNORE_INDEX
+from ..writing.card import build_card
+from ..writing.statistics import SplitStatistics
+from .dataset import LABEL, SPLITS, BenchmarkDataset, Scene
+
+
+def build_benchmark_card(
+    dataset: BenchmarkDataset,
+    metadata: DatasetMetadata,
+    statistics: Mapping[str, SplitStatistics],
+    *,
+    scenes: Sequence[Scene],
+    withheld: Mapping[str, Sequence[str]],
+    skipped: Sequence[str],
+    command: str,
+    fingerprint: str,
+) -> str:
+    """Card of a converted benchmark, Markdown with a YAML head.
+
+    Args:
+        dataset: The reader, with its options.
+        metadata: Of the dataset made.
+        statistics: What each split holds.
+        scenes: That were converted.
+        withheld: What was taken from which row on purpose.
+        skipped: Scenes left out because of damage.
+        command: The command that made it.
+        fingerprint: Of the rows.
+    """
+    description = dataset.description
+    sections = [
+        _splits(dataset, scenes, skipped),
+        _incomplete(dataset, statistics, withheld),
+        _facts(dataset),
+        f"## Terms of use\n\n{description.terms}\n\nSource: {description.homepage}",
+        f"## Acknowledgement\n\n{description.acknowledgement}" if description.acknowledgement else "",
+        f"## Citation\n\n```bibtex\n{description.citation.strip()}\n```" if description.citation else "",
+    ]
+    return build_card(
+        metadata,
+        statistics,
+        title=description.title,
+        description=description.summary,
+        command=command,
+        fingerprint=fingerprint,
+        license=description.license,
+        sections=[section for section in sections if section],
+    )
+
+
+def _splits(dataset: BenchmarkDataset, scenes: Sequence[Scene], skipped: Sequence[str]) -> str:
+    options = dataset.options
+    protocol = dataset.description.splits[dataset.split]
+    found = Counter(scene.split for scene in scenes)
+    unlabelled = Counter(scene.split for scene in scenes if scene.files.get(LABEL) is None)
+    size = "Scenes are whole."
+    if options.tile is not None:
+        every = f" (every {options.stride} in `train`)" if options.stride else ""
+        size = (
+            f"Tiles of {options.tile} x {options.tile} pixels{every}; the last of a row and of a column is moved back "
+            "inside and overlaps its neighbour, and a scene that is smaller gives a smaller tile. Outside `train`, "
+            f"labels of an overlap are {IGNORE_INDEX} in the second tile: every pixel counts once."
+        )
+    lines = [
+        "## Splits",
+        "",
+        f"`{dataset.split}`: {protocol.description} Source: {protocol.source}. {size}",
+        "",
+        "| split | scenes | published | without a label |",
+        "|---|---|---|---|",
+    ]
+    for split in (split for split in SPLITS if split in found or split in protocol.num_scenes):
+        lines.append(f"| {split} | {found[split]} | {protocol.num_scenes.get(split, '-')} | {unlabelled[split]} |")
+    if options.exclude:
+        lines += ["", f"Left out by request: {', '.join(options.exclude)}."]
+    if skipped:
+        lines += ["", f"Left out because a file is damaged: {', '.join(skipped)}."]
+    return "\n".join(lines)
+
+
+def _incomplete(
+    dataset: BenchmarkDataset, statistics: Mapping[str, SplitStatistics], withheld: Mapping[str, Sequence[str]]
+) -> str:
+    options = dataset.options
+    if not options.missing and not options.coverage:
+        return ""
+    num_rows = statistics["train"].num_rows if "train" in statistics else 0
+    lines = [
+        "## Incomplete on purpose",
+        "",
+        "Training rows were made incomplete, each choice a function of the seed and the row's id; nothing was taken "
+        "from rows of the other splits. A row keeps one modality as it was. `conversion.json` lists what was taken "
+        f"from which row. Seed {options.missing_seed}.",
+        "",
+        "| modality | whole: asked | whole: rows | part: asked | part: rows |",
+        "|---|---|---|---|---|",
+    ]
+    counts = Counter(item for taken in withheld.values() for item in taken)
+    for modality in dataset.modalities:
+        name = modality.name
+        if name in options.missing or name in options.coverage:
+            whole, part = counts[name], counts[f"{name} (part)"]
+            lines.append(
+                f"| `{name}` | {options.missing.get(name, 0):.0%} | {whole} ({whole / max(1, num_rows):.1%}) | "
+                f"{options.coverage.get(name, 0):.0%} | {part} ({part / max(1, num_rows):.1%}) |"
+            )
+    filled = [
+        modality.name
+        for modality in dataset.modalities
+        if modality.name in options.coverage and modality.dtype != "float32" and not modality.nodata
+    ]
+    if filled:
+        lines += [
+            "",
+            f'In {", ".join(f"`{name}`" for name in filled)} the value 0 in all bands means "no data", and only where '
+            "a modality was made to end inside a training row. So that it means nothing else, source pixels that are "
+            "0 in all bands are stored as 1 in all bands, in every split; all other values are those of the source.",
+        ]
+    return "\n".join(lines)
+
+
+def _facts(dataset: BenchmarkDataset) -> str:
+    modalities = [f"- `{item.name}`: {item.description}" for item in dataset.modalities if item.description]
+    notes = [f"- {note}" for note in dataset.card_notes()]
+    facts = [f"- {statement} ({source})" for statement, source in dataset.description.facts]
+    return "\n".join(["## About the data", "", *modalities, *notes, *facts])

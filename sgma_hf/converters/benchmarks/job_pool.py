@@ -1,0 +1,66 @@
+"""Runs jobs in several processes, or in this one, and leaves no process behind when this one is killed."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
+from typing import Any
+
+
+_NUM_DEFAULT = 4
+_PRELOADED = "sgma_hf.converters.benchmarks.command"
+
+
+def default_processes() -> int:
+    """As many as there are cores for this process, at most four: then the disk is what is waited for."""
+    return min(_NUM_DEFAULT, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], num_proc: int) -> Iterator[tuple[int, Any]]:
+    """Call a function once per job.
+
+    Args:
+        function: Defined at the top of a module, so that it can be sent to another process.
+        jobs: Arguments of each call.
+        num_proc: Processes; 1 calls the function here.
+
+    Yields:
+        Index of the job and the result, as they are done. The first error stops everything that has not begun.
+    """
+    if num_proc < 1:
+        raise ValueError(f"{num_proc} processes: expected 1 or more (--num-proc).")
+    if num_proc == 1 or len(jobs) < 2:
+        for index, job in enumerate(jobs):
+            yield index, function(*job)
+        return
+    context = _context()
+    pool = ProcessPoolExecutor(min(num_proc, len(jobs)), mp_context=context, initializer=_end_with_parent)
+    try:
+        futures = {pool.submit(function, *job): index for index, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            yield futures.pop(future), future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _context() -> BaseContext:
+    """Workers are not forked from this process: a fork copies the locks of threads that torch and pyarrow may hold."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOADED])  # seconds of imports, once for all workers of all calls
+    return context
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is gone: it holds both ends of its queue and would wait for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

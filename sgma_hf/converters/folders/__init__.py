@@ -1,0 +1,1 @@
+"""How folders of rasters are read as scenes: layout, modalities, classes, groups, tiles."""

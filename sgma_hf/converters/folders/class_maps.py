@@ -1,0 +1,211 @@
+"""From the values or colours of somebody's label files to class ids 0..K-1, 255 ignored."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...model.configuration_sgma import IGNORE_INDEX
+from ...visualization.boards import default_palette
+
+
+_MAX_LISTED = 12
+
+
+@dataclass
+class ClassMap:
+    """Names and colours of the classes, and which label values mean them.
+
+    Args:
+        names: Of the ids 0, 1, ...
+        palette: [red, green, blue] per class.
+        sources: Class id (or 255) of each value that occurs in label files: an int, or a (red, green, blue) tuple.
+        by_colour: Whether the labels are colour-coded.
+        ignore_unmapped: Whether a value without an entry becomes 255 instead of an error.
+    """
+
+    names: list[str]
+    palette: list[list[int]]
+    sources: dict[Any, int]
+    by_colour: bool = False
+    ignore_unmapped: bool = False
+
+    @classmethod
+    def load(cls, path: Path, *, ignore_unmapped: bool = False) -> "ClassMap":
+        """Read `--classes file.json`.
+
+        Either a list of names, for the ids 0, 1, ... as they are; or a list of objects with `name` and one of `value`,
+        `values`, `color`, `colors` (with a value, `color` is merely the colour to draw the class in). Objects of one
+        name are one class; an object with `"ignore": true` needs no name: its values become 255.
+
+        Raises:
+            ValueError: If the file is anything else.
+        """
+        try:
+            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"Cannot read the classes from {path}: {error}") from error
+        if isinstance(entries, list) and entries and all(isinstance(entry, str) for entry in entries):
+            entries = [{"name": name, "value": index} for index, name in enumerate(entries)]
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(
+                f'{path}: expected a list of class names, or of objects such as {{"name": "soil", "value": 0}} or '
+                '{"name": "road", "color": [255, 255, 255]}.'
+            )
+        by_colour = not any("value" in entry or "values" in entry for entry in entries)
+        class_map = cls([], [], {}, by_colour=by_colour, ignore_unmapped=ignore_unmapped)
+        colours: list[list[int] | None] = []
+        for entry in entries:
+            class_map._add(entry, colours, path)
+        if not 1 <= len(class_map.names) <= IGNORE_INDEX:
+            raise ValueError(f"{path} names {len(class_map.names)} classes; expected 1 to {IGNORE_INDEX}.")
+        defaults = default_palette(len(colours))
+        class_map.palette = [colour or default for colour, default in zip(colours, defaults, strict=True)]
+        return class_map
+
+    def _add(self, entry: Mapping[str, Any], colours: list[list[int] | None], path: Path) -> None:
+        """Take one object of the file."""
+        shown = [_colour(value, path) for value in _as_list(entry, "color")]
+        sources = shown if self.by_colour else [_integer(value, path) for value in _as_list(entry, "value")]
+        if not sources:
+            wanted = "`color`" if self.by_colour else "`value`"
+            raise ValueError(f"{path}: {dict(entry)} has no {wanted} (nor the plural).")
+        if entry.get("ignore"):
+            index = IGNORE_INDEX
+        else:
+            name = entry.get("name")
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"{path}: {dict(entry)} needs a `name` (or `ignore`: true).")
+            if name not in self.names:
+                self.names.append(name)
+                colours.append(list(shown[0]) if shown else None)
+            index = self.names.index(name)
+        for source in sources:
+            if source in self.sources:
+                raise ValueError(f"{path}: {source} is given twice.")
+            self.sources[source] = index
+
+    @classmethod
+    def identity(cls, found: Mapping[int, int], *, nodata: set[int]) -> "ClassMap":
+        """Ids as they are: classes `class_0` to the largest id found; 255 and declared nodata are ignored.
+
+        Args:
+            found: How often each value occurs.
+            nodata: Values that label files declare as nodata.
+
+        Raises:
+            ValueError: If there are no class ids, or ids that do not fit.
+        """
+        ids = sorted(set(found) - nodata - {IGNORE_INDEX})
+        if not ids:
+            raise ValueError(f"The label files hold nothing but nodata ({sorted(found)}).")
+        if ids[0] < 0 or ids[-1] > IGNORE_INDEX:
+            raise ValueError(
+                f"The label files hold {_listed(ids)}; class ids are 0..{IGNORE_INDEX - 1}. Map them with --classes."
+            )
+        names = [f"class_{index}" for index in range(ids[-1] + 1)]
+        return cls(names, default_palette(len(names)), {index: index for index in ids})
+
+    def unmapped(self, found: Mapping[Any, int], *, nodata: set[int]) -> dict[Any, int]:
+        """The values that have no class, with their counts; 255 and declared nodata need none unless colour-coded."""
+        free = set() if self.by_colour else nodata | {IGNORE_INDEX}
+        return {value: count for value, count in found.items() if value not in self.sources and value not in free}
+
+    def apply(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Class ids of one label raster.
+
+        Args:
+            values: Integer (height, width, channels); three channels if colour-coded, else one.
+            valid: bool (height, width), False where the file's mask or alpha hides the label.
+
+        Returns:
+            uint8 (height, width); what has no class is 255.
+        """
+        codes, lookup = _codes(values, self.by_colour), {_code(key): index for key, index in self.sources.items()}
+        present = np.unique(codes)
+        table = np.array([lookup.get(int(code), IGNORE_INDEX) for code in present], dtype=np.uint8)
+        label = table[np.searchsorted(present, codes)]
+        return np.where(valid, label, np.uint8(IGNORE_INDEX))
+
+
+def count_values(values: np.ndarray, valid: np.ndarray, *, by_colour: bool, path: Path) -> Counter:
+    """How often each value (or colour) occurs in a label raster.
+
+    Args:
+        values: (height, width, channels).
+        valid: bool (height, width); other pixels are not counted.
+        by_colour: Whether to count (red, green, blue) tuples.
+        path: The file, for errors.
+
+    Raises:
+        ValueError: If the raster cannot be a label.
+    """
+    channels = values.shape[2]
+    if by_colour and channels != 3:
+        raise ValueError(f"{path} has {channels} band(s), but the classes are given by colour. Give `value` instead.")
+    if not by_colour and channels != 1:
+        raise ValueError(f"{path} has {channels} bands, so it is colour-coded. Give the colours with --classes.")
+    present, counts = np.unique(_codes(values, by_colour)[valid], return_counts=True)
+    keys = [_colour_of(code) if by_colour else int(code) for code in present]
+    return Counter(dict(zip(keys, counts.tolist(), strict=True)))
+
+
+def describe_unmapped(unmapped: Mapping[Any, int], path: Path) -> str:
+    """The error for values without a class."""
+    counts = sorted(unmapped.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{value} ({count} pixels)" for value, count in counts[:_MAX_LISTED])
+    more = f" and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
+    return (
+        f'Label values without a class: {listed}{more}; first in {path}. Add them to --classes (with "ignore": true '
+        "if they mean nothing), or pass --ignore-unmapped."
+    )
+
+
+def _codes(values: np.ndarray, by_colour: bool) -> np.ndarray:
+    """One integer per pixel, (height, width)."""
+    if not by_colour:
+        return values[..., 0].astype(np.int64)
+    red, green, blue = (values[..., band].astype(np.int64) for band in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def _code(key: Any) -> int:
+    return key[0] << 16 | key[1] << 8 | key[2] if isinstance(key, tuple) else key
+
+
+def _colour_of(code: int) -> tuple[int, int, int]:
+    return int(code) >> 16 & 255, int(code) >> 8 & 255, int(code) & 255
+
+
+def _as_list(entry: Mapping[str, Any], key: str) -> list[Any]:
+    """What `key` (one thing) and its plural (a list) hold."""
+    plural = entry.get(f"{key}s", [])
+    if not isinstance(plural, list):
+        raise ValueError(f"{dict(entry)}: `{key}s` is a list.")
+    return [*([entry[key]] if key in entry else []), *plural]
+
+
+def _integer(value: Any, path: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{path}: a label value is a whole number, got {value!r}.")
+    return value
+
+
+def _colour(value: Any, path: Path) -> tuple[int, int, int]:
+    if isinstance(value, str) and len(value) == 7 and value.startswith("#"):
+        try:
+            value = list(bytes.fromhex(value[1:]))
+        except ValueError:
+            value = [value]
+    is_colour = isinstance(value, list) and len(value) == 3
+    if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
+        raise ValueError(f'{path}: a colour is [red, green, blue] in 0..255 or "#rrggbb", got {value!r}.')
+    return tuple(value)
+
+
+def _listed(values: list[int]) -> str:
+    return f"{values[:_MAX_LISTED]}" + (" ..." if len(values) > _MAX_LISTED else "")

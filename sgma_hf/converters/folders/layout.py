@@ -1,0 +1,215 @@
+"""Finds which raster files of a folder belong together.
+
+Two layouts, each with or without split folders (`train`, `valid`, `test`, ...) around it:
+
+- a folder per modality: `nir/x.png`, `label/x.png` (also deeper: `nir/city/x.png` with `label/city/x.png`; and with
+  the folder's name in that of every file: `nir/x_nir.png`, `label/x_label.png`, or in front, `nir/nir_x.png`);
+- a folder per scene: `x/nir.tif`, `x/label.tif`.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...data.rows import SPLIT_ALIASES
+from ...rasters.files import RASTER_SUFFIXES
+
+
+@dataclass
+class SceneFiles:
+    """The files of one place.
+
+    Args:
+        name: Unique in its split: the files' common stem, or the scene folder's name.
+        split: `train`, `validation`, `test`.
+        rasters: File per modality, None where there is none.
+        label: Label file, None if there is none.
+    """
+
+    name: str
+    split: str
+    rasters: dict[str, Path | None]
+    label: Path | None
+
+
+def find_scenes(
+    source: Path,
+    folders: Mapping[str, str],
+    label: str | None,
+    *,
+    split_names: Mapping[str, str] | None = None,
+    absent: Collection[str] = (),
+) -> list[SceneFiles]:
+    """Find the scenes of a folder.
+
+    Args:
+        source: The folder.
+        folders: Modality name to the folder (or file stem) that holds it.
+        label: Folder or stem of the labels, None if there are none.
+        split_names: What a split folder is to be called, where not as usual: `{"valid": "test"}`.
+        absent: Modalities that have no file at all.
+
+    Returns:
+        Scenes by split and name. Scenes in no split folder are `train`.
+
+    Raises:
+        FileNotFoundError: If `source` is no folder.
+        ValueError: If nothing, or no file of some modality or of the label, is found; it says what is there instead.
+            If there is a file of an absent modality, or no scene has both a modality and a label.
+    """
+    if not source.is_dir():
+        raise FileNotFoundError(f"--source {source} is not a folder.")
+    split_names = {**SPLIT_ALIASES, **(split_names or {})}
+    wanted = [*folders.values(), *([label] if label else [])]
+    scenes: list[SceneFiles] = []
+    for root, split in _split_roots(source, split_names):
+        scenes += _scenes_of_root(root, split, folders, label)
+    found = {name for scene in scenes for name, path in scene.rasters.items() if path is not None}
+    has_labels = any(scene.label is not None for scene in scenes)
+    if not found and not has_labels:
+        raise ValueError(_nothing_found(source, wanted, split_names))
+    there = sorted(found & set(absent))
+    if there:
+        raise ValueError(f"--absent names {there}, but --source {source} holds such files. Leave it out of --absent.")
+    lacking = [name for name in folders if name not in found and name not in absent]
+    names = [name if name == folders[name] else f"{name}={folders[name]}" for name in lacking]
+    if label and not has_labels:
+        names.append(f"{label} (the label; --label none if there is none)")
+    if names:
+        hint = f" If no scene has it, say how many bands it would have: --absent {lacking[0]}=1." if lacking else ""
+        raise ValueError(
+            f"--source {source} holds no file for {', '.join(names)}. It holds {_contents(source, split_names)}.{hint}"
+        )
+    apart = [name for name in folders if name in found and not any(s.label and s.rasters[name] for s in scenes)]
+    if has_labels and apart:
+        raise ValueError(_never_labelled(source, scenes, apart[0]))
+    clashes = _clashes(scenes)
+    if clashes:
+        raise ValueError(f"--source {source}: split folders that mean one split hold the same names: {clashes[:5]}.")
+    return sorted(scenes, key=lambda scene: (scene.split, scene.name))
+
+
+def _split_roots(source: Path, split_names: Mapping[str, str]) -> list[tuple[Path, str]]:
+    """Split folders of the source with their splits, or the source itself."""
+    roots = [(path, split_names[path.name.lower()]) for path in _folders(source) if path.name.lower() in split_names]
+    return roots or [(source, "train")]
+
+
+def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: str | None) -> list[SceneFiles]:
+    wanted = [*folders.values(), *([label] if label else [])]
+    if any((root / name).is_dir() for name in wanted):
+        files = _by_scene_names({name: _files_by_stem(root / name) for name in wanted})
+    else:
+        files = _files_by_scene(root, wanted)
+    names = sorted({name for found in files.values() for name in found})
+    return [
+        SceneFiles(
+            name=name,
+            split=split,
+            rasters={modality: files[folder].get(name) for modality, folder in folders.items()},
+            label=files[label].get(name) if label else None,
+        )
+        for name in names
+    ]
+
+
+def _files_by_stem(folder: Path) -> dict[str, Path]:
+    """Raster files under a folder, by relative path without suffix."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if _is_raster(path):
+            _add(found, path.relative_to(folder).with_suffix("").as_posix(), path)
+    return found
+
+
+def _by_scene_names(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
+    """Take `x_nir` and `nir_x` in a folder `nir` for `x`, if all its files are named so and no other folder's are."""
+    renamed = {}
+    for folder, found in files.items():
+        own = re.escape(Path(folder).name)
+        pattern = re.compile(rf"(.*/)?(?:{own}[_-])?([^/]+?)(?:[_-]{own})?", re.IGNORECASE)
+        scenes = {"".join(pattern.fullmatch(name).groups("")): path for name, path in found.items()}
+        shared = {name for other, names in files.items() if other != folder for name in names}
+        is_unfit = len(scenes) < len(found) or not found.keys().isdisjoint(scenes.keys() | shared)
+        renamed[folder] = found if is_unfit else scenes
+    return renamed
+
+
+def _files_by_scene(root: Path, wanted: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Raster files `scene/<wanted>.*`, by what they hold and scene."""
+    files: dict[str, dict[str, Path]] = {name: {} for name in wanted}
+    for scene in _folders(root):
+        for path in sorted(scene.iterdir()):
+            if path.stem in files and _is_raster(path):
+                _add(files[path.stem], scene.name, path)
+    return files
+
+
+def _add(found: dict[str, Path], name: str, path: Path) -> None:
+    if name in found:
+        raise ValueError(f"{found[name]} and {path} differ only in their suffix; keep the one that counts.")
+    found[name] = path
+
+
+def _is_raster(path: Path) -> bool:
+    return path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
+def _clashes(scenes: Iterable[SceneFiles]) -> list[str]:
+    seen: set[tuple[str, str]] = set()
+    clashes = []
+    for scene in scenes:
+        if (scene.split, scene.name) in seen:
+            clashes.append(scene.name)
+        seen.add((scene.split, scene.name))
+    return clashes
+
+
+def _never_labelled(source: Path, scenes: Sequence[SceneFiles], modality: str) -> str:
+    """The error for a modality of which nothing could be learned."""
+    raster = next(path for scene in scenes if (path := scene.rasters[modality]) is not None)
+    label = next(scene.label for scene in scenes if scene.label is not None)
+    return (
+        f"--source {source}: no scene has both {modality!r} and a label; {raster.relative_to(source)} and "
+        f"{label.relative_to(source)} are taken for different scenes. Give the files of one scene equal "
+        "stems (all files of a folder may have its name in front or behind, as in rgb/x_rgb.tif), or a folder."
+    )
+
+
+def _contents(source: Path, split_names: Mapping[str, str]) -> str:
+    """What there is, for an error: folder names, and the stems in them that recur."""
+    root = _split_roots(source, split_names)[0][0]
+    folders = [path.name for path in _folders(root)]
+    stems = sorted({path.stem for folder in _folders(root)[:20] for path in folder.iterdir() if _is_raster(path)})
+    files = f", with files such as {stems[:8]}" if stems else ""
+    return f"the folders {folders[:12]}{' ...' if len(folders) > 12 else ''}{files}" if folders else "no folders"
+
+
+def _nothing_found(source: Path, wanted: list[str], split_names: Mapping[str, str]) -> str:
+    """The error for a wrong --source, with the right one if it is near."""
+    message = (
+        f"--source {source} holds neither folders {wanted} nor scene folders with files of these names "
+        f"({', '.join(RASTER_SUFFIXES)}); it holds {_contents(source, split_names)}."
+    )
+    near = [*_folders(source)[:50], source.parent, source.parent.parent]
+    best = max(near, key=lambda path: _num_found(path, wanted, split_names))
+    if _num_found(best, wanted, split_names) == 0:
+        return f"{message} Give the folder that holds them."
+    return f"{message} Did you mean {best}?"
+
+
+def _num_found(path: Path, wanted: list[str], split_names: Mapping[str, str]) -> int:
+    """How many of the wanted names a folder has, in either layout."""
+    found: set[str] = set()
+    for root, _ in _split_roots(path, split_names):
+        found.update(name for name in wanted if (root / name).is_dir())
+        for scene in _folders(root)[:50]:
+            found.update(file.stem for file in scene.iterdir() if file.stem in wanted and _is_raster(file))
+    return len(found)

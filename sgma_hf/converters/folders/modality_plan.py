@@ -1,0 +1,137 @@
+"""Decides how each modality is stored: one channel count, one dtype and one meaning of "no data" for all its files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers.utils import logging
+
+from ...data.rows import SUPPORTED_DTYPES
+from ...rasters.files import Georeference, Raster, RasterInfo, covers_whole_pixels
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class NodataOption:
+    """`--nodata NAME=...` of one modality.
+
+    Args:
+        values: Given values that stand for nothing.
+        use_declared: Whether nodata values declared in the files count too.
+    """
+
+    values: tuple[float, ...] = ()
+    use_declared: bool = True
+
+
+@dataclass(frozen=True)
+class ModalityPlan:
+    """How a modality is stored.
+
+    Args:
+        name: The modality.
+        channels: Bands.
+        dtype: Stored dtype; float32 where integers have holes but no value to fill them with.
+        nodata: Values that stand for nothing in the stored rasters (NaN always does).
+        fill: What is written where there is no data; None if that never happens.
+        option: What the user said about nodata.
+    """
+
+    name: str
+    channels: int
+    dtype: str
+    nodata: tuple[float, ...]
+    fill: float | None
+    option: NodataOption
+
+    def store(self, raster: Raster, path: Path) -> np.ndarray | None:
+        """The array to store, (height, width, channels) in `dtype`; None if it holds no data at all.
+
+        Raises:
+            ValueError: If it has holes that the headers did not announce and the dtype cannot mark.
+        """
+        if not raster.valid.any():
+            return None
+        values = raster.values.astype(self.dtype)
+        holes = ~raster.valid
+        if self.fill is not None and not np.isnan(self.fill):
+            # Interpolation can hit the fill value by chance; data that does is moved by the least step.
+            clash = raster.valid & (values == self.fill).all(axis=-1)
+            if clash.any():
+                values[clash] = self._beside_fill()
+        if holes.any():
+            if self.fill is None:
+                raise ValueError(f"{path} has pixels without data; name a value for them: --nodata {self.name}=VALUE.")
+            values[holes] = self.fill
+        return values
+
+    def _beside_fill(self) -> float:
+        if self.dtype == "float32":
+            return float(np.nextafter(np.float32(self.fill), np.float32(np.inf)))
+        return self.fill + 1 if self.fill < np.iinfo(self.dtype).max else self.fill - 1
+
+
+def plan_modality(
+    name: str,
+    files: Sequence[tuple[RasterInfo, Georeference | None, tuple[int, int]]],
+    option: NodataOption,
+) -> ModalityPlan:
+    """Decide how a modality is stored.
+
+    One nodata value in all files is kept as it is. Where files disagree, or holes have no value (alpha, internal
+    masks, the part of a scene that a raster does not reach), a floating-point modality gets NaN, and an integer one
+    becomes float32 with NaN, which holds 8 and 16 bit exactly.
+
+    Args:
+        name: The modality.
+        files: Header of each file, and place and (height, width) of the reference grid it belongs to.
+        option: What the user said about nodata.
+
+    Raises:
+        ValueError: If files differ in their number of bands, or the values have no lossless form.
+    """
+    infos = [info for info, _, _ in files]
+    odd = next((info for info in infos if info.channels != infos[0].channels), None)
+    if odd is not None:
+        raise ValueError(
+            f"Modality {name!r}: {infos[0].path} has {infos[0].channels} band(s), {odd.path} has {odd.channels}. "
+            "All files of a modality have the same bands."
+        )
+    dtypes = sorted({info.dtype for info in infos})
+    dtype = np.result_type(*dtypes).name
+    if dtype not in SUPPORTED_DTYPES:
+        raise ValueError(f"Modality {name!r} has files of {dtypes}, which no one dtype holds exactly. Convert them.")
+    if len(dtypes) > 1:
+        logger.warning(f"Modality {name!r} has files of {dtypes}; all are stored as {dtype}.")
+    declared = {info.nodata for info in infos} if option.use_declared else {None}
+    common = next(iter(declared)) if len(declared) == 1 else None
+    given = _checked(name, option.values, dtype)
+    nodata = tuple(dict.fromkeys([*given, *([common] if common is not None else [])]))
+    layout = {"name": name, "channels": infos[0].channels, "option": option}
+    if nodata and (dtype != "float32" or len(declared) == 1):
+        return ModalityPlan(**layout, dtype=dtype, nodata=nodata, fill=nodata[0])
+    holes = len(declared) > 1 or any(
+        info.has_mask or not covers_whole_pixels(info, grid, size) for info, grid, size in files
+    )
+    if dtype == "float32":
+        return ModalityPlan(**layout, dtype=dtype, nodata=nodata, fill=float("nan"))
+    if not holes:
+        return ModalityPlan(**layout, dtype=dtype, nodata=(), fill=None)
+    if dtype == "int32":
+        raise ValueError(f"Modality {name!r} (int32) has holes without a value; name one: --nodata {name}=VALUE.")
+    logger.warning(f"Modality {name!r} ({dtype}) has holes without a value of their own: stored as float32 with NaN.")
+    return ModalityPlan(**layout, dtype="float32", nodata=(), fill=float("nan"))
+
+
+def _checked(name: str, values: Sequence[float], dtype: str) -> list[float]:
+    """Given nodata values as the dtype holds them."""
+    if dtype == "float32":
+        return [float(np.float32(value)) for value in values]
+    limits = np.iinfo(dtype)
+    for value in values:
+        if not (float(value).is_integer() and limits.min <= value <= limits.max):
+            raise ValueError(f"--nodata {name}={value:g}: the files are {dtype}, which cannot hold that value.")
+    return list(values)

@@ -1,0 +1,1 @@
+"""Rows into Parquet shards, with statistics and a card."""

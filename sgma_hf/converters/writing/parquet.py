@@ -1,0 +1,316 @@
+"""Writes a dataset in the row format: Parquet shards, metadata and a card, whole or not at all."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...data.rows import METADATA_FILE, DatasetMetadata, encode_raster
+from ...model.configuration_sgma import IGNORE_INDEX
+from .card import build_card
+from .statistics import SplitStatistics
+
+
+MAX_SHARD_BYTES = 400 * 2**20
+# Row groups are what streaming readers hold at once; a hundred 256-pixel rows are a few MB.
+_ROW_GROUP_ROWS = 100
+_ROW_GROUP_BYTES = 32 * 2**20
+
+
+class ShardWriter:
+    """One Parquet file of encoded rows, written in row groups of a bounded size.
+
+    Args:
+        path: The file.
+        schema: Of the rows.
+        max_group_bytes: Start another row group after so many encoded bytes.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, max_group_bytes: int = _ROW_GROUP_BYTES) -> None:
+        self.schema = schema
+        self.max_group_bytes = max_group_bytes
+        self.num_bytes = 0
+        self._rows: list[dict[str, Any]] = []
+        self._group_bytes = 0
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one row of `encode_row`."""
+        self._rows.append(row)
+        self._group_bytes += row_bytes(row)
+        if len(self._rows) >= _ROW_GROUP_ROWS or self._group_bytes >= self.max_group_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """End the row group."""
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self.schema))
+            self.num_bytes += self._group_bytes
+            self._rows, self._group_bytes = [], 0
+
+    def close(self) -> None:
+        """Write what is left and end the file."""
+        self.flush()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._writer.close()
+
+
+class _ShardedSplit:
+    """The Parquet files of one split; their number, which their names carry, is known only at the end."""
+
+    def __init__(self, directory: Path, split: str, schema: pa.Schema, max_shard_bytes: int) -> None:
+        self.directory = directory
+        self.split = split
+        self.schema = schema
+        self.max_shard_bytes = max_shard_bytes
+        self.shard: ShardWriter | None = None
+        self.num_shards = 0
+
+    def _partial_path(self, index: int) -> Path:
+        return self.directory / f"{self.split}-{index:05d}.partial"
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one encoded row."""
+        if self.shard is None:
+            path = self._partial_path(self.num_shards)
+            self.shard = ShardWriter(path, self.schema, min(_ROW_GROUP_BYTES, self.max_shard_bytes))
+            self.num_shards += 1
+        self.shard.write(row)
+        if self.shard.num_bytes >= self.max_shard_bytes:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the open file as it is."""
+        if self.shard is not None:
+            self.shard.abandon()
+            self.shard = None
+
+    def close(self) -> None:
+        """Write what is left and give the shards their names."""
+        if self.shard is not None:
+            self.shard.flush()
+        self.abandon()
+        for index in range(self.num_shards):
+            name = f"{self.split}-{index:05d}-of-{self.num_shards:05d}.parquet"
+            self._partial_path(index).rename(self.directory / name)
+
+
+class ParquetDatasetWriter:
+    """Context manager that writes a dataset folder which `datasets.load_dataset(folder)` reads.
+
+    Everything is written into a hidden folder beside the target, which is renamed at the end: an error, Ctrl-C or a
+    kill leaves no folder under the target's name (or the previous one, with `overwrite`).
+
+    Args:
+        out: The folder to make. It may exist if it is empty.
+        metadata: What the columns mean; its `statistics` are filled in here, from the split `train`.
+        title: Heading of the card.
+        description: What the card says first, Markdown.
+        command: The command that made the dataset, for the card.
+        overwrite: Whether to replace an earlier dataset; any other folder is left alone.
+        max_shard_bytes: Start another Parquet file after so many encoded bytes.
+
+    Example:
+        >>> with ParquetDatasetWriter(Path("data"), metadata, title="Fields") as writer:
+        ...     writer.write("train", "field_0", {"nir": nir, "red": None}, label)
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike,
+        metadata: DatasetMetadata,
+        *,
+        title: str,
+        description: str = "",
+        command: str = "",
+        overwrite: bool = False,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+    ) -> None:
+        self.out = Path(out).absolute()
+        self.metadata = metadata
+        self.title = title
+        self.description = description
+        self.command = command
+        self.max_shard_bytes = max_shard_bytes
+        self.statistics: dict[str, SplitStatistics] = {}
+        self._schema = metadata.features().arrow_schema
+        self._splits: dict[str, _ShardedSplit] = {}
+        self._ids: set[tuple[str, str]] = set()
+        self._digest = hashlib.sha256()
+        self._temporary = self.out.with_name(f".{self.out.name}.partial-{os.getpid()}")
+        check_output(self.out, overwrite=overwrite)
+
+    def __enter__(self) -> "ParquetDatasetWriter":
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        (self._temporary / "data").mkdir(parents=True)
+        return self
+
+    def write(
+        self, split: str, row_id: str, images: Mapping[str, np.ndarray | None], label: np.ndarray | None
+    ) -> None:
+        """Add one row.
+
+        Args:
+            split: `train`, `validation`, `test`, or another word.
+            row_id: Unique in its split.
+            images: One entry per modality, (height, width) or (height, width, channels) in the declared dtype; None
+                where missing.
+            label: uint8 (height, width) of class ids, 255 ignored; None where nobody labelled.
+
+        Raises:
+            ValueError: If the row is not what the metadata says, or its id is taken.
+        """
+        if (split, row_id) in self._ids:
+            raise ValueError(f"Row id {row_id!r} occurs twice in split {split!r}. Give every row its own.")
+        row = encode_row(self.metadata, row_id, images, label)
+        self._ids.add((split, row_id))
+        self._digest.update(split.encode())
+        digest_row(self._digest, row)
+        if split not in self._splits:
+            self._splits[split] = _ShardedSplit(self._temporary / "data", split, self._schema, self.max_shard_bytes)
+            self.statistics[split] = SplitStatistics.of(self.metadata)
+        self._splits[split].write(row)
+        self.statistics[split].update(images, label)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for split in self._splits.values():
+                split.abandon()
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _finish(self) -> None:
+        if not self._splits:
+            raise ValueError("There are no rows to write.")
+        for split in self._splits.values():
+            split.close()
+        training = self.statistics.get("train")
+        self.metadata = replace(self.metadata, statistics=training.as_dict("train") if training else None)
+        self.metadata.save(self._temporary)
+        card = build_card(
+            self.metadata,
+            self.statistics,
+            title=self.title,
+            description=self.description,
+            command=self.command,
+            fingerprint=self._digest.hexdigest()[:32],
+        )
+        (self._temporary / "README.md").write_text(card, encoding="utf-8")
+        publish_folder(self._temporary, self.out)
+
+    def summary(self) -> str:
+        """A few lines for the terminal: rows, missing shares and class shares per split."""
+        return summarize(self.out, self.metadata, self.statistics)
+
+
+def encode_row(
+    metadata: DatasetMetadata, row_id: str, images: Mapping[str, np.ndarray | None], label: np.ndarray | None
+) -> dict[str, Any]:
+    """Turn arrays into a row of the dataset.
+
+    Args:
+        metadata: What the row has to be like.
+        row_id: Its id.
+        images: One entry per modality; None where missing.
+        label: Class ids, or None.
+
+    Raises:
+        ValueError: If the row is not what the metadata says; the row and the column are named.
+    """
+    if set(images) != set(metadata.modalities):
+        raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
+    _check_label(row_id, label, len(metadata.class_names))
+    row: dict[str, Any] = {"id": row_id}
+    declared = zip(metadata.modalities, metadata.modality_channels, metadata.modality_dtypes, strict=True)
+    for name, channels, dtype in declared:
+        try:
+            row[name] = encode_raster(images[name], channels=channels, dtype=dtype)
+        except ValueError as error:
+            raise ValueError(f"Row {row_id!r}, column {name!r}: {error}") from error
+    row["label"] = encode_raster(label)
+    return row
+
+
+def _check_label(row_id: str, label: np.ndarray | None, num_classes: int) -> None:
+    if label is None:
+        return
+    if label.dtype != np.uint8 or label.ndim != 2:
+        raise ValueError(
+            f"Row {row_id!r}: a label is uint8 of shape (height, width); got {label.dtype} {label.shape}."
+        )
+    beyond = np.unique(label[(label >= num_classes) & (label != IGNORE_INDEX)])
+    if beyond.size:
+        raise ValueError(
+            f"Row {row_id!r}: label ids {beyond.tolist()} are neither below {num_classes}, the number of classes, nor "
+            f"{IGNORE_INDEX} (ignored)."
+        )
+
+
+def row_bytes(row: Mapping[str, Any]) -> int:
+    """Size of an encoded row."""
+    return sum(_num_bytes(value) for value in row.values())
+
+
+def digest_row(digest: Any, row: Mapping[str, Any]) -> None:
+    """Add an encoded row to a `hashlib` digest."""
+    for value in row.values():
+        content = value["bytes"] if isinstance(value, dict) else value
+        digest.update(b"" if content is None else content.encode() if isinstance(content, str) else content)
+
+
+def publish_folder(temporary: Path, out: Path) -> None:
+    """Rename a finished folder to its final name; an earlier one is removed last."""
+    replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
+    if out.exists():
+        out.rename(replaced)
+    temporary.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def summarize(out: Path, metadata: DatasetMetadata, statistics: Mapping[str, SplitStatistics]) -> str:
+    """A few lines for the terminal: rows, missing shares and class shares per split."""
+    sizes = ", ".join(f"{split} {item.num_rows}" for split, item in statistics.items())
+    lines = [f"{out}: {sizes} rows"]
+    for split, item in statistics.items():
+        missing = [f"{name} {modality.missing_rows / item.num_rows:.0%}" for name, modality in item.modalities.items()]
+        missing.append(f"label {item.unlabelled_rows / item.num_rows:.0%}")
+        lines.append(f"{split}: rows without {', '.join(missing)}")
+        shares = zip(metadata.class_names, item.class_shares(), strict=True)
+        lines.append("  classes: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
+    return "\n".join(lines)
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Refuse a target that is in the way, before any work is done.
+
+    Raises:
+        FileExistsError: If `out` is a file, a dataset (and `overwrite` is off), or a folder that holds anything else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / METADATA_FILE).is_file():
+        raise FileExistsError(f"--out {out} exists and is no dataset of ours, so it is left alone. Choose another.")
+    if not overwrite:
+        raise FileExistsError(f"--out {out} already holds a dataset. Choose another folder, or pass --overwrite.")
+
+
+def _num_bytes(value: Any) -> int:
+    """Size of one encoded cell."""
+    if value is None:
+        return 0
+    return len(value["bytes"]) if isinstance(value, dict) else len(value)

@@ -1,0 +1,145 @@
+"""Statistics of a dataset, gathered in one pass while its rows are written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...data.rows import DatasetMetadata, valid_pixels
+from ...model.configuration_sgma import IGNORE_INDEX
+
+
+class _ModalityStatistics:
+    """Mean, spread and gaps of one modality, merged row by row (Chan et al. 1979) in float64."""
+
+    def __init__(self, channels: int, nodata: Sequence[float]) -> None:
+        self.nodata = list(nodata)
+        self.count = 0
+        self.mean = np.zeros(channels)
+        self.squares = np.zeros(channels)  # sum of squared deviations from the mean
+        self.minimum = np.full(channels, np.inf)
+        self.maximum = np.full(channels, -np.inf)
+        self.pixels = 0
+        self.missing_rows = 0
+
+    def update(self, array: np.ndarray | None) -> None:
+        """Add one row's raster, (height, width) or (height, width, channels), or None."""
+        if array is None:
+            self.missing_rows += 1
+            return
+        valid = valid_pixels(array, self.nodata)
+        self.pixels += valid.size
+        values = np.atleast_3d(array)[valid]  # (N, C)
+        if not len(values):
+            return
+        if values.dtype == np.uint8:  # from histograms: exact, and several times as fast
+            counts = np.stack([np.bincount(band, minlength=256) for band in values.T])  # (C, 256)
+            levels = np.arange(256.0)
+            mean = counts @ levels / len(values)
+            squares = (counts * (levels - mean[:, None]) ** 2).sum(axis=1)
+        else:
+            values = values.astype(np.float64)
+            mean = values.mean(axis=0)
+            squares = ((values - mean) ** 2).sum(axis=0)
+        self._merge_moments(len(values), mean, squares, minimum=values.min(axis=0), maximum=values.max(axis=0))
+
+    def _merge_moments(
+        self, count: int, mean: np.ndarray, squares: np.ndarray, *, minimum: np.ndarray, maximum: np.ndarray
+    ) -> None:
+        total = self.count + count
+        shift = mean - self.mean
+        self.squares += squares + shift**2 * (self.count * count / total)
+        self.mean += shift * (count / total)
+        self.count = total
+        self.minimum = np.minimum(self.minimum, minimum)
+        self.maximum = np.maximum(self.maximum, maximum)
+
+    def merge_state(self, state: Mapping[str, Any]) -> None:
+        """Add what another instance gathered; `state` is what its `state` gave."""
+        self.pixels += state["pixels"]
+        self.missing_rows += state["missing_rows"]
+        if state["count"]:
+            arrays = {name: np.array(state[name]) for name in ("mean", "squares", "minimum", "maximum")}
+            self._merge_moments(state["count"], **arrays)
+
+    def state(self) -> dict[str, Any]:
+        """Everything gathered, as numbers that JSON keeps exactly (infinities as Python writes them)."""
+        arrays = {name: getattr(self, name).tolist() for name in ("mean", "squares", "minimum", "maximum")}
+        return {"count": self.count, "pixels": self.pixels, "missing_rows": self.missing_rows, **arrays}
+
+    def as_dict(self, num_rows: int) -> dict[str, Any]:
+        """JSON-able figures; None per channel where no pixel was valid."""
+        seen = self.count > 0
+        return {
+            "mean": self.mean.tolist() if seen else None,
+            "std": np.sqrt(self.squares / self.count).tolist() if seen else None,
+            "minimum": self.minimum.tolist() if seen else None,
+            "maximum": self.maximum.tolist() if seen else None,
+            "nodata_share": 1 - self.count / self.pixels if self.pixels else None,
+            "missing_share": self.missing_rows / num_rows if num_rows else None,
+        }
+
+
+class SplitStatistics:
+    """What one split holds: rows, gaps and values per modality, pixels per class."""
+
+    def __init__(
+        self, modalities: Sequence[str], channels: Sequence[int], nodata: Sequence[Sequence[float]], num_classes: int
+    ) -> None:
+        self.modalities = {
+            name: _ModalityStatistics(*pair) for name, *pair in zip(modalities, channels, nodata, strict=True)
+        }
+        self.class_pixels = np.zeros(num_classes, dtype=np.int64)
+        self.ignored_pixels = 0
+        self.num_rows = 0
+        self.unlabelled_rows = 0
+
+    @classmethod
+    def of(cls, metadata: DatasetMetadata) -> "SplitStatistics":
+        """Empty statistics of a split of a dataset."""
+        return cls(metadata.modalities, metadata.modality_channels, metadata.nodata, len(metadata.class_names))
+
+    def state(self) -> dict[str, Any]:
+        """Everything gathered, as JSON keeps it exactly."""
+        return {
+            "modalities": {name: item.state() for name, item in self.modalities.items()},
+            "class_pixels": self.class_pixels.tolist(),
+            "ignored_pixels": self.ignored_pixels,
+            "num_rows": self.num_rows,
+            "unlabelled_rows": self.unlabelled_rows,
+        }
+
+    def merge_state(self, state: Mapping[str, Any]) -> None:
+        """Add what another instance gathered; `state` is what its `state` gave."""
+        for name, item in self.modalities.items():
+            item.merge_state(state["modalities"][name])
+        self.class_pixels += np.array(state["class_pixels"], dtype=np.int64)
+        self.ignored_pixels += state["ignored_pixels"]
+        self.num_rows += state["num_rows"]
+        self.unlabelled_rows += state["unlabelled_rows"]
+
+    def update(self, images: Mapping[str, np.ndarray | None], label: np.ndarray | None) -> None:
+        """Add one row."""
+        self.num_rows += 1
+        for name, statistics in self.modalities.items():
+            statistics.update(images[name])
+        if label is None:
+            self.unlabelled_rows += 1
+            return
+        counts = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
+        self.class_pixels += counts[: len(self.class_pixels)]
+        self.ignored_pixels += int(counts[IGNORE_INDEX])
+
+    def as_dict(self, split: str) -> dict[str, Any]:
+        """The `statistics` of `DatasetMetadata`."""
+        return {
+            "split": split,
+            "num_rows": self.num_rows,
+            "modalities": [item.as_dict(self.num_rows) for item in self.modalities.values()],
+            "class_pixels": self.class_pixels.tolist(),
+            "ignored_pixels": self.ignored_pixels,
+        }
+
+    def class_shares(self) -> list[float]:
+        """Share of the labelled pixels per class, 0 where nothing is labelled."""
+        return (self.class_pixels / max(1, self.class_pixels.sum())).tolist()

@@ -1,0 +1,1 @@
+"""What fusion and missing modalities cost: time, memory, throughput."""

@@ -1,0 +1,123 @@
+"""How much of the bare model's speed is left when it predicts from files: the whole of `predict_raster` against it."""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from ..model.image_processing_sgma import SgmaImageProcessor
+from ..prediction.maps import predict_raster
+from ..prediction.sliding_window import default_stride
+from ..rasters.files import require_rasterio
+
+
+@torch.no_grad()
+def measure_raster_throughput(
+    model: Any,
+    *,
+    tile_size: int,
+    tiles_per_side: int = 4,
+    batch_size: int = 4,
+    repeats: int = 3,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Time `predict_raster` on synthetic GeoTIFFs, and the model alone on the very same batches, held in memory.
+
+    Both are timed in turn, so that whatever else the machine does hits them alike. `predict_raster` reads compressed
+    files, normalises, blends overlapping tiles and writes a Cloud Optimized GeoTIFF besides.
+
+    Args:
+        model: An SGMA model with a segmentation head, in eval mode; a uint8 raster is made up for each modality.
+        tile_size: Side of the tiles in pixels.
+        tiles_per_side: Tiles, at the default stride, along each side of the square scene.
+        batch_size: Tiles per forward pass.
+        repeats: Rounds; medians over them are given.
+        seed: Seed of the values.
+
+    Returns:
+        `raster_seconds` and `model_seconds`, medians; `throughput_share`, the median of `model_seconds /
+        raster_seconds` over the rounds: the share of the bare model's throughput that is left; `megapixels` of the
+        scene, `megapixels_per_second` of the whole, and `tiles`.
+
+    Raises:
+        ValueError: If a number is below 1.
+        ImportError: If rasterio is missing.
+    """
+    if min(tile_size, tiles_per_side, batch_size, repeats) < 1:
+        raise ValueError(
+            f"`tile_size`, `tiles_per_side`, `batch_size` and `repeats` are {tile_size}, {tiles_per_side}, "
+            f"{batch_size} and {repeats}; expected at least 1 of each."
+        )
+    side = tile_size + (tiles_per_side - 1) * default_stride(tile_size)
+    names, channels = model.config.modalities, model.config.modality_channels
+    processor = SgmaImageProcessor(names, channels)
+    batches: list[dict[str, torch.Tensor]] = []
+    seconds: dict[str, list[float]] = {"raster": [], "model": []}
+    on_gpu = model.device.type == "cuda"
+    with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
+        rasters = _write_rasters(Path(folder), dict(zip(names, channels, strict=True)), side, seed)
+
+        def predict() -> None:
+            predict_raster(
+                model, processor, rasters, Path(folder) / "map.tif", tile_size=tile_size, batch_size=batch_size
+            )
+
+        def run_model() -> None:
+            for batch in batches:
+                model(**batch)
+            if on_gpu:
+                torch.cuda.synchronize()
+
+        # The first round of each warms it up, and this one tells what the model was given.
+        hook = model.register_forward_pre_hook(lambda module, args, inputs: batches.append(inputs), with_kwargs=True)
+        predict()
+        hook.remove()
+        run_model()
+        for _ in logging.tqdm(range(repeats), desc="rounds", leave=False):
+            for name, function in (("raster", predict), ("model", run_model)):
+                start = time.perf_counter()
+                function()
+                seconds[name].append(time.perf_counter() - start)
+    raster_seconds = statistics.median(seconds["raster"])
+    return {
+        "raster_seconds": raster_seconds,
+        "model_seconds": statistics.median(seconds["model"]),
+        "throughput_share": statistics.median(
+            model / raster for model, raster in zip(seconds["model"], seconds["raster"], strict=True)
+        ),
+        "megapixels": side**2 / 1e6,
+        "megapixels_per_second": side**2 / 1e6 / raster_seconds,
+        "tiles": sum(len(batch["pixel_values"]) for batch in batches),
+    }
+
+
+def _write_rasters(folder: Path, channels: dict[str, int], side: int, seed: int) -> dict[str, Path]:
+    """A compressed GeoTIFF per modality, blocks of one value with noise, so that neither extreme is measured."""
+    rasterio = require_rasterio(folder)
+    generator = np.random.default_rng(seed)
+    rasters = {}
+    for name, count in channels.items():
+        coarse = generator.integers(20, 230, (count, -(-side // 32), -(-side // 32)))
+        values = np.kron(coarse, np.ones((1, 32, 32), dtype=np.int64))[:, :side, :side]
+        values = (values + generator.integers(0, 8, values.shape)).astype(np.uint8)
+        rasters[name] = folder / f"{name}.tif"
+        with rasterio.open(
+            rasters[name],
+            "w",
+            driver="GTiff",
+            count=count,
+            height=side,
+            width=side,
+            dtype="uint8",
+            crs="EPSG:32631",
+            transform=rasterio.Affine(0.2, 0, 500000, 0, -0.2, 4800000),
+            compress="deflate",
+            tiled=True,
+        ) as target:
+            target.write(values)
+    return rasters

@@ -1,0 +1,252 @@
+"""What SGMA costs in time, beside mean fusion with the same encoder and head and beside the bare encoder.
+
+All variants of a comparison are run in turn, so that whatever else the machine does hits them alike. Seconds are
+medians over the rounds; a ratio is the median of the ratios within the rounds, which a slow spell does not change.
+Weights and images are random: nothing here depends on their values.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from ..evaluation.metrics import confusion_matrix
+from ..model.configuration_sgma import SgmaConfig
+from ..model.modeling_sgma import SgmaForSemanticSegmentation, upsample_to_pixels
+from ..training.collator import SgmaDataCollator
+
+
+SGMA, MEAN_FUSION, BACKBONE = "SGMA", "mean fusion", "bare backbone"
+PACKAGE_DEFAULT = "SGMA with adapters and Dice"
+# The paper's form, of all variants but one.
+_PAPER = {"modality_adapter_size": 0, "dice_loss_weight": 0.0}
+# How the configuration of each variant differs from that; the bare backbone is that of mean fusion.
+VARIANTS: dict[str, dict[str, Any]] = {
+    SGMA: {},
+    PACKAGE_DEFAULT: {name: getattr(SgmaConfig, name) for name in _PAPER},
+    "SGMA without MAS": {"mas_loss_weight": 0.0},
+    "mean fusion with MAS": {"fusion": "mean"},
+    "projected mean": {"fusion": "projector_mean", "mas_loss_weight": 0.0},
+    MEAN_FUSION: {"fusion": "mean", "mas_loss_weight": 0.0},
+    BACKBONE: {"fusion": "mean", "mas_loss_weight": 0.0},
+}
+# Those that differ in more than the sampling branch, which only training has.
+FUSIONS = (SGMA, PACKAGE_DEFAULT, "projected mean", MEAN_FUSION, BACKBONE)
+
+
+@dataclass(frozen=True)
+class BenchmarkCase:
+    """A model's shape and what it is given.
+
+    Args:
+        backbone_config: Configuration of the encoder, as `SgmaConfig` takes it.
+        size: Side of the square images in pixels.
+        batch_size: Images per pass.
+        num_modalities: Modalities; the first has three bands, the others one.
+        num_present: How many of them, the first ones, each row has; None for all.
+        num_labels: Classes.
+        decoder_hidden_size: Width of the decode head.
+        seed: Seed of weights and images.
+        device: Where to run.
+    """
+
+    backbone_config: dict[str, Any]
+    size: int = 256
+    batch_size: int = 1
+    num_modalities: int = 3
+    num_present: int | None = None
+    num_labels: int = 5
+    decoder_hidden_size: int = 128
+    seed: int = 0
+    device: str = "cpu"
+
+    def build(self, variant: str = SGMA) -> SgmaForSemanticSegmentation:
+        """Make a variant's model, in eval mode."""
+        torch.manual_seed(self.seed)
+        config = SgmaConfig(
+            modalities=[f"modality{index}" for index in range(self.num_modalities)],
+            modality_channels=[3] + [1] * (self.num_modalities - 1),
+            num_labels=self.num_labels,
+            decoder_hidden_size=self.decoder_hidden_size,
+            backbone_config=dict(self.backbone_config),
+            **_PAPER | VARIANTS[variant],
+        )
+        return SgmaForSemanticSegmentation(config).eval().to(self.device)
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        """Make the inputs of the model, with labels."""
+        generator = torch.Generator().manual_seed(self.seed)
+        sides = (self.size, self.size)
+        present = self.num_modalities if self.num_present is None else self.num_present
+        batch = {
+            "pixel_values": torch.randn(self.batch_size, self.num_modalities + 2, *sides, generator=generator),
+            "modality_mask": torch.arange(self.num_modalities).expand(self.batch_size, -1) < present,
+            "labels": torch.randint(self.num_labels, (self.batch_size, *sides), generator=generator),
+        }
+        return {name: values.to(self.device) for name, values in batch.items()}
+
+    def passes(
+        self, variant: str, *, training: bool, model: SgmaForSemanticSegmentation | None = None
+    ) -> Callable[[], None]:
+        """Make a function that does one training step, without the optimiser, or one inference of a variant.
+
+        Args:
+            variant: A name out of `VARIANTS`.
+            training: Whether it is a training step.
+            model: The variant's model; None builds it.
+        """
+        model, batch = self.build(variant) if model is None else model, self.batch()
+        pairs = int(batch["modality_mask"].sum())
+        stacked = batch["pixel_values"][:1, :3].repeat(pairs, 1, 1, 1)
+        inputs = {name: values for name, values in batch.items() if training or name != "labels"}
+
+        def run() -> None:
+            if variant == BACKBONE:
+                maps = model.sgma.backbone(stacked).feature_maps
+                loss = sum(stage.mean() for stage in maps)
+            else:
+                loss = model(**inputs).loss
+            if training:
+                loss.backward()
+                model.zero_grad()
+
+        model.train(training)
+        return run if training else torch.no_grad()(run)
+
+
+def measure_case(case: BenchmarkCase, variants: Sequence[str], *, repeats: int) -> dict[str, dict]:
+    """Time the training step and the inference of some variants.
+
+    Args:
+        case: What to run.
+        variants: Names out of `VARIANTS`, SGMA, mean fusion and the bare backbone among them; inference has no
+            sampling branch, so there those of `FUSIONS` are run.
+        repeats: Rounds, at least 1.
+
+    Returns:
+        For "training" and "inference" the `seconds` of every variant, and its ratios `to_sgma`, `to_mean_fusion` and
+        `to_backbone`.
+    """
+    figures = {}
+    for kind, names in (("training", variants), ("inference", [name for name in variants if name in FUSIONS])):
+        rounds = time_in_turn({name: case.passes(name, training=kind == "training") for name in names}, repeats)
+        figures[kind] = {
+            "seconds": {name: statistics.median(seconds) for name, seconds in rounds.items()},
+            "to_sgma": {name: _ratio(seconds, rounds[SGMA]) for name, seconds in rounds.items()},
+            "to_mean_fusion": {name: _ratio(seconds, rounds[MEAN_FUSION]) for name, seconds in rounds.items()},
+            "to_backbone": {name: _ratio(seconds, rounds[BACKBONE]) for name, seconds in rounds.items()},
+        }
+    return figures
+
+
+@torch.no_grad()
+def measure_subsets(case: BenchmarkCase, *, repeats: int) -> dict[str, float | bool]:
+    """Time the inference of all modalities, of one, and of every combination, from one encoding and by a plain loop.
+
+    Returns:
+        `seconds` of each, `one_to_all` and `one_encoding_to_loop` as ratios, and `combinations_agree_in_float64`:
+        whether both ways to evaluate all combinations count the same pixels.
+    """
+    model, pixel_values = case.build(), case.batch()["pixel_values"]
+    subsets = [subset.to(case.device) for subset in _subsets(case)]
+
+    def one_encoding() -> None:
+        encoding = model.encode(pixel_values)
+        for subset in subsets:
+            model.fuse_and_decode(encoding, subset)
+
+    def loop() -> None:
+        for subset in subsets:
+            model(pixel_values, subset)
+
+    rounds = time_in_turn(
+        {
+            "all modalities": lambda: model(pixel_values),
+            "one modality": lambda: model(pixel_values, subsets[0]),
+            "all combinations, one encoding": one_encoding,
+            "all combinations, plain loop": loop,
+        },
+        repeats,
+    )
+    every, one, cached, naive = rounds.values()
+    return {
+        "seconds": {name: statistics.median(seconds) for name, seconds in rounds.items()},
+        "one_to_all": _ratio(one, every),
+        "one_encoding_to_loop": _ratio(cached, naive),
+        "combinations_agree_in_float64": _combinations_agree(case),
+    }
+
+
+def measure_loading(
+    case: BenchmarkCase, rows: Sequence[dict[str, Any]], collator: SgmaDataCollator, *, repeats: int
+) -> dict[str, float]:
+    """Time one process that makes a batch of rows, decoding and augmentation included, and the step that it feeds.
+
+    Args:
+        case: The model; its bands and classes have to fit the rows.
+        rows: One batch of rows in memory, each with its `RowKey`.
+        collator: Makes the batch.
+        repeats: Rounds.
+
+    Returns:
+        `batch_seconds`, `step_seconds` and their ratio `loading_to_compute`.
+    """
+    model = case.build().train()
+    batch = {name: values.to(case.device) for name, values in collator(rows).items()}
+
+    def step() -> None:
+        model(**batch).loss.backward()
+        model.zero_grad()
+
+    rounds = time_in_turn({"loading": lambda: collator(rows), "step": step}, repeats)
+    return {
+        "batch_seconds": statistics.median(rounds["loading"]),
+        "step_seconds": statistics.median(rounds["step"]),
+        "loading_to_compute": _ratio(rounds["loading"], rounds["step"]),
+    }
+
+
+def time_in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every function in every round, after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in logging.tqdm(range(repeats + 1), desc="rounds", leave=False):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def _subsets(case: BenchmarkCase) -> list[torch.Tensor]:
+    """Every non-empty combination as a mask, (batch_size, num_modalities), the first modality alone first."""
+    masks = [mask for mask in itertools.product([True, False], repeat=case.num_modalities) if any(mask)]
+    masks.sort(key=sum)
+    return [torch.tensor(mask).expand(case.batch_size, -1) for mask in masks]
+
+
+def _combinations_agree(case: BenchmarkCase) -> bool:
+    """Whether both ways to evaluate all combinations count the same pixels, in float64 and on small images."""
+    model = case.build().cpu().double()
+    generator = torch.Generator().manual_seed(case.seed)
+    shape = (case.batch_size, sum(model.config.modality_channels), 64, 64)
+    pixel_values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    labels = torch.randint(case.num_labels, (case.batch_size, 64, 64), generator=generator)
+    encoding = model.encode(pixel_values)
+    for subset in _subsets(case):
+        logits = model.fuse_and_decode(encoding, subset).logits, model(pixel_values, subset).logits
+        cached, naive = (upsample_to_pixels(maps, 4, (64, 64)).argmax(1).numpy() for maps in logits)
+        counts = [confusion_matrix(classes, labels.numpy(), case.num_labels) for classes in (cached, naive)]
+        if (counts[0] != counts[1]).any():
+            return False
+    return True

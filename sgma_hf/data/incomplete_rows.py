@@ -1,0 +1,130 @@
+"""Makes training rows incomplete on purpose, and reproducibly: the benchmark with sensors that are really absent.
+
+Every choice depends on (seed, row id) alone, so neither the number of processes nor an interruption changes a row, and
+taking from one modality more leaves the others as they are.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from .rows import DatasetMetadata, valid_pixels
+
+
+_MIN_COVERED, _MAX_COVERED = 0.2, 0.8  # of the tile's diagonal across the line
+
+
+def parse_shares(text: str, flag: str) -> dict[str, float]:
+    """Read `dsm=0.3,nir=0.1`.
+
+    Args:
+        text: The argument.
+        flag: Its name, for errors.
+
+    Raises:
+        ValueError: If it is anything else, or a share is not between 0 and 1.
+    """
+    shares: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.strip().partition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = -1.0
+        if not name or not 0 <= share <= 1 or name in shares:
+            raise ValueError(f"{flag} {text}: expected NAME=SHARE[,NAME=SHARE...], each once, shares from 0 to 1.")
+        shares[name] = share
+    return shares
+
+
+class RowWithholder:
+    """Takes modalities, or parts of them, away from rows.
+
+    A row keeps at least one modality that covers the whole tile: where the draws would leave none, the one with the
+    highest draw is left as it is.
+
+    Args:
+        metadata: Of the dataset; a modality that may end inside a tile has NaN or a nodata value to say so.
+        missing: Share of rows that lose the modality.
+        coverage: Share of rows in which the modality ends inside the tile.
+        seed: Decides which.
+
+    Raises:
+        ValueError: If a modality is not one of the dataset's.
+    """
+
+    def __init__(
+        self, metadata: DatasetMetadata, missing: Mapping[str, float], coverage: Mapping[str, float], *, seed: int
+    ) -> None:
+        self.metadata = metadata
+        self.missing = dict(missing)
+        self.coverage = dict(coverage)
+        self.seed = seed
+        for flag, shares in (("--missing", missing), ("--coverage", coverage)):
+            unknown = sorted(set(shares) - set(metadata.modalities))
+            if unknown:
+                raise ValueError(f"{flag} names {unknown}; the modalities are {metadata.modalities}.")
+
+    def apply(self, row_id: str, images: Mapping[str, np.ndarray | None]) -> tuple[dict, list[str]]:
+        """Make one row incomplete.
+
+        Args:
+            row_id: Its id.
+            images: Its rasters by modality, None where missing.
+
+        Returns:
+            The rasters, and what was taken: `dsm` for a whole modality, `dsm (part)` for one that now ends inside.
+        """
+        digest = hashlib.sha256(f"{self.seed}:{row_id}".encode()).digest()
+        rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        names = self.metadata.modalities
+        lost, ends, keeper = (rng.random(len(names)) for _ in range(3))
+        angles, shares = rng.uniform(0, 2 * np.pi, len(names)), rng.uniform(_MIN_COVERED, _MAX_COVERED, len(names))
+        present = np.array([images[name] is not None for name in names])
+        gone = present & (lost < [self.missing.get(name, 0.0) for name in names])
+        cut = present & ~gone & (ends < [self.coverage.get(name, 0.0) for name in names])
+        if present.any() and not (present & ~gone & ~cut).any():
+            kept = int(np.argmax(np.where(present, keeper, -1)))
+            gone[kept] = cut[kept] = False
+        result, taken = dict(images), []
+        for index, name in enumerate(names):
+            if gone[index]:
+                result[name] = None
+                taken.append(name)
+            elif cut[index]:
+                part = self._cut(index, images[name], float(angles[index]), float(shares[index]))
+                if part is not None:
+                    result[name] = part
+                    taken.append(f"{name} (part)")
+        return result, taken
+
+    def _cut(self, index: int, array: np.ndarray, angle: float, share: float) -> np.ndarray | None:
+        """The raster with "no data" beyond a line; None if nothing would be left."""
+        height, width = array.shape[:2]
+        y, x = np.mgrid[0:height, 0:width]
+        across = np.cos(angle) * (x + 0.5) / width + np.sin(angle) * (y + 0.5) / height
+        low, high = across.min(), across.max()
+        beyond = across > low + share * (high - low)
+        nodata = self.metadata.nodata[index]
+        result = array.copy()
+        result[beyond] = np.nan if array.dtype.kind == "f" else nodata[0]
+        return result if valid_pixels(result, nodata).any() else None
+
+
+def free_fill_value(array: np.ndarray | None, fill: float) -> np.ndarray | None:
+    """Move pixels that equal the value for "no data" in all channels by one, so that it means nothing else.
+
+    Args:
+        array: Integers, (height, width) or (height, width, channels); None stays None.
+        fill: The value.
+    """
+    if array is None:
+        return None
+    planes = array if array.ndim == 3 else array[..., None]
+    clash = (planes == fill).all(axis=-1)
+    if not clash.any():
+        return array
+    result = array.copy()
+    result[clash] = fill + 1 if fill < np.iinfo(array.dtype).max else fill - 1
+    return result

@@ -1,0 +1,1 @@
+"""Scores over every combination of modalities; scenes, agreement, damaged inputs, reliance."""

@@ -1,0 +1,367 @@
+"""Do robustness maps say where a modality alone is wrong? Reliance on it, against the errors of its own prediction.
+
+Every batch is encoded once; the robustness maps come from fusing all modalities, the errors from fusing each alone.
+A pixel counts for modality m if it is labelled, m covers it, and so does another modality: where m is alone, its
+robustness is 1 whatever it sees.
+
+- **Correlation** (Pearson): over the cells of a stage, between robustness r of m and the share e of the cell's
+  counted pixels that the prediction from m alone gets wrong, each cell weighted by its number of such pixels. For a
+  class, only that class's pixels of a cell count, and make its e and its weight. From sums in float64. Maps that say
+  where m errs have a negative correlation.
+- **AUC**, which asks for order alone: probability that a random pixel that m alone gets wrong lies in a cell of lower
+  r than a random pixel that it gets right, ties counting half. 0.5 says nothing.
+- **Contested pixels** are those where, among the modalities that cover them, one at least is right alone and one at
+  least is wrong. Robustness is a share: where all modalities err, or none, it has nothing to tell, so correlation and
+  AUC are also given over these pixels alone.
+- **Choice**: of the contested pixels, the share where the most relied-on is right (modalities tied for it count
+  equally). Beside it what chance gives, choosing uniformly among those that cover; what always choosing one modality
+  gives, over the contested pixels that it covers; and the share that the fused prediction gets right.
+
+`overall` figures are over all pairs of cell or pixel and modality, so they also hold what differs between modalities:
+a map that is constant, high for the better modality, has an overall correlation but none within a modality. Stage
+"mean" is the mean of the four maps, each cell of stride 4 taking the values of the coarser cells that hold it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..model.configuration_sgma import STAGE_STRIDES
+from .combinations import (
+    PreparedRow,
+    PreparedRows,
+    batches_by_size,
+    check_evaluated,
+    predicted_classes,
+    without_skipped,
+)
+from .stage_cells import NUM_BINS, bin_indices, histogram_auc, ratio
+
+
+STAGE_NAMES = (*(str(stride) for stride in STAGE_STRIDES), "mean")
+_SUMS = 6  # weight w, w r, w e, w r^2, w e^2, w r e
+
+
+class _Agreement:
+    """Sums for the correlations and histograms for the AUCs, of every map, modality and class."""
+
+    def __init__(self, num_modalities: int, num_labels: int):
+        # The last class is all of them together: e of a cell is not the sum of its classes' e.
+        self.sums = np.zeros((len(STAGE_NAMES), num_modalities, num_labels + 1, _SUMS))
+        # Pixels right and wrong by the bin of their cell's robustness.
+        self.bins = np.zeros((len(STAGE_NAMES), num_modalities, num_labels, 2, NUM_BINS), dtype=np.int64)
+
+    def add(self, level: int, modality: int, robustness: torch.Tensor, counts: torch.Tensor) -> None:
+        """Add one map of one modality.
+
+        Args:
+            level: Index of the map in `STAGE_NAMES`.
+            modality: Index of the modality.
+            robustness: (B, h, w).
+            counts: Pixels right and wrong of every class in every cell, int64, (B, h, w, K, 2).
+        """
+        robustness = robustness.double()
+        both = torch.cat([counts, counts.sum(3, keepdim=True)], dim=3).double()  # (B, h, w, K + 1, 2)
+        weight, wrong = both.sum(-1), both[..., 1]
+        r = robustness.unsqueeze(-1)
+        share = wrong / weight.clamp_min(1)
+        terms = (weight, weight * r, wrong, weight * r * r, wrong * share, wrong * r)
+        self.sums[level, modality] += torch.stack([term.sum((0, 1, 2)) for term in terms], dim=-1).cpu().numpy()
+        num_labels = counts.shape[3]
+        cells = bin_indices(robustness, 0, 1).flatten()
+        binned = counts.new_zeros(NUM_BINS, num_labels * 2).index_add_(0, cells, counts.flatten(3).flatten(0, 2))
+        self.bins[level, modality] += binned.view(NUM_BINS, num_labels, 2).permute(1, 2, 0).cpu().numpy()
+
+    def figures(self, level: int, modalities: slice, label: int | None) -> dict[str, float | int | None]:
+        """Correlation, AUC and number of pixels of some modalities and one class (None: all)."""
+        sums = self.sums[level, modalities, -1 if label is None else label].sum(0)
+        bins = self.bins[level, modalities]
+        right, wrong = bins.sum((0, 1)) if label is None else bins[:, label].sum(0)
+        return {
+            "correlation": weighted_correlation(*sums),
+            "auc": histogram_auc(wrong, right),
+            "pixels": int(sums[0]),
+            "error_rate": float(sums[2] / sums[0]) if sums[0] else None,
+        }
+
+
+def weighted_correlation(
+    weight: float, sum_x: float, sum_y: float, sum_xx: float, sum_yy: float, sum_xy: float
+) -> float | None:
+    """Pearson correlation of x and y from their weighted sums; None where one of them does not vary.
+
+    Args:
+        weight: Sum of the weights.
+        sum_x: Weighted sum of x.
+        sum_y: Weighted sum of y.
+        sum_xx: Weighted sum of x squared.
+        sum_yy: Weighted sum of y squared.
+        sum_xy: Weighted sum of the products.
+    """
+    if weight == 0:
+        return None
+    variance_x = sum_xx / weight - (sum_x / weight) ** 2
+    variance_y = sum_yy / weight - (sum_y / weight) ** 2
+    # Rounding leaves about 1e-16 of a constant; robustness is float32, so what varies at all varies by far more.
+    if variance_x < 1e-14 or variance_y < 1e-14:
+        return None
+    covariance = sum_xy / weight - sum_x / weight * sum_y / weight
+    return float(np.clip(covariance / np.sqrt(variance_x * variance_y), -1, 1))
+
+
+class _Choice:
+    """Contested pixels by class, and on how many of them which way of choosing is right."""
+
+    def __init__(self, num_modalities: int, num_labels: int):
+        self.pixels = np.zeros(num_labels)
+        self.chance = np.zeros(num_labels)
+        self.fused = np.zeros(num_labels)
+        self.relied_on = np.zeros((len(STAGE_NAMES), num_labels))
+        self.covered = np.zeros((num_modalities, num_labels))
+        self.right = np.zeros((num_modalities, num_labels))
+
+    def add(
+        self,
+        right: torch.Tensor,
+        counted: torch.Tensor,
+        contested: torch.Tensor,
+        labels: torch.Tensor,
+        fused: torch.Tensor,
+        maps: Sequence[torch.Tensor],
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            right: Where each modality alone is right, bool, (B, M, H, W).
+            counted: Pixels that count for each modality, bool, (B, M, H, W).
+            contested: The contested pixels among them, bool, (B, H, W).
+            labels: (B, H, W).
+            fused: Where the fused prediction is right, bool, (B, H, W).
+            maps: Robustness of pixels, (B, M, H, W) for each of `STAGE_NAMES`; none without robustness.
+        """
+        right = right & counted
+        classes = labels[contested]
+        # (pixels, M)
+        right, counted = (planes.movedim(1, -1)[contested] for planes in (right, counted))
+
+        def by_class(values: torch.Tensor) -> np.ndarray:
+            return torch.bincount(classes, values.double(), minlength=len(self.pixels)).cpu().numpy()
+
+        self.pixels += by_class(torch.ones_like(classes))
+        self.chance += by_class(right.sum(1) / counted.sum(1).double())
+        self.fused += by_class(fused[contested])
+        for modality in range(right.shape[1]):
+            self.covered[modality] += by_class(counted[:, modality])
+            self.right[modality] += by_class(right[:, modality])
+        for level, robustness in enumerate(maps):
+            shares = robustness.movedim(1, -1)[contested].masked_fill(~counted, -1)
+            most = shares == shares.amax(1, keepdim=True)
+            self.relied_on[level] += by_class((right & most).sum(1) / most.sum(1).double())
+
+    def figures(self, names: Sequence[str], label: int | None, *, has_maps: bool) -> dict[str, Any]:
+        """Shares of the contested pixels of one class (None: all)."""
+        chosen = slice(None) if label is None else slice(label, label + 1)
+        pixels = self.pixels[chosen].sum()
+        relied_on = {
+            name: ratio(self.relied_on[level, chosen].sum(), pixels) if has_maps else None
+            for level, name in enumerate(STAGE_NAMES)
+        }
+        return {
+            "contested_pixels": int(pixels),
+            "relied_on": relied_on,
+            "chance": ratio(self.chance[chosen].sum(), pixels),
+            "fused": ratio(self.fused[chosen].sum(), pixels),
+            "always": {
+                name: ratio(self.right[index, chosen].sum(), self.covered[index, chosen].sum())
+                for index, name in enumerate(names)
+            },
+        }
+
+
+@torch.no_grad()
+def reliance_error_agreement(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    window_size: int | None,
+    batch_size: int = 8,
+) -> dict[str, Any]:
+    """Measure how well robustness maps agree with the errors of the predictions from single modalities.
+
+    What is counted and what the figures mean is said at the top of this module. Rows without a label or a modality
+    are left out; nothing is kept of a batch but sums and histograms. The model's mode is restored.
+
+    Args:
+        model: An SGMA model with a segmentation head, or a baseline with the same `encode` and `fuse_and_decode`.
+        processor: Its image processor.
+        rows: Rows of the one schema, with a length.
+        window_size: Side in pixels of the windows that larger rows are cut into, as in
+            `evaluate_modality_combinations`; None for whole rows.
+        batch_size: Windows per forward pass, at most.
+
+    Returns:
+        A dictionary that JSON can hold, None where undefined:
+
+        - `stages` and `contested_stages`, over all pixels and the contested ones, None without robustness: "4", "8",
+          "16", "32" and "mean" -> `overall`, `modalities` (name ->), `classes` (list, over all modalities) and
+          `classes_per_modality` (name -> list), each with `correlation` in [-1, 1], `auc` in [0, 1], `pixels` (pairs
+          of pixel and modality) and `error_rate` of the predictions from single modalities.
+        - `choice`: `overall` and `classes` (list), each with `contested_pixels` and the shares of them, in [0, 1],
+          that are right: `relied_on` (stage -> share, None without robustness), `chance`, `fused`, and `always`
+          (modality -> share).
+        - `modalities`, `class_names`, `window_size`, `rows`, `windows`, `rows_without_label`,
+          `rows_without_modality`.
+
+    Raises:
+        ValueError: If no row can be evaluated, one cannot be read, or an option is wrong.
+        TypeError: If `rows` has no length.
+    """
+    config = model.config
+    check_evaluated(config, processor, rows)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
+    names = list(config.modalities)
+    agreements = [_Agreement(len(names), config.num_labels) for _ in range(2)]  # all pixels, the contested
+    choice = _Choice(len(names), config.num_labels)
+    skipped = {"rows": 0, "windows": 0, "label": 0, "modality": 0}
+    prepared = PreparedRows(rows, processor, config, window_size)
+    has_maps, num_batches = False, 0
+    was_training = model.training
+    model.eval()
+    try:
+        windows = without_skipped((prepared[index] for index in range(len(prepared))), skipped)
+        for batch in batches_by_size(windows, batch_size):
+            num_batches += 1
+            has_maps |= _count_batch(model, batch, agreements, choice)
+    finally:
+        model.train(was_training)
+    if num_batches == 0:
+        raise ValueError(
+            f"None of the {skipped['rows']} rows can be evaluated: {skipped['label']} have no label, "
+            f"{skipped['modality']} have none of the modalities {names}. Choose a split with labels."
+        )
+    labels = range(config.num_labels)
+    return {
+        "stages": _summarize(agreements[0], names, config.num_labels) if has_maps else None,
+        "contested_stages": _summarize(agreements[1], names, config.num_labels) if has_maps else None,
+        "choice": {
+            "overall": choice.figures(names, None, has_maps=has_maps),
+            "classes": [choice.figures(names, label, has_maps=has_maps) for label in labels],
+        },
+        "modalities": names,
+        "class_names": [str(config.id2label[label]) for label in labels],
+        "window_size": window_size,
+        "rows": skipped["rows"],
+        "windows": skipped["windows"],
+        "rows_without_label": skipped["label"],
+        "rows_without_modality": skipped["modality"],
+    }
+
+
+def _summarize(agreement: _Agreement, names: Sequence[str], num_labels: int) -> dict[str, dict[str, Any]]:
+    stages = {}
+    for level, stage in enumerate(STAGE_NAMES):
+        each = {name: slice(index, index + 1) for index, name in enumerate(names)}
+        everything = slice(None)
+        stages[stage] = {
+            "overall": agreement.figures(level, everything, None),
+            "modalities": {name: agreement.figures(level, one, None) for name, one in each.items()},
+            "classes": [agreement.figures(level, everything, label) for label in range(num_labels)],
+            "classes_per_modality": {
+                name: [agreement.figures(level, one, label) for label in range(num_labels)]
+                for name, one in each.items()
+            },
+        }
+    return stages
+
+
+def _count_batch(
+    model: PreTrainedModel, batch: PreparedRow, agreements: Sequence[_Agreement], choice: _Choice
+) -> bool:
+    """Add one batch; return whether the model has robustness maps."""
+    device = model.device
+    labels, mask = batch.labels.to(device), batch.modality_mask.to(device)
+    encoding = model.encode(batch.pixel_values.to(device, model.dtype), mask)
+    size = (labels.shape[1], labels.shape[2])
+    covered = mask if mask.ndim == 4 else mask[..., None, None].expand(-1, -1, *size)
+    subsets = torch.eye(mask.shape[1], dtype=torch.bool, device=device)
+    fused = model.fuse_and_decode(encoding, subsets.any(0))
+    singles = [predicted_classes(model.fuse_and_decode(encoding, one).logits, size) for one in subsets]
+    right = torch.stack(singles, dim=1) == labels.unsqueeze(1)  # (B, M, H, W)
+    labelled = labels != model.config.semantic_loss_ignore_index
+    counted = covered & (labelled & (covered.sum(1) > 1)).unsqueeze(1)
+    contested = (right & counted).any(1) & (~right & counted).any(1)
+    maps = [] if fused.robustness is None else [*fused.robustness, mean_over_stages(fused.robustness)]
+    strides = (*STAGE_STRIDES, STAGE_STRIDES[0])[: len(maps)]
+    for agreement, pixels in zip(agreements, (counted, counted & contested.unsqueeze(1)), strict=True):
+        for modality in range(mask.shape[1] if maps else 0):
+            finest = pixels_per_cell(right[:, modality], pixels[:, modality], labels, model.config.num_labels)
+            for level, (robustness, stride) in enumerate(zip(maps, strides, strict=True)):
+                height, width = robustness.shape[-2:]
+                counts = _coarsen(finest, stride // STAGE_STRIDES[0])[:, :height, :width]
+                agreement.add(level, modality, robustness[:, modality], counts)
+    choice.add(
+        right,
+        counted,
+        contested,
+        labels,
+        predicted_classes(fused.logits, size) == labels,
+        [_repeat(robustness, stride, size) for robustness, stride in zip(maps, strides, strict=True)],
+    )
+    return bool(maps)
+
+
+def mean_over_stages(robustness: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Average the stages' maps on the finest one's cells, without interpolation.
+
+    Args:
+        robustness: Per stage (batch_size, num_modalities, ceil(height / stride), ceil(width / stride)).
+
+    Returns:
+        (batch_size, num_modalities, ceil(height / 4), ceil(width / 4)).
+    """
+    size = tuple(robustness[0].shape[-2:])
+    finest = STAGE_STRIDES[0]
+    maps = (_repeat(stage, stride // finest, size) for stage, stride in zip(robustness, STAGE_STRIDES, strict=True))
+    return torch.stack(list(maps)).mean(0)
+
+
+def _repeat(maps: torch.Tensor, times: int, size: Sequence[int]) -> torch.Tensor:
+    """Give every cell's value to the times x times smaller ones in it, cropped to (height, width)."""
+    maps = maps.repeat_interleave(times, dim=-2)[..., : size[0], :]
+    return maps.repeat_interleave(times, dim=-1)[..., : size[1]]
+
+
+def pixels_per_cell(right: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """Count the pixels of each class in the cells of stride 4, those right and those wrong apart.
+
+    Args:
+        right: Bool, (batch_size, height, width).
+        counted: Pixels to count, bool, of the same shape.
+        labels: Class ids, int64, of the same shape; anything where `counted` is False.
+        num_labels: Number of classes.
+
+    Returns:
+        int64, (batch_size, rows, columns, num_labels, 2), of the image padded to multiples of 32 pixels; right ones
+        first.
+    """
+    finest, coarsest = STAGE_STRIDES[0], STAGE_STRIDES[-1]
+    batch_size, height, width = labels.shape
+    rows, columns = (-(-side // coarsest) * coarsest // finest for side in (height, width))
+    device = labels.device
+    batch = torch.arange(batch_size, device=device)[:, None, None]
+    row = torch.arange(height, device=device)[:, None] // finest
+    column = torch.arange(width, device=device) // finest
+    cell = (batch * rows + row) * columns + column  # (B, H, W)
+    index = ((cell * num_labels + labels) * 2 + (~right).long())[counted]
+    counts = torch.bincount(index, minlength=batch_size * rows * columns * num_labels * 2)
+    return counts.view(batch_size, rows, columns, num_labels, 2)
+
+
+def _coarsen(counts: torch.Tensor, times: int) -> torch.Tensor:
+    """Add up times x times cells, (B, h, w, K, 2) -> (B, h / times, w / times, K, 2)."""
+    return counts.unflatten(2, (-1, times)).unflatten(1, (-1, times)).sum((2, 4))

@@ -1,0 +1,305 @@
+"""Saving, pushing and loading checkpoints, so that nobody ever reads half of one."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, try_to_load_from_cache
+
+from .configuration_sgma import is_remote_code
+from .pipeline_sgma import PIPELINE_TASK, SgmaPipeline
+
+
+WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+SHARD_INDEX = "model.safetensors.index.json"
+
+
+@contextlib.contextmanager
+def replace_when_complete(directory: str | os.PathLike) -> Iterator[Path]:
+    """Give a folder to write a checkpoint into, and move its files to `directory` if nothing failed.
+
+    A full disk or a killed process leaves an earlier checkpoint in `directory` as it was.
+
+    Args:
+        directory: Folder of the checkpoint; made if it is not there.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Inside the folder, so that moving is renaming; hidden, so that nothing takes a remnant for a checkpoint.
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as staging:
+        yield Path(staging)
+        names = sorted(os.listdir(staging), key=lambda name: not name.endswith(".safetensors"))  # weights first
+        for name in names:
+            os.replace(Path(staging, name), directory / name)
+    if any(WEIGHT_FILE.fullmatch(name) for name in names):  # an earlier checkpoint may have had more shards
+        for path in directory.iterdir():
+            if WEIGHT_FILE.fullmatch(path.name) and path.name not in names:
+                path.unlink()
+
+
+def refuse_public_repository(api: HfApi, repo_id: str, *, private: bool | None, repo_type: str = "model") -> None:
+    """Refuse to push what should be private to a public repository: `create_repo` leaves one that is there as it is.
+
+    Args:
+        api: The Hub.
+        repo_id: Repository that is there.
+        private: Whether a private one was asked for; False and None let every repository pass.
+        repo_type: "model" or "dataset".
+
+    Raises:
+        ValueError: If a private one was asked for, and this one is public.
+    """
+    if private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise ValueError(
+            f"The repository {repo_id} is public, and a private one was asked for; nothing was uploaded. Give "
+            "--public (`private=False` in Python) to push to it all the same, or another name."
+        )
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    path_in_repo: str = "",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload model",
+    commit_description: str | None = None,
+    default_card: str | None = None,
+) -> CommitInfo:
+    """Upload all files of a folder to a model repository in one commit, which is there as a whole or not at all.
+
+    Weights of an earlier push that are not among the files are deleted in the same commit: a `model.safetensors` left
+    beside newer shards would be loaded in their place.
+
+    Args:
+        folder: What to upload; names that begin with a dot are left out.
+        repo_id: Repository on the Hub; created if it is not there.
+        path_in_repo: Folder in the repository.
+        private: Whether a repository that is created is private; None is the account's default. True refuses one
+            that is public.
+        token: Access token; None takes the one that is logged in.
+        revision: Branch; made from `main` if it is not there. None is `main`.
+        create_pr: Whether to propose the commit instead of making it.
+        commit_message: First line of the commit.
+        commit_description: Text of the commit.
+        default_card: README.md if neither the folder nor the repository has one.
+
+    Returns:
+        The commit.
+
+    Raises:
+        ValueError: If `private` is True and the repository is there and public.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    refuse_public_repository(api, repo_id, private=private)
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    paths = (path.relative_to(folder) for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    names = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    prefix = f"{path_in_repo.strip('/')}/" if path_in_repo else ""
+    operations = [CommitOperationAdd(prefix + name, os.path.join(folder, name)) for name in names]
+    there = api.list_repo_files(repo_id, revision=revision)
+    if default_card is not None and "README.md" not in {*names, *there}:
+        operations.append(CommitOperationAdd(f"{prefix}README.md", default_card.encode()))
+    if any(WEIGHT_FILE.fullmatch(name) for name in names):
+        old = [name.removeprefix(prefix) for name in there if name.startswith(prefix)]
+        stale = [name for name in old if WEIGHT_FILE.fullmatch(name) and name not in names]
+        operations += [CommitOperationDelete(prefix + name) for name in stale]
+    return api.create_commit(
+        repo_id,
+        operations,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+class SgmaPushToHubMixin:
+    """`push_to_hub` in one commit, for the model and its processor."""
+
+    default_commit_message = "Upload processor"
+
+    def default_card(self, repo_id: str) -> str | None:
+        """README.md for a repository that has none; None leaves it without."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+    ) -> CommitInfo:
+        """Upload what `save_pretrained` writes, the code included, to the Hub in one commit.
+
+        Weights that an earlier push left behind are deleted; a README.md that is there stays as it is.
+
+        Args:
+            repo_id: Repository, "name" or "organisation/name"; created if it is not there.
+            commit_message: First line of the commit.
+            commit_description: Text of the commit.
+            private: Whether a repository that is created is private; None is the account's default. True refuses one
+                that is public.
+            token: Access token; None takes the one that is logged in.
+            revision: Branch; made from `main` if it is not there. None is `main`.
+            create_pr: Whether to propose the commit instead of making it.
+            max_shard_size: Size from which the weights are split into several files, in bytes or such as "5GB".
+
+        Returns:
+            The commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return push_folder(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or self.default_commit_message,
+                commit_description=commit_description,
+                default_card=self.default_card(repo_id),
+            )
+
+
+class SgmaCheckpointMixin(SgmaPushToHubMixin):
+    """Saving, pushing and loading of a model: whole or not at all, and safetensors only."""
+
+    default_commit_message = "Upload model"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a model as `PreTrainedModel.from_pretrained` does, from safetensors only.
+
+        Raises:
+            ValueError: If other weights are asked for, or the index of the shards names files outside the folder.
+            OSError: If a file is missing, or a download is not what was uploaded.
+        """
+        if kwargs.setdefault("use_safetensors", True) is False:
+            raise ValueError(
+                "`use_safetensors` is False; SGMA loads safetensors only, because other formats are unpickled, which "
+                "can run code. Leave the argument out."
+            )
+        _check_shard_names(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        _check_download(pretrained_model_name_or_path, kwargs)
+        return loaded
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, **kwargs):
+        """Save as `PreTrainedModel.save_pretrained` does, but replace an earlier checkpoint only when all is written.
+
+        A full disk or a killed process leaves the earlier one as it was. `AutoModel` finds the class with a head.
+        """
+        if self._auto_class is not None:
+            module = type(self).__module__.rpartition(".")[2]
+            auto_map = getattr(self.config, "auto_map", None) or {}
+            self.config.auto_map = {**auto_map, "AutoModel": f"{module}.{type(self).__name__}"}
+        if not is_main_process:
+            super().save_pretrained(save_directory, is_main_process=False, **kwargs)
+            return
+        names = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
+        push_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
+        with replace_when_complete(save_directory) as staging, self._pipeline_in_config():
+            super().save_pretrained(staging, **kwargs)
+        if push_to_hub:
+            push_kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            for name in ("token", "max_shard_size"):
+                if kwargs.get(name) is not None:
+                    push_kwargs[name] = kwargs[name]
+            self.push_to_hub(**push_kwargs)
+
+    @contextlib.contextmanager
+    def _pipeline_in_config(self) -> Iterator[None]:
+        """Have the saved configuration name the pipeline, for machines that do not have this package.
+
+        Not the one in memory: `pipeline` would ask for `trust_remote_code` where the package registers it.
+        """
+        entry = {"impl": f"pipeline_sgma.{SgmaPipeline.__name__}", "pt": ["AutoModelForSemanticSegmentation"]}
+        if self._auto_class is not None:
+            self.config.custom_pipelines = {PIPELINE_TASK: {**entry, "type": "multimodal", "default": None}}
+        try:
+            yield
+        finally:
+            if self._auto_class is not None and not is_remote_code(__name__):
+                del self.config.custom_pipelines
+
+    def default_card(self, repo_id: str) -> str:
+        """README.md that says what the configuration says; the package writes one that knows the training."""
+        config = self.config
+        named = zip(config.modalities, config.modality_channels, strict=True)
+        modalities = "\n".join(f"| {name} | {channels} |" for name, channels in named)
+        classes = ", ".join(str(config.id2label[index]) for index in range(config.num_labels))
+        return (
+            "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\n"
+            "tags:\n- sgma\n- remote-sensing\n- custom_code\n---\n\n"
+            f"# {repo_id.rpartition('/')[2]}\n\nSGMA (arXiv:2603.02505, an independent implementation): semantic "
+            "segmentation from whichever of these modalities are there.\n\n"
+            f"| modality | channels |\n|---|---|\n{modalities}\n\nClasses: {classes}.\n\n"
+            "This model has not been evaluated here: the card states no scores.\n\n```python\n"
+            "from transformers import AutoImageProcessor, AutoModel\n\n"
+            f'processor = AutoImageProcessor.from_pretrained("{repo_id}", trust_remote_code=True)\n'
+            f'model = AutoModel.from_pretrained("{repo_id}", trust_remote_code=True)\n```\n'
+        )
+
+
+def _check_shard_names(name_or_path: str | os.PathLike, subfolder: str) -> None:
+    """Refuse an index that names files outside its folder; those of a repository the Hub's library checks itself."""
+    index = os.path.join(str(name_or_path), subfolder, SHARD_INDEX)
+    if not os.path.isfile(index):
+        return
+    try:
+        with open(index, encoding="utf-8") as file:
+            names = set(json.load(file)["weight_map"].values())
+        outside = sorted(name for name in names if not WEIGHT_FILE.fullmatch(name))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index!r} is no index of a sharded checkpoint: {error!r}. Save the model again.") from error
+    if outside:
+        raise ValueError(
+            f"{index!r} names {outside[:3]} as files of weights; expected names such as "
+            "'model-00001-of-00002.safetensors' in the same folder. Do not trust this checkpoint."
+        )
+
+
+def _check_download(name_or_path: str | os.PathLike, kwargs: dict) -> None:
+    """Compare downloaded weights with the SHA-256 that they are stored under: the Hub's library checks only the size.
+
+    Raises:
+        OSError: If one differs.
+    """
+    if name_or_path is None or os.path.isdir(name_or_path):
+        return
+    subfolder = kwargs.get("subfolder") or ""
+    config_file = try_to_load_from_cache(
+        str(name_or_path),
+        f"{subfolder}/config.json" if subfolder else "config.json",
+        cache_dir=kwargs.get("cache_dir"),
+        revision=kwargs.get("revision") or "main",
+    )
+    if not isinstance(config_file, str):
+        return
+    for path in Path(config_file).parent.iterdir():
+        expected = path.resolve().name  # the cache names a blob by its SHA-256 if it came through LFS
+        if not WEIGHT_FILE.fullmatch(path.name) or not re.fullmatch(r"[0-9a-f]{64}", expected):
+            continue
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise OSError(
+                f"{path.name} of {str(name_or_path)!r} is corrupted: its SHA-256 is {found}, the repository's "
+                f"{expected}. Load it again with `force_download=True`."
+            )

@@ -1,0 +1,435 @@
+"""The files of a map: strips that are kept while it is computed, then Cloud Optimized GeoTIFF or PNG, all or none."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..model.configuration_sgma import IGNORE_INDEX
+from ..rasters.files import PILLOW_ERRORS, Georeference, open_quietly, require_rasterio
+from ..visualization.boards import colorize, default_palette
+
+
+PNG_SUFFIXES, TIFF_SUFFIXES = (".png",), (".tif", ".tiff")
+EXTRAS = ("confidence", "probabilities", "robustness", "decision", "agreement")
+COG_BLOCK = 512
+ROWS_AT_ONCE = 64  # when strips are put together
+# In every file: what it holds, a key of `OutputPlan.files`, and of which run, see `StripStore.run`.
+LAYER_TAG, RUN_TAG = "SGMA_HF_LAYER", "SGMA_HF_RUN"
+_LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One raster that is computed: the labels, or something beside them.
+
+    Args:
+        name: "labels", or one of `EXTRAS`.
+        bands: What each band is.
+        dtype: "uint8", where 255 is nodata, or "float32", where NaN is.
+        palette: [red, green, blue] in 0..255 per value of a "uint8" layer.
+        tags: Names of the values, or what else a reader has to know.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    dtype: str = "float32"
+    palette: tuple[tuple[int, ...], ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def nodata(self) -> float:
+        """What stands for "nothing covers"."""
+        return IGNORE_INDEX if self.dtype == "uint8" else float("nan")
+
+
+def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -> list[Layer]:
+    """The rasters of a run, labels first.
+
+    Args:
+        config: The model's configuration.
+        modalities: Those that have a raster, in the model's order.
+        extras: Names among `EXTRAS`.
+
+    Raises:
+        ValueError: If an extra is unknown, the model has no robustness and it is asked for, or there is one modality
+            alone and agreement is asked for.
+    """
+    unknown = [name for name in extras if name not in EXTRAS]
+    if unknown:
+        raise ValueError(f"There is no output {unknown[0]!r}; expected some of {list(EXTRAS)}.")
+    needs_robustness = [name for name in extras if name in ("robustness", "decision")]
+    if needs_robustness and config.fusion != "sgf":
+        raise ValueError(
+            f"Output {needs_robustness[0]!r} needs robustness, but this checkpoint fuses by {config.fusion!r}, which "
+            "has none. Leave it out, or use a checkpoint with `fusion='sgf'`."
+        )
+    if "agreement" in extras and len(modalities) < 2:
+        raise ValueError(
+            f"Output 'agreement' compares modalities with each other, but only {list(modalities)} is given; give "
+            "another one, or leave it out."
+        )
+    names = [str(config.id2label[index]) for index in range(config.num_labels)]
+    palette = config.palette or default_palette(config.num_labels)
+    layers = {
+        _LABELS: Layer(
+            _LABELS,
+            ("class",),
+            "uint8",
+            tuple(tuple(int(part) for part in color) for color in palette),
+            {f"CLASS_{index}": name for index, name in enumerate(names)},
+        ),
+        "confidence": Layer(
+            "confidence",
+            ("probability of the class", "entropy"),
+            tags={"ENTROPY": "of the class probabilities, divided by its largest value, log(number of classes)"},
+        ),
+        "probabilities": Layer("probabilities", tuple(names)),
+        "robustness": Layer(
+            "robustness",
+            tuple(modalities),
+            tags={"ROBUSTNESS": "share of reliance on each modality, mean of the model's four stages"},
+        ),
+        "decision": Layer(
+            "decision",
+            ("modality relied on most",),
+            "uint8",
+            tuple(tuple(color) for color in default_palette(len(modalities))),
+            {f"MODALITY_{index}": name for index, name in enumerate(modalities)},
+        ),
+        "agreement": Layer(
+            "agreement",
+            tuple(modalities),
+            tags={
+                "AGREEMENT": "overlap of the class probabilities from the modality alone with those from the others"
+            },
+        ),
+    }
+    return [layers[_LABELS], *(layers[name] for name in EXTRAS if name in extras)]
+
+
+@dataclass
+class OutputPlan:
+    """Which files a run writes.
+
+    Args:
+        label_map: The file that was asked for.
+        layers: File per layer of a GeoTIFF; the labels alone for a PNG.
+        pictures: PNG only: what is shown -> file; "color" and "robustness_<modality>".
+        other_extras: What runs with other options write beside the map, by what it holds.
+    """
+
+    label_map: Path
+    layers: dict[str, Path]
+    pictures: dict[str, Path]
+    other_extras: dict[str, Path]
+
+    @property
+    def is_tiff(self) -> bool:
+        """Whether the map is a GeoTIFF."""
+        return self.label_map.suffix.lower() in TIFF_SUFFIXES
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All files to write, by what they hold."""
+        return self.layers | self.pictures
+
+
+def plan_outputs(
+    out: str | os.PathLike, layers: Sequence[Layer], inputs: Sequence[Path], modalities: Sequence[str]
+) -> OutputPlan:
+    """Name the output files and check the names, before any work is done.
+
+    Args:
+        out: The label map: `.png`, or `.tif` or `.tiff`.
+        layers: What is computed.
+        inputs: Files that must not be overwritten.
+        modalities: All modalities of the model.
+
+    Raises:
+        ValueError: If the name has another suffix, a PNG is asked to hold what it can't, or a file would replace an
+            input, a folder, or, beside the map itself, something that `publish` did not write.
+        ImportError: If a TIFF is asked for and rasterio is missing.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in PNG_SUFFIXES + TIFF_SUFFIXES:
+        raise ValueError(f"The output is {str(out)!r}; expected a name that ends in .png, .tif or .tiff.")
+    maps = {layer.name: out.with_name(f"{out.stem}_{layer.name}{out.suffix}") for layer in layers[1:]}
+    if out.suffix.lower() in TIFF_SUFFIXES:
+        require_rasterio(out)
+        plan = OutputPlan(out, {_LABELS: out} | maps, {}, {})
+        every = {name: out.with_name(f"{out.stem}_{name}{out.suffix}") for name in EXTRAS}
+    else:
+        unfit = [name for name in maps if name != "robustness"]
+        if unfit:
+            raise ValueError(f"A PNG holds no {unfit[0]!r}; name the output .tif.")
+        shown = next((layer.bands for layer in layers if layer.name == "robustness"), ())
+        every = {f"robustness_{name}": out.with_name(f"{out.stem}_robustness_{name}.png") for name in modalities}
+        pictures = {name: every[name] for name in (f"robustness_{modality}" for modality in shown)}
+        plan = OutputPlan(out, {_LABELS: out}, {"color": out.with_name(f"{out.stem}_color.png")} | pictures, {})
+    taken = {path.resolve() for path in inputs}
+    for name, path in plan.files.items():
+        if path.resolve() in taken:
+            raise ValueError(f"The output {path} is also an input, which would be lost. Choose another name.")
+        if path.is_dir():
+            raise ValueError(f"The output {path} is a folder. Choose another name.")
+        if name != _LABELS and path.exists() and _run_of(path, name) is None:
+            raise ValueError(
+                f"The output {path}, beside {out.name}, would replace a file that `sgma-hf predict` did not write. "
+                "Move it away, or choose another name for the map."
+            )
+    plan.other_extras = {
+        name: path for name, path in every.items() if name not in plan.files and path.resolve() not in taken
+    }
+    return plan
+
+
+def _run_of(path: Path, name: str) -> str | None:
+    """The run that wrote this file, see `StripStore.run`; None if it is none that `publish` wrote to hold `name`."""
+    if path.suffix.lower() in PNG_SUFFIXES:
+        try:
+            with Image.open(path) as image:
+                tags = image.info
+        except PILLOW_ERRORS:
+            return None
+    else:
+        rasterio = require_rasterio(path)
+        try:
+            with open_quietly(rasterio, path) as file:
+                tags = file.tags()
+        except rasterio.errors.RasterioError:
+            return None
+    return tags.get(RUN_TAG) if tags.get(LAYER_TAG) == name else None
+
+
+def check_writable(label_map: Path) -> None:
+    """Check that files can be made where the output will be; its folder is made if need be.
+
+    Raises:
+        OSError: If they can't; the folder is named.
+    """
+    folder = label_map.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"Cannot write the output {label_map}: {error.strerror}, {folder}.") from error
+
+
+class StripStore:
+    """The finished strips of a run, in a hidden folder beside its output: what `resume` goes on from.
+
+    A strip is a few hundred rows of the map, in raw files; that of the labels is named last, so where it is, the strip
+    is whole.
+
+    `run` names what the map is made of: model, rasters and options, but not the layers. Extras of two runs of one name
+    belong to the same map.
+
+    Args:
+        label_map: The output.
+        width: Pixels of a row.
+        layers: What is computed.
+        fingerprint: What has to be the same for pixels of two runs to fit together; JSON-able.
+    """
+
+    def __init__(self, label_map: Path, width: int, layers: Sequence[Layer], fingerprint: Mapping[str, Any]):
+        self.folder = label_map.with_name(f".{label_map.name}.partial")
+        self.width = width
+        self.layers = list(layers)
+        self._fingerprint = json.loads(json.dumps({**fingerprint, "outputs": [layer.name for layer in layers]}))
+        self.run = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+    def prepare(self, *, resume: bool) -> None:
+        """Make the folder; empty, unless an earlier run is resumed.
+
+        Raises:
+            OSError: If it cannot be made or written to.
+            ValueError: If the run to resume was another one.
+        """
+        record = self.folder / "run.json"
+        if resume and record.is_file():
+            earlier = json.loads(record.read_text(encoding="utf-8"))
+            differing = [key for key, value in self._fingerprint.items() if earlier.get(key) != value]
+            if differing:
+                raise ValueError(
+                    f"The run that left {self.folder} differs from this one in {differing}, so its strips do not fit. "
+                    "Repeat the command as it was, or start anew without `resume`."
+                )
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        record.write_text(json.dumps(self._fingerprint), encoding="utf-8")
+
+    def path(self, strip: int, layer: str) -> Path:
+        """Raw file of one layer of a strip."""
+        return self.folder / f"{strip:06d}.{layer}"
+
+    def has(self, strip: int) -> bool:
+        """Whether a strip is finished."""
+        return self.path(strip, _LABELS).is_file()
+
+    def is_empty(self) -> bool:
+        """Whether no strip is finished."""
+        return not any(self.folder.glob(f"*.{_LABELS}"))
+
+    def rows(self, layer: Layer) -> Iterator[tuple[int, np.ndarray]]:
+        """All finished strips in order, some rows at a time: first row and values, (bands, rows, width)."""
+        top, row = 0, len(layer.bands) * self.width * np.dtype(layer.dtype).itemsize
+        for labels in sorted(self.folder.glob(f"*.{_LABELS}")):
+            with open(self.path(int(labels.stem), layer.name), "rb") as file:
+                while raw := file.read(ROWS_AT_ONCE * row):
+                    values = np.frombuffer(raw, layer.dtype).reshape(-1, len(layer.bands), self.width)
+                    yield top, values.transpose(1, 0, 2)
+                    top += values.shape[0]
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class StripWriter:
+    """Writes one strip, a few rows at a time; `commit` makes it count."""
+
+    def __init__(self, store: StripStore, strip: int):
+        self._store, self._strip = store, strip
+        self._files: dict[str, BinaryIO] = {}
+
+    def append(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Append rows of every layer, each (bands, rows, width).
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        for layer in self._store.layers:
+            if layer.name not in self._files:
+                path = self._store.path(self._strip, layer.name)
+                self._files[layer.name] = open(f"{path}.writing", "wb")
+            values = rows[layer.name].astype(layer.dtype, copy=False)
+            self._files[layer.name].write(np.ascontiguousarray(values.transpose(1, 0, 2)))
+
+    def commit(self) -> None:
+        """Close and name the files, labels last.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        for layer in reversed(self._store.layers):
+            path = self._store.path(self._strip, layer.name)
+            os.replace(f"{path}.writing", path)
+
+
+def publish(
+    store: StripStore, plan: OutputPlan, size: tuple[int, int], georeference: Georeference | None
+) -> list[Path]:
+    """Make the files of a run from its strips, and give them their names when all of them are written and checked.
+
+    Extras of another map of that name, which would pass for those of the new one, are removed then.
+
+    Args:
+        store: All strips of the run.
+        plan: Where to.
+        size: (height, width) of the map.
+        georeference: Where it lies.
+
+    Returns:
+        The extras that were removed. Files that this function did not write are never touched.
+
+    Raises:
+        OSError: If something cannot be written; nothing has its final name then.
+    """
+    staged = {name: store.folder / path.name for name, path in plan.files.items()}
+    if plan.is_tiff:
+        for layer in store.layers:
+            _write_cog(store, layer, staged[layer.name], size, georeference)
+    else:
+        _write_pictures(store, staged)
+    # The label map last: where it is, the others are.
+    for name in sorted(staged, key=lambda name: name == _LABELS):
+        os.replace(staged[name], plan.files[name])
+    there = {name: path for name, path in plan.other_extras.items() if path.is_file()}
+    stale = [path for name, path in there.items() if _run_of(path, name) not in (None, store.run)]
+    for path in stale:
+        path.unlink()
+    return stale
+
+
+def _write_pictures(store: StripStore, staged: Mapping[str, Path]) -> None:
+    def save(name: str, values: np.ndarray) -> None:
+        tags = PngInfo()
+        for tag, text in {LAYER_TAG: name, RUN_TAG: store.run}.items():
+            tags.add_text(tag, text)
+        Image.fromarray(values).save(staged[name], "PNG", pnginfo=tags)
+
+    labels = store.layers[0]
+    label_map = np.concatenate([values[0] for _, values in store.rows(labels)])
+    save(_LABELS, label_map)
+    alpha = np.where(label_map == IGNORE_INDEX, 0, 255).astype(np.uint8)
+    save("color", np.dstack([colorize(label_map, labels.palette), alpha]))
+    for layer in store.layers[1:]:
+        for band, name in enumerate(layer.bands):
+            shares = np.concatenate([values[band] for _, values in store.rows(layer)])
+            save(f"robustness_{name}", np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8))
+
+
+def _write_cog(
+    store: StripStore, layer: Layer, path: Path, size: tuple[int, int], georeference: Georeference | None
+) -> None:
+    """Write one layer as Cloud Optimized GeoTIFF, by way of a plain one, from which GDAL makes the overviews."""
+    rasterio = require_rasterio(path)
+    options: dict[str, Any] = {"nodata": layer.nodata, "compress": "deflate", "zlevel": 1, "bigtiff": "if_safer"}
+    if georeference is not None:
+        options |= {"transform": rasterio.Affine(*georeference.transform), "crs": georeference.crs}
+    shape = {"height": size[0], "width": size[1], "count": len(layer.bands), "dtype": layer.dtype}
+    plain = path.with_name(f"{path.name}.plain.tif")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(plain, "w", driver="GTiff", interleave="band", **shape, **options) as file:
+                if layer.palette:
+                    colors = {index: (*color, 255) for index, color in enumerate(layer.palette)}
+                    file.write_colormap(1, colors | {IGNORE_INDEX: (0, 0, 0, 0)})
+                for band, name in enumerate(layer.bands, start=1):
+                    file.set_band_description(band, name)
+                file.update_tags(**{LAYER_TAG: layer.name, RUN_TAG: store.run})
+                file.update_tags(1, **layer.tags)
+                for top, values in store.rows(layer):
+                    file.write(values, window=rasterio.windows.Window(0, top, size[1], values.shape[1]))
+            rasterio.shutil.copy(
+                plain,
+                path,
+                driver="COG",
+                compress="DEFLATE",
+                predictor="NO" if layer.dtype == "uint8" else "YES",
+                blocksize=COG_BLOCK,
+                # A mean of class ids is no class.
+                overview_resampling="NEAREST" if layer.dtype == "uint8" else "AVERAGE",
+                bigtiff="IF_SAFER",
+                num_threads="ALL_CPUS",
+            )
+            _check_written(rasterio, plain, path)
+    except rasterio.errors.RasterioError as error:
+        raise OSError(f"Cannot write {path.name}: {error.__cause__ or error}. Is the disk full?") from error
+    plain.unlink()
+
+
+def _check_written(rasterio: Any, plain: Path, path: Path) -> None:
+    """Read all of a file again: GDAL does not report everything that goes wrong when it closes one."""
+    with rasterio.open(plain) as expected, rasterio.open(path) as file:
+        for band in range(1, file.count + 1):
+            if expected.checksum(band) != file.checksum(band):
+                raise OSError(f"{path.name} was not written completely. Is the disk full?")

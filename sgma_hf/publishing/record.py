@@ -1,0 +1,224 @@
+"""What a training run was: `training_record.json` beside the weights, from which the model card is written.
+
+It is JSON, and stands in for Trainer's pickled `training_args.bin`. It holds no access token, and of an absolute path
+the last part only.
+"""
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+RECORD_FILE = "training_record.json"
+# What decides the result; the rest of the arguments says where and how often to write.
+RECORDED_ARGUMENTS = (
+    "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim lr_scheduler_type "
+    "lr_scheduler_kwargs warmup_steps num_train_epochs max_steps per_device_train_batch_size "
+    "gradient_accumulation_steps seed data_seed bf16 fp16 load_best_model_at_end metric_for_best_model crop_size "
+    "random_flip random_quarter_turns modality_dropout noise_std gain_range robustness_sampling"
+).split()
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_TOKEN_FLAGS = ("--hub_token", "--hub-token", "--token", "--push_to_hub_token")
+_REDACTED = "<token>"
+_NO_COMMANDS = ("ipykernel", "colab", "pytest", "py.test")  # these run code that somebody typed elsewhere
+
+
+@dataclass
+class DataDescription:
+    """Where the rows of a run came from, as far as the rows themselves do not say.
+
+    Args:
+        dataset: Id on the Hub, or a folder, of which only the name is recorded.
+        train_split: Split that was trained on.
+        evaluation_split: Split of the trainer's own evaluation rows.
+        units: Unit of each modality's values by name.
+    """
+
+    dataset: str | None = None
+    train_split: str | None = None
+    evaluation_split: str | None = None
+    units: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingRecord:
+    """Facts of one run; None is what nobody recorded.
+
+    Args:
+        dataset: Name of the data set.
+        dataset_is_on_hub: Whether that is an id on the Hub.
+        train_split: Split that was trained on.
+        train_rows: Rows that were trained on.
+        units: Unit of each modality's values by name.
+        finetuned_from: Checkpoint that training went on from.
+        backbone: Checkpoint that the encoder of a new model started from.
+        command: The command that was typed, without tokens, and of absolute paths the last part.
+        arguments: Those of `RECORDED_ARGUMENTS`.
+        num_processes: Processes that trained together.
+        steps: Optimiser steps of these weights.
+        epochs: Epochs of these weights.
+        train_seconds: Wall-clock time of a finished run.
+        versions: Version of every package that matters.
+        commit: Commit of the package's repository.
+        hardware: What it ran on.
+        evaluation: Results of `evaluate_modality_combinations` of these very weights, with `dataset`, `split` and the
+            weights' SHA-256 (`sgma_hf.publishing.weights_digest`).
+    """
+
+    dataset: str | None = None
+    dataset_is_on_hub: bool = False
+    train_split: str | None = None
+    train_rows: int | None = None
+    units: dict[str, str | None] = field(default_factory=dict)
+    finetuned_from: str | None = None
+    backbone: str | None = None
+    command: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    num_processes: int | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    train_seconds: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    hardware: str | None = None
+    evaluation: dict[str, Any] | None = None
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write `training_record.json` by a rename, so that no half file can be read."""
+        path = Path(directory) / RECORD_FILE
+        partial = path.with_name(f".{RECORD_FILE}.partial")
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "TrainingRecord | None":
+        """Read the record of a checkpoint; None if it has none.
+
+        Raises:
+            ValueError: If the file is not what `save` writes.
+        """
+        path = Path(directory) / RECORD_FILE
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            known = {item.name for item in fields(cls)}
+            return cls(**{key: value for key, value in content.items() if key in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no record of a training run: {error}. Remove it to go on without.") from error
+
+
+def redact_tokens(arguments: Sequence[str]) -> list[str]:
+    """Replace access tokens among command-line arguments.
+
+    Args:
+        arguments: As in `sys.argv`.
+    """
+    result: list[str] = []
+    for argument in arguments:
+        flag, separator, _ = argument.partition("=")
+        if result and result[-1] in _TOKEN_FLAGS:
+            argument = _REDACTED
+        elif flag in _TOKEN_FLAGS and separator:
+            argument = f"{flag}={_REDACTED}"
+        result.append(_TOKEN.sub(_REDACTED, argument))
+    return result
+
+
+def _without_folders(argument: str) -> str:
+    """Of an absolute path, alone or as the value of a flag, the last part: the others name a person or a machine."""
+    flag, separator, value = argument.rpartition("=")
+    if os.path.isabs(argument) or not separator:
+        flag, separator, value = "", "", argument
+    value = os.path.expanduser(value) if value.startswith("~") else value
+    return flag + separator + (os.path.basename(os.path.normpath(value)) if os.path.isabs(value) else value)
+
+
+def command_line(arguments: Sequence[str] | None = None) -> str | None:
+    """The command of this process, without tokens; None if it was no command (a notebook, `python -c`, a test).
+
+    Of absolute paths the last part is left.
+
+    Args:
+        arguments: The program and its arguments; None takes those of the process.
+    """
+    program, *rest = sys.argv if arguments is None else arguments
+    is_module = os.path.basename(program) == "__main__.py"  # python -m
+    name = os.path.basename(os.path.dirname(program) if is_module else program)
+    if arguments is None and (name in ("", "-c", "-m") or name.startswith(_NO_COMMANDS)):
+        return None
+    words = (
+        ["python", os.path.relpath(program) if os.path.isfile(program) else name] if name.endswith(".py") else [name]
+    )
+    if len(words) > 1 and words[1].startswith(".."):
+        words[1] = name
+    return shlex.join([*words, *map(_without_folders, redact_tokens(rest))])
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    versions = {"python": platform.python_version()}
+    for name in ("sgma-hf", "torch", "transformers", "datasets", "accelerate"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            continue
+    return versions
+
+
+def package_commit() -> str | None:
+    """Commit of the package: of its checkout, with "-dirty" if that has changes, or that it was installed from."""
+    package = Path(__file__).resolve().parents[1]
+    try:
+        # Only if git knows this very file: an environment may lie inside somebody else's repository.
+        _git(package, "ls-files", "--error-unmatch", "__init__.py")
+        commit = _git(package, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--untracked-files=no", ".") else commit
+    except (OSError, subprocess.SubprocessError):
+        pass
+    try:
+        content = distribution("sgma-hf").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    return json.loads(content or "{}").get("vcs_info", {}).get("commit_id")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return run.stdout.strip()
+
+
+def hardware_name(device: torch.device) -> str:
+    """The GPU, or the processor, that a run is on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        name = platform.processor()
+    return f"CPU ({name or platform.machine()})"
+
+
+def dataset_name(dataset: str | None) -> tuple[str | None, bool]:
+    """Name of a data set for others, and whether it is an id on the Hub: of a local folder only the last part.
+
+    Args:
+        dataset: Id on the Hub, or a folder.
+    """
+    if dataset is None:
+        return None, False
+    if os.path.exists(dataset) or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) or dataset.startswith("."):
+        return os.path.basename(os.path.abspath(dataset)), False
+    return dataset, True

@@ -1,0 +1,84 @@
+"""Results of an evaluation as a Markdown table and as a JSON file."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..data.whole_files import write_json
+
+
+def results_to_markdown(results: Mapping[str, Any]) -> str:
+    """Write the results as a Markdown table in percent, one row per combination, with what was left out below it.
+
+    Args:
+        results: What `evaluate_modality_combinations` returned, or the same read back from JSON; under `agreement` it
+            may hold what `evaluate_agreement` returned.
+    """
+    classes = [str(name).replace("|", r"\|") for name in results["class_names"]]
+    header = ["modalities", "mIoU", "F1", "accuracy", *(f"IoU {name}" for name in classes), "rows"]
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for name, scores in results["combinations"].items():
+        figures = [scores["miou"], scores["f1"], scores["accuracy"], *scores["iou"]]
+        lines.append(f"| {name} | " + " | ".join(map(_percent, figures)) + f" | {scores['rows']} |")
+    top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
+    summary = (
+        f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
+        f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
+    )
+    return "\n".join([*lines, "", summary, *_remarks(results)]) + "\n"
+
+
+def _percent(score: float | None) -> str:
+    return "–" if score is None else f"{100 * score:.2f}"
+
+
+def _remarks(results: Mapping[str, Any]) -> list[str]:
+    remarks = []
+    if results["missing"] == "zero":
+        remarks.append("Modalities that are not in a combination were shown to the model as zeros.")
+    if results["scored_classes"] == "truth":
+        remarks.append("Classes without a labelled pixel are left out of the means.")
+    else:
+        remarks.append("Classes that are neither labelled nor predicted anywhere are left out of the means.")
+    if results["unscored_combinations"]:
+        names = ", ".join(results["unscored_combinations"])
+        remarks.append(f"Without data, so not scored and no part of the average: {names}.")
+    skipped = results["rows_without_label"], results["rows_without_modality"]
+    if any(skipped):
+        parts = f"{results['windows']} {'rows' if results['window_size'] is None else 'windows'}"
+        remarks.append(f"Of {parts} {skipped[0]} have no label and {skipped[1]} no modality; skipped.")
+    incomplete = [
+        f"{name} {scores['rows'] - scores['rows_complete']}"
+        for name, scores in results["combinations"].items()
+        if scores["rows"] > scores["rows_complete"]
+    ]
+    if incomplete:
+        remarks.append(f"Rows with a part of a combination only, predicted from that: {', '.join(incomplete)}.")
+    uncovered = [
+        f"{name} {_percent(scores['uncovered_share'])} %"
+        for name, scores in results["combinations"].items()
+        if scores["uncovered_share"]
+    ]
+    if uncovered:
+        remarks.append(f"Labelled pixels that nothing of the combination covers, left out: {', '.join(uncovered)}.")
+    known = {name: found for name, found in results.get("agreement", {}).items() if found["windows"]}
+    if known:
+        means = (f"{name} {found['mean']:.2f} ({found['percentile_5']:.2f})" for name, found in known.items())
+        remarks.append(
+            "Mean agreement of each modality alone with the others, and in brackets what 95 % of the windows reach: "
+            f"{', '.join(means)}."
+        )
+    return remarks
+
+
+def save_results(results: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Write results as JSON, whole or not at all: a file of that name is replaced at the end, by a rename.
+
+    Args:
+        results: What `evaluate_modality_combinations` returned.
+        path: File to write; its folder is made if need be.
+
+    Raises:
+        OSError: If the file cannot be written; what was there before stays.
+    """
+    write_json(path, results)

@@ -1,0 +1,74 @@
+"""Asks what a band is that is tagged as alpha, where its values leave a doubt: transparency, or a measurement."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .bands import ALL_BANDS, BandSelection
+from .files import PILLOW_ERRORS, alpha_bands, open_bands, require_rasterio, uses_pillow
+
+
+# Transparent, and opaque as files of 8 bits, of 16 bits and of floating point say it.
+_ALPHA_VALUES = (0, 1, 255, 65535)
+_ROWS_AT_ONCE = 256
+
+
+def check_alpha(path: str | os.PathLike, bands: BandSelection = ALL_BANDS) -> None:
+    """Refuse a band that counts as alpha by its tag alone, if it is neither transparent nor opaque somewhere.
+
+    The band is read until such a value is found.
+
+    Args:
+        path: A file that `read_info` accepts with these bands.
+        bands: Which bands are values, and whether alpha is meant.
+
+    Raises:
+        ValueError: If it is in doubt what the band is, or it cannot be read; the file is named.
+        ImportError: If it takes rasterio and that is missing.
+    """
+    path = Path(path)
+    if bands.alpha:
+        return
+    if uses_pillow(path):
+        _check_picture(path, bands)
+        return
+    rasterio = require_rasterio(path)
+    try:
+        with open_bands(rasterio, path, bands) as source:
+            band = bands.alpha_band(alpha_bands(source))
+            if band is not None:
+                tops = range(0, source.height, _ROWS_AT_ONCE)
+                windows = (rasterio.windows.Window(0, top, source.width, _ROWS_AT_ONCE) for top in tops)
+                _refuse_doubtful((source.read(band, window=window) for window in windows), path, band)
+    except rasterio.errors.RasterioError as error:
+        raise ValueError(f"Cannot read {path}: {error}") from error
+
+
+def _check_picture(path: Path, bands: BandSelection) -> None:
+    """The same for PNG. Transparent colours of a palette or of tRNS are no band, so there is no doubt about them."""
+    with Image.open(path) as image:
+        tagged = [len(image.getbands())] if image.mode in ("LA", "RGBA") else []
+        band = bands.alpha_band(tagged)
+        if band is None:
+            return
+        try:
+            values = np.asarray(image.getchannel("A"))
+        except PILLOW_ERRORS as error:
+            raise ValueError(f"Cannot read {path}: {error}") from error
+    _refuse_doubtful([values], path, band)
+
+
+def _refuse_doubtful(parts: Iterable[np.ndarray], path: Path, band: int) -> None:
+    for part in parts:
+        doubtful = part[~np.isin(part, _ALPHA_VALUES)]
+        if doubtful.size:
+            others = ",".join(str(other) for other in range(1, band))
+            raise ValueError(
+                f"Band {band} of {path} is tagged as alpha but holds {doubtful[0]:g}: is it transparency, or a "
+                "measurement such as near infrared? Say so by the bands, behind a colon: "
+                f"`:{others},{band}` takes it as values, `:{band}` too, for a modality of its own; `:{others},alpha` "
+                "as transparency. Where nothing takes it, remove the tag: `rio edit-info --colorinterp`."
+            )

@@ -1,0 +1,151 @@
+"""Arguments of training: transformers' own, and what SGMA adds."""
+
+from dataclasses import dataclass, field
+
+from transformers import SchedulerType, TrainingArguments
+
+
+# Schedules that change the learning rate when the score of the evaluation does not rise.
+SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+_NO_METRICS = "evaluation counts pixels in confusion matrices, and gathers no predictions"
+_OWN_DTYPE = "evaluation is in the precision of the weights"
+# What `SgmaTrainer` would break on, or not follow: the value that each has to have, and why.
+_FIXED = {
+    "remove_unused_columns": (False, "the collator reads the columns"),
+    "label_smoothing_factor": (0.0, "the loss is the model's own"),
+    "neftune_noise_alpha": (None, "images have no embeddings of tokens to add the noise to"),
+    "train_sampling_strategy": ("random", "`ModalityAwareSampler` draws the rows"),
+    "average_tokens_across_devices": (True, "the loss is divided by the valid pixels of all processes"),
+    "label_names": (None, "the collator gives `labels`"),
+    "prediction_loss_only": (False, "evaluation gives scores, and no loss"),
+    "include_for_metrics": ([], _NO_METRICS),
+    "batch_eval_metrics": (False, _NO_METRICS),
+    "eval_accumulation_steps": (None, _NO_METRICS),
+    "eval_do_concat_batches": (True, _NO_METRICS),
+    "eval_use_gather_object": (False, _NO_METRICS),
+    "bf16_full_eval": (False, _OWN_DTYPE),
+    "fp16_full_eval": (False, _OWN_DTYPE),
+}
+
+
+@dataclass
+class SgmaTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the paper's optimiser as defaults, and the augmentation of multimodal rows.
+
+    Where `modality_dropout`, `noise_std` and `gain_range` have several entries, they are in the order of the model's
+    modalities; one entry counts for all.
+
+    Args:
+        crop_size: Side in pixels of the square window that is cut from each row; None takes whole images.
+        random_flip: Whether to flip vertically and horizontally, each with probability 1/2.
+        random_quarter_turns: Whether to turn by multiples of 90 degrees.
+        modality_dropout: Probability to drop a modality that a row has; the last one always stays. The paper drops
+            modalities but states no rate. Ours is for models with modality-aware sampling, which trains every
+            modality alone anyway; without it 0.5, at which all combinations are about equally frequent, keeps more
+            of the single modalities.
+        noise_std: Standard deviation of Gaussian noise, in normalised units; 0 for none.
+        gain_range: Each modality is multiplied by a random number in [1 - gain_range, 1 + gain_range]; 0 for none.
+        robustness_sampling: Whether to sample rows with fragile modalities and hard rows more often, and to drop
+            fragile modalities less, by what the last epoch showed: see `sgma_hf.training.row_sampling`.
+        sampling_hardness: Exponent of a row's relative loss in its weight; 0 leaves hardness out.
+        sampling_max_ratio: No row comes more than this many times as often as another.
+        warmup_start_factor: Share of the learning rate that the warm-up of the polynomial schedule starts from. The
+            paper warms up for 10 of its 200 epochs at 10 % of the rate; ours ramps from there over 5 % of the steps.
+
+    Changed defaults of `TrainingArguments`, from the paper: `learning_rate` 6e-5, `weight_decay` 1e-2,
+    `adam_epsilon` 1e-8, `num_train_epochs` 200, `lr_scheduler_type` "polynomial", then with `lr_scheduler_kwargs`
+    {"power": 0.9} unless given, and without an `lr_end` there down to 0, `warmup_steps` 0.05. Ours:
+    `remove_unused_columns` False, because the collator reads the rows' columns; `metric_for_best_model`
+    "average_miou", the mean over all combinations of the modalities, and schedules that follow it take more for
+    better.
+
+    Raises:
+        ValueError: If an argument is outside its range, or is one that the trainer would not follow, such as
+            `label_smoothing_factor`.
+    """
+
+    crop_size: int | None = field(default=None, metadata={"help": "Side of the training window in pixels."})
+    random_flip: bool = field(default=True, metadata={"help": "Flip vertically and horizontally at random."})
+    random_quarter_turns: bool = field(default=True, metadata={"help": "Turn by multiples of 90 degrees at random."})
+    modality_dropout: list[float] = field(
+        default_factory=lambda: [0.3],
+        metadata={"help": "Probability to drop a modality: one for all, or one per modality."},
+    )
+    noise_std: list[float] = field(
+        default_factory=lambda: [0.0], metadata={"help": "Gaussian noise, normalised units: one, or one per modality."}
+    )
+    gain_range: list[float] = field(
+        default_factory=lambda: [0.0], metadata={"help": "Random gain 1 +- gain_range: one, or one per modality."}
+    )
+    robustness_sampling: bool = field(
+        default=True,
+        metadata={"help": "Sample rows and drop modalities by what the last epoch showed about robustness and loss."},
+    )
+    sampling_hardness: float = field(
+        default=0.5, metadata={"help": "Exponent of a row's relative loss in its sampling weight."}
+    )
+    sampling_max_ratio: float = field(
+        default=4.0, metadata={"help": "Largest ratio of two rows' sampling weights, at least 1."}
+    )
+    warmup_start_factor: float = field(
+        default=0.1, metadata={"help": "Share of the learning rate at which the warm-up starts."}
+    )
+
+    learning_rate: float = field(default=6e-5, metadata={"help": "Initial learning rate of AdamW."})
+    weight_decay: float = field(default=1e-2, metadata={"help": "Weight decay of AdamW."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
+    num_train_epochs: float = field(default=200.0, metadata={"help": "Number of epochs."})
+    lr_scheduler_type: str = field(default="polynomial", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps of linear warm-up; a number below 1 is a share of all steps."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Has to be False: the collator reads the rows' columns."}
+    )
+    metric_for_best_model: str | None = field(
+        default="average_miou",
+        metadata={
+            "help": "What the best checkpoint is chosen by, on the evaluation rows: `average_miou`, `top1_miou`, "
+            "`last1_miou`, or that of one combination, as `miou/rgb+dsm`."
+        },
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that is better."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
+            self.lr_scheduler_kwargs = self._polynomial_options()
+        elif self.lr_scheduler_type in SCHEDULES_BY_SCORE:
+            # Left to themselves they wait for a loss to fall, but what they are told here is `metric_for_best_model`.
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode} | (self.lr_scheduler_kwargs or {})
+        for name, (expected, reason) in _FIXED.items():
+            if getattr(self, name) != expected:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}; expected {expected!r}, because {reason}. Leave it out."
+                )
+        if self.sampling_hardness < 0 or self.sampling_max_ratio < 1:
+            raise ValueError(
+                f"`sampling_hardness` is {self.sampling_hardness} and `sampling_max_ratio` {self.sampling_max_ratio}; "
+                "expected at least 0 and at least 1."
+            )
+        if self.ddp_find_unused_parameters is None:
+            # A modality that no row of a process has leaves its projector unused there.
+            self.ddp_find_unused_parameters = True
+        if not 0 <= self.warmup_start_factor <= 1:
+            raise ValueError(f"`warmup_start_factor` is {self.warmup_start_factor}; expected a share in [0, 1].")
+
+    def _polynomial_options(self) -> dict[str, float]:
+        """The polynomial schedule's `lr_scheduler_kwargs` as numbers, or the paper's."""
+        given = self.lr_scheduler_kwargs or {"power": 0.9}
+        try:
+            options = {name: float(value) for name, value in given.items() if name in ("power", "lr_end")}
+        except (AttributeError, TypeError, ValueError):  # text in place of names and numbers
+            options = {}
+        lr_end = options.get("lr_end", 0.0)
+        if len(options) < len(given) or (lr_end and not 0 < lr_end <= self.learning_rate):
+            raise ValueError(
+                f"`lr_scheduler_kwargs` is {given}; expected numbers for the polynomial schedule: its `power`, and "
+                f"`lr_end`, the learning rate at the end, from 0 to `learning_rate`, {self.learning_rate}."
+            )
+        return options

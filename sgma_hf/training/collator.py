@@ -1,0 +1,204 @@
+"""Rows of a data set -> joint augmentation -> modality dropout -> processor -> a batch for the model.
+
+Every random choice is a function of (seed, epoch, row, repeat): a resumed run, another number of processes or of
+loader workers and another way to accumulate gradients see the same images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BaseImageProcessor
+
+from ..data.rows import decode_row
+from ..model.configuration_sgma import IGNORE_INDEX
+from .row_sampling import ROW_KEY, RowKey
+
+
+@dataclass(frozen=True)
+class RowDraws:
+    """The random choices for one row in one epoch.
+
+    All are drawn, in this order, whether an option uses them or not: switching one on leaves the others as they were.
+    """
+
+    crop: np.ndarray  # (2,), in [0, 1): vertical and horizontal place of the window
+    flips: np.ndarray  # (2,), bool: vertical, horizontal
+    quarter_turns: int  # 0 to 3, counterclockwise
+    dropout: np.ndarray  # (M,), in [0, 1)
+    keeper: float  # in [0, 1): which present modality stays where dropout would take all
+    sampling_noise: float  # in [0, 1): modality-aware sampling's draw
+    gain: np.ndarray  # (M,), in [-1, 1)
+    noise_seed: int
+
+
+def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
+    """Draw the random choices for a row.
+
+    Args:
+        seed: Seed of the run, at least 0.
+        key: The row and its epoch.
+        num_modalities: Number of modalities.
+    """
+    generator = np.random.default_rng([seed, key.epoch, key.index, key.repeat])
+    return RowDraws(
+        crop=generator.random(2),
+        flips=generator.random(2) < 0.5,
+        quarter_turns=int(generator.integers(4)),
+        dropout=generator.random(num_modalities),
+        keeper=float(generator.random()),
+        sampling_noise=float(generator.random(dtype=np.float32)),
+        gain=generator.uniform(-1, 1, num_modalities),
+        noise_seed=int(generator.integers(2**63)),
+    )
+
+
+def drop_modalities(present: np.ndarray, probabilities: np.ndarray, draws: RowDraws) -> np.ndarray:
+    """Drop modalities of one row at random, each with its own probability, but never the last that is there.
+
+    Args:
+        present: Which modalities the row has, bool, (num_modalities,).
+        probabilities: Probability of each to be dropped, in [0, 1], (num_modalities,).
+        draws: The row's random choices.
+
+    Returns:
+        Which modalities are kept, bool, (num_modalities,).
+    """
+    kept = present & (draws.dropout >= probabilities)
+    candidates = np.flatnonzero(present)
+    if not kept.any() and len(candidates):
+        kept[candidates[int(draws.keeper * len(candidates))]] = True
+    return kept
+
+
+@dataclass
+class SgmaDataCollator:
+    """Turns rows of the one schema into a training batch.
+
+    Args:
+        processor: The model's image processor.
+        crop_size: Side in pixels of the square window that is cut, at one place for all modalities and the label; a
+            row smaller than that is taken whole. None takes whole images.
+        random_flip: Flip vertically and horizontally, each with probability 1/2.
+        random_quarter_turns: Turn by a multiple of 90 degrees; rows that are not square by 180 only.
+        modality_dropout: Probability to drop each modality, in [0, 1): one number for all, or one per modality.
+        noise_std: Standard deviation of Gaussian noise, in normalised units: one for all, or one per modality.
+        gain_range: Each modality's normalised values are multiplied by a number in [1 - gain_range, 1 + gain_range]:
+            one range for all, or one per modality.
+        seed: Seed of all random choices.
+        with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take; the trainer
+            switches it on.
+
+    Raises:
+        ValueError: If a number is out of range or a list has not one entry per modality.
+    """
+
+    processor: BaseImageProcessor
+    crop_size: int | None = None
+    random_flip: bool = True
+    random_quarter_turns: bool = True
+    modality_dropout: Sequence[float] | float = 0.0
+    noise_std: Sequence[float] | float = 0.0
+    gain_range: Sequence[float] | float = 0.0
+    seed: int = 0
+    with_row_index: bool = False
+    _boundaries: list[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.crop_size is not None and self.crop_size < 1:
+            raise ValueError(
+                f"`crop_size` is {self.crop_size}; expected pixels, at least 1, or None for whole images."
+            )
+        self.modality_dropout = self._per_modality("modality_dropout", 1.0)
+        self.noise_std = self._per_modality("noise_std", np.inf)
+        self.gain_range = self._per_modality("gain_range", 1.0)
+        self._boundaries = np.cumsum([0, *self.processor.modality_channels]).tolist()
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Collate rows, each with its `RowKey` under `_key` (see `EpochRows`).
+
+        Returns:
+            `pixel_values`, `modality_mask`, `labels` as the processor makes them, and `sampling_noise`, float32,
+            (batch_size,).
+
+        Raises:
+            ValueError: If a row has no label or no modality, or cannot be read; the row is named.
+        """
+        names = self.processor.modalities
+        keys = [row[ROW_KEY] for row in rows]
+        draws = [draw_row(self.seed, key, len(names)) for key in keys]
+        images, labels = zip(*(decode_row(row, names) for row in rows), strict=True)
+        self._check(rows, images, labels)
+        windows = [self._window(label.shape, draw) for label, draw in zip(labels, draws, strict=True)]
+        try:
+            batch = self.processor(list(images), segmentation_maps=list(labels), windows=windows)
+        except ValueError as error:
+            raise ValueError(f"Rows {[row.get('id') for row in rows]}: {error}") from error
+        values, mask, targets = batch["pixel_values"], batch["modality_mask"], batch["labels"]
+        for position, (key, draw) in enumerate(zip(keys, draws, strict=True)):
+            for maps in (values, targets) if mask.ndim == 2 else (values, targets, mask):
+                maps[position] = self._turn(maps[position], draw)
+            self._perturb(values[position], draw)
+            present = mask[position] if mask.ndim == 2 else mask[position].flatten(1).any(1)
+            dropout = self.modality_dropout if key.dropout is None else np.asarray(key.dropout)
+            kept = drop_modalities(present.numpy(), dropout, draw)
+            mask[position, torch.from_numpy(~kept)] = False
+        if any(key.padding for key in keys):
+            # Nothing of a padding row may be computed: a gradient of 0 is another step than none to the optimiser.
+            if mask.ndim == 2:
+                mask = mask[..., None, None].repeat(1, 1, *targets.shape[1:])
+            padding = torch.tensor([key.padding for key in keys])
+            mask[padding], targets[padding] = False, IGNORE_INDEX
+        noise = torch.tensor([draw.sampling_noise for draw in draws], dtype=torch.float32)
+        batch = {"pixel_values": values, "modality_mask": mask, "labels": targets, "sampling_noise": noise}
+        if self.with_row_index:
+            batch["row_index"] = torch.tensor([key.index for key in keys])
+        return batch
+
+    def _per_modality(self, name: str, limit: float) -> np.ndarray:
+        """One number per modality, in [0, limit)."""
+        count = len(self.processor.modalities)
+        values = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
+        if values.shape not in ((1,), (count,)) or not ((values >= 0) & (values < limit)).all():
+            raise ValueError(
+                f"`{name}` is {values.tolist()}; expected one number, or one for each of {self.processor.modalities}, "
+                f"at least 0 and less than {limit}."
+            )
+        return np.broadcast_to(values, (count,))
+
+    @staticmethod
+    def _check(rows: Sequence, images: Sequence, labels: Sequence) -> None:
+        for row, rasters, label in zip(rows, images, labels, strict=True):
+            if label is None:
+                raise ValueError(f"Row {row.get('id')!r} has no label; leave rows without a label out of training.")
+            if all(raster is None for raster in rasters.values()):
+                raise ValueError(f"Row {row.get('id')!r} has none of the modalities {list(rasters)}; leave it out.")
+
+    def _window(self, size: tuple[int, int], draw: RowDraws) -> tuple[int, int, int, int]:
+        """Place of the crop: top, left, height and width in pixels of the label's grid."""
+        sides = [side if self.crop_size is None else min(side, self.crop_size) for side in size]
+        top, left = (int(place * (side - cut + 1)) for place, side, cut in zip(draw.crop, size, sides, strict=True))
+        return top, left, sides[0], sides[1]
+
+    def _turn(self, maps: torch.Tensor, draw: RowDraws) -> torch.Tensor:
+        """Flip and turn (..., height, width), keeping its shape: a transposition and a flip, and so one copy."""
+        vertical, horizontal = draw.flips if self.random_flip else (False, False)
+        if self.random_quarter_turns:
+            square = maps.shape[-2] == maps.shape[-1]
+            turns = draw.quarter_turns if square else 2 * (draw.quarter_turns // 2)
+            if turns % 2:
+                maps, vertical, horizontal = maps.transpose(-2, -1), horizontal, vertical
+            vertical, horizontal = vertical ^ (turns in (1, 2)), horizontal ^ (turns in (2, 3))
+        return maps.flip([axis for axis, flip in ((-2, vertical), (-1, horizontal)) if flip])
+
+    def _perturb(self, values: torch.Tensor, draw: RowDraws) -> None:
+        """Multiply and add noise, per modality and in place; what is missing is masked anyway."""
+        generator = np.random.default_rng(draw.noise_seed)
+        for index, (gain, std) in enumerate(zip(self.gain_range, self.noise_std, strict=True)):
+            bands = values[self._boundaries[index] : self._boundaries[index + 1]]
+            if gain:
+                bands *= 1 + gain * draw.gain[index]
+            if std:
+                bands += std * torch.from_numpy(generator.standard_normal(bands.shape, dtype=np.float32))

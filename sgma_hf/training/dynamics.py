@@ -1,0 +1,344 @@
+"""How each modality learns over training: what the paper names as its first limitation that it cannot show.
+
+One record per epoch, from the sums of `TrainingStatistics`, so exact over all processes and after a resume:
+
+- for each modality: mean robustness in the cells that it shares with others (alone, it is 1), also per class of the
+  pixels; cross-entropy and IoU of the predictions from it alone, both also per class, wherever modality-aware sampling
+  drew it (of training crops, while the weights change: to compare modalities and epochs, not to report); and the
+  gradient norm of its projectors and stem as the optimiser got it, after clipping, as root mean square over the steps
+  that had one.
+- `single_loss` is the mean over rows of what the model is trained on, so over all valid pixels of a row and, with
+  `class_weights` or a Dice loss, with those (`EpochStatistics`). IoU and all figures per class are of one pixel per
+  cell of stride 4, and `class_single_loss` is the plain cross-entropy there.
+- for each stage: prototype drift, the mean over the classes of 1 - cosine(mean prototype of this epoch, of the last
+  one), over the rows with two modalities at least.
+
+And one record per evaluation, the separation: for each modality and stage the silhouette (Rousseeuw 1987) of a sample
+of pixels by the class of their label, in the features that go into fusion (the projectors' output). The paper
+(arXiv:2603.02505) reports silhouettes of height and near infrared, but not of what stage or sample; those are ours.
+
+What a model does not have (robustness and prototypes without `fusion="sgf"`, single-modality predictions with
+`mas_loss_weight=0`), and what no row showed, is None.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..data.rows import decode_row
+from ..evaluation.metrics import segmentation_scores
+from ..model.configuration_sgma import STAGE_STRIDES
+from ..publishing.results import save_results
+
+
+DYNAMICS_FILE = "learning_dynamics.json"
+SEPARATION_PIXELS = 1024
+SEPARATION_ROWS = 32
+_SCALARS = ("robustness", "single_loss", "single_miou", "gradient_norm")
+_MODALITY_PARAMETER = re.compile(r"(?:^|\.)(?:stems|projectors)\.(\d+)\.")
+
+
+@dataclass
+class LearningDynamics:
+    """The records of a run so far; they are saved with every checkpoint.
+
+    Attributes:
+        modalities: Names of the modalities.
+        class_names: Names of the classes.
+        epochs: What `add_epoch` recorded, oldest first.
+        evaluations: What `add_evaluation` recorded, oldest first.
+        prototypes: The last epoch's mean class prototypes, float64 (num_labels, channels) for each stage.
+    """
+
+    modalities: list[str]
+    class_names: list[str]
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    prototypes: list[np.ndarray] | None = None
+
+    def add_epoch(self, summary: Mapping[str, Any], *, epoch: float, step: int) -> dict[str, float]:
+        """Record an epoch that has ended.
+
+        Args:
+            summary: `TrainingStatistics.summary` of it.
+            epoch: Epochs trained by then.
+            step: Optimiser steps taken by then.
+
+        Returns:
+            What goes to the log: `dynamics/<figure>/<modality>` and `dynamics/prototype_drift/stage<1..4>`, without
+            the figures per class and what is None.
+        """
+        modalities = {name: _modality_record(summary, index) for index, name in enumerate(self.modalities)}
+        prototypes = summary["prototypes"]
+        drift = None
+        if prototypes is not None:
+            if self.prototypes is not None:
+                drift = [prototype_drift(new, old) for new, old in zip(prototypes, self.prototypes, strict=True)]
+            self.prototypes = prototypes
+        self.epochs.append({"epoch": epoch, "step": step, "modalities": modalities, "prototype_drift": drift})
+        logs = {f"dynamics/{key}/{name}": modalities[name][key] for key in _SCALARS for name in self.modalities}
+        logs |= {f"dynamics/prototype_drift/stage{stage}": value for stage, value in enumerate(drift or [], start=1)}
+        return {name: value for name, value in logs.items() if value is not None}
+
+    def add_evaluation(
+        self, separation: Mapping[str, list[float | None]], *, epoch: float, step: int, name: str
+    ) -> dict[str, float]:
+        """Record an evaluation; one of the same weights on the same rows takes the place of the earlier.
+
+        Args:
+            separation: What `feature_separation` returned.
+            epoch: Epochs trained by then.
+            step: Optimiser steps of the weights.
+            name: Which evaluation rows, as the prefix of their scores.
+
+        Returns:
+            What goes to the log: `dynamics/separation/<modality>/stage<1..4>`.
+        """
+        for record in self.evaluations:
+            if (record["step"], record["name"]) == (step, name):
+                record["separation"] = dict(separation)
+                break
+        else:
+            self.evaluations.append({"epoch": epoch, "step": step, "name": name, "separation": dict(separation)})
+        return {
+            f"dynamics/separation/{modality}/stage{stage}": value
+            for modality, values in separation.items()
+            for stage, value in enumerate(values, start=1)
+            if value is not None
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values, for a checkpoint."""
+        prototypes = None if self.prototypes is None else [stage.tolist() for stage in self.prototypes]
+        return {"epochs": self.epochs, "evaluations": self.evaluations, "prototypes": prototypes}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Take over what `to_dict` wrote."""
+        self.epochs, self.evaluations = list(values["epochs"]), list(values["evaluations"])
+        prototypes = values["prototypes"]
+        self.prototypes = None if prototypes is None else [np.array(stage) for stage in prototypes]
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write `learning_dynamics.json`, whole or not at all.
+
+        Args:
+            directory: The run's folder.
+        """
+        record = {
+            "modalities": self.modalities,
+            "class_names": self.class_names,
+            "epochs": self.epochs,
+            "evaluations": self.evaluations,
+        }
+        save_results(record, Path(directory) / DYNAMICS_FILE)
+
+
+def read_learning_dynamics(directory: str | os.PathLike) -> dict[str, Any]:
+    """Read the `learning_dynamics.json` of a run.
+
+    Args:
+        directory: The run's folder.
+
+    Returns:
+        `modalities`, `class_names`, `epochs` and `evaluations`, see `LearningDynamics`.
+
+    Raises:
+        ValueError: If the folder has no such file, or it is not what `LearningDynamics.save` writes.
+    """
+    path = Path(directory) / DYNAMICS_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{str(directory)!r} has no {DYNAMICS_FILE}; expected the `--output_dir` of a training run of which at "
+            "least one epoch has ended."
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record[name] for name in ("modalities", "class_names", "epochs", "evaluations")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no record of learning dynamics: {error!r}. Train again to write it.") from error
+
+
+def modality_parameters(model: torch.nn.Module, num_modalities: int) -> list[list[torch.nn.Parameter]]:
+    """List the trained parameters that one modality alone has, its stem and projectors, for each modality.
+
+    By name, because a model that came with its checkpoint is of another class, and one that is wrapped is too.
+
+    Args:
+        model: The model, wrapped or not.
+        num_modalities: Modalities that it has.
+    """
+    groups: list[list[torch.nn.Parameter]] = [[] for _ in range(num_modalities)]
+    for name, parameter in model.named_parameters():
+        match = _MODALITY_PARAMETER.search(name)
+        if match and parameter.requires_grad and "backbone." not in name:
+            groups[int(match[1])].append(parameter)
+    return groups
+
+
+def prototype_drift(prototypes: np.ndarray, earlier: np.ndarray) -> float | None:
+    """How far class prototypes turned: the mean over the classes of 1 - cosine, in [0, 2]; None if one is zero.
+
+    Args:
+        prototypes: (num_labels, channels).
+        earlier: The same of the epoch before.
+
+    Example:
+        >>> prototype_drift(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [3.0, 0.0]]))
+        0.5
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = (prototypes * earlier).sum(1) / (np.linalg.norm(prototypes, axis=1) * np.linalg.norm(earlier, axis=1))
+    return _known(1 - cosine.mean())
+
+
+def silhouette(features: torch.Tensor, classes: torch.Tensor, *, chunk_size: int = 1024) -> float | None:
+    """Mean silhouette of points that belong to classes, by Euclidean distance.
+
+    A point's is (b - a) / max(a, b), with a its mean distance to the others of its class and b the smallest of its
+    mean distances to the other classes; 0 for the only point of a class.
+
+    Args:
+        features: Points, float (num_points, channels).
+        classes: Class of each, integer (num_points,).
+        chunk_size: Distances are held for so many points at a time.
+
+    Returns:
+        A figure in [-1, 1]; None if there are fewer than two classes, or a feature is not finite.
+
+    Example:
+        >>> silhouette(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
+        0.7460317611694336
+    """
+    present, index, counts = classes.unique(return_inverse=True, return_counts=True)
+    if len(present) < 2:
+        return None
+    features = features.float()
+    members = torch.nn.functional.one_hot(index, len(present)).to(features.dtype)  # (N, K)
+    total = torch.zeros((), dtype=features.dtype, device=features.device)
+    for part, own in zip(features.split(chunk_size), index.split(chunk_size), strict=True):
+        # By differences: through products, equal points would get a distance of rounding errors.
+        distances = torch.cdist(part, features, compute_mode="donot_use_mm_for_euclid_dist")  # (n, N)
+        sums = distances @ members  # (n, K)
+        within = sums.gather(1, own[:, None]).squeeze(1) / (counts[own] - 1).clamp_min(1)
+        nearest = (sums / counts).scatter(1, own[:, None], torch.inf).amin(1)
+        scores = (nearest - within) / torch.maximum(nearest, within)
+        undefined = (counts[own] == 1) | ((nearest == 0) & (within == 0))
+        total += torch.where(undefined, 0, scores).sum()
+    return _known(total.item() / len(features))
+
+
+@torch.no_grad()
+def feature_separation(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    dataset: Sequence[Mapping[str, Any]],
+    *,
+    window_size: int | None = None,
+    seed: int = 0,
+) -> dict[str, list[float | None]]:
+    """Tell how well the classes are apart in each modality's features, see the module's docstring.
+
+    1024 labelled pixels at most, spread evenly over 32 rows at most (one window of each), the same for all stages and
+    for all modalities that cover them. Every process of a distributed run does the same and needs no other.
+
+    Args:
+        model: An SGMA model with a segmentation head; its mode is restored.
+        processor: Its image processor.
+        dataset: Rows of the one schema; those without a label or without any modality are passed over.
+        window_size: Side in pixels of the window; None takes whole rows.
+        seed: Seed of the rows, windows and pixels.
+
+    Returns:
+        Silhouette in [-1, 1] of the four stages, by modality; None where the sample holds fewer than two classes.
+    """
+    config = model.config
+    features: list[list[list[torch.Tensor]]] = [[] for _ in config.modalities]  # by modality, row and stage
+    classes: list[list[torch.Tensor]] = [[] for _ in config.modalities]
+    was_training = model.training
+    model.eval()
+    try:
+        for inputs, pixels in _sampled_windows(dataset, processor, config, window_size=window_size, seed=seed):
+            mask = inputs["modality_mask"]
+            encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask.to(model.device))
+            for modality, position in enumerate(encoding.position[0].tolist()):
+                if position < 0:
+                    continue
+                seen = pixels if mask.ndim == 2 else pixels[mask[0, modality][pixels[:, 0], pixels[:, 1]]]
+                rows, columns = seen.to(model.device).unbind(1)
+                cells = [
+                    stage.tokens[position, rows // stride * stage.size[1] + columns // stride]
+                    for stage, stride in zip(encoding.stages, STAGE_STRIDES, strict=True)
+                ]
+                features[modality].append(cells)
+                classes[modality].append(inputs["labels"][0][seen[:, 0], seen[:, 1]])
+    finally:
+        model.train(was_training)
+    separation: dict[str, list[float | None]] = {}
+    for name, parts, labels in zip(config.modalities, features, classes, strict=True):
+        if parts:
+            stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+            labels_of_all = torch.cat(labels).to(model.device)
+            separation[name] = [silhouette(stage, labels_of_all) for stage in stages]
+        else:
+            separation[name] = [None] * len(STAGE_STRIDES)
+    return separation
+
+
+def _sampled_windows(
+    dataset: Sequence[Mapping[str, Any]],
+    processor: BaseImageProcessor,
+    config: Any,
+    *,
+    window_size: int | None,
+    seed: int,
+) -> Iterator[tuple[Mapping[str, torch.Tensor], torch.Tensor]]:
+    """Yield the model's inputs of single windows, and the pixels (n, 2), row and column, that were drawn in each."""
+    chosen = np.random.default_rng(seed).permutation(len(dataset))[:SEPARATION_ROWS].tolist()
+    for index in sorted(chosen):
+        images, label = decode_row(dataset[index], config.modalities)
+        if label is None or all(image is None for image in images.values()):
+            continue
+        generator = np.random.default_rng([seed, index])
+        window = None
+        if window_size is not None:
+            extents = [min(side, window_size) for side in label.shape]
+            starts = [generator.integers(side - extent + 1) for side, extent in zip(label.shape, extents, strict=True)]
+            window = (*map(int, starts), *extents)
+        inputs = processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
+        usable = inputs["labels"][0] != config.semantic_loss_ignore_index
+        if inputs["modality_mask"].ndim == 4:
+            usable = usable & inputs["modality_mask"][0].any(0)
+        pixels = usable.nonzero()
+        if inputs["modality_mask"].any() and len(pixels):
+            count = min(len(pixels), SEPARATION_PIXELS // len(chosen))
+            yield inputs, pixels[torch.from_numpy(generator.permutation(len(pixels))[:count])]
+
+
+def _modality_record(summary: Mapping[str, Any], index: int) -> dict[str, Any]:
+    by_class = {
+        name: [_known(value) for value in summary[name][index]] for name in ("class_robustness", "class_single_loss")
+    }
+    by_class = {name: None if set(values) == {None} else values for name, values in by_class.items()}
+    scores = segmentation_scores(summary["single_confusion"][index].astype(np.int64))
+    return {
+        "robustness": _known(summary["robustness"][index]),
+        "class_robustness": by_class["class_robustness"],
+        "single_loss": _known(summary["single_loss"][index]),
+        "class_single_loss": by_class["class_single_loss"],
+        "single_miou": scores["miou"],
+        "single_iou": scores["iou"] if scores["pixels"] else None,
+        "gradient_norm": _known(np.sqrt(summary["squared_gradients"][index])),
+    }
+
+
+def _known(value: float) -> float | None:
+    """The number for JSON; None for NaN and infinity."""
+    return float(value) if np.isfinite(value) else None

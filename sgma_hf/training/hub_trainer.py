@@ -1,0 +1,350 @@
+"""The part of training that saves and pushes: complete repositories, no pickled arguments, a card from the run."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from huggingface_hub import CommitInfo, HfApi, ModelCard, run_as_future
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
+
+from ..model.saving_sgma import push_folder, refuse_public_repository
+from ..publishing.model_card import MARKER, build_model_card
+from ..publishing.push import PUSH_ERRORS, explain_push_error
+from ..publishing.record import (
+    RECORDED_ARGUMENTS,
+    DataDescription,
+    TrainingRecord,
+    command_line,
+    dataset_name,
+    hardware_name,
+    package_commit,
+    package_versions,
+)
+from ..publishing.weights_digest import DIGEST_KEY, weights_digest
+
+
+logger = logging.get_logger(__name__)
+
+# What a model's repository holds; whatever else lies in the output folder stays at home.
+PUBLISHED = (
+    "config.json",
+    "preprocessor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "*_sgma.py",
+    "training_record.json",
+    "*_results.json",
+    "README.md",
+)
+
+
+class PublicRepositoryError(ValueError):
+    """A private repository was asked for, and the one of that name is public."""
+
+
+class HubTrainer(Trainer):
+    """Trainer whose every push leaves a repository that loads, and whose model card comes from the run.
+
+    Attributes:
+        data_description: Where the rows come from, for the card; what is None is taken from the rows where they know.
+        command: The command of the run, for the card; None is that of the process.
+    """
+
+    def __init__(self, *args, **kwargs):
+        self.data_description = DataDescription()
+        self.command: str | None = None
+        self._evaluation: tuple[int, dict[str, Any]] | None = None
+        self._best_step: int | None = None
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository as `Trainer.init_hf_repo` does, but refuse a public one where a private was asked for.
+
+        Args:
+            token: Access token; None is `args.hub_token`, else the one that is logged in.
+            private: Whether a repository that is created is private; None is `args.hub_private_repo`.
+
+        Raises:
+            PublicRepositoryError: If a private one was asked for, and it is there and public.
+        """
+        super().init_hf_repo(token=token, private=private)
+        if self.is_world_process_zero():
+            api = HfApi(token=self.args.hub_token if token is None else token)
+            private = self.args.hub_private_repo if private is None else private
+            try:
+                refuse_public_repository(api, self.hub_model_id, private=private)
+            except ValueError as error:
+                raise PublicRepositoryError(
+                    f"The repository {self.hub_model_id} is public, and a private one was asked for; nothing was "
+                    "uploaded. Leave `hub_private_repo` out to push to it all the same, or choose another "
+                    "`hub_model_id`."
+                ) from error
+
+    def train(self, *args, **kwargs):
+        """Train as `Trainer.train` does."""
+        self._best_step = None
+        return super().train(*args, **kwargs)
+
+    def record_evaluation(
+        self, results: Mapping[str, Any], model: PreTrainedModel, rows: Sequence | None = None
+    ) -> dict[str, Any]:
+        """Keep the scores of the weights as they are now, for the card.
+
+        Args:
+            results: What `evaluate_modality_combinations` returned.
+            model: The model that it was called with: this trainer's, whole and without wrappers.
+            rows: The rows that it was evaluated on; None is the trainer's own evaluation rows.
+
+        Returns:
+            The results, with `dataset`, `split`, whether that was `trained_on`, and the SHA-256 of the weights.
+        """
+        own = rows is None or rows is self.eval_dataset
+        rows = self.eval_dataset if rows is None else rows
+        described = self.data_description
+        source = {
+            "dataset": dataset_name(described.dataset)[0] if own and described.dataset else _name_of(rows),
+            "split": (described.evaluation_split if own else None) or _split_of(rows),
+            "trained_on": rows is self.train_dataset,
+            DIGEST_KEY: weights_digest(model.state_dict().items()),
+        }
+        self._evaluation = (self._step_of_weights(), source | dict(results))
+        return self._evaluation[1]
+
+    def _step_of_weights(self) -> int:
+        return self.state.global_step if self._best_step is None else self._best_step
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._best_step = self.state.best_global_step
+
+    def recorded_arguments(self) -> dict[str, Any]:
+        """The training arguments that decide the result, as values that JSON can hold."""
+        arguments = {key: getattr(self.args, key) for key in RECORDED_ARGUMENTS if hasattr(self.args, key)}
+        return {key: _plain(value) for key, value in arguments.items()}
+
+    def training_record(self) -> TrainingRecord:
+        """Collect the facts of the run for the weights as they are now; scores only if they are of these weights."""
+        described = self.data_description
+        name, on_hub = dataset_name(described.dataset)
+        step = self._step_of_weights()
+        finished = [entry for entry in self.state.log_history if "train_runtime" in entry]
+        model = self.accelerator.unwrap_model(self.model)
+        steps_per_epoch = self.state.global_step / self.state.epoch if self.state.epoch else None
+        return TrainingRecord(
+            dataset=name or _name_of(self.train_dataset),
+            dataset_is_on_hub=on_hub,
+            train_split=described.train_split or _split_of(self.train_dataset),
+            train_rows=None if self.train_dataset is None else len(self.train_dataset),
+            units=described.units,
+            finetuned_from=dataset_name(model.config._name_or_path or None)[0],
+            backbone=dataset_name(model.pretrained_backbone)[0],
+            command=self.command or command_line(),
+            arguments=self.recorded_arguments(),
+            num_processes=self.args.world_size,
+            steps=step,
+            epochs=step / steps_per_epoch if steps_per_epoch else None,
+            train_seconds=finished[-1]["train_runtime"] if finished else None,
+            versions=package_versions(),
+            commit=package_commit(),
+            hardware=hardware_name(self.args.device),
+            evaluation=self._evaluation[1] if self._evaluation and self._evaluation[0] == step else None,
+        )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as `Trainer.save_model` does; also where FSDP saves shards, which none but it can load."""
+        super().save_model(output_dir, _internal_call=True)
+        if self.is_fsdp_enabled and not self._saves_whole_state():
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _saves_whole_state(self) -> bool:
+        """Whether FSDP gathers weights and optimizer into one file each, instead of saving shards."""
+        return "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save model, processor and record, but no `training_args.bin`: a pickle, with the access token in it."""
+        if not self.args.should_save and not self.is_distributed_loading_by_transformers:
+            return
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(output_dir, state_dict=state_dict, is_main_process=self.args.should_save)
+        if self.args.should_save:
+            self.processing_class.save_pretrained(output_dir)
+            self.training_record().save(output_dir)
+
+    def create_model_card(
+        self,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | None = None,
+    ) -> None:
+        """Write the card of the run to README.md in the output folder, unless a person has written one there.
+
+        The record that it is written from is saved beside it.
+
+        Args:
+            license: Licence of the weights, as the Hub abbreviates it; None states none.
+            tags: Further tags.
+            model_name: Repository that the card's example loads; None is the one that is pushed to.
+            finetuned_from: Checkpoint that training went on from; None is what the model was loaded from.
+            dataset: Data set that was trained on; None is what `data_description` or the rows say.
+        """
+        if not self.is_world_process_zero():
+            return
+        record = self.training_record()
+        record.finetuned_from = finetuned_from or record.finetuned_from
+        if dataset is not None:
+            record.dataset, record.dataset_is_on_hub = dataset_name(dataset)
+        record.save(self.args.output_dir)
+        self._write_card(self.args.output_dir, record, license=license, tags=tags, repo_id=model_name)
+
+    def _write_card(
+        self,
+        folder: str | os.PathLike,
+        record: TrainingRecord,
+        *,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        repo_id: str | None = None,
+    ) -> None:
+        path = Path(folder) / "README.md"
+        if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        card: ModelCard = build_model_card(
+            model.config,
+            self.processing_class,
+            record,
+            repo_id=repo_id or self.hub_model_id,
+            license=license,
+            tags=[tags] if isinstance(tags, str) else tags or [],
+        )
+        path.write_text(str(card), encoding="utf-8")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """Save the model and push it with its processor, code and card, in one commit. To be called on all processes.
+
+        Args:
+            commit_message: First line of the commit.
+            blocking: Whether to wait until it is there.
+            token: Access token; None is `args.hub_token`, else the one that is logged in.
+            revision: Branch; None is `args.hub_revision`.
+            private: Whether a repository that is created is private; None is `args.hub_private_repo`. True refuses one
+                that is public.
+            kwargs: Passed on to `create_model_card`.
+
+        Returns:
+            The commit, or a `Future` of it; None on processes other than the first.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = self.args.hub_token if token is None else token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        folder = tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir)
+        _link_files(Path(self.args.output_dir), Path(folder), PUBLISHED)
+        job = run_as_future(
+            self._push_and_remove,
+            folder,
+            self.hub_model_id,
+            private=self.args.hub_private_repo if private is None else private,
+            token=token,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+        )
+        return job.result() if blocking else job
+
+    def _push_and_remove(self, folder: str, repo_id: str, **options) -> CommitInfo:
+        try:
+            return push_folder(folder, repo_id, **options)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a checkpoint in the background; what fails is reported, and never stops the training.
+
+        The files are linked first: the checkpoint may be rotated away, and the next one written, while they upload.
+        """
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        staging = Path(tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir))
+        checkpoint = Path(checkpoint_folder)
+        _link_files(checkpoint, staging / "model", PUBLISHED)
+        self._write_card(staging / "model", self.training_record())
+        parts = {"": staging / "model"}
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
+            _link_files(checkpoint, staging / "checkpoint", ("*",))
+            parts["last-checkpoint" if is_last else checkpoint.name] = staging / "checkpoint"
+        if self.args.save_strategy == SaveStrategy.STEPS:
+            message = f"Training in progress, step {self.state.global_step}"
+        else:
+            message = f"Training in progress, epoch {int(self.state.epoch)}"
+        jobs = self.push_in_progress.jobs if busy else []
+        self.push_in_progress = PushInProgress([*jobs, run_as_future(self._push_parts, staging, parts, message)])
+
+    def _push_parts(self, staging: Path, parts: Mapping[str, Path], message: str) -> None:
+        try:
+            for path_in_repo, folder in parts.items():
+                push_folder(
+                    folder,
+                    self.hub_model_id,
+                    path_in_repo=path_in_repo,
+                    token=self.args.hub_token,
+                    revision=self.args.hub_revision,
+                    commit_message=f"{message}, checkpoint" if path_in_repo else message,
+                )
+        except PUSH_ERRORS as error:
+            logger.warning(f"{explain_push_error(error, self.hub_model_id)} Training goes on.")
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _link_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
+    """Link the files that match into another folder of the same disk, or copy them where links are not possible."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}:
+        try:
+            os.link(path, target / path.name)
+        except OSError:
+            shutil.copy2(path, target / path.name)
+
+
+def _plain(value: Any) -> Any:
+    """An enumeration's value, or what JSON can hold already."""
+    return value.value if hasattr(value, "value") else value
+
+
+def _split_of(rows: Any) -> str | None:
+    return str(rows.split) if isinstance(rows, Dataset) and rows.split is not None else None
+
+
+def _name_of(rows: Any) -> str | None:
+    return rows.info.dataset_name if isinstance(rows, Dataset) else None

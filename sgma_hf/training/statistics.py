@@ -1,0 +1,254 @@
+"""What training shows about each modality, added up over an epoch and all processes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from ..evaluation.metrics import count_pixels
+from ..model.configuration_sgma import STAGE_STRIDES
+from .row_sampling import EpochStatistics
+
+
+class TrainingStatistics:
+    """Sums and counts over one epoch: additive, so that processes and interrupted parts are added, never overwritten.
+
+    Everything stays on the device and costs no synchronisation until `reduce`.
+
+    Where the model has `class_weights`, a row's loss is what it is trained on: the sum over its valid pixels of weight
+    times cross-entropy, divided by their number (not by the sum of their weights), plus the Dice loss if the model has
+    one. Losses by class are plain cross-entropy.
+
+    Args:
+        num_rows: Rows of the training set.
+        num_modalities: Modalities of the model.
+        num_labels: Classes of the model.
+        ignore_index: Label value that does not count.
+        device: Where the batches are.
+        stage_channels: Channels of each stage's class prototypes; none if the model has no prototypes.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_modalities: int,
+        num_labels: int,
+        ignore_index: int,
+        device: torch.device,
+        *,
+        stage_channels: Sequence[int] = (),
+    ):
+        self.ignore_index = ignore_index
+        # float64 keeps sums over long epochs exact enough to be compared; Apple's GPUs have none
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        shapes = {
+            "robustness": (2, num_modalities),  # a sum and a count in the first place, as in most
+            "class_robustness": (2, num_modalities, num_labels),
+            "single_loss": (2, num_modalities),
+            "class_single_loss": (2, num_modalities, num_labels),
+            "row_losses": (2, num_rows),
+            "squared_gradients": (2, num_modalities),
+            "single_confusion": (num_modalities, num_labels, num_labels),
+            "prototype_rows": (1,),
+        }
+        self.prototype_names = [f"prototypes_{stage}" for stage in range(len(stage_channels))]
+        shapes |= {
+            name: (num_labels, channels) for name, channels in zip(self.prototype_names, stage_channels, strict=True)
+        }
+        self.sums = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+
+    @torch.no_grad()
+    def add(self, outputs: Any, modality_mask: torch.Tensor, labels: torch.Tensor, row_index: torch.Tensor) -> None:
+        """Add a training batch.
+
+        Args:
+            outputs: The model's output in training, with its loss.
+            modality_mask: The batch's mask, of either kind.
+            labels: (batch_size, height, width).
+            row_index: Index of each row in the training set, (batch_size,).
+        """
+        present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
+        valid = ~outputs.row_losses.isnan()
+        # One modality alone has robustness 1 by definition; rows without a valid pixel only fill up a batch.
+        competing = present & (present.sum(1, keepdim=True) > 1) & valid.unsqueeze(1)
+        self._add("row_losses", row_index, outputs.row_losses, valid)
+        cells = labels[:, ::4, ::4]  # the pixel in the corner of every cell of the finest stage
+        if outputs.robustness is not None:
+            self._add_robustness(outputs.robustness, modality_mask, valid, cells)
+        if outputs.prototypes is not None:
+            counted = competing.any(1).to(self.sums["prototype_rows"].dtype)
+            self.sums["prototype_rows"] += counted.sum()
+            for name, prototypes in zip(self.prototype_names, outputs.prototypes, strict=True):
+                self.sums[name] += torch.einsum("b,bkc->kc", counted, prototypes.to(counted.dtype))
+        if outputs.sampled_modality is not None:
+            valid = ~outputs.sampled_row_losses.isnan()
+            self._add("single_loss", outputs.sampled_modality, outputs.sampled_row_losses, valid)
+            seen = cells != self.ignore_index
+            if modality_mask.ndim == 4:
+                rows = torch.arange(len(labels), device=labels.device)
+                seen = seen & modality_mask[rows, outputs.sampled_modality, ::4, ::4]
+            self._add_single_classes(outputs, cells, seen)
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Sequence[Sequence[nn.Parameter]], *, counted: bool = True) -> None:
+        """Add the squared norm of each modality's gradient in an optimiser step, of those that have one.
+
+        Squares are additive over the shards of a parameter, norms are not.
+
+        Args:
+            parameters: What belongs to each modality alone (`modality_parameters`).
+            counted: False on all but one of the processes that hold shards of the same parameters.
+        """
+        sums = self.sums["squared_gradients"]
+        norms = []
+        for group in parameters:
+            gradients = [parameter.grad for parameter in group if parameter.grad is not None]
+            local = [part.to_local() if isinstance(part, DTensor) else part for part in gradients]
+            norm = nn.utils.get_total_norm(local) if local else sums.new_full((), torch.nan)
+            norms.append(norm.to(sums.dtype))
+        squares = torch.stack(norms).square()
+        # Not those without a gradient, nor a step whose float16 gradients overflowed: the scaler skips it.
+        finite = squares.isfinite()
+        sums[0] += torch.where(finite, squares, 0)
+        sums[1] += finite * counted
+
+    def _add(self, name: str, index: torch.Tensor, values: torch.Tensor, valid: torch.Tensor) -> None:
+        """Add values and their count at the given places."""
+        sums = self.sums[name]
+        sums[0].index_add_(0, index, torch.where(valid, values, 0).to(sums.dtype))
+        sums[1].index_add_(0, index, valid.to(sums.dtype))
+
+    def _one_hot(self, classes: torch.Tensor) -> torch.Tensor:
+        """One-hot classes, (..., K); pixels to ignore fall into a class of their own, which is cut off again."""
+        sums = self.sums["class_robustness"]
+        num_labels = sums.shape[2]
+        classes = torch.where(classes == self.ignore_index, num_labels, classes)
+        return nn.functional.one_hot(classes, num_labels + 1)[..., :num_labels].to(sums.dtype)
+
+    def _add_robustness(
+        self,
+        robustness: tuple[torch.Tensor, ...],
+        modality_mask: torch.Tensor,
+        valid: torch.Tensor,
+        cells: torch.Tensor,
+    ) -> None:
+        sums, class_sums = self.sums["robustness"], self.sums["class_robustness"]
+        contested = contested_cells(modality_mask, robustness)
+        means, competed = mean_robustness(robustness, contested)
+        counted = (competed & valid.unsqueeze(1)).to(sums.dtype)
+        sums[0] += (means.to(sums.dtype) * counted).sum(0)
+        sums[1] += counted.sum(0)
+        one_hot = self._one_hot(cells)  # (B, h, w, K)
+        counted = contested[0].to(sums.dtype) * counted[..., None, None]
+        class_sums[0] += torch.einsum("bmhw,bhwk->mk", robustness[0].to(sums.dtype) * counted, one_hot)
+        class_sums[1] += torch.einsum("bmhw,bhwk->mk", counted, one_hot)
+
+    def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
+        """Add confusion and loss by class of the predictions from the drawn modality, at one pixel per cell."""
+        logits, sums = outputs.sampled_logits, self.sums["class_single_loss"]
+        predicted = logits.argmax(1)
+        for index, confusion in enumerate(self.sums["single_confusion"]):
+            drawn = seen & (outputs.sampled_modality == index)[:, None, None]
+            confusion += count_pixels(predicted, cells, confusion.shape[0], drawn)
+        one_hot = self._one_hot(torch.where(seen, cells, self.ignore_index))  # (B, h, w, K)
+        modality = nn.functional.one_hot(outputs.sampled_modality, sums.shape[1]).to(sums.dtype)  # (B, M)
+        losses = nn.functional.cross_entropy(logits.float(), cells, ignore_index=self.ignore_index, reduction="none")
+        sums[0] += torch.einsum("bm,bhw,bhwk->mk", modality, losses.to(sums.dtype), one_hot)
+        sums[1] += torch.einsum("bm,bhwk->mk", modality, one_hot)
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Add up the sums of all processes; the first holds them then, the others start from 0 again.
+
+        Called where a checkpoint is saved as well, so that a resumed run adds in the order of the uninterrupted one.
+        """
+        for name, values in self.sums.items():
+            total = accelerator.reduce(values, "sum")
+            self.sums[name] = total if accelerator.is_main_process else torch.zeros_like(total)
+
+    def summary(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Means over all processes so far, the same on all; NaN where nothing was seen.
+
+        `single_confusion` holds counts, and `prototypes` a list of arrays for the stages, or None.
+        """
+        total = {name: accelerator.reduce(values, "sum").double().cpu().numpy() for name, values in self.sums.items()}
+        confusion, rows = total.pop("single_confusion"), float(total.pop("prototype_rows")[0])
+        prototypes = [total.pop(name) for name in self.prototype_names]
+        with np.errstate(invalid="ignore"):
+            means = {name: sums / counts for name, (sums, counts) in total.items()}
+        prototypes = [stage / rows for stage in prototypes] if prototypes and rows else None
+        return means | {"single_confusion": confusion, "prototypes": prototypes}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sums as nested lists."""
+        return {name: values.tolist() for name, values in self.sums.items()}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Take over what `to_dict` wrote.
+
+        Raises:
+            ValueError: If they are those of another data set or model.
+        """
+        for name, sums in self.sums.items():
+            loaded = torch.tensor(values[name], dtype=sums.dtype, device=sums.device)
+            if loaded.shape != sums.shape:
+                raise ValueError(
+                    f"The checkpoint's statistics {name!r} have the shape {tuple(loaded.shape)}, this run's "
+                    f"{tuple(sums.shape)}: it was trained on other rows, modalities or classes. Resume with those, or "
+                    "start anew from its weights."
+                )
+            self.sums[name] = loaded
+
+
+def contested_cells(modality_mask: torch.Tensor, robustness: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Cells of each stage that a modality covers, at least in part, and another one too.
+
+    Alone in a cell a modality has robustness 1, and 0 where it covers nothing: that tells where sensors look, not how
+    fragile they are.
+
+    Args:
+        modality_mask: The batch's mask, of either kind.
+        robustness: Maps of the stages, (batch_size, num_modalities, height, width).
+
+    Returns:
+        Bool, like the maps.
+    """
+    if modality_mask.ndim == 2:
+        masks = [modality_mask[..., None, None].expand_as(maps) for maps in robustness]
+    else:
+        pixels = modality_mask.float()
+        masks = [nn.functional.max_pool2d(pixels, stride, ceil_mode=True) > 0 for stride in STAGE_STRIDES]
+    return [covered & (covered.sum(1, keepdim=True) > 1) for covered in masks]
+
+
+def mean_robustness(
+    robustness: tuple[torch.Tensor, ...], contested: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean of each row's robustness where modalities compete.
+
+    Args:
+        robustness: Maps of the stages, (batch_size, num_modalities, height, width).
+        contested: What `contested_cells` returned.
+
+    Returns:
+        The mean over the contested cells and then over the stages that have some, and which pairs have any, bool,
+        both (batch_size, num_modalities).
+    """
+    counts = torch.stack([cells.flatten(2).sum(2) for cells in contested])  # (4, B, M)
+    sums = torch.stack(
+        [torch.where(cells, maps, 0).flatten(2).sum(2) for cells, maps in zip(contested, robustness, strict=True)]
+    )
+    stages = (counts > 0).sum(0)
+    return (sums / counts.clamp_min(1)).sum(0) / stages.clamp_min(1), stages > 0
+
+
+def epoch_statistics(summary: Mapping[str, Any]) -> EpochStatistics:
+    """What row sampling needs of a summary; a part that no row showed is None."""
+
+    def known(name: str) -> list[float] | None:
+        return None if np.isnan(summary[name]).all() else summary[name].tolist()
+
+    return EpochStatistics(known("robustness"), known("single_loss"), known("row_losses"))

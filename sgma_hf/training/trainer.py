@@ -1,0 +1,630 @@
+"""Training of SGMA on transformers' Trainer."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback, TrainerState
+from transformers.trainer_utils import IntervalStrategy, speed_metrics
+from transformers.utils import logging
+
+from ..data.rows import decode_raster, present_modalities
+from ..evaluation.combinations import check_processor, evaluate_modality_combinations, modality_combinations
+from ..publishing.record import TrainingRecord
+from .arguments import SgmaTrainingArguments
+from .checkpoints import (
+    SAMPLER_STATE_NAME,
+    TRAINER_STATE_NAME,
+    changed_config_fields,
+    checkpoint_layout,
+    is_complete_checkpoint,
+    last_complete_checkpoint,
+    read_sampler_state,
+    remove_checkpoint,
+)
+from .collator import SgmaDataCollator
+from .dynamics import LearningDynamics, feature_separation, modality_parameters
+from .hub_trainer import HubTrainer
+from .row_sampling import (
+    EpochRows,
+    ModalityAwareSampler,
+    RowWeightsFile,
+    SamplingState,
+    modality_fragility,
+    row_weights,
+)
+from .sharding import (
+    UnusedParameters,
+    check_sharding,
+    fill_optimizer_state,
+    whole_copy,
+)
+from .statistics import TrainingStatistics, contested_cells, epoch_statistics, mean_robustness
+
+
+logger = logging.get_logger(__name__)
+
+# What the collator and the arguments of training both have.
+_AUGMENTATION = ("crop_size", "random_flip", "random_quarter_turns", "modality_dropout", "noise_std", "gain_range")
+_SUMMARY_SCORES = ("average_miou", "top1_miou", "last1_miou")
+# What `Trainer` takes and this one has no use for: it evaluates every combination of the modalities itself.
+_WITHOUT_EFFECT = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
+
+
+class _EpochCallback(TrainerCallback):
+    """Prepares the sampler for the epoch that begins; a loader that skips batches after a resume does not tell it.
+
+    Also hands on what learning dynamics need: the gradients of every step, and the end of the last epoch.
+    """
+
+    def __init__(self, trainer: "SgmaTrainer"):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer._begin_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer._add_gradients()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer._end_training()
+
+
+class SgmaTrainer(HubTrainer):
+    """Trains SGMA on rows of the one schema, and evaluates it on every combination of the modalities.
+
+    Besides `loss`, the log has `loss_sgf` and `loss_mas`, and `robustness/<modality>` and
+    `sampling_probability/<modality>`: means over the rows that had the modality and at least one more. `evaluate`
+    returns the scores of `evaluate_modality_combinations` as `eval_average_miou`, `eval_top1_miou`,
+    `eval_last1_miou` and `eval_miou/<combination>`.
+
+    Once per epoch, and at evaluations, the log has how each modality learns as `dynamics/...`; with the figures per
+    class it is in `learning_dynamics.json` in `args.output_dir`: see `sgma_hf.training.dynamics`. How often each row
+    shall come is in `row_weights.jsonl`, epoch by epoch: see `sgma_hf.training.row_sampling`.
+
+    Several processes train as Accelerate's configuration says: DDP, or FSDP version 2 (scripts/accelerate_fsdp.yaml).
+    One process trains on one GPU.
+
+    Args:
+        model: The model to train.
+        args: Arguments of training.
+        processing_class: The model's image processor; it is saved with every checkpoint.
+        train_dataset: Rows (`load_rows`), every one with a label and at least one modality.
+        eval_dataset: Rows to evaluate on and, with `load_best_model_at_end`, to choose the best checkpoint by: never
+            those that results are reported on.
+        data_collator: An `SgmaDataCollator`, or one of a class derived from it, whose augmentation counts in place of
+            that of `args`, which take it over; None is the one that `args` describe.
+        kwargs: Passed on to `Trainer`.
+
+    Raises:
+        ValueError: If processor and model disagree on the modalities or the ignored label, there is no row, no
+            evaluation gives the `metric_for_best_model`, or Accelerate was started with FSDP version 1.
+        TypeError: If `train_dataset` has no length, `data_collator` is of another class, or `kwargs` has a function
+            that would not be called, such as `compute_metrics`.
+    """
+
+    # The loss is divided by the pixels of the whole step already, see `compute_loss`.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SgmaTrainingArguments,
+        *,
+        processing_class: BaseImageProcessor,
+        train_dataset: Sequence[Mapping[str, Any]] | None = None,
+        eval_dataset: Sequence[Mapping[str, Any]] | None = None,
+        data_collator: SgmaDataCollator | None = None,
+        **kwargs,
+    ):
+        ignored = [name for name in _WITHOUT_EFFECT if kwargs.get(name) is not None]
+        if ignored:
+            raise TypeError(
+                f"`SgmaTrainer` does not call {ignored}: the loss is the model's, and the scores of all "
+                "combinations of the modalities are its own. Leave them out, or change `compute_loss` or `evaluate` "
+                "in a subclass."
+            )
+        check_processor(model.config, processing_class)
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            _check_dataset(name, dataset)
+        _check_metric(args, model.config.modalities, eval_dataset)
+        if data_collator is None:
+            options = {name: getattr(args, name) for name in _AUGMENTATION}
+            data_collator = SgmaDataCollator(processing_class, seed=_data_seed(args), **options)
+        else:
+            _describe_collator(args, data_collator)
+        data_collator.with_row_index = True
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        check_sharding(self.accelerator)
+        self._model_class = type(model)  # sharding makes it another one
+        self._unused_parameters = UnusedParameters(model, self.accelerator) if self.is_fsdp_enabled else None
+        # First of all: those that report to others stop doing so at the end of training.
+        self.callback_handler.callbacks.insert(0, _EpochCallback(self))
+        self._sums: dict[str, torch.Tensor] = {}
+        self._present = None if train_dataset is None else _check_rows(train_dataset, processing_class.modalities)
+        self.dynamics: LearningDynamics | None = None
+        self._row_weights: RowWeightsFile | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Train as `Trainer.train` does; the model's `tile_size` becomes the size that is trained on.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder, or True for the last one in `args.output_dir` that was
+                written to its end.
+            kwargs: Passed on to `Trainer.train`.
+
+        Raises:
+            ValueError: If there are no rows to train on, one process sees several GPUs, or there is no complete
+                checkpoint to resume from, or it is one of another model, of another way to share the model out among
+                the processes, of steps of another number of rows, or beyond the last step of this run.
+        """
+        if self.train_dataset is None:
+            raise ValueError("SgmaTrainer needs a `train_dataset` to train on; pass one.")
+        if self.args.n_gpu > 1:  # Trainer would spread every batch over them by `nn.DataParallel`
+            raise ValueError(
+                f"This process sees {self.args.n_gpu} GPUs, and it trains on one. Start a process for each by "
+                "`accelerate launch`, or choose one by the environment variable CUDA_VISIBLE_DEVICES, for instance "
+                "CUDA_VISIBLE_DEVICES=0."
+            )
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"{self.args.output_dir!r} has no complete checkpoint to resume from. Leave "
+                    "`resume_from_checkpoint` out to start, or correct `output_dir`."
+                )
+        elif resume_from_checkpoint and not is_complete_checkpoint(resume_from_checkpoint):
+            last = last_complete_checkpoint(Path(resume_from_checkpoint).parent)
+            raise ValueError(
+                f"{str(resume_from_checkpoint)!r} is not a complete checkpoint: saving it was interrupted, or it is "
+                f"another folder. The last complete one beside it: {last}."
+            )
+        # Not earlier: a model that is only evaluated keeps the size that it was trained on.
+        self.model.config.tile_size = self.args.crop_size or _largest_side(self.train_dataset)
+        if resume_from_checkpoint:
+            self._check_continues(resume_from_checkpoint)
+        self._start_statistics(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """Train an epoch; nothing of a run that was killed after its last step: Trainer would make one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _check_continues(self, checkpoint: str) -> None:
+        """Refuse a checkpoint that this run would not continue; the number of processes alone may differ."""
+        layout, expected = checkpoint_layout(checkpoint), "plain"
+        if self.is_fsdp_enabled:
+            expected = "fsdp_full" if self._saves_whole_state() else "fsdp_sharded"
+        elif self.is_deepspeed_enabled:
+            expected = "deepspeed"
+        if layout != expected:
+            raise ValueError(
+                f"{str(checkpoint)!r} was saved in the layout {layout!r}, this run resumes from {expected!r} only. "
+                "Start it with the same Accelerate configuration, or start anew from the model's weights."
+            )
+        changed = changed_config_fields(checkpoint, self.model.config)
+        if changed:
+            fields = "; ".join(f"`{name}` is {there} there, {here} here" for name, (there, here) in changed.items())
+            raise ValueError(
+                f"{str(checkpoint)!r} is of another model than this run: {fields}. Resume with all arguments that it "
+                "was started with, its training_record.json has the command, or start anew from the model's weights."
+            )
+        state = TrainerState.load_from_json(Path(checkpoint) / TRAINER_STATE_NAME)
+        if 0 < self.args.max_steps < state.global_step:
+            raise ValueError(
+                f"{str(checkpoint)!r} is of step {state.global_step}, and this run ends at `max_steps` "
+                f"{self.args.max_steps}: it would train nothing. Raise `max_steps`, or start anew in another folder."
+            )
+        self._compare_arguments(checkpoint)
+        if self.args.auto_find_batch_size:  # Trainer goes on with the batch that was found
+            self._train_batch_size = state.train_batch_size
+        saved = read_sampler_state(checkpoint) or {}
+        rows = saved.get("rows_per_step", self._rows_per_step())
+        if rows != self._rows_per_step() and not self.args.ignore_data_skip:
+            raise ValueError(
+                f"{str(checkpoint)!r} was trained with {rows} rows per step by {saved['num_processes']} processes; "
+                f"this run has {self._rows_per_step()}: {self.accelerator.num_processes} processes, times "
+                f"`per_device_train_batch_size`, times `gradient_accumulation_steps` "
+                f"{self.args.gradient_accumulation_steps}. Choose them so that the product is {rows}: else rows would "
+                "be left out or come twice."
+            )
+
+    def _compare_arguments(self, checkpoint: str) -> None:
+        """Name the arguments that differ from those of the checkpoint's run; its steps are not done again."""
+        record = TrainingRecord.load(checkpoint)
+        if record is None:
+            return
+        here = json.loads(json.dumps(self.recorded_arguments()))
+        changed = {name: there for name, there in record.arguments.items() if name in here and here[name] != there}
+        if changed:
+            fields = "; ".join(f"`{name}` was {there}, is {here[name]}" for name, there in changed.items())
+            logger.warning(
+                f"{str(checkpoint)!r} was trained with other arguments: {fields}. Those of this run hold from here "
+                "on, and its record will name them only."
+            )
+
+    def _rows_per_step(self) -> int:
+        return self._train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def _start_statistics(self, checkpoint: str | None) -> None:
+        """Begin without statistics, or with those that the checkpoint was saved with."""
+        config = self.model.config
+        self.sampling_state = SamplingState()
+        self.statistics = self._new_statistics()
+        self.dynamics = LearningDynamics(
+            list(config.modalities), [str(config.id2label[index]) for index in range(config.num_labels)]
+        )
+        self._row_weights = None
+        saved = read_sampler_state(checkpoint) if checkpoint else None
+        if saved is not None:
+            self.sampling_state = SamplingState.from_dict(saved["state"])
+            self.dynamics.load(saved["dynamics"])
+            if self.is_world_process_zero():
+                self.statistics.load(saved["sums"])
+
+    def _new_statistics(self) -> TrainingStatistics:
+        config = self.model.config
+        channels = self.accelerator.unwrap_model(self.model).sgma.channels if config.fusion == "sgf" else ()
+        return TrainingStatistics(
+            len(self.train_dataset) if self.train_dataset is not None else 0,
+            config.num_modalities,
+            config.num_labels,
+            config.semantic_loss_ignore_index,
+            self.args.device,
+            stage_channels=channels,
+        )
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Freeze what the last epoch showed, and let it steer the order of rows and the dropout of this one."""
+        self.sampler.set_epoch(epoch)
+        self._modality_parameters = modality_parameters(self.model, self.model.config.num_modalities)
+        state = self.sampling_state
+        if state.epoch != epoch:  # else resumed in mid-epoch: its weights stay
+            summary = self.statistics.summary(self.accelerator)
+            if state.epoch >= 0:
+                self._record_dynamics(summary)
+            state = SamplingState(epoch, state.frozen.updated_by(epoch_statistics(summary)))
+            self.statistics = self._new_statistics()
+            self.sampling_state = state
+        if not self.args.robustness_sampling:
+            return
+        names = self.processing_class.modalities
+        weights = row_weights(
+            state.frozen,
+            self._present,
+            hardness=self.args.sampling_hardness,
+            max_ratio=self.args.sampling_max_ratio,
+        )
+        fragility = modality_fragility(state.frozen, len(names))
+        dropout = np.broadcast_to(np.asarray(self.args.modality_dropout, dtype=np.float64), len(names)) ** fragility
+        self.sampler.set_weights(weights, dropout.tolist())
+        if self.is_world_process_zero():
+            if self._row_weights is None:
+                self._row_weights = RowWeightsFile(self.args.output_dir, epoch)
+            self._row_weights.write(epoch, weights)
+        self.log(
+            {f"fragility/{name}": value for name, value in zip(names, fragility.tolist(), strict=True)}
+            | {f"modality_dropout/{name}": value for name, value in zip(names, dropout.tolist(), strict=True)}
+            | {"row_weight/min": float(weights.min()), "row_weight/max": float(weights.max())}
+        )
+
+    def _add_gradients(self) -> None:
+        if self._unused_parameters is not None:
+            self._unused_parameters.drop_gradients(self.model)
+        # Every process holds the same gradients, unless their parameters are sharded.
+        is_first = self.is_world_process_zero()
+        if is_first or self.is_fsdp_enabled:
+            self.statistics.add_gradients(self._modality_parameters, counted=is_first)
+
+    def _end_training(self) -> None:
+        if self.sampling_state.epoch >= 0:
+            self._record_dynamics(self.statistics.summary(self.accelerator))
+
+    def _record_dynamics(self, summary: Mapping[str, Any]) -> None:
+        self._log_dynamics(self.dynamics.add_epoch(summary, epoch=self.state.epoch, step=self.state.global_step))
+
+    def _log_dynamics(self, logs: dict[str, float]) -> None:
+        if logs:
+            self.log(logs)
+        if self.is_world_process_zero():
+            self.dynamics.save(self.args.output_dir)
+
+    def _record_separation(self, model: PreTrainedModel, dataset: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Measure how far apart the classes are in each modality's features; part of the record of a training."""
+        if self.dynamics is None:
+            return
+        separation = feature_separation(
+            model,
+            self.processing_class,
+            dataset,
+            window_size=self.model.config.tile_size,
+            seed=self.args.seed,
+        )
+        step = self._step_of_weights()
+        epoch = self.state.epoch or 0.0
+        self._log_dynamics(self.dynamics.add_evaluation(separation, epoch=epoch, step=step, name=name))
+
+    def whole_model(self) -> PreTrainedModel:
+        """The model without its wrappers; where it is sharded, a copy with all weights. To be called on all processes.
+
+        What evaluates it calls `encode` and `fuse_and_decode`, and not `forward`, and on each process as often as that
+        has rows.
+        """
+        if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
+            return whole_copy(self.model, self._model_class)
+        return self.accelerator.unwrap_model(self.model)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Save a checkpoint, never over one that an earlier attempt left at this step: half of each looks whole."""
+        if self.is_world_process_zero():
+            remove_checkpoint(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            fill_optimizer_state(self.optimizer)
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random state, and what row sampling knows; `trainer_state.json` is written after both.
+
+        To add up the statistics, all processes wait for each other here: each has written its part by then.
+        """
+        super()._save_rng_state(output_dir)
+        self.statistics.reduce(self.accelerator)
+        if self.is_world_process_zero():
+            content = {
+                "state": self.sampling_state.to_dict(),
+                "sums": self.statistics.to_dict(),
+                "dynamics": self.dynamics.to_dict(),
+                "num_processes": self.accelerator.num_processes,
+                "rows_per_step": self._rows_per_step(),
+            }
+            (Path(output_dir) / SAMPLER_STATE_NAME).write_text(json.dumps(content), encoding="utf-8")
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """The training rows in the order of `ModalityAwareSampler`, with their keys."""
+        processes = self.accelerator.num_processes
+        self.sampler = ModalityAwareSampler(
+            len(self.train_dataset),
+            _data_seed(self.args),
+            # Accelerate would repeat rows, to deal out as many to every process.
+            multiple=1 if processes == 1 else processes * self._train_batch_size,
+        )
+        return self._get_dataloader(
+            EpochRows(self.train_dataset),
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=lambda rows: self.sampler,
+            is_training=True,
+        )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Set up the schedule; the polynomial one warms up from `args.warmup_start_factor`, not from 0."""
+        if self.lr_scheduler is not None or self.args.lr_scheduler_type != SchedulerType.POLYNOMIAL:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        power = self.args.lr_scheduler_kwargs.get("power", 1.0)
+        lr_end = self.args.lr_scheduler_kwargs.get("lr_end", 0.0)
+        end = lr_end / self.args.learning_rate if lr_end else 0.0  # a learning rate of 0 has no share
+        start = self.args.warmup_start_factor
+
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return start + (1 - start) * step / warmup_steps
+            left = max(0.0, 1 - (step - warmup_steps) / max(1, num_training_steps - warmup_steps))
+            return end + (1 - end) * left**power
+
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """Collect the batches of one step, and count their valid pixels over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        ignore_index = self.model.config.semantic_loss_ignore_index
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        for batch in batches:
+            valid = batch["labels"] != ignore_index
+            if batch["modality_mask"].ndim == 4:
+                valid = valid & batch["modality_mask"].any(1)
+            count += valid.sum().to(device)
+        return batches, self.accelerator.reduce(count, "sum").clamp_min(1)
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """The model's loss, divided by the valid pixels of the whole step: of all its batches and processes.
+
+        What the log and the statistics want is added up on the way, on the device.
+        """
+        inputs = dict(inputs)
+        row_index = inputs.pop("row_index", None)
+        if num_items_in_batch is not None:
+            # Gradients are averaged over the processes afterwards.
+            num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
+        if self._unused_parameters is not None and model.training:
+            inputs["modality_mask"], inputs["labels"] = self._unused_parameters.with_a_pair(
+                inputs["modality_mask"], inputs["labels"], self.model.config.semantic_loss_ignore_index
+            )
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch, output_prototypes=model.training)
+        if model.training:
+            self._add_up(outputs, inputs["modality_mask"])
+            if row_index is not None:
+                self.statistics.add(outputs, inputs["modality_mask"], inputs["labels"], row_index)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    @torch.no_grad()
+    def _add_up(self, outputs, modality_mask: torch.Tensor) -> None:
+        """Add a batch to the running sums, each with its count in the last place."""
+        counts = (~outputs.row_losses.isnan()).any().float()  # a batch without a valid pixel has no loss to average
+        for name, loss in outputs.loss_dict.items():
+            self._accumulate(name, torch.stack([loss.float() * counts, counts]))
+        present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
+        counted = present & (present.sum(1, keepdim=True) > 1) & ~outputs.row_losses.isnan().unsqueeze(1)
+        if outputs.robustness is not None:
+            means, competed = mean_robustness(outputs.robustness, contested_cells(modality_mask, outputs.robustness))
+            self._add_rows("robustness", means, counted & competed)
+        if outputs.sampling_probabilities is not None:
+            self._add_rows("sampling_probability", outputs.sampling_probabilities, counted)
+
+    def _add_rows(self, name: str, values: torch.Tensor, counted: torch.Tensor) -> None:
+        for index, modality in enumerate(self.model.config.modalities):
+            total = torch.where(counted[:, index], values[:, index].float(), 0).sum()
+            self._accumulate(f"{name}/{modality}", torch.stack([total, counted[:, index].sum().float()]))
+
+    def _accumulate(self, name: str, total_and_count: torch.Tensor) -> None:
+        self._sums[name] = self._sums.get(name, 0) + total_and_count
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the means since the last time over all processes."""
+        if "loss" in logs and self._sums:
+            # All names, whatever this process saw: the processes have to agree on what they add up.
+            config, zeros = self.model.config, torch.zeros(2, device=self.args.device)
+            names = ["loss_sgf"] + ["loss_mas"] * bool(config.mas_loss_weight)
+            kinds = ["robustness"] * (config.fusion == "sgf") + ["sampling_probability"] * bool(config.mas_loss_weight)
+            names += [f"{kind}/{modality}" for kind in kinds for modality in config.modalities]
+            sums = torch.stack([self._sums.get(name, zeros) for name in names])
+            sums = self.accelerator.reduce(sums, "sum").tolist()
+            self._sums = {}
+            logs |= {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        super().log(logs, start_time)
+
+    def predict(self, *args, **kwargs):
+        """Not there: the logits of a whole data set would have to be kept.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "`SgmaTrainer` has no `predict`. For scores call `evaluate(dataset)`; for maps use `pipeline`, "
+            "`predict_raster`, or the model's output with `processor.post_process_semantic_segmentation`."
+        )
+
+    def evaluate(
+        self,
+        eval_dataset: Sequence[Mapping[str, Any]] | Mapping[str, Sequence] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Score the model on every combination of its modalities.
+
+        Args:
+            eval_dataset: Rows, or a dict of several sets of rows by name; None takes the trainer's own.
+            ignore_keys: Not used; there for `Trainer`'s signature.
+            metric_key_prefix: Prefix of the names of the scores.
+
+        Returns:
+            Scores as fractions in [0, 1]: `<prefix>_average_miou`, `<prefix>_top1_miou`, `<prefix>_last1_miou` and
+            `<prefix>_miou/<combination>`, those that are defined, with the time it took.
+
+        Raises:
+            ValueError: If there are no rows to evaluate on.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("SgmaTrainer.evaluate needs rows; pass `eval_dataset` here or to the trainer.")
+        if isinstance(dataset, Mapping):
+            parts = [self.evaluate(rows, ignore_keys, f"{metric_key_prefix}_{name}") for name, rows in dataset.items()]
+            return {key: score for part in parts for key, score in part.items()}
+        start_time = time.time()
+        model = self.whole_model()
+        results = evaluate_modality_combinations(
+            model,
+            self.processing_class,
+            dataset,
+            window_size=self.model.config.tile_size,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
+            accelerator=self.accelerator,
+        )
+        self.record_evaluation(results, model, dataset)
+        metrics = {f"{metric_key_prefix}_{name}": results[name] for name in _SUMMARY_SCORES}
+        for name, scores in results["combinations"].items():
+            metrics[f"{metric_key_prefix}_miou/{name}"] = scores["miou"]
+        metrics = {name: score for name, score in metrics.items() if score is not None}
+        metrics |= speed_metrics(metric_key_prefix, start_time, num_samples=results["rows"])
+        self.log(metrics)
+        self._record_separation(model, dataset, metric_key_prefix)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def _data_seed(args: SgmaTrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def _describe_collator(args: SgmaTrainingArguments, collator: SgmaDataCollator) -> None:
+    """Let the arguments say what a given collator does: sampling, the size trained on and the record go by them."""
+    if not isinstance(collator, SgmaDataCollator):
+        raise TypeError(
+            f"`data_collator` is a {type(collator).__name__}; expected an SgmaDataCollator, whose random choices can "
+            "be repeated and whose dropout is steered. Derive yours from it."
+        )
+    for name in _AUGMENTATION:
+        value = getattr(collator, name)
+        setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)
+
+
+def _check_dataset(name: str, dataset: Any) -> None:
+    if dataset is None or isinstance(dataset, Mapping):
+        return
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"`{name}` is a {type(dataset).__name__} without a length; the order of rows is drawn from their number. "
+            "Load the data set without streaming."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"`{name}` has no rows; expected at least one.")
+
+
+def _check_metric(
+    args: SgmaTrainingArguments, modalities: Sequence[str], eval_dataset: Sequence | Mapping[str, Sequence] | None
+) -> None:
+    """Refuse a `metric_for_best_model` that is no score of `SgmaTrainer.evaluate`: Trainer asks for it every time."""
+    name = args.metric_for_best_model
+    if name is None or args.eval_strategy == IntervalStrategy.NO:
+        return
+    scores = [*_SUMMARY_SCORES, *(f"miou/{'+'.join(names)}" for names in modality_combinations(modalities))]
+    if isinstance(eval_dataset, Mapping):
+        scores = [f"{part}_{score}" for part in eval_dataset for score in scores]
+    if name.removeprefix("eval_") not in scores:
+        raise ValueError(f"`metric_for_best_model` is {name!r}; expected one of {scores}.")
+
+
+def _check_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
+    """Which modalities each training row has, (num_rows, num_modalities); every row needs one."""
+    present = present_modalities(rows, modalities)
+    empty = np.flatnonzero(~present.any(1))
+    if len(empty):
+        names = [str(rows[int(index)].get("id", index)) for index in empty[:5]]
+        raise ValueError(
+            f"{len(empty)} of {len(present)} training rows have none of the modalities {list(modalities)}, among them "
+            f"{names}; leave such rows out of `train_dataset`."
+        )
+    return present
+
+
+def _largest_side(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """Largest side in pixels of some rows, spread over the data set: what is trained on without crops."""
+    sides = []
+    for index in np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int):
+        label = decode_raster(rows[int(index)].get("label"), is_label=True)
+        sides += [] if label is None else label.shape[:2]
+    return int(max(sides, default=0)) or None

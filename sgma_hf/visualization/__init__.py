@@ -1,0 +1,1 @@
+"""Pictures for people: palettes, boards, charts. Imports `model` and `data`."""

@@ -1,0 +1,679 @@
+"""Pictures of what SGMA saw, predicted and relied on (extra `viz` for the figures).
+
+`colorize` needs NumPy alone. The figures are `matplotlib.figure.Figure` objects, made without pyplot: nothing pops up,
+no state is left behind, and `figure.savefig("board.pdf")` is all that it takes to print one.
+"""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..model.configuration_sgma import IGNORE_INDEX
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), told apart under the common colour blindnesses, with a grey first, for ground.
+SAFE_COLORS = (
+    (187, 187, 187), (213, 94, 0), (240, 228, 66), (0, 158, 115), (0, 114, 178),
+    (204, 121, 167), (86, 180, 233), (230, 159, 0), (70, 70, 70),
+)  # fmt: skip
+ROBUSTNESS_COLORMAP = "viridis"
+# For lines on white: of `SAFE_COLORS`, those that are dark enough, each with a marker of its own.
+_LINE_COLORS = tuple(SAFE_COLORS[index] for index in (4, 1, 3, 5, 7, 6, 8))
+_MARKERS = "osD^vPX*"
+_GAP_COLOR, _HATCH_COLOR, _HATCH = "#f2f2f2", "#a8a8a8", "////"
+_WRONG_COLOR, _RIGHT_COLOR = (213, 94, 0), (232, 232, 232)
+_PANEL_INCHES = 1.75
+
+
+def default_palette(num_labels: int) -> list[list[int]]:
+    """Colours for classes that have none of their own.
+
+    The first nine can be told apart with the common colour blindnesses. No set of more can: from there on, hues and
+    lightness go round.
+
+    Args:
+        num_labels: Number of classes.
+
+    Returns:
+        [red, green, blue] in 0..255 per class.
+    """
+    palette = [list(color) for color in SAFE_COLORS[:num_labels]]
+    for index in range(len(palette), num_labels):
+        lightness = (0.35, 0.55, 0.75)[index % 3]
+        hue = index * 0.618034 % 1.0  # golden ratio: neighbours in the list are far apart on the circle
+        palette.append([round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.65)])
+    return palette
+
+
+def colorize(
+    label_map: np.ndarray,
+    palette: Sequence[Sequence[int]] | None = None,
+    *,
+    ignore_color: Sequence[int] = (255, 255, 255),
+) -> np.ndarray:
+    """Paint class ids in their colours.
+
+    Args:
+        label_map: Integers (height, width); 255 is "ignore" or "no data".
+        palette: [red, green, blue] in 0..255 per class; None takes `default_palette`.
+        ignore_color: Colour of 255.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        ValueError: If the map is no map of class ids, or holds one that has no colour.
+
+    Example:
+        >>> colorize(np.array([[0, 255]]), [[10, 20, 30]]).tolist()
+        [[[10, 20, 30], [255, 255, 255]]]
+    """
+    label_map = np.asarray(label_map)
+    if label_map.ndim != 2 or label_map.dtype.kind not in "iub":
+        raise ValueError(
+            f"`label_map` is {label_map.dtype} of shape {label_map.shape}; expected integers of shape (height, width)."
+        )
+    labelled = label_map[label_map != IGNORE_INDEX]
+    highest = int(labelled.max(initial=0))
+    palette = default_palette(highest + 1) if palette is None else palette
+    if labelled.min(initial=0) < 0 or highest >= len(palette):
+        raise ValueError(
+            f"`label_map` holds class ids from {labelled.min()} to {highest}, but `palette` has {len(palette)} "
+            "colours; give one for each class, and 255 to pixels without one."
+        )
+    table = np.tile(np.asarray(ignore_color, dtype=np.uint8), (256, 1))
+    table[: len(palette)] = np.asarray(palette, dtype=np.uint8).reshape(-1, 3)[:256]
+    table[IGNORE_INDEX] = ignore_color
+    return table[label_map.astype(np.uint8)]
+
+
+def plot_sample(
+    images: Mapping[str, np.ndarray | None],
+    *,
+    label: np.ndarray | None = None,
+    predictions: Mapping[str, np.ndarray] | None = None,
+    robustness: Mapping[str, np.ndarray] | Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    nodata: Mapping[str, Sequence[float]] | None = None,
+    units: Mapping[str, str | None] | None = None,
+    class_names: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    title: str | None = None,
+    robustness_title: str = "Reliance on each modality",
+) -> "Figure":
+    """Draw one sample as a board: its modalities and labels, then predictions, then robustness maps, and a legend.
+
+    Gaps inside a modality are hatched, and so is the whole panel of a missing one. Single bands and bands of more than
+    8 bits are shown between their 2nd and 98th percentile.
+
+    Args:
+        images: Raster per modality, (height, width) or (height, width, channels), masked or not; None where missing.
+        label: Class ids (height, width), 255 where there is none.
+        predictions: Class ids (height, width) by the title of their panel. With labels, the share of labelled pixels
+            that are right is written below, and a panel shows the errors of the first one.
+        robustness: Shares in [0, 1], float (height, width), by the title of their panel; or several rows of them, by
+            their heading.
+        nodata: Values that stand for nothing, by modality. NaN always does.
+        units: Unit of the values by modality, for the range below the panel.
+        class_names: Names for the legend; None numbers the classes.
+        palette: [red, green, blue] in 0..255 per class; None takes `default_palette`.
+        title: Heading of the figure.
+        robustness_title: Heading of the row of robustness maps.
+
+    Returns:
+        The figure; save it with `figure.savefig(path)`.
+
+    Raises:
+        ImportError: If matplotlib is missing (extra `viz`).
+        ValueError: If there is no modality at all, or a map cannot be shown.
+    """
+    if not images:
+        raise ValueError("`images` is empty; give at least one modality, None for those that are missing.")
+    nodata, units = nodata or {}, units or {}
+    maps = [*([] if label is None else [label]), *(predictions or {}).values()]
+    count = _count_classes(maps, class_names, palette)
+    palette = default_palette(count) if palette is None else [list(color) for color in palette]
+    names = [str(name) for name in class_names] if class_names else [f"class {index}" for index in range(count)]
+    inputs = [
+        _Panel(name, _show_raster, (raster, nodata.get(name, ()), units.get(name))) for name, raster in images.items()
+    ]
+    if label is not None:
+        inputs.append(_Panel("labels", _show_labels, (label, palette, None)))
+    rows = [("Input", inputs)]
+    if predictions:
+        panels = [_Panel(name, _show_labels, (ids, palette, label)) for name, ids in predictions.items()]
+        name, ids = next(iter(predictions.items()))
+        if label is not None and np.shape(ids) == np.shape(label):
+            panels.append(_Panel(f"errors: {name}", _show_errors, (np.asarray(ids), np.asarray(label))))
+        rows.append(("Prediction", panels))
+    if robustness:
+        in_rows = isinstance(next(iter(robustness.values())), Mapping)
+        for heading, maps_by_name in (robustness if in_rows else {robustness_title: robustness}).items():
+            panels = [_Panel(name, _show_robustness, (shares,)) for name, shares in maps_by_name.items()]
+            rows.append((heading, panels))
+    present = sorted(set().union(*(np.unique(ids).tolist() for ids in maps))) if maps else []
+    aspect = next((image.shape[0] / image.shape[1] for image in [*maps, *images.values()] if image is not None), 1.0)
+    legend = [(names[index], palette[index]) for index in present if index != IGNORE_INDEX]
+    return _draw_board(rows, legend, title=title, aspect=min(max(aspect, 0.3), 3.0))
+
+
+def plot_overlay(
+    image: np.ndarray,
+    label_map: np.ndarray,
+    palette: Sequence[Sequence[int]] | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    opacity: float = 0.5,
+    nodata: Sequence[float] = (),
+    title: str | None = None,
+) -> "Figure":
+    """Draw a label map in its colours over an image, with a legend.
+
+    Args:
+        image: Raster (height, width) or (height, width, channels), masked or not; bands are shown as `plot_sample`
+            shows them.
+        label_map: Class ids (height, width); where it is 255, the image is seen as it is.
+        palette: [red, green, blue] in 0..255 per class; None takes `default_palette`.
+        class_names: Names for the legend; None numbers the classes.
+        opacity: Of the colours, in [0, 1].
+        nodata: Values of the image that stand for nothing.
+        title: Heading of the figure.
+
+    Returns:
+        The figure; save it with `figure.savefig(path)`.
+
+    Raises:
+        ImportError: If matplotlib is missing (extra `viz`).
+        ValueError: If the sizes differ, `opacity` is out of range, or a class has no colour or name.
+    """
+    label_map = np.asarray(label_map)
+    if label_map.shape != np.shape(image)[:2]:
+        raise ValueError(
+            f"`label_map` has shape {label_map.shape} and `image` {np.shape(image)}; expected one height and width."
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"`opacity` is {opacity}; expected a number in [0, 1].")
+    count = _count_classes([label_map], class_names, palette)
+    palette = default_palette(count) if palette is None else [list(color) for color in palette]
+    names = [str(name) for name in class_names] if class_names else [f"class {index}" for index in range(count)]
+    values, shown = _values_and_gaps(image, nodata)
+    picture, _ = _stretch(values[..., _bands_to_show(values.shape[2])], shown)
+    labelled = label_map != IGNORE_INDEX
+    weight = (opacity * labelled)[..., None]
+    weight[labelled & ~shown] = 1  # nothing to see below
+    picture = np.rint((1 - weight) * picture + weight * colorize(label_map, palette)).astype(np.uint8)
+    legend = [(names[index], palette[index]) for index in np.unique(label_map[labelled]).tolist()]
+    panel = _Panel("", _show, (picture, shown | labelled))
+    aspect = min(max(label_map.shape[0] / label_map.shape[1], 0.3), 3.0)
+    return _draw_board([(title or "", [panel])], legend, title=None, aspect=aspect, panel_inches=5.0)
+
+
+def plot_modality_board(
+    model: Any,
+    processor: Any,
+    images: Mapping[str, Any],
+    *,
+    label: np.ndarray | None = None,
+    subsets: Sequence[Sequence[str]] | None = None,
+    per_stage: bool = False,
+    units: Mapping[str, str | None] | None = None,
+    title: str | None = None,
+) -> "Figure":
+    """Predict one sample from several subsets of its modalities and draw everything, see `plot_sample`.
+
+    The sample is encoded once. The robustness maps are those of the first subset.
+
+    Args:
+        model: An SGMA model with a segmentation head, on any device.
+        processor: Its image processor.
+        images: Raster per modality, as for `plot_sample`; None where missing.
+        label: Class ids (height, width), 255 where there is none.
+        subsets: Names of the modalities to predict from together, a panel each. None: all there are, then each time
+            one less.
+        per_stage: Draw the robustness of each of the four stages, a row each, instead of the mean over them.
+        units: Unit of the values by modality.
+        title: Heading of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is missing (extra `viz`).
+        ValueError: If a subset names no modality of the sample.
+    """
+    _require_matplotlib()
+    images = {name: images.get(name) for name in processor.modalities}
+    present = [name for name, raster in images.items() if raster is not None]
+    subsets = _leave_one_out(present) if subsets is None else [list(names) for names in subsets]
+    for names in subsets:
+        if not names or not set(names) <= set(present):
+            raise ValueError(f"`subsets` holds {names}; expected names among those that the sample has, {present}.")
+    stages = [0, 1, 2, 3] if per_stage else [None]
+    predictions, shares = _predict_subsets(model, processor, images, label, subsets, stages)
+    whole = _subset_title(subsets[0], present)
+    headings = [
+        f"Reliance on each modality ({whole}; "
+        + ("mean of the four stages)" if stage is None else f"stage {stage + 1}, cells of {4 * 2**stage} pixels)")
+        for stage in stages
+    ]
+    config = model.config
+    return plot_sample(
+        images,
+        label=label,
+        predictions={_subset_title(names, present): ids for names, ids in zip(subsets, predictions, strict=True)},
+        robustness=None if shares is None else dict(zip(headings, shares, strict=True)),
+        nodata=dict(zip(processor.modalities, processor.nodata, strict=True)),
+        units=units,
+        class_names=[str(config.id2label[index]) for index in range(config.num_labels)],
+        palette=getattr(config, "palette", None) or default_palette(config.num_labels),  # an extra key, may be absent
+        title=title,
+    )
+
+
+def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = None) -> "Figure":
+    """Draw how each modality learned: lines over the epochs, and the last epoch's figures per class.
+
+    What the run did not have, for instance robustness without `fusion="sgf"`, leaves its panel empty.
+
+    Args:
+        record: What `read_learning_dynamics` of `sgma_hf.training.dynamics` returns.
+        title: Heading of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is missing (extra `viz`).
+        ValueError: If no epoch is recorded.
+    """
+    epochs, evaluations, names = record["epochs"], record["evaluations"], record["modalities"]
+    if not epochs:
+        raise ValueError("The record has no epoch; expected at least one. Train until an epoch has ended.")
+    matplotlib = _require_matplotlib()
+    figure = matplotlib.figure.Figure(figsize=(12.5, 5.8), facecolor="white", layout="constrained")
+    axes = figure.subplots(2, 4)
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold")
+    ended = [entry["epoch"] for entry in epochs]
+
+    def by_modality(key: str) -> dict[str, tuple[list, list]]:
+        return {name: (ended, [entry["modalities"][name][key] for entry in epochs]) for name in names}
+
+    _show_lines(axes[0, 0], by_modality("robustness"), title="Robustness", limits=(0, 1))
+    _show_lines(axes[0, 1], by_modality("single_loss"), title="Loss of one modality alone")
+    _show_lines(axes[0, 2], by_modality("single_miou"), title="mIoU of one modality alone", limits=(0, 1))
+    _show_lines(axes[0, 3], by_modality("gradient_norm"), title="Gradient norm (RMS, clipped)")
+    drifts = [entry["prototype_drift"] or [None] * 4 for entry in epochs]
+    stages = {f"stage {stage}": (ended, list(values)) for stage, values in enumerate(zip(*drifts, strict=True), 1)}
+    colors = [matplotlib.colormaps[ROBUSTNESS_COLORMAP](share) for share in (0.0, 0.3, 0.6, 0.8)]
+    _show_lines(axes[1, 0], stages, title="Prototype drift (1 - cosine)", colors=colors)
+    shown = [entry for entry in evaluations if entry["name"] == evaluations[0]["name"]]
+    separation = {
+        name: ([entry["epoch"] for entry in shown], [_mean(entry["separation"][name]) for entry in shown])
+        for name in names
+    }
+    _show_lines(axes[1, 1], separation, title="Silhouette (mean of the stages)")
+    for column, key, heading in ((2, "class_robustness", "Robustness"), (3, "single_iou", "IoU alone")):
+        last = {name: epochs[-1]["modalities"][name][key] for name in names}
+        image = _show_classes(axes[1, column], last, record["class_names"], title=f"{heading} by class, last epoch")
+    axes[1, 3].set_yticklabels([])  # they are those of the matrix beside it
+    bar = figure.colorbar(image, ax=axes[1, 3], ticks=[0, 0.25, 0.5, 0.75, 1], fraction=0.05, pad=0.02)
+    bar.outline.set_linewidth(0.5)
+    bar.ax.tick_params(labelsize=7, width=0.5, length=2)
+    for panel in (*axes[0], *axes[1, :2]):
+        panel.set_xlabel("epoch", fontsize=8, labelpad=2)
+    for panel in (axes[0, 0], axes[1, 0]):
+        panel.legend(fontsize=7, frameon=False, ncols=2, handlelength=1.6, columnspacing=1.0)
+    return figure
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
+
+
+def _show_lines(
+    axes: "Axes",
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float | None]]],
+    *,
+    title: str,
+    limits: tuple[float, float] | None = None,
+    colors: Sequence[Any] | None = None,
+) -> None:
+    """Draw values over epochs, a line per name; nothing where a value is None."""
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(labelsize=7, width=0.5, length=2.5)
+    axes.grid(linewidth=0.4, color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    if colors is None:
+        colors = [np.array(color) / 255 for color in _LINE_COLORS]
+    for index, (name, (epochs, values)) in enumerate(lines.items()):
+        values = [np.nan if value is None else value for value in values]
+        axes.plot(
+            epochs,
+            values,
+            label=name,
+            color=colors[index % len(colors)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=3,
+            markevery=max(1, len(values) // 12),
+            linewidth=1.2,
+        )
+    if all(value is None for _, values in lines.values() for value in values):
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", fontsize=8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    elif limits is not None:
+        axes.set_ylim(*limits)
+
+
+def _show_classes(
+    axes: "Axes", values: Mapping[str, Sequence[float | None] | None], class_names: Sequence[str], *, title: str
+) -> Any:
+    """Draw shares in [0, 1] as a matrix, a row per class and a column per modality, with its figures if few."""
+    axes.set_title(title, fontsize=9)
+    unknown = [None] * len(class_names)
+    matrix = np.array([values[name] or unknown for name in values], dtype=np.float64).T  # (K, M)
+    shown = np.ma.masked_invalid(matrix)
+    axes.set_facecolor(_GAP_COLOR)
+    image = axes.imshow(shown, cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set_xticks(range(len(values)), list(values))
+    step = -(-len(class_names) // 25)  # more lines of text than that would run into each other
+    axes.set_yticks(range(0, len(class_names), step), [str(name) for name in class_names[::step]])
+    axes.tick_params(labelsize=7 if len(class_names) <= 15 else 6, width=0.5, length=2)
+    if matrix.shape[0] <= 12 and matrix.shape[1] <= 6:
+        for (row, column), value in np.ndenumerate(matrix):
+            text = "–" if np.isnan(value) else f"{value:.2f}"
+            color = "black" if np.isnan(value) or value > 0.6 else "white"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    return image
+
+
+@torch.no_grad()
+def _predict_subsets(
+    model: Any,
+    processor: Any,
+    images: Mapping[str, Any],
+    label: np.ndarray | None,
+    subsets: list[list[str]],
+    stages: Sequence[int | None],
+) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]] | None]:
+    """Class ids per subset, and the first one's robustness maps by modality, per stage (None if there are none)."""
+    size = None if label is None else [label.shape]
+    inputs = processor(
+        images=[dict(images)], return_tensors="pt", segmentation_maps=None if label is None else [label]
+    )
+    was_training = model.training
+    model.eval()
+    try:
+        encoding = model.encode(
+            inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"].to(model.device)
+        )
+        masks = [torch.tensor([name in names for name in processor.modalities]) for names in subsets]
+        outputs = [model.fuse_and_decode(encoding, mask.to(model.device)) for mask in masks]
+    finally:
+        model.train(was_training)
+    predictions = [
+        processor.post_process_semantic_segmentation(output, target_sizes=size)[0].cpu().numpy() for output in outputs
+    ]
+    if outputs[0].robustness is None:
+        return predictions, None
+    robustness = []
+    for stage in stages:
+        (shares,) = processor.post_process_robustness(outputs[0], size, stage, modality_mask=inputs["modality_mask"])
+        shares = shares.cpu().numpy()
+        shares = np.where(shares.sum(axis=0) > 0, shares, np.nan)
+        robustness.append(
+            {name: share for name, share in zip(processor.modalities, shares, strict=True) if name in subsets[0]}
+        )
+    return predictions, robustness
+
+
+def _leave_one_out(present: list[str]) -> list[list[str]]:
+    if len(present) == 1:
+        return [present]
+    return [present, *([other for other in present if other != name] for name in present)]
+
+
+def _subset_title(names: Sequence[str], present: Sequence[str]) -> str:
+    missing = [name for name in present if name not in names]
+    if not missing:
+        return "all modalities" if len(present) > 1 else f"{present[0]} alone"
+    if len(names) == 1:
+        return f"{names[0]} alone"
+    return f"without {missing[0]}" if len(missing) == 1 else " + ".join(names)
+
+
+@dataclass
+class _Panel:
+    """One picture of the board: its title, and what draws it into given axes."""
+
+    title: str
+    draw: Any
+    arguments: tuple
+
+
+def _require_matplotlib() -> Any:
+    try:
+        import matplotlib
+        import matplotlib.figure
+        import matplotlib.patches
+    except ImportError as error:
+        raise ImportError(
+            "Figures need matplotlib, which is not installed. Install the extra: pip install 'sgma-hf[viz]'."
+        ) from error
+    return matplotlib
+
+
+def _count_classes(maps: list[np.ndarray], class_names: Sequence[str] | None, palette: Sequence | None) -> int:
+    highest = max((int(ids[ids != IGNORE_INDEX].max(initial=0)) for ids in maps), default=0)
+    given = [len(entries) for entries in (class_names, palette) if entries]
+    if given and min(given) <= highest:
+        raise ValueError(
+            f"A map holds class {highest}, but there are {min(given)} names or colours; give one for each class."
+        )
+    return min(given) if given else highest + 1
+
+
+def _draw_board(
+    rows: list[tuple[str, list[_Panel]]],
+    legend: list[tuple[str, list[int]]],
+    *,
+    title: str | None,
+    aspect: float,
+    panel_inches: float = _PANEL_INCHES,
+) -> "Figure":
+    """Lay the rows out, each with its heading; colour bar beside the robustness maps, legend at the foot."""
+    matplotlib = _require_matplotlib()
+    columns = max(len(panels) for _, panels in rows)
+    entries = [
+        0.45 + 0.06 * len(name) for name in [*(name for name, _ in legend), "no data"]
+    ]  # inches: patch, letters
+    space = columns * panel_inches + 0.5
+    legend_columns = len(entries) if sum(entries) <= space else max(1, int(space / max(entries)))
+    legend_lines = -(-len(entries) // legend_columns)
+    head, foot, side = 0.34 if title else 0.1, 0.22 + 0.2 * legend_lines, 0.08
+    cell_width, cell_height = panel_inches, panel_inches * aspect
+    row_height = cell_height + 0.68  # two lines of text above a panel, one below
+    width = columns * (cell_width + side) + side + 0.5  # room for the colour bar
+    height = head + len(rows) * row_height + foot
+    figure = matplotlib.figure.Figure(figsize=(width, height), facecolor="white")
+    if title:
+        figure.text(side / width, 1 - 0.08 / height, title, va="top", fontsize=10, fontweight="bold")
+    for line, (heading, panels) in enumerate(rows):
+        top = height - head - line * row_height
+        figure.text(side / width, (top - 0.06) / height, heading, va="top", fontsize=8.5, fontweight="bold")
+        drawn = None
+        for column, panel in enumerate(panels):
+            left, bottom = side + column * (cell_width + side), top - 0.46 - cell_height
+            axes = figure.add_axes((left / width, bottom / height, cell_width / width, cell_height / height))
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_linewidth(0.5)
+                spine.set_color("#808080")
+            drawn = panel.draw(matplotlib, axes, *panel.arguments) or drawn
+            axes.set_title(panel.title, fontsize=8, pad=3)
+        if drawn is not None:
+            left = side + len(panels) * (cell_width + side)
+            bar_axes = figure.add_axes((left / width, bottom / height, 0.09 / width, cell_height / height))
+            bar = figure.colorbar(drawn, cax=bar_axes, ticks=[0, 0.25, 0.5, 0.75, 1])
+            bar.outline.set_linewidth(0.5)
+            bar.ax.tick_params(labelsize=7, width=0.5, length=2)
+    _draw_legend(matplotlib, figure, legend, columns=legend_columns)
+    return figure
+
+
+def _draw_legend(matplotlib: Any, figure: "Figure", legend: list[tuple[str, list[int]]], *, columns: int) -> None:
+    patch = matplotlib.patches.Patch
+    handles = [
+        patch(facecolor=np.array(color) / 255, edgecolor="#808080", linewidth=0.4, label=name)
+        for name, color in legend
+    ]
+    handles.append(patch(facecolor=_GAP_COLOR, edgecolor=_HATCH_COLOR, hatch=_HATCH, linewidth=0.4, label="no data"))
+    options = {"frameon": False, "fontsize": 8, "handlelength": 1.2, "handleheight": 1.0, "columnspacing": 1.4}
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 0), ncols=columns, **options)
+
+
+def _show_gaps(matplotlib: Any, axes: "Axes") -> None:
+    """Hatch the whole panel; what is drawn over it later leaves the gaps visible."""
+    frame = matplotlib.patches.Rectangle(
+        (0, 0), 1, 1, transform=axes.transAxes, facecolor=_GAP_COLOR, edgecolor=_HATCH_COLOR, hatch=_HATCH, linewidth=0
+    )
+    axes.add_patch(frame)
+    frame.set_zorder(-1)
+
+
+def _show(matplotlib: Any, axes: "Axes", colors: np.ndarray, shown: np.ndarray) -> None:
+    """Draw (H, W, 3) of uint8 colours where `shown`, hatching elsewhere."""
+    _show_gaps(matplotlib, axes)
+    alpha = np.where(shown, 255, 0).astype(np.uint8)
+    axes.imshow(np.concatenate([colors, alpha[..., None]], axis=-1), interpolation="nearest", aspect="auto")
+
+
+def _show_raster(
+    matplotlib: Any, axes: "Axes", raster: np.ndarray | None, nodata: Sequence[float], unit: str | None
+) -> None:
+    if raster is None:
+        _show_gaps(matplotlib, axes)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+        axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", fontsize=9, bbox=box)
+        return
+    values, shown = _values_and_gaps(raster, nodata)
+    bands = _bands_to_show(values.shape[2])
+    picture, (low, high) = _stretch(values[..., bands], shown)
+    _show(matplotlib, axes, picture, shown)
+    caption = [] if values.shape[2] in (1, 3) else [f"bands {', '.join(str(band + 1) for band in bands)}"]
+    if unit and shown.any():
+        caption.append(f"{low:.4g} to {high:.4g} {unit}")
+    if not shown.all():
+        caption.append(f"{np.mean(~shown):.0%} no data")
+    axes.set_xlabel("; ".join(caption), fontsize=7, labelpad=2)
+
+
+def _values_and_gaps(raster: np.ndarray, nodata: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Values (H, W, C) and where they hold data, bool (H, W)."""
+    values = np.atleast_3d(np.ma.getdata(raster))
+    shown = ~np.atleast_3d(np.ma.getmaskarray(raster)).any(axis=2)
+    if values.dtype.kind == "f":
+        shown &= np.isfinite(values).all(axis=2)
+    for number in nodata:
+        shown &= ~(values == number).all(axis=2)
+    return values, shown
+
+
+def _bands_to_show(count: int) -> list[int]:
+    """Up to three bands, spread over what there is."""
+    return [0] if count < 3 else np.linspace(0, count - 1, 3).round().astype(int).tolist()
+
+
+def _stretch(values: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Bring (H, W, 1 or 3) to 8-bit colours; returns them and the range of values that was shown."""
+    if values.dtype == np.uint8 and values.shape[2] == 3:
+        return values, (0.0, 255.0)
+    picture = np.zeros((*shown.shape, 3), dtype=np.uint8)
+    low, high = 0.0, 1.0
+    for band in range(3):
+        source = values[..., min(band, values.shape[2] - 1)].astype(np.float64)
+        low, high = np.percentile(source[shown], (2, 98)).tolist() if shown.any() else (0.0, 1.0)
+        scaled = (source - low) / (high - low or 1.0)
+        picture[..., band] = np.round(255 * np.clip(np.where(shown, scaled, 0), 0, 1))
+    return picture, (low, high)
+
+
+def _show_labels(
+    matplotlib: Any, axes: "Axes", ids: np.ndarray, palette: list[list[int]], truth: np.ndarray | None
+) -> None:
+    ids = np.asarray(ids)
+    _show(matplotlib, axes, colorize(ids, palette), ids != IGNORE_INDEX)
+    if truth is not None and truth.shape == ids.shape:
+        counted = truth != IGNORE_INDEX
+        if counted.any():
+            right = np.mean(ids[counted] == truth[counted])
+            axes.set_xlabel(f"{right:.1%} of pixels right", fontsize=7, labelpad=2)
+
+
+def _show_errors(matplotlib: Any, axes: "Axes", ids: np.ndarray, truth: np.ndarray) -> None:
+    """Wrong pixels orange, right ones pale; what is not labelled is hatched."""
+    counted = truth != IGNORE_INDEX
+    wrong = counted & (ids != truth)
+    colors = np.where(wrong[..., None], np.array(_WRONG_COLOR), np.array(_RIGHT_COLOR)).astype(np.uint8)
+    _show(matplotlib, axes, colors, counted)
+    axes.set_xlabel(f"{wrong.sum() / max(1, counted.sum()):.1%} wrong (orange)", fontsize=7, labelpad=2)
+
+
+def _show_robustness(matplotlib: Any, axes: "Axes", shares: np.ndarray) -> Any:
+    shares = np.ma.masked_invalid(np.asarray(shares, dtype=np.float32))
+    _show_gaps(matplotlib, axes)
+    image = axes.imshow(shares, cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    if shares.count():
+        axes.set_xlabel(f"mean {shares.mean():.2f}", fontsize=7, labelpad=2)
+    return image
+
+
+def plot_robustness_matrix(
+    robustness_per_class: Mapping[str, Mapping[str, float] | None], *, title: str | None = None
+) -> "Figure":
+    """Draw which modality is relied on for which class, a cell for each pair.
+
+    Args:
+        robustness_per_class: Class -> modality -> mean share of reliance in [0, 1], as
+            `sgma_hf.evaluation.combinations.scenes.evaluate_scene` returns it; None for a class that does not occur.
+        title: Heading of the figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ImportError: If matplotlib is missing (extra `viz`).
+        ValueError: If no class occurs.
+    """
+    matplotlib = _require_matplotlib()
+    rows = {name: row for name, row in robustness_per_class.items() if row}
+    if not rows:
+        raise ValueError("`robustness_per_class` holds no class that occurs; there is nothing to draw.")
+    modalities = list(next(iter(rows.values())))
+    shares = np.array([[row[name] for name in modalities] for row in rows.values()])
+    size = (1.6 + 0.75 * len(modalities), 0.8 + 0.36 * len(rows))
+    figure = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(modalities)), modalities, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.tick_params(length=0)
+    for (row, column), share in np.ndenumerate(shares):
+        color = "black" if share > 0.6 else "white"  # viridis is dark below, bright above
+        axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=color)
+    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1])
+    bar.outline.set_linewidth(0.5)
+    bar.ax.tick_params(labelsize=7, width=0.5, length=2)
+    if title:
+        axes.set_title(title, fontsize=9, fontweight="bold")
+    return figure

@@ -1,0 +1,101 @@
+"""`sgma-hf export`: files that compute what the checkpoint computes."""
+
+import json
+import sys
+
+import pytest
+import torch
+from tiny_models import spread_weights, tiny_model
+
+from sgma_hf import SgmaImageProcessor
+from sgma_hf.commands.export import PixelLogits, main
+from sgma_hf.model.modeling_sgma import upsample_to_pixels
+
+
+@pytest.fixture(scope="module")
+def model():
+    return spread_weights(tiny_model()).eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    SgmaImageProcessor(model.config.modalities, model.config.modality_channels).save_pretrained(folder)
+    return str(folder)
+
+
+def inputs_of(size, masks, seed=0):
+    pixel_values = torch.randn(len(masks), 6, *size, generator=torch.Generator().manual_seed(seed))
+    return {"pixel_values": pixel_values, "modality_mask": torch.tensor(masks)}
+
+
+MASKS = [[True, False, True], [False, True, False], [True, True, True]]
+
+
+@torch.no_grad()
+def test_program_computes_the_logits_of_the_model(model, checkpoint, tmp_path, capsys):
+    out = tmp_path / "new" / "model.pt2"
+    assert main(["--model", checkpoint, "--output", str(out), "--size", "64"]) == 0
+    printed = capsys.readouterr().out
+    assert "largest difference to the model" in printed
+    cases = ["model, all modalities", "model, without rgb", "file, all modalities", "file, without rgb"]
+    assert [line.split(" ms  ")[1] for line in printed.splitlines() if " ms  " in line] == cases
+    program = torch.export.load(out).module()
+    inputs = inputs_of((64, 64), MASKS)
+    expected = upsample_to_pixels(model(**inputs).logits, 4, (64, 64))
+    torch.testing.assert_close(program(**inputs), expected, atol=1e-4, rtol=1e-4)
+    inputs["pixel_values"][0, 3] = float("nan")  # the height that row 0 lacks
+    torch.testing.assert_close(program(**inputs), expected, atol=1e-4, rtol=1e-4)
+    described = json.loads((tmp_path / "new" / "model.json").read_text())
+    assert described["modalities"] == ["rgb", "dsm", "sar"] and described["modality_mask"] == "per modality"
+    assert described["class_names"][4] == "LABEL_4" and described["size"] == [64, 64]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["model.json", "model.pt2"]
+
+
+@torch.no_grad()
+def test_program_takes_other_sizes_if_asked_to(model, checkpoint, tmp_path, capsys):
+    out = tmp_path / "model.pt2"
+    assert main(["--model", checkpoint, "--output", str(out), "--size", "64", "--dynamic_size"]) == 0
+    program = torch.export.load(out).module()
+    inputs = inputs_of((96, 160), MASKS)
+    expected = upsample_to_pixels(model(**inputs).logits, 4, (96, 160))
+    torch.testing.assert_close(program(**inputs), expected, atol=1e-4, rtol=1e-4)
+    assert json.loads((tmp_path / "model.json").read_text())["size"] == "multiples of 32"
+    assert main(["--model", checkpoint, "--output", str(out), "--size", "72", "--dynamic_size"]) == 1
+    assert "expects a multiple of 32, at least 64" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_onnx_computes_the_logits_of_the_model(model, checkpoint, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = tmp_path / "model.onnx"
+    assert main(["--model", checkpoint, "--output", str(out), "--size", "64"]) == 0
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    inputs = inputs_of((64, 64), MASKS)
+    (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    expected = PixelLogits(model)(**inputs)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("model.txt", [], "ends in .pt2 or .onnx"),
+        ("model.onnx", [], "ONNX needs onnx, which is not installed. Install the extra: pip install 'sgma-hf[onnx]'"),
+    ],
+)
+def test_what_cannot_be_exported_is_said(checkpoint, tmp_path, capsys, monkeypatch, output, options, message):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["--model", checkpoint, "--output", str(tmp_path / output), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_computes_something_else_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sgma_hf.commands.export.TOLERANCE", -1.0)
+    assert main(["--model", checkpoint, "--output", str(tmp_path / "model.pt2"), "--size", "32"]) == 1
+    assert "It was not written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

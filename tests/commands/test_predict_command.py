@@ -1,0 +1,354 @@
+"""`sgma-hf predict`: flags by the checkpoint, files in and out, and nothing half-written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import spread_weights, tiny_model
+
+from sgma_hf.commands.predict import main
+from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
+from sgma_hf.rasters.scene import RasterScene
+
+
+HEIGHT, WIDTH = 40, 56
+CLASSES = ["water", "ground", "grass", "tree", "roof"]
+PALETTE = [[0, 0, 200], [120, 120, 120], [100, 220, 100], [0, 90, 0], [200, 40, 40]]
+UTM = "EPSG:32631"
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = tiny_model(id2label=dict(enumerate(CLASSES)), label2id={name: i for i, name in enumerate(CLASSES)})
+    made.config.palette = PALETTE
+    return spread_weights(made).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return SgmaImageProcessor(model.config.modalities, model.config.modality_channels)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def rasters(tmp_path):
+    """RGB as PNG; height as TIFF of half the resolution with a gap at the right; SAR as channels-last `.npy`."""
+    generator = np.random.default_rng(0)
+    rgb = generator.integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    dsm = generator.uniform(100, 120, (HEIGHT // 2, WIDTH // 2)).astype(np.float32)
+    dsm[:, 20:] = -9999
+    sar = generator.normal(-15, 5, (HEIGHT, WIDTH, 2)).astype(np.float32)
+    Image.fromarray(rgb).save(tmp_path / "in.png")
+    Image.fromarray(dsm).save(tmp_path / "in_dsm.tif")
+    np.save(tmp_path / "in_sar.npy", sar)
+    files = {"rgb": tmp_path / "in.png", "dsm": tmp_path / "in_dsm.tif", "sar": tmp_path / "in_sar.npy"}
+    return {name: str(path) for name, path in files.items()}, {"rgb": rgb, "dsm": dsm, "sar": sar}
+
+
+def flags(files, *names):
+    return [part for name in names for part in (f"--{name}", files[name])]
+
+
+def predicted(model, processor, images):
+    with torch.no_grad():
+        outputs = model(**processor(images=[images]))
+    (ids,) = processor.post_process_semantic_segmentation(outputs)
+    (shares,) = processor.post_process_robustness(outputs)
+    return ids.numpy(), shares.numpy()
+
+
+def write_geotiff(path, values, *, left=500000.0, top=4800000.0, pixel=1.0, **profile):
+    rasterio = pytest.importorskip("rasterio")
+    transform = rasterio.Affine(pixel, 0, left, 0, -pixel, top)
+    count, height, width = values.shape
+    profile |= {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": values.dtype.name}
+    with rasterio.open(path, "w", crs=UTM, transform=transform, **profile) as target:
+        target.write(values)
+    return str(path)
+
+
+def test_map_is_what_the_model_says_without_the_modality_left_out(
+    model, processor, checkpoint, rasters, tmp_path, capsys
+):
+    files, images = rasters
+    out = tmp_path / "new" / "map.png"
+    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--out", str(out)]) == 0
+    ids, shares = predicted(model, processor, {"rgb": images["rgb"], "sar": images["sar"]})
+    written = np.asarray(Image.open(out))
+    assert written.dtype == np.uint8
+    assert len(np.unique(ids)) > 1
+    np.testing.assert_array_equal(written, ids)
+    color = np.asarray(Image.open(tmp_path / "new" / "map_color.png"))
+    np.testing.assert_array_equal(color[..., :3], np.array(PALETTE)[ids])
+    assert (color[..., 3] == 255).all()
+    scaled = np.asarray(Image.open(tmp_path / "new" / "map_robustness_sar.png"))
+    np.testing.assert_allclose(scaled / 255, shares[2], atol=0.5 / 255 + 1e-6)
+    names = ["map.png", "map_color.png", "map_robustness_rgb.png", "map_robustness_sar.png"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    printed = capsys.readouterr().out
+    assert "40 x 56 pixels from rgb, sar; missing: dsm" in printed
+    assert all(str(tmp_path / "new" / name) in printed for name in names)
+    assert "255 = no data" in printed and "0..255 = 0..1" in printed
+
+
+def test_reliance_of_an_earlier_picture_is_removed_by_name_and_no_file_of_others(
+    checkpoint, rasters, tmp_path, capsys
+):
+    files, _ = rasters
+    out = tmp_path / "new" / "map.png"
+    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--out", str(out)]) == 0
+    theirs = tmp_path / "new" / "map_robustness_dsm.png"
+    Image.new("L", (4, 4)).save(theirs)
+    assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", str(out)]) == 0
+    names = ["map.png", "map_color.png", "map_robustness_dsm.png", "map_robustness_rgb.png"]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
+    assert (
+        f"{out.parent / 'map_robustness_sar.png'}  removed: it belonged to an earlier map" in capsys.readouterr().out
+    )
+    pytest.importorskip("rasterio")
+    assert main(["--model", checkpoint, *flags(files, "dsm"), "--out", str(out)]) == 1
+    assert "map_robustness_dsm.png, beside map.png, would replace a file" in capsys.readouterr().err
+    assert Image.open(theirs).size == (4, 4)
+
+
+def test_raster_of_another_resolution_with_a_gap(model, processor, checkpoint, rasters, tmp_path):
+    pytest.importorskip("rasterio")
+    files, images = rasters
+    out = tmp_path / "map.png"
+    assert main(["--model", checkpoint, *flags(files, "rgb", "dsm"), "--out", str(out)]) == 0
+    ids, shares = predicted(model, processor, {"rgb": images["rgb"], "dsm": images["dsm"]})
+    # The processor takes the reference level from the pixels of the file, the command from those of the map's grid.
+    assert (np.asarray(Image.open(out)) == ids).mean() > 0.97
+    scaled = np.asarray(Image.open(tmp_path / "map_robustness_dsm.png"))
+    np.testing.assert_allclose(scaled / 255, shares[1], atol=0.03)
+
+
+def test_pixels_that_nothing_covers_are_255_and_transparent(checkpoint, rasters, tmp_path, capsys):
+    pytest.importorskip("rasterio")
+    files, _ = rasters
+    out = tmp_path / "map.png"
+    assert main(["--model", checkpoint, *flags(files, "dsm"), "--out", str(out)]) == 0
+    ids = np.asarray(Image.open(out))
+    assert ids.shape == (HEIGHT // 2, WIDTH // 2)
+    assert (ids[:, 20:] == 255).all() and (ids[:, :20] < 5).all()
+    assert (np.asarray(Image.open(tmp_path / "map_color.png"))[..., 3] == np.where(ids == 255, 0, 255)).all()
+    shares = np.asarray(Image.open(tmp_path / "map_robustness_dsm.png"))
+    np.testing.assert_array_equal(shares, np.where(ids == 255, 0, 255))  # alone, it is all that there is
+    assert "28.6%  covered by no modality (255)" in capsys.readouterr().out  # 8 of 28 columns
+
+
+def test_geotiff_keeps_the_place_of_the_first_raster(model, processor, checkpoint, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    generator = np.random.default_rng(1)
+    rgb = generator.integers(1, 255, (3, HEIGHT, WIDTH)).astype(np.uint8)
+    # Height in pixels of 2 m, from 16 m further west and 8 m further north: cut to the extent, values as they are.
+    dsm = generator.uniform(100, 120, (1, 40, 60)).astype(np.float32)
+    rgb_file = write_geotiff(tmp_path / "rgb.tif", rgb)
+    dsm_file = write_geotiff(tmp_path / "dsm.tif", dsm, left=500000.0 - 16, top=4800000.0 + 8, pixel=2.0)
+    out = tmp_path / "map.tif"
+    extras = ["--extras", "robustness"]
+    assert main(["--model", checkpoint, "--rgb", rgb_file, "--dsm", dsm_file, "--out", str(out), *extras]) == 0
+    images = {"rgb": np.moveaxis(rgb, 0, -1), "dsm": dsm[0, 4:24, 8:36]}
+    ids, shares = predicted(model, processor, images)
+    with rasterio.open(out) as result, rasterio.open(rgb_file) as reference:
+        assert (result.crs, result.transform) == (reference.crs, reference.transform)
+        assert (result.nodata, result.dtypes) == (255, ("uint8",))
+        assert (result.read(1) == ids).mean() > 0.97  # interpolated by GDAL, by the processor here
+        colors = result.colormap(1)
+        assert [list(colors[index][:3]) for index in range(5)] == PALETTE
+        assert colors[255] == (0, 0, 0, 0)
+        assert result.tags(1)["CLASS_4"] == "roof"
+    with rasterio.open(tmp_path / "map_robustness.tif") as result:
+        assert result.descriptions == ("rgb", "dsm") and result.transform == rasterio.open(rgb_file).transform
+        assert np.abs(result.read() - shares[:2]).mean() < 0.02
+        np.testing.assert_allclose(result.read().sum(0), 1, atol=1e-6)
+
+
+def test_first_raster_on_the_command_line_is_the_grid(checkpoint, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    rgb = write_geotiff(tmp_path / "rgb.tif", np.ones((3, 48, 48), dtype=np.uint8))
+    dsm = write_geotiff(tmp_path / "dsm.tif", np.ones((1, 32, 40), dtype=np.float32), left=500008.0)
+    out = tmp_path / "map.tif"
+    assert main(["--model", checkpoint, "--dsm", dsm, "--rgb", rgb, "--out", str(out)]) == 0
+    with rasterio.open(out) as result:
+        assert result.shape == (32, 40)
+        assert result.transform.c == 500008.0
+    assert main(["--model", checkpoint, "--rgb", rgb, "--dsm", dsm, "--out", str(out)]) == 0
+    with rasterio.open(out) as result:
+        assert result.shape == (48, 48)
+
+
+def test_rasters_that_do_not_overlap_are_named(checkpoint, tmp_path, capsys):
+    rgb = write_geotiff(tmp_path / "rgb.tif", np.ones((3, 40, 40), dtype=np.uint8))
+    dsm = write_geotiff(tmp_path / "dsm.tif", np.ones((1, 40, 40), dtype=np.float32), left=600000.0)
+    out = tmp_path / "map.tif"
+    assert main(["--model", checkpoint, "--rgb", rgb, "--dsm", dsm, "--out", str(out)]) == 1
+    message = capsys.readouterr().err
+    assert "dsm.tif does not overlap" in message
+    assert not out.exists()
+
+
+def test_repeated_flag_adds_a_file(checkpoint, tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    left = write_geotiff(tmp_path / "l.tif", np.ones((3, 40, 40), dtype=np.uint8))
+    right = write_geotiff(tmp_path / "r.tif", np.ones((3, 40, 40), dtype=np.uint8), left=500040.0)
+    out = tmp_path / "map.tif"
+    flags = ["--rgb", left, "--rgb", right, "--extras", "confidence", "--extras", "decision"]
+    assert main(["--model", checkpoint, *flags, "--out", str(out)]) == 0
+    with rasterio.open(out) as result:
+        assert result.shape == (40, 80) and (result.read(1) < 5).all()
+    assert (tmp_path / "map_confidence.tif").exists() and (tmp_path / "map_decision.tif").exists()
+
+
+def test_array_with_channels_first_is_read_as_well(tmp_path):
+    sar = np.random.default_rng(0).normal(size=(2, 8, 9)).astype(np.float32)
+    sar[:, 0, 0] = np.nan
+    np.save(tmp_path / "sar.npy", sar)
+    with RasterScene({"sar": tmp_path / "sar.npy"}, channels={"sar": 2}) as scene:
+        assert scene.grid.size == (8, 9) and scene.grid.georeference is None
+        image = scene.read(0, 0, 8, 9)["sar"]
+    np.testing.assert_array_equal(image.data, np.moveaxis(sar, 0, -1))
+    assert image.mask.all(2).tolist() == [[True] + [False] * 8] + [[False] * 9] * 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--thermal", "x.tif"], "unknown: --thermal x.tif. The modalities of"),
+        (["--rg", "x.tif"], "--rgb, --dsm, --sar"),
+        ([], "no raster given; give at least one of --rgb, --dsm, --sar"),
+    ],
+)
+def test_wrong_flags_are_answered_with_the_modalities(checkpoint, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--model", checkpoint, *arguments, "--out", str(tmp_path / "map.png")])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_with_a_model_lists_its_modalities(checkpoint, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--model", checkpoint, "--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name} FILE" in text for name in ("rgb", "dsm", "sar"))
+    assert "0 to 255 for shares of 0 to 1" in text
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    assert "--<modality> FILE" in capsys.readouterr().out
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("broken.png", b"\x89PNG\r\n\x1a\n broken", "Cannot read"),
+        ("gray.png", None, "has 1 bands; modality 'rgb' of this checkpoint takes 3"),
+        ("absent.png", b"", "does not exist"),
+    ],
+)
+def test_earlier_files_stay_if_the_run_fails(checkpoint, rasters, tmp_path, capsys, name, content, message):
+    source = tmp_path / name
+    if content:
+        source.write_bytes(content)
+    elif content is None:
+        Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(source)
+    outputs = tmp_path / "out"
+    assert main(["--model", checkpoint, *flags(rasters[0], "rgb"), "--out", str(outputs / "map.png")]) == 0
+    before = snapshot(outputs)
+    assert set(before) == {"map.png", "map_color.png", "map_robustness_rgb.png"}
+    assert main(["--model", checkpoint, "--rgb", str(source), "--out", str(outputs / "map.png")]) == 1
+    assert message in capsys.readouterr().err
+    assert snapshot(outputs) == before
+    assert sorted(path.name for path in outputs.iterdir()) == sorted(before)  # the hidden folder is gone, too
+
+
+def test_failure_while_writing_leaves_the_earlier_files(checkpoint, rasters, tmp_path, monkeypatch, capsys):
+    files, _ = rasters
+    outputs = tmp_path / "out"
+    outputs.mkdir()
+    (outputs / "map.png").write_bytes(b"earlier")
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sgma_hf.prediction.map_files.colorize", full_disk)  # after the label map, before the rest
+    assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", str(outputs / "map.png")]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert snapshot(outputs) == {"map.png": b"earlier"}
+    assert len(list(outputs.iterdir())) == 1
+
+
+def test_second_run_replaces_everything_of_the_first(checkpoint, rasters, tmp_path):
+    files, _ = rasters
+    outputs = tmp_path / "out"
+    out = str(outputs / "map.png")
+    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--out", out]) == 0
+    first = snapshot(outputs)
+    assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", out]) == 0
+    second = snapshot(outputs)
+    assert set(first) - set(second) == {"map_robustness_sar.png"}
+    assert first["map_robustness_rgb.png"] != second["map_robustness_rgb.png"]
+
+
+def test_output_that_cannot_be_written_stops_before_the_work(checkpoint, rasters, tmp_path, capsys, monkeypatch):
+    files, _ = rasters
+
+    def work(*args, **kwargs):
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr("sgma_hf.rasters.scene.RasterScene.read", work)
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    for out, message in (
+        (tmp_path / "file" / "map.png", "file"),
+        (tmp_path / "folder.png", "is a folder"),
+        (tmp_path / "map.jpg", "ends in .png, .tif or .tiff"),
+        (files["rgb"], "is also an input"),
+    ):
+        assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("sgma-hf predict: ") and message in error
+
+
+def test_checkpoint_that_is_none_is_refused(tmp_path, capsys):
+    assert main(["--model", str(tmp_path / "nowhere"), "--rgb", "x.png", "--out", "map.png"]) == 1
+    assert "nowhere` cannot be loaded: there is no such folder.\n" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
+    assert main(["--model", str(tmp_path), "--rgb", "x.png", "--out", "map.png"]) == 1
+    assert "is a checkpoint of 'segformer'; expected one of SGMA" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_device_that_is_not_there_is_refused(checkpoint, rasters, tmp_path, capsys):
+    for device in ("cuda", "warp"):
+        arguments = ["--model", checkpoint, *flags(rasters[0], "rgb"), "--out", str(tmp_path / "map.png")]
+        assert main([*arguments, "--device", device]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"sgma-hf predict: `--device {device}` cannot be used: ") and error.count("\n") == 1
+
+
+def test_model_without_robustness_says_so(rasters, tmp_path, capsys):
+    files, _ = rasters
+    model = tiny_model(fusion="mean")
+    folder = tmp_path / "mean"
+    model.save_pretrained(folder)
+    SgmaImageProcessor(model.config.modalities, model.config.modality_channels).save_pretrained(folder)
+    out = tmp_path / "out" / "map.png"
+    assert main(["--model", str(folder), *flags(files, "rgb"), "--out", str(out)]) == 0
+    assert "no robustness maps: this checkpoint fuses by 'mean'" in capsys.readouterr().out
+    assert sorted(path.name for path in out.parent.iterdir()) == ["map.png", "map_color.png"]

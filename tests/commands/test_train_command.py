@@ -1,0 +1,258 @@
+import json
+import logging
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from tiny_runs import BACKBONE, flags, tiny_run
+from transformers import PvtV2Config, PvtV2ForImageClassification, Trainer
+
+from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf.commands.train import main
+from sgma_hf.converters.demo_scenes import write_demo_scenes
+from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
+from sgma_hf.data.rows import DatasetMetadata
+from sgma_hf.publishing.record import TrainingRecord
+from sgma_hf.publishing.weights_digest import checkpoint_digest
+from sgma_hf.training import hub_trainer
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train_command") / "scenes"
+    write_demo_scenes(folder, num_tiles=24, tile_size=32)
+    return folder
+
+
+@pytest.fixture
+def arguments(scenes, tmp_path):
+    return tiny_run(scenes, tmp_path)
+
+
+def test_a_pretrained_encoder_is_named_in_the_record_and_on_the_card(arguments, tmp_path):
+    values = {key: value for key, value in BACKBONE.items() if key != "model_type"}
+    PvtV2ForImageClassification(PvtV2Config(**values)).save_pretrained(tmp_path / "pvt_of_leaves")
+    del arguments["backbone_config"]
+    assert main(flags(arguments, backbone=tmp_path / "pvt_of_leaves")) == 0
+    assert TrainingRecord.load(tmp_path / "run").backbone == "pvt_of_leaves"
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "scenes, and before that what `pvt_of_leaves` had" in " ".join(card.split())
+
+
+def test_training_leaves_a_model_a_processor_and_the_scores_on_validation(arguments, tmp_path, capsys):
+    assert main(flags(arguments)) == 0
+    run = tmp_path / "run"
+    model = SgmaForSemanticSegmentation.from_pretrained(run)
+    processor = SgmaImageProcessor.from_pretrained(run)
+    assert model.config.modalities == processor.modalities == ["rgb", "dsm", "nir"]
+    assert list(model.config.id2label.values()) == ["impervious", "building", "low_vegetation", "tree", "car"]
+    assert len(model.config.palette) == 5
+    assert processor.nodata[1] == [-9999.0]
+    results = json.loads((run / "validation_results.json").read_text())
+    assert results["weights_sha256"] == checkpoint_digest(run)
+    assert (results["dataset"], results["split"], results["trained_on"]) == ("scenes", "validation", False)
+    assert TrainingRecord.load(run).evaluation == results
+    assert len(results["combinations"]) == 7
+    assert "| rgb+dsm+nir |" in capsys.readouterr().out
+
+
+def test_a_yaml_file_stands_for_the_flags(arguments, tmp_path):
+    values = arguments | {"modalities": "[nir, rgb]", "validation_split": "validation", "learning_rate": "1e-3"}
+    (tmp_path / "train.yaml").write_text("\n".join(f"{name}: {value}" for name, value in values.items()))
+    assert main([str(tmp_path / "train.yaml")]) == 0
+    config = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run").config
+    assert (config.modalities, config.modality_channels) == (["nir", "rgb"], [1, 3])
+    assert TrainingRecord.load(tmp_path / "run").arguments["learning_rate"] == 0.001
+
+
+def test_a_value_of_a_wrong_type_in_a_file_is_refused_before_the_rows_are_read(arguments, tmp_path):
+    (tmp_path / "train.json").write_text(json.dumps(arguments | {"learning_rate": "fast"}))
+    with pytest.raises(ValueError, match="`learning_rate` is 'fast'; expected a number"):
+        main([str(tmp_path / "train.json")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_goes_on_from_a_checkpoint_with_its_processor(arguments, tmp_path):
+    main(flags(arguments))
+    before = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run").state_dict()
+    for name in ("backbone_config", "decoder_hidden_size"):
+        del arguments[name]
+    again = arguments | {"model": str(tmp_path / "run"), "output_dir": str(tmp_path / "again"), "learning_rate": "0"}
+    assert main(flags(again)) == 0
+    after = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_checkpoint_goes_on_where_one_of_its_sensors_is_absent(arguments, scenes, tmp_path):
+    main(flags(arguments))
+    (tmp_path / "flat" / "data").mkdir(parents=True)
+    for path in (scenes / "data").glob("*.parquet"):
+        rows = Dataset.from_parquet(str(path)).remove_columns("dsm")
+        rows.to_parquet(tmp_path / "flat" / "data" / path.name)
+    for name in ("backbone_config", "decoder_hidden_size"):
+        del arguments[name]
+    again = {"model": tmp_path / "run", "output_dir": tmp_path / "again", "dataset": tmp_path / "flat"}
+    assert main(flags(arguments, **again)) == 0
+    before, after = (
+        SgmaForSemanticSegmentation.from_pretrained(tmp_path / run).state_dict() for run in ("run", "again")
+    )
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed and before.keys() == after.keys()
+    results = json.loads((tmp_path / "again" / "validation_results.json").read_text())
+    assert results["unscored_combinations"] == ["dsm", "rgb+dsm", "dsm+nir", "rgb+dsm+nir"]
+    assert results["average_miou"] is not None
+
+
+def test_resuming_from_a_command_line(arguments, tmp_path):
+    main(flags(arguments, save_strategy="steps", save_steps=1))
+    (tmp_path / "run" / "checkpoint-2" / "optimizer.pt").unlink()  # as if killed while saving
+    assert main(flags(arguments, save_strategy="no", resume_from_checkpoint="true")) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_split": "nowhere"}, "no split 'nowhere'"),
+        ({"modalities": "sar"}, r"no modalities \['sar'\]"),
+        ({"backbone_config": "resnet999"}, "expected one of .*pvt_v2_b2"),
+        ({"validation_split": "holdout"}, "no split 'holdout'.*--validation_split"),
+        ({"model": "somewhere"}, "describe a new model"),
+        ({"modality_dropout": "1.5"}, "modality_dropout"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, changes, message):
+    with pytest.raises(ValueError, match=message):
+        main(flags(arguments, **changes))
+
+
+@pytest.mark.parametrize(
+    "choosing",
+    [
+        {"load_best_model_at_end": True, "save_strategy": "steps"},
+        {"save_strategy": "best"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+    ],
+)
+def test_nothing_is_chosen_on_the_test_split(arguments, choosing):
+    with pytest.raises(ValueError, match="would choose on split 'test'"):
+        main(flags(arguments, validation_split="test", eval_strategy="steps", **choosing))
+
+
+@pytest.mark.parametrize(
+    ("splits", "named"),
+    [
+        ({"validation_split": "testing"}, "testing"),
+        ({"validation_split": "training"}, "training"),
+        ({"validation_split": "train", "train_split": "training"}, "train"),
+        ({"train_split": "val"}, "validation"),
+    ],
+)
+def test_a_checkpoint_is_not_chosen_on_rows_to_report_on_or_trained_on(arguments, splits, named):
+    choosing = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    with pytest.raises(ValueError, match=f"would choose on split '{named}'"):
+        main(flags(arguments, **choosing, **splits))
+
+
+@pytest.fixture
+def unlabelled_validation(scenes, tmp_path):
+    """The scenes with a validation split that nobody labelled, as contests publish theirs."""
+    folder = tmp_path / "unlabelled"
+    shutil.copytree(scenes, folder)
+    for path in (folder / "data").glob("validation-*.parquet"):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("label")
+        labels = pa.nulls(len(table), table.schema.field("label").type)
+        pq.write_table(table.set_column(place, table.schema.field("label"), labels), path)
+    return folder
+
+
+def test_a_default_validation_split_without_labels_is_passed_over(arguments, unlabelled_validation, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.commands.train"):
+        assert main(flags(arguments, dataset=unlabelled_validation)) == 0
+    assert "rows of split 'validation'" in caplog.text and "the model is not evaluated" in caplog.text
+    assert (tmp_path / "run" / "README.md").is_file()
+    assert not (tmp_path / "run" / "validation_results.json").exists()
+
+
+@pytest.mark.parametrize("asked_for", [{"eval_strategy": "epoch"}, {"validation_split": "validation"}])
+def test_evaluation_that_no_label_allows_is_refused_before_training(
+    arguments, unlabelled_validation, tmp_path, asked_for
+):
+    with pytest.raises(ValueError, match=r"'validation' .* has a label.*`--validation_split`"):
+        main(flags(arguments, dataset=unlabelled_validation, **asked_for))
+    assert not (tmp_path / "run").exists()
+
+
+def test_heights_are_measured_above_the_lowest_point_of_crops(arguments, tmp_path):
+    """A slope of 1 m per pixel of the label, 64 of them; the surface model has half as many cells."""
+    metadata = DatasetMetadata(
+        modalities=["rgb", "dsm"],
+        modality_channels=[3, 1],
+        modality_dtypes=["uint8", "float32"],
+        class_names=["low", "high"],
+    )
+    rgb = np.tile((np.arange(64) ** 2 // 16).astype(np.uint8)[:, None], (64, 1, 3))
+    dsm = np.tile(np.arange(100, 164, 2, dtype=np.float32), (32, 1))
+    label = np.repeat([[0, 1]], 32, axis=1).astype(np.uint8).repeat(64, axis=0)
+    with ParquetDatasetWriter(tmp_path / "hill", metadata, title="Hill") as writer:
+        for index in range(2):
+            writer.write("train", f"row{index}", {"rgb": rgb, "dsm": dsm}, label)
+    means, stds = {}, {}
+    for crop_size in (24, 64):
+        run = tmp_path / f"run{crop_size}"
+        assert main(flags(arguments, dataset=tmp_path / "hill", output_dir=run, max_steps=1, crop_size=crop_size)) == 0
+        processor = SgmaImageProcessor.from_pretrained(run)
+        means[crop_size], stds[crop_size] = processor.image_mean, processor.image_std
+    # Crops at 0, 20 and 40 pixels, of 12 cells each: 0 to 22 m above their lowest point.
+    assert means[24][1] == [pytest.approx(11.0)] and stds[24][1] == [pytest.approx(2 * np.sqrt(143 / 12))]
+    assert means[64][1] == [pytest.approx(31.0)]
+    assert (means[24][0], stds[24][0]) == (means[64][0], stds[64][0])  # colours have no level: every pixel counts once
+    assert means[24][0][0] == pytest.approx(rgb.mean() / 255)
+
+
+def test_a_data_set_without_metadata_is_refused(arguments, scenes, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "data").symlink_to(scenes / "data")
+    with pytest.raises(ValueError, match=r"no sgma_dataset.json.*convert-rasters"):
+        main(flags(arguments, dataset=bare))
+
+
+def test_class_weights_come_from_the_training_pixels(arguments, scenes, tmp_path):
+    assert main(flags(arguments, class_weighting="inverse_sqrt")) == 0
+    weights = np.array(SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run").config.class_weights)
+    pixels = np.array(json.loads((scenes / "sgma_dataset.json").read_text())["statistics"]["class_pixels"])
+    share = pixels / pixels.sum()
+    seen = (weights * np.sqrt(share))[pixels > 0]
+    np.testing.assert_allclose(seen, seen[0])
+    assert np.isfinite(weights).all() and (weights * share).sum() == pytest.approx(
+        1, rel=0.05
+    )  # two classes have no pixel
+
+
+def test_a_private_push_to_a_public_repository_is_refused_in_one_line(arguments, monkeypatch, capsys):
+    def find(trainer, token=None, private=None):
+        trainer.hub_model_id = "org/public"
+
+    class PublicHub:
+        def __init__(self, token=None):
+            pass
+
+        def repo_info(self, repo_id, repo_type):
+            return SimpleNamespace(private=False)
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", find)
+    monkeypatch.setattr(hub_trainer, "HfApi", PublicHub)
+    assert main(flags(arguments, push_to_hub=True, hub_model_id="org/public", hub_private_repo=True)) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sgma-hf train:")]
+    assert lines == [
+        "sgma-hf train: The repository org/public is public, and a private one was asked for; nothing was uploaded. "
+        "Leave `hub_private_repo` out to push to it all the same, or choose another `hub_model_id`."
+    ]

@@ -1,0 +1,222 @@
+"""One run of a comparison: what is the same for all arms, what a line holds, and that a seed decides it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from comparison_fixtures import TINY, write_scenes
+
+from sgma_hf.comparison import runs
+from sgma_hf.comparison.arms import ARMS, COMMON_TRAINING, select_arms
+from sgma_hf.comparison.compared_rows import content_fingerprint, decoded_rows, load_metadata
+from sgma_hf.comparison.early_fusion import EarlyFusionForSemanticSegmentation
+from sgma_hf.comparison.identity import is_recorded
+from sgma_hf.comparison.runs import (
+    Run,
+    RunSettings,
+    backbone_from_file,
+    bernoulli_expectation,
+    build_model,
+    execute_run,
+    finite,
+    giga_macs,
+)
+from sgma_hf.data.processor_fitting import fit_processor
+from sgma_hf.training.arguments import SgmaTrainingArguments
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "demo")
+
+
+def test_arms_are_what_their_names_say(scenes):
+    metadata = load_metadata(scenes)
+    models = {name: build_model(arm, RunSettings(**TINY), metadata) for name, arm in ARMS.items()}
+    assert [name for name, model in models.items() if isinstance(model, EarlyFusionForSemanticSegmentation)] == [
+        "early",
+        "early_less_dropout",
+    ]
+    with_branch = {name for name, model in models.items() if model.config.mas_loss_weight}
+    assert {"mean_mas", "projector_mean_single", "sgma", "sgma_no_dropout", "sgma_row_sampling"} <= with_branch
+    assert not {"mean", "mean_no_dropout", "early", "projector_mean", "sgf"} & with_branch
+    assert models["mean_mas"].config.fusion == models["mean"].config.fusion == "mean"
+    assert models["projector_mean"].config.fusion == "projector_mean"
+    assert models["sgma"].config.fusion == models["sgf"].config.fusion
+    trainings = {name: COMMON_TRAINING | arm.training for name, arm in ARMS.items()}
+    without_dropout = {name for name, training in trainings.items() if training["modality_dropout"] == [0.0]}
+    assert without_dropout == {"mean_no_dropout", "sgma_no_dropout"}
+    row_sampling = {name for name, training in trainings.items() if training["robustness_sampling"]}
+    assert row_sampling == {"sgma_row_sampling", "sgma_recipe"}
+    default = SgmaTrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    recipe = trainings["sgma_recipe"]
+    assert recipe == {name: getattr(default, name) for name in recipe}
+
+
+def test_all_leaves_out_arms_that_are_another_one():
+    names = [arm.name for arm in select_arms(["all"])]
+    definitions = [ARMS[name].definition() for name in names]
+    assert all(definition not in definitions[:index] for index, definition in enumerate(definitions))
+    assert [arm.name for arm in select_arms(["sgma", "mean"])] == ["sgma", "mean"]
+
+
+@pytest.mark.parametrize("names", [["sgma", "best"], ["sgma", "sgma"], ["all", "sgma"], []])
+def test_unknown_and_repeated_arms_are_refused(names):
+    with pytest.raises(ValueError, match="arms"):
+        select_arms(names)
+
+
+def test_run_describes_itself_and_its_figures(scenes):
+    settings = RunSettings(**TINY)
+    run = Run(ARMS["sgma"], 0, scenes, settings)
+    row = execute_run(run)
+    assert (row["arm"], row["seed"], row["checkpoint"]) == ("sgma", 0, "last step")
+    assert row["dataset"]["name"] == "demo"
+    assert row["dataset"]["fingerprint"] == content_fingerprint(scenes)
+    assert row["dataset"]["rows"]["train"] == {"count": 7, "per_modality": [5, 7, 6]}
+    assert {"sgma_hf", "torch", "transformers", "python"} <= set(row["versions"])
+    assert row["hardware"]["threads"] == 1
+    assert set(row["seconds"]) == {"load", "train", "evaluate"}
+    assert set(row["losses"]) == {"loss", "loss_sgf", "loss_mas"}
+    assert set(row["results"]) == {"test", "validation"}
+    scores = row["results"]["test"]
+    miou = [entry["miou"] for entry in scores["combinations"].values()]
+    assert len(miou) == 7 and all(len(entry["iou"]) == 5 for entry in scores["combinations"].values())
+    assert scores["average_miou"] == pytest.approx(np.mean(miou))
+    assert (scores["top1_miou"], scores["last1_miou"]) == (max(miou), min(miou))
+    weights = np.array([0.8 * 0.04] * 3 + [0.64 * 0.2] * 3 + [0.512]) / (1 - 0.008)
+    assert scores["bernoulli_miou"]["0.2"] == pytest.approx(weights @ miou)
+    assert scores["windows"] == 4  # one row of 64 pixels in windows of the crop's size
+    assert is_recorded(run.identity(row["dataset"]["fingerprint"]), [row])
+    for other in (
+        Run(ARMS["sgma"], 1, scenes, settings),
+        Run(ARMS["sgf"], 0, scenes, settings),
+        Run(ARMS["sgma"], 0, scenes, RunSettings(**TINY | {"max_steps": 3})),
+        Run(ARMS["sgma"], 0, scenes, RunSettings(**TINY, missing={"rgb": 0.5})),
+        Run(ARMS["sgma"], 0, scenes, RunSettings(**TINY, dice_loss_weight=0.25)),
+    ):
+        assert not is_recorded(other.identity(row["dataset"]["fingerprint"]), [row])
+    assert not is_recorded(run.identity("0" * 16), [row])
+    identity = run.identity(row["dataset"]["fingerprint"])
+    old = {key: value for key, value in row.items() if key != "training_arguments"}  # before these fields existed
+    assert is_recorded(identity, [old])
+    paper = {"dice_loss_weight": 0.0, "modality_adapter_size": 0}  # which older lines have, and do not say
+    plain = identity | {"settings": identity["settings"] | paper, "model_config": identity["model_config"] | paper}
+    for part in ("settings", "model_config"):
+        old[part] = {key: value for key, value in row[part].items() if key not in paper}
+    assert is_recorded(plain, [old])
+    assert not is_recorded(plain | {"model_config": row["model_config"] | {"dice_loss_weight": 0.5}}, [old])
+    assert {"weight_decay", "warmup_steps", "sampling_hardness", "noise_std"} <= set(row["training_arguments"])
+    changed = identity["training_arguments"] | {"warmup_steps": 0.1}
+    assert not is_recorded(identity | {"training_arguments": changed}, [row])
+
+    again = execute_run(run)
+    assert again["results"] == row["results"] and again["losses"] == row["losses"]
+    torch.rand(3)  # what happened before does not matter
+    different = execute_run(Run(ARMS["sgma"], 1, scenes, settings))
+    assert different["losses"] != row["losses"]
+
+
+@pytest.mark.parametrize("arm", ["mean_no_dropout", "early", "sgma_row_sampling"])
+def test_other_arms_run_with_the_same_code(scenes, arm):
+    row = execute_run(Run(ARMS[arm], 0, scenes, RunSettings(**TINY)))
+    assert len(row["results"]["test"]["combinations"]) == 7
+    assert ("loss_mas" in row["losses"]) == (arm == "sgma_row_sampling")
+    assert row["gmacs"] > 0 and row["parameters"] > 10_000
+
+
+def test_heights_are_measured_above_the_ground_of_crops_as_in_training(scenes, monkeypatch):
+    """32 of 64 pixels a side; the data set is a little hilly, so heights above a whole tile's ground are larger."""
+    fitted = []
+    monkeypatch.setattr(runs, "fit_processor", lambda *a, **k: fitted.append(fit_processor(*a, **k)) or fitted[-1])
+    execute_run(Run(ARMS["mean"], 0, scenes, RunSettings(**TINY)))
+    metadata = load_metadata(scenes)
+    rows = decoded_rows(scenes, "train", metadata, max_gigabytes=1)
+    options = {"nodata": metadata.nodata, "num_labels": 5}
+    whole = fit_processor(rows, metadata.modalities, metadata.modality_channels, crop_size=None, **options)
+    (height,), (height_of_whole,) = fitted[0].image_mean[1], whole.image_mean[1]
+    assert 0 < height < height_of_whole - 0.1  # metres
+    assert fitted[0].image_mean[0] == whole.image_mean[0]  # colours have no level
+
+
+def test_extras_are_kept_where_asked_for(scenes):
+    row = execute_run(Run(ARMS["early"], 0, scenes, RunSettings(**TINY, reliance=True)))
+    assert row["reliance"]["modalities"] == ["rgb", "dsm", "nir"]
+    assert "corruptions" not in row and row["seconds"]["reliance"] > 0
+
+
+def test_rows_made_incomplete_are_the_same_every_time_and_keep_a_modality(scenes):
+    metadata = load_metadata(scenes)
+    complete = decoded_rows(scenes, "train", metadata, max_gigabytes=1)
+    first, second = (
+        decoded_rows(scenes, "train", metadata, max_gigabytes=1, missing={"rgb": 1.0, "dsm": 1.0}) for _ in range(2)
+    )
+    lost = [[row[name] is None for name in metadata.modalities] for row in first]
+    assert lost == [[row[name] is None for name in metadata.modalities] for row in second]
+    assert len(first) == len(complete) and not any(map(all, lost))
+    assert sum(row["rgb"] is None for row in first) > sum(row["rgb"] is None for row in complete)
+    alone = [row for row in first if row["nir"] is None]  # one row of the scenes lacks it already
+    assert all((row["rgb"] is None) != (row["dsm"] is None) for row in alone)
+
+
+def test_fingerprint_follows_the_rows_and_not_the_card(scenes, tmp_path):
+    before = content_fingerprint(scenes)
+    again = write_scenes(tmp_path / "again")
+    assert content_fingerprint(again) == before
+    (tmp_path / "again" / "README.md").write_text("another card")
+    assert content_fingerprint(again) == before
+    metadata = tmp_path / "again" / "sgma_dataset.json"
+    metadata.write_text(metadata.read_text().replace('"tree"', '"shrub"'))
+    assert content_fingerprint(again) != before
+
+
+def test_wrong_input_is_refused_before_any_training(scenes, tmp_path):
+    metadata = load_metadata(scenes)
+    with pytest.raises(ValueError, match="no split 'night'"):
+        decoded_rows(scenes, "night", metadata, max_gigabytes=1)
+    with pytest.raises(ValueError, match="take more than 1e-05 GB"):
+        decoded_rows(scenes, "train", metadata, max_gigabytes=1e-5)
+    with pytest.raises(ValueError, match="thermal"):
+        decoded_rows(scenes, "train", metadata, max_gigabytes=1, missing={"thermal": 0.5})
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_metadata(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="class names"):
+        load_metadata(str(tmp_path))
+    metadata.class_names, metadata.palette = [], []
+    metadata.save(tmp_path)
+    with pytest.raises(ValueError, match="class names"):
+        load_metadata(str(tmp_path))
+    with pytest.raises(ValueError, match="no Parquet"):
+        content_fingerprint(str(tmp_path))
+    for wrong in (
+        {"max_steps": 0},
+        {"learning_rate": 0.0},
+        {"report_split": "train"},
+        {"report_split": "val", "choosing_split": "validation"},
+        {"device": "tpu"},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            RunSettings(**wrong)
+    for text in ("nothing.json", "{}", '{"hidden_sizes": [1]}'):
+        with pytest.raises(ValueError, match="model_type"):
+            backbone_from_file(text)
+
+
+def test_bernoulli_expectation_is_that_of_the_combinations():
+    scores = {"a": 0.5, "b": 0.2, "a+b": 0.8}
+    # p = 1/2: all three alike. p = 1/5: 0.16, 0.16 and 0.64 of 0.96
+    assert bernoulli_expectation(scores, ["a", "b"], 0.5) == pytest.approx(0.5)
+    assert bernoulli_expectation(scores, ["a", "b"], 0.2) == pytest.approx((0.16 * 0.5 + 0.16 * 0.2 + 0.512) / 0.96)
+    assert bernoulli_expectation(scores, ["a", "b"], 0.0) == pytest.approx(0.8)
+    assert bernoulli_expectation(scores | {"b": None}, ["a", "b"], 0.2) is None
+
+
+def test_multiply_accumulates_are_counted_by_hand():
+    model = torch.nn.Conv2d(2, 3, 3, padding=1)
+    model.config, model.device = SimpleNamespace(modality_channels=[1, 1]), "cpu"
+    assert giga_macs(model, 8) == pytest.approx(8 * 8 * 2 * 3 * 9 / 1e9)
+
+
+def test_figures_that_json_has_not_are_none():
+    assert finite({"a": [float("nan"), 1.5], "b": (float("inf"), True)}) == {"a": [None, 1.5], "b": [None, True]}

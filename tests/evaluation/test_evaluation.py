@@ -1,0 +1,445 @@
+"""Evaluation of every modality combination: against a naive loop, and against counts worked by hand."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sgma_hf.evaluation.agreement_scores import evaluate_agreement
+from sgma_hf.evaluation.combinations import evaluate_modality_combinations, modality_combinations
+from sgma_hf.evaluation.metrics import confusion_matrix, segmentation_scores
+from sgma_hf.model.configuration_sgma import SgmaConfig
+from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
+from sgma_hf.model.modeling_sgma import SgmaForSemanticSegmentation
+from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.publishing.weights_digest import weights_digest
+
+
+BACKBONE = {
+    "model_type": "pvt_v2",
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "mlp_ratios": [2, 2, 2, 2],
+}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = SgmaConfig(
+        modalities=["rgb", "dsm", "nir"],
+        modality_channels=[3, 1, 1],
+        num_labels=3,
+        backbone_config=BACKBONE,
+        decoder_hidden_size=16,
+        num_attention_heads=2,
+    )
+    return SgmaForSemanticSegmentation(config).double()
+
+
+@pytest.fixture
+def processor():
+    return SgmaImageProcessor(
+        modalities=["rgb", "dsm", "nir"],
+        modality_channels=[3, 1, 1],
+        rescale_factor=[1.0, 1.0, 1.0],
+        image_mean=[[0.0, 0.0, 0.0], [1.0], [0.0]],
+        image_std=[[1.0, 1.0, 1.0], [1.0], [1.0]],
+        nodata=[[], [-9999.0], []],
+        reference_level=["none", "none", "none"],
+    )
+
+
+def _row(name, *, seed, size=(40, 36), without=(), hole=False):
+    generator = np.random.default_rng(seed)
+    row = {
+        "id": name,
+        "rgb": generator.normal(size=(*size, 3)).astype(np.float32),
+        "dsm": generator.normal(size=size).astype(np.float32),
+        "nir": generator.normal(size=size).astype(np.float32),
+        "label": generator.integers(0, 3, size).astype(np.uint8),
+    }
+    row["label"][:3] = 255
+    if hole:
+        row["dsm"][:, 20:] = -9999
+    return row | dict.fromkeys(without)
+
+
+@pytest.fixture
+def rows():
+    return [
+        _row("complete", seed=0),
+        _row("without dsm", seed=1, without=["dsm"]),
+        _row("nir only", seed=2, without=["rgb", "dsm"]),
+        _row("another size", seed=3, size=(32, 64), without=["nir"]),
+        _row("dsm ends inside", seed=4, hole=True),
+        _row("part of a dsm only", seed=5, hole=True, without=["rgb", "nir"]),
+        _row("without dsm as well", seed=6, without=["dsm"]),
+    ]
+
+
+def _naive_confusion(model, processor, rows, names, *, missing):
+    """One row and one full forward pass at a time, through the processor's own post-processing."""
+    model.eval()
+    subset = torch.tensor([name in names for name in model.config.modalities])
+    channels = subset.repeat_interleave(torch.tensor(model.config.modality_channels))
+    total = np.zeros((3, 3), dtype=np.int64)
+    for row in rows:
+        if all(row[name] is None for name in names):
+            continue
+        images = {name: row[name] for name in model.config.modalities}
+        inputs = processor(images=[images], segmentation_maps=[row["label"]], return_tensors="pt")
+        values, mask = inputs["pixel_values"].double(), inputs["modality_mask"]
+        mask = mask if mask.ndim == 4 else mask[..., None, None].expand(-1, -1, *values.shape[-2:])
+        mask = mask & subset[:, None, None]
+        with torch.no_grad():
+            if missing == "absent":
+                outputs = model(pixel_values=values, modality_mask=mask)
+            else:
+                outputs = model(pixel_values=torch.where(channels[:, None, None], values, 0))
+                outputs.coverage = mask.any(1)
+        (predicted,) = processor.post_process_semantic_segmentation(outputs)
+        labels = inputs["labels"][0].masked_fill(predicted == 255, 255)
+        total += confusion_matrix(predicted, labels, 3)
+    return total
+
+
+@pytest.mark.parametrize("missing", ["absent", "zero"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_one_encoding_gives_the_confusion_matrices_of_the_naive_loop(model, processor, rows, batch_size, missing):
+    results = evaluate_modality_combinations(model, processor, rows, batch_size=batch_size, missing=missing)
+    combinations = modality_combinations(model.config.modalities)
+    assert list(results["combinations"]) == ["+".join(names) for names in combinations]
+    for names in combinations:
+        expected = segmentation_scores(_naive_confusion(model, processor, rows, names, missing=missing))
+        scores = results["combinations"]["+".join(names)]
+        # the same integers, so the same floats
+        assert {key: scores[key] for key in expected} == expected
+        assert expected["pixels"] > 0
+
+
+def test_missing_as_zeros_is_not_missing_as_absent(model, processor, rows):
+    absent = evaluate_modality_combinations(model, processor, rows)
+    zero = evaluate_modality_combinations(model, processor, rows, missing="zero")
+    for name, scores in absent["combinations"].items():
+        assert zero["combinations"][name]["pixels"] == scores["pixels"]
+    assert zero["combinations"]["rgb"]["iou"] != absent["combinations"]["rgb"]["iou"]
+
+
+def test_workers_and_chosen_combinations_change_no_figure(model, processor, rows):
+    everything = evaluate_modality_combinations(model, processor, rows)
+    some = evaluate_modality_combinations(
+        model, processor, rows, combinations=[("dsm",), ("nir", "rgb")], num_workers=1, batch_size=2
+    )
+    assert list(some["combinations"]) == ["dsm", "rgb+nir"]
+    for name, scores in some["combinations"].items():
+        assert scores == everything["combinations"][name]
+
+
+def test_evaluation_leaves_the_global_random_state_alone(model, processor, rows):
+    state = torch.get_rng_state()
+    evaluate_modality_combinations(model, processor, rows, num_workers=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_combinations_come_by_size_in_the_order_of_the_modalities():
+    assert modality_combinations(["rgb", "dsm", "nir"]) == [
+        ("rgb",),
+        ("dsm",),
+        ("nir",),
+        ("rgb", "dsm"),
+        ("rgb", "nir"),
+        ("dsm", "nir"),
+        ("rgb", "dsm", "nir"),
+    ]
+    assert len(modality_combinations(list("abcdefghij"))) == 1023
+    with pytest.raises(ValueError, match="11 modalities have 2047 combinations"):
+        modality_combinations(list("abcdefghijk"))
+
+
+class _FirstModalityModel(nn.Module):
+    """Predicts the index of the first modality it is given, everywhere: every count can be worked by hand."""
+
+    def __init__(self, modalities, num_labels=3):
+        super().__init__()
+        self.config = SimpleNamespace(
+            modalities=modalities,
+            modality_channels=[1] * len(modalities),
+            num_labels=num_labels,
+            id2label={index: f"class {index}" for index in range(num_labels)},
+            semantic_loss_ignore_index=255,
+        )
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def encode(self, pixel_values, modality_mask):
+        present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
+        return present, pixel_values.shape[-2] // 4, pixel_values.shape[-1] // 4
+
+    def fuse_and_decode(self, encoding, subset_mask):
+        present, height, width = encoding
+        first = (present & subset_mask).int().argmax(1)
+        logits = nn.functional.one_hot(first, self.config.num_labels).float()
+        return SimpleNamespace(logits=logits[..., None, None].expand(-1, -1, height, width))
+
+
+def _plain_processor(modalities):
+    count = len(modalities)
+    return SgmaImageProcessor(
+        modalities=modalities,
+        modality_channels=[1] * count,
+        image_mean=[[0.0]] * count,
+        image_std=[[1.0]] * count,
+        nodata=[[-1.0]] * count,
+        reference_level=["none"] * count,
+    )
+
+
+def _flat_row(name, label, **modalities):
+    """A row of 8 x 8 pixels with the same label everywhere, or with none."""
+    label = None if label is None else np.full((8, 8), label, dtype=np.uint8)
+    return {"id": name, "label": label} | modalities
+
+
+SEEN = np.ones((8, 8), dtype=np.float32)
+
+
+def test_counts_worked_by_hand_with_rows_that_lack_modalities():
+    half = SEEN.copy()
+    half[:, 2:] = -1  # nodata: covers 16 of 64 pixels
+    rows = [
+        _flat_row("a", 0, red=SEEN, nir=SEEN),
+        _flat_row("b", 1, red=None, nir=SEEN),
+        _flat_row("c", 0, red=None, nir=half),
+        _flat_row("no label", None, red=SEEN, nir=SEEN),
+        _flat_row("nothing", 0, red=None, nir=None),
+        _flat_row("nodata only", 0, red=None, nir=np.full((8, 8), -1.0, np.float32)),
+    ]
+    model = _FirstModalityModel(["red", "nir"])
+    results = evaluate_modality_combinations(model, _plain_processor(["red", "nir"]), rows)
+    assert (results["rows"], results["rows_without_label"], results["rows_without_modality"]) == (6, 1, 2)
+    assert results["rows_per_modality"] == {"red": 1, "nir": 3}
+    red, nir, both = (results["combinations"][name] for name in ("red", "nir", "red+nir"))
+
+    # red: row a alone, predicted 0, which is right
+    assert (red["pixels"], red["rows"], red["rows_left_out"], red["rows_complete"]) == (64, 1, 2, 1)
+    assert (red["miou"], red["iou"], red["accuracy"]) == (1.0, [1.0, None, None], 1.0)
+    assert red["uncovered_share"] == 0.0
+    # nir: everything is predicted 1; 64 pixels of row a and the 16 covered ones of row c are wrong, 64 of row b right
+    assert (nir["pixels"], nir["rows"], nir["rows_complete"]) == (144, 3, 3)
+    assert nir["iou"] == [0.0, 64 / 144, None]
+    assert nir["miou"] == 32 / 144
+    assert nir["uncovered_share"] == pytest.approx(48 / 192, abs=1e-15)
+    # both: row a by red, rows b and c by nir
+    assert (both["pixels"], both["rows"], both["rows_complete"]) == (144, 3, 1)
+    assert both["iou"] == [64 / 80, 64 / 80, None]
+
+    assert results["average_miou"] == pytest.approx((1 + 32 / 144 + 0.8) / 3, abs=1e-15)
+    assert (results["top1_miou"], results["top1_combination"]) == (1.0, "red")
+    assert (results["last1_miou"], results["last1_combination"]) == (32 / 144, "nir")
+    assert results["unscored_combinations"] == []
+
+
+def test_classes_only_predicted_count_or_not_by_choice():
+    rows = [_flat_row("a", 0, red=SEEN, nir=SEEN)]
+    processor, model = _plain_processor(["red", "nir"]), _FirstModalityModel(["red", "nir"])
+    union = evaluate_modality_combinations(model, processor, rows)
+    truth = evaluate_modality_combinations(model, processor, rows, scored_classes="truth")
+    assert union["combinations"]["nir"]["iou"] == [0.0, 0.0, None]
+    assert truth["combinations"]["nir"]["iou"] == [0.0, None, None]
+
+
+def test_modality_whose_column_is_all_null_leaves_its_combinations_unscored():
+    rows = [_flat_row("a", 0, red=SEEN, nir=None), _flat_row("b", 1, red=SEEN, nir=None)]
+    model = _FirstModalityModel(["red", "nir"])
+    results = evaluate_modality_combinations(model, _plain_processor(["red", "nir"]), rows)
+    assert results["unscored_combinations"] == ["nir", "red+nir"]
+    for name in ("nir", "red+nir"):
+        scores = results["combinations"][name]
+        assert (scores["miou"], scores["accuracy"], scores["rows"], scores["rows_left_out"]) == (None, None, 0, 2)
+    # all is predicted 0: IoU 1/2 and 0
+    assert results["average_miou"] == results["top1_miou"] == results["last1_miou"] == 0.25
+    markdown = results_to_markdown(results)
+    assert "| nir | – | – | – |" in markdown
+    assert "not scored and no part of the average: nir, red+nir." in markdown
+
+
+def test_labels_that_are_all_ignored_leave_every_score_undefined():
+    rows = [_flat_row("a", 255, red=SEEN, nir=SEEN)]
+    model = _FirstModalityModel(["red", "nir"])
+    results = evaluate_modality_combinations(model, _plain_processor(["red", "nir"]), rows)
+    assert results["average_miou"] is results["top1_miou"] is results["last1_combination"] is None
+    assert results["unscored_combinations"] == ["red", "nir", "red+nir"]
+    assert "Average –, Top-1 –, Last-1 –" in results_to_markdown(results)
+
+
+def test_rows_wait_for_others_of_their_size_but_not_for_ever():
+    rows = [
+        {"id": str(side), "label": np.zeros((side, 8), np.uint8), "red": np.ones((side, 8), np.float32)}
+        for side in range(8, 88, 4)
+    ]
+    model = _FirstModalityModel(["red"])
+    results = evaluate_modality_combinations(model, _plain_processor(["red"]), rows, batch_size=2)
+    assert results["combinations"]["red"]["pixels"] == sum(range(8, 88, 4)) * 8
+    assert results["combinations"]["red"]["rows"] == 20
+
+
+def test_bad_rows_and_datasets_are_errors_that_say_which():
+    model, processor = _FirstModalityModel(["red"]), _plain_processor(["red"])
+    with pytest.raises(ValueError, match="has no rows"):
+        evaluate_modality_combinations(model, processor, [])
+    with pytest.raises(TypeError, match="has no length"):
+        evaluate_modality_combinations(model, processor, iter([_flat_row("a", 0, red=SEEN)]))
+    with pytest.raises(ValueError, match=r"None of the 2 rows can be evaluated: 1 have no label, 1 have none"):
+        evaluate_modality_combinations(model, processor, [_flat_row("a", None, red=SEEN), _flat_row("b", 0, red=None)])
+    with pytest.raises(ValueError, match=r"Row 'high': `label` holds 3; expected class ids from 0 to 2"):
+        evaluate_modality_combinations(model, processor, [_flat_row("high", 3, red=SEEN)])
+    with pytest.raises((ValueError, TypeError), match="Row 'float'"):
+        evaluate_modality_combinations(model, processor, [_flat_row("float", 0, red=SEEN) | {"label": SEEN}])
+    broken = {"bytes": b"\x89PNG\r\n\x1a\n broken", "path": None}
+    with pytest.raises(ValueError, match="Row 'torn', column 'red'"):
+        evaluate_modality_combinations(model, processor, [_flat_row("torn", 0, red=broken)])
+    with pytest.raises(ValueError, match=r"no column for \['red'\]"):
+        evaluate_modality_combinations(model, processor, [_flat_row("a", 0, blue=SEEN)])
+
+
+def test_bad_options_are_errors():
+    model, processor, rows = _FirstModalityModel(["red"]), _plain_processor(["red"]), [_flat_row("a", 0, red=SEEN)]
+    with pytest.raises(ValueError, match="`missing` is 'noise'"):
+        evaluate_modality_combinations(model, processor, rows, missing="noise")
+    with pytest.raises(ValueError, match="`scored_classes` is 'all'"):
+        evaluate_modality_combinations(model, processor, rows, scored_classes="all")
+    with pytest.raises(ValueError, match="`batch_size` is 0"):
+        evaluate_modality_combinations(model, processor, rows, batch_size=0)
+    with pytest.raises(ValueError, match=r"holds \('blue',\)"):
+        evaluate_modality_combinations(model, processor, rows, combinations=[("blue",)])
+    with pytest.raises(ValueError, match="holds 'red'; expected non-empty sequences of names"):
+        evaluate_modality_combinations(model, processor, rows, combinations=["red"])
+    with pytest.raises(ValueError, match="`combinations` is empty"):
+        evaluate_modality_combinations(model, processor, rows, combinations=[])
+    with pytest.raises(ValueError, match=r"`processor` is for modalities \['nir'\]"):
+        evaluate_modality_combinations(model, _plain_processor(["nir"]), rows)
+    model.config.semantic_loss_ignore_index = -100
+    with pytest.raises(ValueError, match=r"`semantic_loss_ignore_index` is -100; .* Set it to 255"):
+        evaluate_modality_combinations(model, processor, rows)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_the_model_is_restored_also_after_an_error(training):
+    model, processor = _FirstModalityModel(["red"]).train(training), _plain_processor(["red"])
+    evaluate_modality_combinations(model, processor, [_flat_row("a", 0, red=SEEN)])
+    assert model.training is training
+    with pytest.raises(ValueError, match="Row 'high'"):
+        evaluate_modality_combinations(model, processor, [_flat_row("high", 3, red=SEEN)])
+    assert model.training is training
+
+
+def test_markdown_is_a_table_in_percent_with_what_was_left_out():
+    rows = [_flat_row("a", 0, red=SEEN, nir=SEEN), _flat_row("b", 1, red=None, nir=SEEN)]
+    model = _FirstModalityModel(["red", "nir"], num_labels=2)
+    results = evaluate_modality_combinations(model, _plain_processor(["red", "nir"]), rows)
+    lines = results_to_markdown(results).splitlines()
+    assert lines[:5] == [
+        "| modalities | mIoU | F1 | accuracy | IoU class 0 | IoU class 1 | rows |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| red | 100.00 | 100.00 | 100.00 | 100.00 | – | 1 |",
+        "| nir | 25.00 | 33.33 | 50.00 | 0.00 | 50.00 | 2 |",
+        "| red+nir | 100.00 | 100.00 | 100.00 | 100.00 | 100.00 | 2 |",
+    ]
+    assert "Average 75.00, Top-1 100.00 (red), Last-1 25.00 (nir): mIoU in %." in lines
+    assert "Rows with a part of a combination only, predicted from that: red+nir 1." in lines
+    # JSON keeps everything that the table needs
+    assert results_to_markdown(json.loads(json.dumps(results))).splitlines() == lines
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    save_results({"average_miou": 0.5}, path)
+    assert json.loads(path.read_text()) == {"average_miou": 0.5}
+    with pytest.raises(ValueError):
+        save_results({"average_miou": float("nan")}, path)
+    with pytest.raises(TypeError):
+        save_results({"average_miou": object()}, path)
+    assert json.loads(path.read_text()) == {"average_miou": 0.5}
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_full_disk_leaves_the_previous_results(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    save_results({"average_miou": 0.5}, path)
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        save_results({"average_miou": 0.6}, path)
+    assert json.loads(path.read_text()) == {"average_miou": 0.5}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_path, capsys):
+    import datasets
+
+    from sgma_hf.commands.evaluate import main
+    from sgma_hf.data.rows import encode_raster, sgma_features
+
+    model.float().save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "data" / "data").mkdir(parents=True)
+    features = sgma_features(["rgb", "dsm", "nir"], [3, 1, 1], ["float32"] * 3)
+    encoded = [{name: value if name == "id" else encode_raster(value) for name, value in row.items()} for row in rows]
+    table = datasets.Dataset.from_list(encoded, features=features)
+    table.to_parquet(tmp_path / "data" / "data" / "validation-00000-of-00001.parquet")
+
+    output = tmp_path / "results.json"
+    paths = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "data"), "--output", str(output)]
+    assert main([*paths, "--split", "validation", "--device", "cpu"]) == 0
+    results = json.loads(output.read_text())
+    assert list(results["combinations"]) == ["rgb", "dsm", "nir", "rgb+dsm", "rgb+nir", "dsm+nir", "rgb+dsm+nir"]
+    assert (results["split"], results["rows"], results["dtype"]) == ("validation", 7, "float32")
+    expected = evaluate_modality_combinations(model, processor, rows)
+    assert results["average_miou"] == expected["average_miou"]
+    assert results["weights_sha256"] == weights_digest(model.state_dict().items())
+    assert results_to_markdown(results) in capsys.readouterr().out
+    assert "agreement" not in results
+    for flags, message in (
+        (["--split", "test"], "no split 'test'"),
+        (["--split", "validation", "--rgb", "x.tif"], "['--rgb', 'x.tif']"),
+        (
+            ["--split", "validation", "--model", str(tmp_path / "gone")],
+            "gone` cannot be loaded: there is no such folder.",
+        ),
+    ):
+        assert main([*paths, *flags]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("sgma-hf evaluate: ") and message in error and error.count("\n") == 1
+
+    assert main([*paths, "--split", "validation", "--device", "cpu", "--agreement", "--window_size", "16"]) == 0
+    results = json.loads(output.read_text())
+    yardstick = evaluate_agreement(model, processor, rows, window_size=16)
+    assert results["agreement"] == yardstick
+    assert f"reach: rgb {yardstick['rgb']['mean']:.2f} (" in capsys.readouterr().out
+
+    without_height = table.remove_columns("dsm")  # a site that was never surveyed
+    without_height.to_parquet(tmp_path / "data" / "data" / "validation-00000-of-00001.parquet")
+    assert main([*paths, "--split", "validation", "--device", "cpu"]) == 0
+    results = json.loads(output.read_text())
+    assert results["unscored_combinations"] == ["dsm", "rgb+dsm", "dsm+nir", "rgb+dsm+nir"]
+    nulls = [row | {"dsm": None} for row in rows]
+    assert results["combinations"] == evaluate_modality_combinations(model, processor, nulls)["combinations"]
+
+
+def test_windows_cover_every_pixel_once():
+    from sgma_hf.evaluation.combinations import _windows
+
+    for size, window_size in (((7, 12), 5), ((5, 5), 5), ((3, 4), 10), ((11, 10), 4)):
+        counted = np.zeros(size, dtype=int)
+        for (top, left, height, width), (rows, columns) in _windows(size, window_size):
+            assert top >= 0 and left >= 0 and top + height <= size[0] and left + width <= size[1]
+            assert (height, width) == (min(size[0], window_size), min(size[1], window_size))
+            counted[top + rows : top + height, left + columns : left + width] += 1
+        assert (counted == 1).all()

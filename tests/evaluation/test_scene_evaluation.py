@@ -1,0 +1,197 @@
+"""Scores on a labelled scene: a map, a model per combination, and reliance by class."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from raster_scenes import HeightClasses, height_classes, height_processor, write_tiff
+from tiny_models import spread_weights, tiny_model
+
+from sgma_hf import SgmaImageProcessor
+from sgma_hf.commands.evaluate import main
+from sgma_hf.evaluation.scenes import evaluate_scene, score_map
+from sgma_hf.prediction.maps import predict_raster
+from sgma_hf.publishing.results import results_to_markdown
+
+
+pytest.importorskip("rasterio")
+
+
+def test_map_is_scored_where_it_and_the_label_hold_something(tmp_path):
+    labels = np.array([[[0, 0, 1, 255], [1, 1, 2, 2]]], dtype=np.uint8)
+    found = np.array([[[0, 1, 1, 0], [1, 1, 255, 2]]], dtype=np.uint8)
+    truth = write_tiff(tmp_path / "truth.tif", labels)
+    made = write_tiff(tmp_path / "map.tif", found, nodata=255)
+    shares = write_tiff(
+        tmp_path / "shares.tif", np.stack([found[0] * 0 + 0.25, found[0] * 0 + 0.75]).astype("float32")
+    )
+    scores = score_map(made, truth, 3, robustness=shares)
+    assert scores["pixels"] == 6 and scores["uncovered_share"] == pytest.approx(1 / 7)
+    assert scores["iou"] == pytest.approx([1 / 2, 3 / 4, 1])
+    assert scores["robustness_per_class"] == [[0.25, 0.75]] * 3
+    with pytest.raises(ValueError, match=r"truth\.tif` holds 2; expected class ids from 0 to 1"):
+        score_map(made, truth, 2)
+
+
+def test_label_on_another_grid_is_picked_not_blended(tmp_path):
+    labels = np.kron(np.array([[0, 2], [2, 0]], dtype=np.uint8), np.ones((2, 2), dtype=np.uint8))[None]
+    truth = write_tiff(tmp_path / "truth.tif", labels)
+    made = write_tiff(tmp_path / "map.tif", np.kron(labels[0], np.ones((2, 2), np.uint8))[None], pixel=0.5)
+    assert score_map(made, truth, 3)["accuracy"] == 1
+
+
+def test_labels_of_floating_point_are_whole_numbers_or_refused(tmp_path):
+    made = write_tiff(tmp_path / "map.tif", np.array([[[0, 1, 2, 1]]], dtype=np.uint8))
+    truth = write_tiff(tmp_path / "truth.tif", np.array([[[0.0, 1.0, 0.0, np.nan]]]))  # as gdal_rasterize writes
+    scores = score_map(made, truth, 3)
+    assert scores["pixels"] == 3 and scores["accuracy"] == pytest.approx(2 / 3)
+    assert score_map(truth, made, 3)["accuracy"] == pytest.approx(2 / 3)
+    blended = write_tiff(tmp_path / "blended.tif", np.array([[[0.0, 1.5, 0.0, 1.0]]]))
+    with pytest.raises(ValueError, match=r"blended\.tif is no label: it holds fractions such as 1\.5"):
+        score_map(made, blended, 3)
+
+
+def test_label_of_several_bands_is_refused_unless_one_is_chosen(tmp_path):
+    ids = np.array([[0, 1], [2, 2]], dtype=np.uint8)
+    made = write_tiff(tmp_path / "map.tif", ids[None], nodata=255)
+    # Colours whose first band would pass for ids.
+    colours = write_tiff(tmp_path / "colours.tif", np.stack([0 * ids, ids, ids]))
+    for pair in ((made, colours), (colours, made)):
+        with pytest.raises(ValueError, match=r"colours\.tif has 3 bands; expected one .*`sgma-hf convert-rasters"):
+            score_map(*pair, 3)
+    assert score_map(made, f"{colours}:2", 3)["accuracy"] == 1
+    with pytest.raises(ValueError, match=r"colours\.tif:2,3 has 2 bands"):
+        score_map(made, f"{colours}:2,3", 3)
+    model = HeightClasses()
+    with pytest.raises(ValueError, match=r"has 3 bands"):
+        evaluate_scene(model, height_processor(), {"dsm": made}, colours)
+    assert model.tiles == 0
+
+
+def test_scaled_label_holds_what_its_header_says(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    made = write_tiff(tmp_path / "map.tif", np.array([[[0, 1, 2, 2]]], dtype=np.uint8))
+    label = write_tiff(tmp_path / "label.tif", np.array([[[1, 2, 3, 9]]], dtype=np.uint8), nodata=9)
+    with rasterio.open(label, "r+") as file:
+        file.offsets = (-1.0,)
+    scores = score_map(made, label, 3)
+    assert (scores["pixels"], scores["accuracy"]) == (3, 1)
+
+
+def test_indices_of_a_palette_are_class_ids(tmp_path):
+    ids = np.array([[0, 1], [2, 255]], dtype=np.uint8)
+    made = write_tiff(tmp_path / "map.tif", ids[None], nodata=255, crs=None)
+    for suffix in ("png", "tif"):
+        image = Image.fromarray(ids)
+        image.putpalette([90, 20, 30] * 256)
+        image.save(tmp_path / f"palette.{suffix}")
+        assert score_map(made, tmp_path / f"palette.{suffix}", 3)["iou"] == [1, 1, 1]
+    np.save(tmp_path / "label.npy", ids)
+    assert score_map(made, tmp_path / "label.npy", 3)["iou"] == [1, 1, 1]
+
+
+def test_label_of_another_size_without_a_place_is_picked_not_blended(tmp_path):
+    label = np.array([[[0, 2, 255], [2, 0, 1]]], dtype=np.uint8)
+    made = write_tiff(tmp_path / "map.tif", np.kron(label[0], np.ones((2, 2), np.uint8))[None], crs=None)
+    for suffix in ("tif", "png"):
+        truth = tmp_path / f"truth.{suffix}"
+        if suffix == "png":
+            Image.fromarray(label[0]).save(truth)
+        else:
+            write_tiff(truth, label, crs=None)
+        scores = score_map(made, truth, 3)
+        assert (scores["accuracy"], scores["pixels"]) == (1, 20)
+        scores = score_map(truth, made, 3)
+        assert (scores["accuracy"], scores["pixels"]) == (1, 5)
+
+
+def test_every_combination_is_scored_and_reliance_is_told_by_class(tmp_path):
+    model = spread_weights(tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])).eval()
+    processor = SgmaImageProcessor(["rgb", "dsm"], [3, 1])
+    generator = np.random.default_rng(0)
+    rgb = write_tiff(tmp_path / "rgb.tif", generator.integers(1, 255, (3, 64, 64)).astype(np.uint8))
+    dsm = write_tiff(tmp_path / "dsm.tif", generator.uniform(0, 20, (1, 64, 64)).astype(np.float32))
+    truth = np.repeat(np.array([0, 1], dtype=np.uint8), 32)[None, None].repeat(64, axis=1)
+    label = write_tiff(tmp_path / "truth.tif", truth)
+    rasters = {"rgb": rgb, "dsm": dsm}
+    results = evaluate_scene(model, processor, rasters, label, tile_size=64)
+    assert list(results["combinations"]) == ["rgb", "dsm", "rgb+dsm"]
+    extras = {"extras": ["robustness"], "tile_size": 64}
+    made = predict_raster(model, processor, rasters, tmp_path / "map.tif", **extras).files
+    alone = score_map(made["labels"], label, 5, robustness=made["robustness"])
+    assert results["combinations"]["rgb+dsm"]["accuracy"] == alone["accuracy"]
+    reliance = results["robustness_per_class"]
+    assert reliance["LABEL_2"] is None and list(reliance["LABEL_0"]) == ["rgb", "dsm"]
+    assert sum(reliance["LABEL_1"].values()) == pytest.approx(1, abs=1e-5)
+    assert "| rgb+dsm |" in results_to_markdown(results)
+
+
+def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
+    heights = np.random.default_rng(0).uniform(0, 20, (1, 40, 40)).astype(np.float32)
+    dsm = write_tiff(tmp_path / "dsm.tif", heights)
+    label = write_tiff(tmp_path / "truth.tif", height_classes(heights))
+    predict_raster(HeightClasses(), height_processor(), {"dsm": dsm}, tmp_path / "map.tif", tile_size=32)
+    assert main(["--map", str(tmp_path / "map.tif"), "--label", label]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["accuracy"], printed["class_names"]) == (1, ["low", "middle", "high"])
+    model = tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])
+    model.save_pretrained(tmp_path / "model")
+    SgmaImageProcessor(["rgb", "dsm"], [3, 1]).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    out = tmp_path / "scores.json"
+    right = write_tiff(tmp_path / "right.tif", heights[..., 20:], origin=(500020.0, 4800000.0))
+    left = write_tiff(tmp_path / "left.tif", heights[..., :20])
+    arguments = ["--model", str(tmp_path / "model"), "--label", label, "--dsm", left, "--dsm", right]
+    assert main([*arguments, "--output", str(out)]) == 0
+    assert json.loads(out.read_text())["combinations"]["dsm"]["pixels"] == 1600  # of both files
+    capsys.readouterr()
+    arguments = ["--model", str(tmp_path / "model"), "--label", label, "--dsm", dsm, "--output", str(out)]
+    assert main(arguments) == 0
+    assert "| dsm |" in capsys.readouterr().out
+    assert list(json.loads(out.read_text())["combinations"]) == ["dsm"]
+    assert main(["--map", str(tmp_path / "none.tif"), "--label", label]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["--map", dsm, "--label", label]) == 1
+    assert "does not name its classes" in capsys.readouterr().err
+    assert main(["--model", str(tmp_path / "gone"), "--label", label, "--dsm", dsm]) == 1
+    assert "gone` cannot be loaded: there is no such folder." in capsys.readouterr().err
+    for flags, message in (
+        (["--label", label], "give at least one of --rgb, --dsm"),
+        (["--dsm", dsm], "or a scene by `--label` and its rasters"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--model", str(tmp_path / "model"), *flags])
+        assert message in capsys.readouterr().err
+
+
+def test_command_draws_the_matrix_of_reliance(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    heights = np.random.default_rng(0).uniform(0, 20, (1, 40, 40)).astype(np.float32)
+    label = write_tiff(tmp_path / "truth.tif", height_classes(heights))
+    dsm, rgb = write_tiff(tmp_path / "dsm.tif", heights), write_tiff(tmp_path / "rgb.tif", np.repeat(heights, 3, 0))
+    tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1]).save_pretrained(tmp_path / "model")
+    SgmaImageProcessor(["rgb", "dsm"], [3, 1]).save_pretrained(tmp_path / "model")
+    plot = tmp_path / "matrix.png"
+    arguments = ["--label", label, "--plot", str(plot)]
+    model = ["--model", str(tmp_path / "model"), "--dsm", dsm]
+    assert main([*arguments, *model, "--rgb", rgb]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG") and "reliance on" in capsys.readouterr().out
+    plot.unlink()
+    assert main([*arguments, *model]) == 1 and not plot.exists()
+    assert "two modalities or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--map", dsm])
+    assert "takes a checkpoint" in capsys.readouterr().err
+
+
+def test_matrix_of_reliance_is_drawn():
+    pytest.importorskip("matplotlib")
+    from sgma_hf.visualization.boards import plot_robustness_matrix
+
+    figure = plot_robustness_matrix({"roof": {"rgb": 0.2, "dsm": 0.8}, "car": None, "lawn": {"rgb": 0.7, "dsm": 0.3}})
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.20", "0.80", "0.70", "0.30"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["roof", "lawn"]
+    with pytest.raises(ValueError, match="no class that occurs"):
+        plot_robustness_matrix({"car": None})

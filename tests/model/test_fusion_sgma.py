@@ -1,0 +1,38 @@
+import pytest
+import torch
+from tiny_models import tiny_model
+
+from sgma_hf.model.fusion_sgma import SgmaDepthwiseConvolution
+
+
+@pytest.mark.parametrize("size", [(2, 3), (5, 5), (9, 12)])
+def test_gradients_of_the_depthwise_convolution_are_those_of_torch(size):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+    kernel = torch.randn(3, 1, 5, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    ours = SgmaDepthwiseConvolution.apply(features, kernel)
+    torchs = torch.nn.functional.conv2d(features, kernel, padding=2, groups=3)
+    torch.testing.assert_close(ours, torchs, rtol=0, atol=0)
+    gradient = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
+    expected = torch.autograd.grad(torchs, (features, kernel), gradient)
+    torch.testing.assert_close(torch.autograd.grad(ours, (features, kernel), gradient), expected)
+    assert torch.autograd.gradgradcheck(SgmaDepthwiseConvolution.apply, (features[:1, :, :2], kernel))
+
+
+def test_projectors_train_under_autocast_and_with_a_frozen_encoder():
+    model = tiny_model().train()
+    pixel_values, labels = torch.zeros(1, 6, 32, 32).uniform_(-1, 1), torch.zeros(1, 32, 32, dtype=torch.int64)
+    inputs = {"pixel_values": pixel_values, "labels": labels, "sampling_noise": torch.zeros(1)}
+    weight = model.sgma.fusion_stages[0].projectors[0].depthwise[0].weight
+    model(**inputs).loss.backward()
+    exact, weight.grad = weight.grad, None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**inputs).loss
+    loss.backward()
+    assert weight.grad.dtype == torch.float32
+    # bfloat16 holds 8 bits; errors of the whole network add up to a few per cent of the gradient's length
+    assert (weight.grad - exact).norm() < 0.2 * exact.norm()
+    model.sgma.backbone.requires_grad_(False)
+    weight.grad = None
+    model(**inputs).loss.backward()
+    torch.testing.assert_close(weight.grad, exact)

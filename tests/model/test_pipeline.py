@@ -1,0 +1,154 @@
+"""`pipeline("multimodal-segmentation")`: dicts in, arrays out, with and without the package."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import spread_weights, tiny_model
+from transformers import pipeline
+
+import sgma_hf
+from sgma_hf import SgmaImageProcessor
+from sgma_hf.model.modeling_sgma import upsample_to_pixels
+
+
+@pytest.fixture(scope="module")
+def model():
+    return spread_weights(tiny_model()).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return SgmaImageProcessor(model.config.modalities, model.config.modality_channels)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def samples():
+    generator = np.random.default_rng(0)
+    rgb = generator.integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    dsm = generator.uniform(100, 120, (60, 48)).astype(np.float32)
+    dsm[:10] = np.nan
+    return [{"rgb": rgb, "dsm": None}, {"dsm": dsm}]
+
+
+def test_dict_and_list_of_dicts(model, processor, checkpoint):
+    segment = pipeline("multimodal-segmentation", model=checkpoint)
+    assert type(segment) is sgma_hf.SgmaPipeline
+    first, second = samples()
+    result = segment(first)
+    with torch.no_grad():
+        outputs = model(**processor(first))
+    scores = upsample_to_pixels(outputs.logits, 4, (40, 50))[0].softmax(0).numpy()
+    assert result["labels"].dtype == np.uint8
+    np.testing.assert_array_equal(result["labels"], scores.argmax(0))
+    np.testing.assert_allclose(result["scores"], scores.max(0), atol=1e-6)
+    assert (result["robustness"]["rgb"] == 1).all() and (result["robustness"]["dsm"] == 0).all()
+    assert result["class_names"] == [f"LABEL_{index}" for index in range(5)]
+    both = segment([first, second])
+    np.testing.assert_array_equal(both[0]["labels"], result["labels"])
+    assert (both[1]["labels"][:10] == 255).all() and (both[1]["scores"][:10] == 0).all()
+    assert (both[1]["labels"][10:] < 5).all()
+
+
+def test_model_in_memory_and_model_without_robustness(processor):
+    mean = tiny_model(fusion="mean")
+    segment = pipeline("multimodal-segmentation", model=mean, image_processor=processor)
+    assert segment(samples()[0])["robustness"] == {}
+
+
+def test_no_trust_is_asked_for_where_the_package_is(checkpoint, monkeypatch):
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "n")
+    pipeline("multimodal-segmentation", model=checkpoint)
+    assert questions == []
+
+
+def test_batches_give_what_single_samples_give(checkpoint):
+    """More samples than stages, whole and partly covered ones, two sizes: each gets its own maps."""
+    generator = np.random.default_rng(1)
+    given = []
+    for index in range(7):
+        size = (40, 50) if index != 4 else (36, 64)
+        rgb = generator.integers(0, 255, (*size, 3)).astype(np.uint8)
+        sar = generator.uniform(-30, 0, (*size, 2)).astype(np.float32)
+        if index in (1, 2):
+            sar[: 10 * index] = np.nan
+        given.append({"rgb": rgb, "dsm": None, "sar": sar})
+    segment = pipeline("multimodal-segmentation", model=checkpoint)
+    single = segment(given)
+    assert not np.allclose(single[0]["robustness"]["sar"], single[3]["robustness"]["sar"], atol=1e-2)
+    for batch_size in (2, 3, 7):
+        for batched, alone in zip(segment(given, batch_size=batch_size), single, strict=True):
+            np.testing.assert_array_equal(batched["labels"], alone["labels"])
+            np.testing.assert_allclose(batched["scores"], alone["scores"], atol=1e-5)
+            assert list(batched["robustness"]) == ["rgb", "dsm", "sar"]
+            for name, shares in alone["robustness"].items():
+                np.testing.assert_allclose(batched["robustness"][name], shares, atol=1e-5)
+
+
+def test_batch_of_a_model_without_robustness(processor):
+    segment = pipeline("multimodal-segmentation", model=tiny_model(fusion="mean"), image_processor=processor)
+    results = segment(samples() * 2, batch_size=4)
+    assert [result["robustness"] for result in results] == [{}] * 4
+    np.testing.assert_array_equal(results[2]["labels"], segment(samples()[0])["labels"])
+
+
+def test_what_is_no_sample_is_refused(checkpoint):
+    segment = pipeline("multimodal-segmentation", model=checkpoint)
+    with pytest.raises(TypeError, match="expected a dict from modality name to raster"):
+        segment("rgb.png")
+    with pytest.raises(ValueError, match="this processor knows"):
+        segment({"thermal": np.zeros((8, 8))})
+    with pytest.raises(ValueError, match=r"knows no parameters \['threshold'\]"):
+        segment(samples()[0], threshold=0.5)
+
+
+def test_saved_configuration_names_the_pipeline_and_the_one_in_memory_does_not(model, checkpoint):
+    with open(os.path.join(checkpoint, "config.json"), encoding="utf-8") as file:
+        saved = json.load(file)
+    assert saved["custom_pipelines"]["multimodal-segmentation"]["impl"] == "pipeline_sgma.SgmaPipeline"
+    assert os.path.isfile(os.path.join(checkpoint, "pipeline_sgma.py"))
+    assert not hasattr(model.config, "custom_pipelines")
+    assert not hasattr(sgma_hf.SgmaConfig.from_pretrained(checkpoint), "custom_pipelines")
+
+
+def test_process_without_the_package(model, checkpoint, tmp_path):
+    """The code that travels with the checkpoint does it, and travels on when the model is saved there."""
+    sample = samples()[0]
+    np.save(tmp_path / "rgb.npy", sample["rgb"])
+    program = (
+        "import sys, numpy; from transformers import pipeline\n"
+        "segment = pipeline('multimodal-segmentation', model=sys.argv[1], trust_remote_code=True)\n"
+        "assert not any(name.split('.')[0] == 'sgma_hf' for name in sys.modules)\n"
+        "result = segment([{'rgb': numpy.load(sys.argv[2]), 'dsm': None}])[0]\n"
+        "numpy.save(sys.argv[3], result['labels'])\n"
+        "if len(sys.argv) > 4: segment.save_pretrained(sys.argv[4])\n"
+    )
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONSAFEPATH": "1"}
+    environment["PYTHONPATH"] = ""
+    again = str(tmp_path / "again")
+    expected = pipeline("multimodal-segmentation", model=checkpoint)(sample)["labels"]
+    for index, arguments in enumerate(([checkpoint, "rgb.npy", "0.npy", again], [again, "rgb.npy", "1.npy"])):
+        run = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            check=False,
+        )
+        if "sgma_hf' for name" in run.stderr:
+            pytest.skip("the package is installed in the environment of the tests")
+        assert run.returncode == 0, run.stderr
+        np.testing.assert_array_equal(np.load(tmp_path / f"{index}.npy"), expected)

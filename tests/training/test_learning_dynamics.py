@@ -1,0 +1,361 @@
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model
+from tiny_trainers import CHANNELS, MODALITIES, TINY_BACKBONE, make_rows, make_trainer
+from transformers import TrainerCallback
+
+from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf.commands.plot_dynamics import main as plot_dynamics
+from sgma_hf.training.dynamics import (
+    LearningDynamics,
+    feature_separation,
+    modality_parameters,
+    prototype_drift,
+    read_learning_dynamics,
+    silhouette,
+)
+from sgma_hf.training.statistics import TrainingStatistics, contested_cells, mean_robustness
+from sgma_hf.visualization.boards import plot_learning_dynamics
+
+
+FIGURES = {"robustness", "class_robustness", "single_loss", "class_single_loss", "single_miou", "single_iou"}
+FIGURES |= {"gradient_norm"}
+
+
+def points(*values):
+    return torch.tensor(values, dtype=torch.float32).unsqueeze(1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 1024])
+def test_silhouette_of_two_classes_worked_by_hand(chunk_size):
+    # own class:     1, 1, 2, 2;  other class: (4 + 6) / 2, (3 + 5) / 2, (4 + 3) / 2, (6 + 5) / 2
+    expected = (4 / 5 + 3 / 4 + 1.5 / 3.5 + 3.5 / 5.5) / 4
+    features, classes = points(0, 1, 4, 6), torch.tensor([7, 7, 2, 2])
+    assert silhouette(features, classes, chunk_size=chunk_size) == pytest.approx(expected, abs=1e-6)
+
+
+def test_silhouette_takes_the_nearest_other_class_and_scores_a_lone_point_zero():
+    # 0 and 1 against 10 alone or 3 alone: 3 is nearer, and both lone points score 0
+    features, classes = points(0, 1, 10, 3), torch.tensor([0, 0, 1, 2])
+    assert silhouette(features, classes) == pytest.approx((2 / 3 + 1 / 2) / 4, abs=1e-6)
+
+
+def test_silhouette_is_zero_for_equal_points_and_unknown_for_one_class():
+    assert silhouette(points(5, 5, 5, 5), torch.tensor([0, 0, 1, 1])) == 0
+    assert silhouette(points(1, 2), torch.tensor([3, 3])) is None
+    assert silhouette(points(1, math.nan, 2, 3), torch.tensor([0, 0, 1, 1])) is None
+
+
+def test_prototype_drift_is_the_mean_angle_not_the_length():
+    old = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+    assert prototype_drift(2 * old, old) == 0
+    new = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, -2.0]])  # 0, 90 and 180 degrees
+    assert prototype_drift(new, old) == pytest.approx((0 + 1 + 2) / 3)
+    assert prototype_drift(np.zeros((3, 2)), old) is None
+
+
+def summary(prototypes):
+    nan = np.nan
+    return {
+        "robustness": np.array([0.75, nan]),
+        "class_robustness": np.array([[0.5, nan], [nan, nan]]),
+        "single_loss": np.array([0.25, nan]),
+        "class_single_loss": np.array([[nan, 0.75], [nan, nan]]),
+        "single_confusion": np.array([[[3.0, 1.0], [0.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]]),
+        "squared_gradients": np.array([9.0, 0.0]),
+        "prototypes": prototypes,
+    }
+
+
+def test_records_and_logs_of_two_epochs():
+    dynamics = LearningDynamics(["rgb", "dsm"], ["a", "b"])
+    dynamics.add_epoch(summary([np.array([[1.0, 0.0], [0.0, 1.0]])]), epoch=1.0, step=5)
+    logs = dynamics.add_epoch(summary([np.array([[1.0, 0.0], [1.0, 0.0]])]), epoch=2.0, step=10)
+    assert logs == {
+        "dynamics/robustness/rgb": 0.75,
+        "dynamics/single_loss/rgb": 0.25,
+        "dynamics/single_miou/rgb": pytest.approx((3 / 4 + 4 / 5) / 2),
+        "dynamics/gradient_norm/rgb": 3.0,
+        "dynamics/gradient_norm/dsm": 0.0,
+        "dynamics/prototype_drift/stage1": 0.5,
+    }
+    first, second = dynamics.epochs
+    assert (first["epoch"], first["step"], first["prototype_drift"]) == (1.0, 5, None)
+    assert second["prototype_drift"] == [0.5]
+    assert second["modalities"]["rgb"]["class_robustness"] == [0.5, None]
+    assert second["modalities"]["rgb"]["single_iou"] == [3 / 4, 4 / 5]
+    assert second["modalities"]["rgb"]["class_single_loss"] == [None, 0.75]
+    assert second["modalities"]["dsm"] == dict.fromkeys(FIGURES) | {"gradient_norm": 0.0}
+
+
+def test_an_epoch_without_prototypes_is_compared_over():
+    dynamics = LearningDynamics(["rgb", "dsm"], ["a", "b"])
+    for epoch, prototypes in enumerate(([np.eye(2)], None, [-np.eye(2)]), start=1):
+        dynamics.add_epoch(summary(prototypes), epoch=epoch, step=epoch)
+    assert [entry["prototype_drift"] for entry in dynamics.epochs] == [None, None, [2.0]]
+
+
+def test_an_evaluation_of_the_same_weights_replaces_the_earlier():
+    dynamics = LearningDynamics(["rgb"], ["a", "b"])
+    logs = dynamics.add_evaluation({"rgb": [0.5, None]}, epoch=1.0, step=4, name="eval")
+    assert logs == {"dynamics/separation/rgb/stage1": 0.5}
+    dynamics.add_evaluation({"rgb": [0.25, 0.0]}, epoch=1.0, step=4, name="eval_other")
+    dynamics.add_evaluation({"rgb": [0.75, 1.0]}, epoch=3.0, step=4, name="eval")
+    values = [(entry["name"], entry["epoch"], entry["separation"]["rgb"]) for entry in dynamics.evaluations]
+    assert values == [("eval", 1.0, [0.75, 1.0]), ("eval_other", 1.0, [0.25, 0.0])]
+
+
+def test_state_survives_json_exactly():
+    dynamics = LearningDynamics(["rgb", "dsm"], ["a", "b"])
+    dynamics.add_epoch(summary([np.array([[1 / 3, 0.1], [0.2, 1e-300]])]), epoch=1.0, step=5)
+    dynamics.add_evaluation({"rgb": [0.1], "dsm": [None]}, epoch=1.0, step=5, name="eval")
+    copy = LearningDynamics(["rgb", "dsm"], ["a", "b"])
+    copy.load(json.loads(json.dumps(dynamics.to_dict(), allow_nan=False)))
+    assert copy.epochs == dynamics.epochs and copy.evaluations == dynamics.evaluations
+    assert all(np.array_equal(*pair) for pair in zip(copy.prototypes, dynamics.prototypes, strict=True))
+
+
+def statistics(**changes):
+    return TrainingStatistics(
+        **{"num_rows": 4, "num_modalities": 3, "num_labels": 5, "ignore_index": 255, "device": torch.device("cpu")}
+        | changes
+    )
+
+
+def test_loss_of_one_modality_alone_is_added_up_by_class():
+    model = tiny_model().train()
+    torch.manual_seed(0)
+    mask = torch.ones(2, 3, 32, 32, dtype=torch.bool)
+    mask[:, :, 16:] = False
+    labels = torch.randint(0, 4, (2, 32, 32))  # class 4 is nowhere
+    labels[:, :8] = 255
+    outputs = model(torch.randn(2, 6, 32, 32), mask, labels=labels)
+    sums = statistics()
+    sums.add(outputs, mask, labels, torch.arange(2))
+    losses, counts = sums.sums["class_single_loss"]
+    expected, expected_counts = torch.zeros(3, 5, dtype=torch.float64), torch.zeros(3, 5, dtype=torch.float64)
+    for row, modality in enumerate(outputs.sampled_modality.tolist()):
+        for i, j in ((i, j) for i in (2, 3) for j in range(8)):  # cells that are covered, with labels
+            label = int(labels[row, 4 * i, 4 * j])
+            expected[modality, label] -= outputs.sampled_logits[row, :, i, j].log_softmax(0)[label].double()
+            expected_counts[modality, label] += 1
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(counts, expected_counts) and counts.sum() == 32 and counts[:, 4].sum() == 0
+
+
+def test_robustness_counts_where_modalities_compete():
+    """The second covers two of ten columns of cells, where both are equal; alone, the first has robustness 1."""
+    maps = torch.zeros(1, 2, 8, 10)
+    maps[:, 0], maps[..., :2] = 1, 0.5
+    maps[:, :, :, 9] = 0  # nothing is there
+    mask = torch.ones(1, 2, 32, 40, dtype=torch.bool)
+    mask[:, 1, :, 5:] = False  # ends inside the second column of the finest stage, and the first of the others
+    mask[..., 36:] = False
+    coarse = tuple(torch.tensor([[[[0.8]], [[0.2]]]]).expand(1, 2, 32 // s, -(-40 // s)) for s in (8, 16, 32))
+    contested = contested_cells(mask, (maps, *coarse))
+    assert [cells[0].sum((1, 2)).tolist() for cells in contested] == [[16, 16], [4, 4], [2, 2], [1, 1]]
+    means, competed = mean_robustness((maps, *coarse), contested)
+    torch.testing.assert_close(means, torch.tensor([[(0.5 + 3 * 0.8) / 4, (0.5 + 3 * 0.2) / 4]]))
+    assert competed.all()
+
+    labels = torch.zeros(1, 32, 40, dtype=torch.long)  # also where nothing is
+    outputs = SimpleNamespace(
+        row_losses=torch.ones(1), robustness=(maps, *coarse), prototypes=None, sampled_modality=None
+    )
+    sums = statistics(num_modalities=2, num_labels=2)
+    sums.add(outputs, mask, labels, torch.tensor([0]))
+    assert sums.sums["class_robustness"].tolist() == [[[8, 0], [8, 0]], [[16, 0], [16, 0]]]
+    torch.testing.assert_close(sums.sums["robustness"], torch.stack([means[0], torch.ones(2)]).double())
+
+    for other in (torch.tensor([[True, False]]), mask & torch.tensor([True, False]).view(2, 1, 1)):
+        assert not mean_robustness(outputs.robustness, contested_cells(other, outputs.robustness))[1].any()
+
+
+def parameter(*gradient):
+    value = torch.nn.Parameter(torch.zeros(len(gradient)))
+    value.grad = torch.tensor(gradient)
+    return value
+
+
+def test_squared_gradients_are_added_over_steps_and_shards():
+    sums = statistics()
+    without = torch.nn.Parameter(torch.zeros(2))
+    sums.add_gradients([[parameter(3.0, 0.0), parameter(4.0)], [without], []])
+    sums.add_gradients([[parameter(1.0)], [parameter(2.0), without], []], counted=False)  # another shard
+    sums.add_gradients([[parameter(torch.inf)], [without], []])  # float16 overflowed: no such step
+    assert sums.sums["squared_gradients"].tolist() == [[26, 4, 0], [1, 0, 0]]
+
+
+def test_parameters_of_a_modality_are_its_projectors_and_its_stem():
+    groups = modality_parameters(tiny_model(), 3)
+    assert [len(group) for group in groups] == [20, 20, 21]  # 4 weights in 4 stages, 4 of an adapter; SAR's projection
+    plain = tiny_model(fusion="mean", modality_adapter_size=0)
+    groups = modality_parameters(torch.nn.ModuleDict({"module": plain}), 3)
+    assert [len(group) for group in groups] == [0, 0, 1]
+
+
+def test_mean_prototypes_are_those_of_rows_that_have_two_modalities():
+    model = tiny_model().train()
+    mask = torch.tensor([[True, True, False], [False, True, False], [True, True, True]])
+    torch.manual_seed(0)
+    inputs = {"pixel_values": torch.randn(3, 6, 32, 32), "labels": torch.randint(0, 5, (3, 32, 32))}
+    outputs = model(**inputs, modality_mask=mask, output_prototypes=True)
+    sums = statistics(stage_channels=model.sgma.channels)
+    for _ in range(2):
+        sums.add(outputs, mask, inputs["labels"], torch.arange(3))
+    alone = torch.tensor([[False, True, False]] * 3)
+    sums.add(
+        model(**inputs, modality_mask=alone, output_prototypes=True), alone, inputs["labels"], torch.arange(3)
+    )  # has none
+    assert sums.sums["prototype_rows"].tolist() == [4]
+    for stage, prototypes in enumerate(outputs.prototypes):
+        expected = 2 * (prototypes[0] + prototypes[2]).double()
+        torch.testing.assert_close(sums.sums[f"prototypes_{stage}"], expected.detach())
+
+
+def test_separation_takes_the_feature_of_each_pixels_cell():
+    torch.manual_seed(0)
+    config = SgmaConfig(modalities=MODALITIES, modality_channels=CHANNELS, num_labels=3, backbone_config=TINY_BACKBONE)
+    model = SgmaForSemanticSegmentation(config).train()
+    processor = SgmaImageProcessor(MODALITIES, CHANNELS)
+    row = make_rows(2, size=28)[1]  # padded to 32; its height model covers the left half
+    row["label"][:3] = 255
+    row["nir"] = None
+    separation = feature_separation(model, processor, [row])  # less than 1024 pixels: all of them
+    assert model.training
+    images = {name: row[name] for name in MODALITIES}
+    inputs = processor(images=[images], segmentation_maps=[row["label"]], return_tensors="pt")
+    with torch.no_grad():
+        encoding = model.eval().encode(inputs["pixel_values"], inputs["modality_mask"])
+    labels = inputs["labels"][0]
+    for index, name in enumerate(["rgb", "dsm"]):
+        seen = (labels != 255) & inputs["modality_mask"][0, index]
+        for stage, stride, value in zip(encoding.stages, (4, 8, 16, 32), separation[name], strict=True):
+            maps = stage.tokens[encoding.position[0, index]].unflatten(0, stage.size)
+            pixels = maps.repeat_interleave(stride, 0).repeat_interleave(stride, 1)[:28, :28]
+            assert value == pytest.approx(silhouette(pixels[seen], labels[seen]), abs=1e-4)
+    assert separation["nir"] == [None] * 4
+
+
+def test_separation_is_bounded_seeded_and_leaves_the_random_state_alone():
+    model, processor = tiny_model(fusion="mean"), SgmaImageProcessor(["rgb", "dsm", "sar"], [3, 1, 2])
+    rows = [{**row, "sar": None} for row in make_rows(3)]
+    rows.append({"id": "unlabelled", "rgb": None, "dsm": None, "sar": None, "label": None})
+    state = torch.get_rng_state()
+    first = feature_separation(model, processor, rows, window_size=20, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    assert first == feature_separation(model, processor, rows, window_size=20, seed=1)
+    assert first != feature_separation(model, processor, rows, window_size=20, seed=2)
+
+
+class Reporter(TrainerCallback):
+    """As TensorBoard's: what is logged after the end would open another file."""
+
+    def __init__(self):
+        self.logs, self.ended = {}, False
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        assert not self.ended
+        self.logs |= logs
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.ended = True
+
+
+class GradientReader(TrainerCallback):
+    """Norm of the gradient of height's projectors and adapter in every step; None where no row of it had height."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        own = [model.sgma.stems[1], *(stage.projectors[1] for stage in model.sgma.fusion_stages)]
+        parts = [p.grad for module in own for p in module.parameters()]
+        there = [part.flatten() for part in parts if part is not None]
+        self.norms.append(torch.cat(there).norm().item() if there else None)
+
+
+def test_training_records_every_figure_logs_it_and_draws_it(tmp_path):
+    reporter, gradients = Reporter(), GradientReader()
+    trainer = make_trainer(tmp_path, eval_strategy="epoch", modality_dropout=[0.2])
+    trainer.add_callback(reporter)
+    trainer.add_callback(gradients)
+    trainer.train()
+    record = read_learning_dynamics(tmp_path)
+    assert [(entry["epoch"], entry["step"]) for entry in record["epochs"]] == [(1.0, 3), (2.0, 6)]
+    assert [(entry["step"], entry["name"]) for entry in record["evaluations"]] == [(3, "eval"), (6, "eval")]
+    last = record["epochs"][-1]
+    for name in MODALITIES:
+        assert set(last["modalities"][name]) == FIGURES
+        assert 0 < last["modalities"][name]["robustness"] < 1
+        assert len(last["modalities"][name]["class_robustness"]) == 3
+        single = [entry["modalities"][name]["class_single_loss"] for entry in record["epochs"]]
+        assert {len(losses) for losses in single if losses is not None} == {3}  # None where it was not drawn alone
+        assert reporter.logs[f"dynamics/robustness/{name}"] == last["modalities"][name]["robustness"]
+        assert len(record["evaluations"][0]["separation"][name]) == 4
+    assert all(0 < drift < 2 for drift in last["prototype_drift"])
+    assert reporter.logs["dynamics/prototype_drift/stage4"] == last["prototype_drift"][3]
+    norms = [norm for norm in gradients.norms[3:] if norm is not None]
+    expected = math.sqrt(sum(norm**2 for norm in norms) / len(norms))
+    assert last["modalities"]["dsm"]["gradient_norm"] == pytest.approx(expected, rel=1e-5)
+    trainer.remove_callback(reporter)
+    trainer.evaluate()  # of the same weights: the same figures in the same place
+    assert read_learning_dynamics(tmp_path) == record
+    pytest.importorskip("matplotlib")
+    assert plot_dynamics(["--run", str(tmp_path), "--out", str(tmp_path / "figures" / "a.png"), "--dpi", "40"]) == 0
+    assert (tmp_path / "figures" / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_record_of_a_resumed_run_is_that_of_the_uninterrupted_one(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    make_trainer(tmp_path / "a", **options).train()
+    shutil.copytree(tmp_path / "a" / "checkpoint-4", tmp_path / "b" / "checkpoint-4")
+    make_trainer(tmp_path / "b", **options).train(resume_from_checkpoint=True)
+    paths = [tmp_path / name / "learning_dynamics.json" for name in "ab"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert len(json.loads(paths[0].read_text())["evaluations"]) == 3
+
+
+@pytest.mark.parametrize("fusion", ["mean", "projector_mean", "sgf"])
+def test_what_a_model_lacks_is_none_and_an_empty_panel(tmp_path, fusion):
+    config = SgmaConfig(
+        modalities=MODALITIES,
+        modality_channels=CHANNELS,
+        num_labels=3,
+        backbone_config=TINY_BACKBONE,
+        decoder_hidden_size=16,
+        fusion=fusion,
+        mas_loss_weight=0.0,
+        modality_adapter_size=0,
+    )
+    make_trainer(tmp_path, model=SgmaForSemanticSegmentation(config)).train()
+    record = read_learning_dynamics(tmp_path)
+    last = record["epochs"][-1]
+    for name in MODALITIES:
+        figures = last["modalities"][name]
+        assert figures["single_loss"] is figures["single_miou"] is figures["single_iou"] is None
+        assert figures["class_single_loss"] is None
+        assert (figures["robustness"] is None) == (figures["class_robustness"] is None) == (fusion != "sgf")
+        assert (figures["gradient_norm"] is None) == (fusion == "mean")  # 3 bands and 1 need no stem
+    assert (last["prototype_drift"] is None) == (fusion != "sgf")
+    pytest.importorskip("matplotlib")
+    figure = plot_learning_dynamics(record)
+    empty = [panel.get_title() for panel in figure.axes if "not recorded" in [text.get_text() for text in panel.texts]]
+    assert "Loss of one modality alone" in empty and "Silhouette (mean of the stages)" in empty
+    assert ("Robustness" in empty) == (fusion != "sgf")
+
+
+def test_folders_and_files_without_a_record_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"has no learning_dynamics\.json; expected"):
+        plot_dynamics(["--run", str(tmp_path), "--out", str(tmp_path / "a.png")])
+    (tmp_path / "learning_dynamics.json").write_text('{"epochs": []')
+    with pytest.raises(ValueError, match="is no record of learning dynamics"):
+        read_learning_dynamics(tmp_path)
+    with pytest.raises(ValueError, match="has no epoch"):
+        plot_learning_dynamics({"modalities": ["rgb"], "class_names": ["a"], "epochs": [], "evaluations": []})

@@ -299,6 +299,11 @@ class SgmaConfig(PreTrainedConfig):
         """Number of modalities, M."""
         return len(self.modalities)
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, in order of their ids."""
+        return [str(self.id2label[index]) for index in range(self.num_labels)]
+
 
 def is_remote_code(module_name: str) -> bool:
     """Whether a module was loaded from a checkpoint by `trust_remote_code`, not from the installed package."""

@@ -110,14 +110,13 @@ class SgmaPipeline(Pipeline):
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Any]:
         """Turn the maps of one sample into arrays."""
-        config = self.model.config
         maps = {name: values.cpu().numpy() for name, values in model_outputs["prediction"].items()}
         shares = maps.get("robustness")
         return {
             "labels": maps["labels"].astype(np.uint8),
             "scores": maps["scores"],
             "robustness": {} if shares is None else dict(zip(self.image_processor.modalities, shares, strict=True)),
-            "class_names": [str(config.id2label[index]) for index in range(config.num_labels)],
+            "class_names": self.model.config.class_names,
         }
 
 

@@ -243,13 +243,12 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
         config = self.config
         named = zip(config.modalities, config.modality_channels, strict=True)
         modalities = "\n".join(f"| {name} | {channels} |" for name, channels in named)
-        classes = ", ".join(str(config.id2label[index]) for index in range(config.num_labels))
         return (
             "---\nlibrary_name: transformers\npipeline_tag: image-segmentation\n"
             "tags:\n- sgma\n- remote-sensing\n- custom_code\n---\n\n"
             f"# {repo_id.rpartition('/')[2]}\n\nSGMA (arXiv:2603.02505, an independent implementation): semantic "
             "segmentation from whichever of these modalities are there.\n\n"
-            f"| modality | channels |\n|---|---|\n{modalities}\n\nClasses: {classes}.\n\n"
+            f"| modality | channels |\n|---|---|\n{modalities}\n\nClasses: {', '.join(config.class_names)}.\n\n"
             "This model has not been evaluated here: the card states no scores.\n\n```python\n"
             "from transformers import AutoImageProcessor, AutoModel\n\n"
             f'processor = AutoImageProcessor.from_pretrained("{repo_id}", trust_remote_code=True)\n'

@@ -43,6 +43,7 @@ def test_class_names_come_back_with_integer_keys(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = SgmaConfig.from_pretrained(tmp_path)
     assert loaded.id2label == names
+    assert loaded.class_names == [names[index] for index in range(3)]
     assert loaded.label2id == {"street": 0, "building": 1, "tree": 2}
     assert loaded.num_labels == 3
 

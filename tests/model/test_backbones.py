@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import CONVNEXT, PVT_V2, RESNET, SWIN, tiny_config, tiny_model
+from tiny_models import CONVNEXT, PVT_V2, RESNET, SWIN, assert_same_model, tiny_config, tiny_model
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -179,4 +179,4 @@ def test_the_saved_configuration_says_everything_about_the_backbone(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["backbone_config"]["model_type"] == "swin"
     loaded = SgmaForSemanticSegmentation.from_pretrained(tmp_path)
     pixel_values = batch()[0]
-    assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+    assert_same_model(loaded, model, pixel_values)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import assert_same_model, tiny_model
 
 from sgma_hf import SgmaForSemanticSegmentation
 
@@ -62,11 +62,11 @@ def test_a_save_that_dies_leaves_the_earlier_checkpoint(tmp_path, before, code):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == files
     loaded = SgmaForSemanticSegmentation.from_pretrained(tmp_path)
     pixel_values = torch.randn(1, 6, 32, 32)
-    assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+    assert_same_model(loaded, model, pixel_values)
     # and the next save goes through
     tiny_model(seed=1).save_pretrained(tmp_path)
     loaded = SgmaForSemanticSegmentation.from_pretrained(tmp_path)
-    assert torch.equal(loaded(pixel_values).logits, tiny_model(seed=1)(pixel_values).logits)
+    assert_same_model(loaded, tiny_model(seed=1), pixel_values)
 
 
 def test_a_smaller_checkpoint_takes_the_place_of_one_in_shards(tmp_path):
@@ -77,4 +77,4 @@ def test_a_smaller_checkpoint_takes_the_place_of_one_in_shards(tmp_path):
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
     pixel_values = torch.randn(1, 6, 32, 32)
     loaded = SgmaForSemanticSegmentation.from_pretrained(tmp_path)
-    assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+    assert_same_model(loaded, model, pixel_values)

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import spread_weights, tiny_config, tiny_model
+from tiny_models import assert_same_model, spread_weights, tiny_config, tiny_model
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaModel
 from sgma_hf.model.decode_head_sgma import upsample_to_pixels
@@ -348,13 +348,13 @@ def test_a_subset_of_an_incomplete_encoding_equals_the_masked_forward():
 # --- saving and loading ---
 
 
-def test_a_reloaded_model_gives_the_same_logits(tmp_path):
+def test_a_reloaded_model_is_the_same(tmp_path):
     model, (pixel_values, _) = tiny_model(), batch()
     model.save_pretrained(tmp_path)
     loaded, report = SgmaForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert not loaded.training
-    assert torch.equal(loaded(pixel_values).logits, model(pixel_values).logits)
+    assert_same_model(loaded, model, pixel_values)
 
 
 def test_another_class_count_starts_from_finite_new_weights(tmp_path):
@@ -380,7 +380,7 @@ def test_a_headless_checkpoint_is_not_given_a_random_head(tmp_path):
     model.sgma.save_pretrained(tmp_path)
     pixel_values = batch()[0]
     headless = SgmaModel.from_pretrained(tmp_path)
-    assert torch.equal(headless(pixel_values).feature_maps[3], model.sgma(pixel_values).feature_maps[3])
+    assert_same_model(headless, model.sgma, pixel_values)
     with pytest.raises(ValueError, match="without a decode head"):
         SgmaForSemanticSegmentation.from_pretrained(tmp_path)
 
@@ -389,7 +389,7 @@ def test_the_headless_model_takes_its_part_of_a_whole_checkpoint(tmp_path):
     model, pixel_values = tiny_model(), batch()[0]
     model.save_pretrained(tmp_path)
     headless = SgmaModel.from_pretrained(tmp_path)
-    assert torch.equal(headless(pixel_values).feature_maps[0], model.sgma(pixel_values).feature_maps[0])
+    assert_same_model(headless, model.sgma, pixel_values)
 
 
 def test_two_models_of_one_seed_are_equal_and_start_near_chance():

@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
 
 
+# Logits of order 1 in float32: weights mapped from a file lie at another alignment, and kernels sum in another order.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 # Whether or not the package is installed in this environment, the child cannot import it.
 BLOCK = """
 import sys
@@ -72,17 +74,19 @@ def test_with_the_package_every_auto_class_gives_its_classes_unasked(checkpoint)
         model = auto_class.from_pretrained(checkpoint)
         assert type(model) is SgmaForSemanticSegmentation
         output = model(batch["pixel_values"], batch["modality_mask"])
-        assert torch.equal(output.logits, batch["logits"])
+        torch.testing.assert_close(output.logits, batch["logits"], **TOLERANCE)
     assert AutoConfig.from_pretrained(checkpoint).modalities == ["rgb", "dsm", "sar"]
     assert type(AutoImageProcessor.from_pretrained(checkpoint)) is SgmaImageProcessor
 
 
-def test_without_the_package_logits_are_bitwise_equal_also_when_saved_again(checkpoint, tmp_path):
+def test_without_the_package_weights_and_logits_are_the_same_also_when_saved_again(checkpoint, tmp_path):
     code = """
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
 source, again = sys.argv[1:]
 batch = torch.load(f"{source}/batch.pt", weights_only=True)
+weights = load_file(f"{source}/model.safetensors")
 for folder in (source, again):
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert config.modalities == ["rgb", "dsm", "sar"], config.modalities
@@ -91,8 +95,9 @@ for folder in (source, again):
         model = auto_class.from_pretrained(folder, trust_remote_code=True)
         assert type(model).__name__ == "SgmaForSemanticSegmentation"
         assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
         output = model(batch["pixel_values"], batch["modality_mask"])
-        assert torch.equal(output.logits, batch["logits"])
+        torch.testing.assert_close(output.logits, batch["logits"], rtol=1e-4, atol=1e-5)
     model.save_pretrained(again)
     processor.save_pretrained(again)
 assert "sgma_hf" not in sys.modules
@@ -106,7 +111,8 @@ print("all equal")
     batch = torch.load(checkpoint / "batch.pt", weights_only=True)
     model = AutoModel.from_pretrained(again)
     assert type(model) is SgmaForSemanticSegmentation
-    assert torch.equal(model(batch["pixel_values"], batch["modality_mask"]).logits, batch["logits"])
+    output = model(batch["pixel_values"], batch["modality_mask"])
+    torch.testing.assert_close(output.logits, batch["logits"], **TOLERANCE)
 
 
 def test_without_trust_nothing_is_run_and_the_error_says_so(checkpoint, tmp_path):

@@ -50,7 +50,8 @@ from safetensors.torch import save_file
 inputs = processor({"rgb": make_rows({"rgb": 3})[0]["rgb"], "dsm": None, "sar": None})
 with torch.no_grad():
     logits = model.eval()(**inputs).logits.contiguous()
-save_file({**inputs, "logits": logits, **{"weights " + name: value for name, value in model.state_dict().items()}}, SHARED)
+weights = {"weights " + name: value for name, value in model.state_dict().items()}
+save_file({**inputs, **weights, "logits": logits}, SHARED)
 
 trainer = make_trainer(model, processor, "other", hub_model_id="org/all", hub_strategy="all_checkpoints", max_steps=2)
 trainer.train()

@@ -1,0 +1,128 @@
+"""The command line of a command: flags that forgive a dash, and errors in one line."""
+
+import argparse
+import difflib
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+
+# What a person can cause: arguments that contradict each other, files that are not there, an extra that is missing.
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose flags are spelled with underscores and accepted with dashes, and whose errors are one line.
+
+    Values stay as they are. `class CommandParser(Parser, HfArgumentParser)` makes one for dataclasses; `former` is an
+    entry of a field's metadata then.
+
+    Example:
+        >>> parser = Parser(prog="sgma-hf convert")
+        >>> _ = parser.add_argument("--tile_size", type=int, former=("--tile",))
+        >>> [parser.parse_args(["--tile-size", "8"]).tile_size, parser.parse_args(["--tile=8"]).tile_size]
+        [8, 8]
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._former: dict[str, str] = {}  # old spelling, with underscores -> flag
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *names: str, former: Sequence[str] = (), **options: Any) -> argparse.Action:
+        """Add an argument as argparse does.
+
+        Args:
+            names: Of the argument; a spelling with dashes beside one with underscores is not shown.
+            former: Flags that it had once: they go on working, and `--help` does not show them.
+            options: Those of argparse.
+        """
+        action = super().add_argument(*(n for n in names if _plain(n) == n or _plain(n) not in names), **options)
+        self._former.update({_plain(flag): action.option_strings[0] for flag in former})
+        return action
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse all arguments; those that are wrong end the process with one line and status 2."""
+        self.refuse_unknown_flags(args)
+        return super().parse_args(args, namespace)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse the arguments that are known; returns (namespace, the others)."""
+        return super().parse_known_args(self._spell(args), namespace)
+
+    def refuse_unknown_flags(self, args: Sequence[str] | None = None) -> None:
+        """End the process with one line, which names the nearest flag, if a flag is none of this command.
+
+        Args:
+            args: The command line without the program's name; None takes that of the process.
+        """
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        for word in self._spell(args):
+            given = word.partition("=")[0]
+            if given == "--":
+                return
+            is_known = given in flags or (self.allow_abbrev and any(flag.startswith(given) for flag in flags))
+            if given.startswith("--") and " " not in given and not is_known:
+                self.error(f"there is no flag {given}{did_you_mean(given, flags)}")
+
+    def error(self, message: str) -> Any:
+        """End the process with one line and status 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), names)
+            raise argparse.ArgumentError(action, f"{str(value)!r} is none of {', '.join(names)}{hint}")
+
+    def _spell(self, args: Sequence[str] | None) -> list[str]:
+        """The command line with every flag in its own spelling; what is no flag of this command stays as it is."""
+        words = list(sys.argv[1:] if args is None else args)
+        known = self._former | {_plain(flag): flag for flag in self._option_string_actions}
+        end = words.index("--") if "--" in words else len(words)
+        for index, word in enumerate(words[:end]):
+            flag, equals, value = word.partition("=")
+            if word.startswith("--"):
+                words[index] = known.get(_plain(flag), flag) + equals + value
+        return words
+
+
+def _plain(flag: str) -> str:
+    return "--" + flag[2:].replace("-", "_") if flag.startswith("--") else flag
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` with the nearest of the known words, empty if none is near."""
+    nearest = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def report_errors(
+    program: str, *, on_stop: str = "", also: tuple[type[Exception], ...] = ()
+) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
+    """Decorate a command's `main(argv)` so that it says in one line what went wrong, without a traceback.
+
+    Args:
+        program: Name in front of the line: `sgma-hf predict`.
+        on_stop: How to go on after Ctrl-C, one line.
+        also: Errors to report beside `USER_ERRORS`.
+
+    Returns:
+        The decorator. The command then returns what `main` returns (0 for None), 2 after an error, 130 after Ctrl-C.
+    """
+
+    def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(*args: Any, **kwargs: Any) -> int:
+            try:
+                return main(*args, **kwargs) or 0
+            except (*USER_ERRORS, *also) as error:
+                sys.stderr.write(f"{program}: {str(error) or type(error).__name__}\n")
+                return 2
+            except KeyboardInterrupt:
+                sys.stderr.write(f"{program}: stopped{f'; {on_stop}' if on_stop else ''}\n")
+                return 130
+
+        return run
+
+    return decorate

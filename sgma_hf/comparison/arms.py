@@ -115,11 +115,6 @@ ARMS = {
             "`sgma` with modality dropout 0.3 and row sampling, as `sgma-hf train` does by default",
             training={"robustness_sampling": True, **_LESS_DROPOUT},
         ),
-        Arm(
-            "sgma_residual",
-            "`sgma`, with the encoder's features, weighted by robustness, added to the fused map",
-            config={"fusion_residual": True},
-        ),
     )
 }
 

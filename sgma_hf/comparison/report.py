@@ -49,7 +49,6 @@ PARTS = (
     ),
     ("row sampling", "sgma_row_sampling", "sgma"),
     ("row sampling, with less dropout", "sgma_recipe", "sgma_less_dropout"),
-    ("the residual path around the fusion", "sgma_residual", "sgma"),
 )
 # What a difference's verdict says of the first arm; None where the two share no seed.
 _VERDICTS = {

@@ -120,9 +120,6 @@ class SgmaConfig(PreTrainedConfig):
             modalities present. `"pointwise_mean"`: the mean of a 1x1 convolution of theirs, one per modality and
             stage. `"projector_mean"`: the mean of the modality-specific projectors' output. All but the first are
             baselines.
-        fusion_residual (`bool`, *optional*, defaults to `False`):
-            Add the mean of the encoder's features, weighted by robustness, to the fused map of `"sgf"`. The paper has
-            no such path; it has no parameters.
         num_attention_heads (`int`, *optional*, defaults to 4):
             Heads of the two perceptrons at every stage; the paper does not state a number. It has to divide the
             channels of all four stages.
@@ -190,7 +187,6 @@ class SgmaConfig(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     modality_adapter_size: int = 16
     fusion: str = "sgf"
-    fusion_residual: bool = False
     num_attention_heads: int = 4
     decoder_hidden_size: int = 256
     classifier_dropout_prob: float | int = 0.0
@@ -214,6 +210,8 @@ class SgmaConfig(PreTrainedConfig):
             )
         if not is_remote_code(__name__):  # the package registers its pipeline; the entry is for machines without it
             kwargs.pop("custom_pipelines", None)
+        if kwargs.pop("fusion_residual", False):
+            raise ValueError("`fusion_residual` is true, which is gone: train anew without it, or use sgma_hf 0.1.0.")
         _warn_about_unknown_fields(kwargs, {item.name for item in dataclasses.fields(self)})
         _check_labels(self.id2label, kwargs.get("num_labels"))
         if isinstance(self.dtype, str) and self.dtype not in DTYPES:
@@ -230,8 +228,6 @@ class SgmaConfig(PreTrainedConfig):
     def _check_values(self):
         if self.fusion not in FUSIONS:
             raise ValueError(f"`fusion` is {self.fusion!r}; expected one of {list(FUSIONS)}.")
-        if self.fusion_residual and self.fusion != "sgf":
-            raise ValueError(f"`fusion_residual` needs `fusion` 'sgf', which is {self.fusion!r}; leave it out.")
         check_num_labels(self.num_labels)
         sizes = (("num_attention_heads", 1, 64), ("decoder_hidden_size", 1, 8192), ("modality_adapter_size", 0, 1024))
         for name, lower, upper in sizes:

@@ -259,7 +259,7 @@ class SgmaStageTokens:
     """What one stage keeps of every present pair, packed: (pairs, positions, channels).
 
     `tokens` alone with mean fusion. `keys`, `reference_values` and `class_logits` are None if no row has two
-    modalities to compare; `features`, those of the encoder, are there with `config.fusion_residual` only.
+    modalities to compare.
     """
 
     size: tuple[int, int]
@@ -268,7 +268,6 @@ class SgmaStageTokens:
     keys: torch.Tensor | None = None
     reference_values: torch.Tensor | None = None
     class_logits: torch.Tensor | None = None
-    features: torch.Tensor | None = None
 
 
 class SgmaPairs:
@@ -304,7 +303,6 @@ class SgmaSemanticGuidedFusion(nn.Module):
     def __init__(self, config: SgmaConfig, channels: int):
         super().__init__()
         self.fusion = config.fusion
-        self.residual = config.fusion_residual
         if self.fusion != "mean":
             projector = SgmaPointwiseProjector if self.fusion == "pointwise_mean" else SgmaModalityProjector
             self.projectors = nn.ModuleList(projector(channels) for _ in config.modalities)
@@ -331,8 +329,6 @@ class SgmaSemanticGuidedFusion(nn.Module):
         if self.fusion != "sgf":
             return SgmaStageTokens(size, tokens)
         stage = SgmaStageTokens(size, tokens, values=self.robustness_perceptron.value(tokens))
-        if self.residual:
-            stage.features = to_tokens(features)
         if with_context:
             stage.keys = self.robustness_perceptron.key(tokens)
             stage.reference_values = self.spatial_perceptron.value(tokens)
@@ -364,8 +360,6 @@ class SgmaSemanticGuidedFusion(nn.Module):
         fused, robustness = self.robustness_perceptron(
             reference, pairs.unpack(stage.keys), pairs.unpack(stage.values), bias
         )
-        if self.residual:
-            fused = fused + _weighted_sum(robustness.unsqueeze(-1), pairs.unpack(stage.features))
         return fused, robustness, prototypes
 
     def fuse_single(self, stage: SgmaStageTokens, index: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
@@ -386,5 +380,4 @@ class SgmaSemanticGuidedFusion(nn.Module):
 
         if stage.values is None:
             return pick(stage.tokens)
-        fused = self.robustness_perceptron.output(pick(stage.values))
-        return fused + pick(stage.features) if self.residual else fused
+        return self.robustness_perceptron.output(pick(stage.values))

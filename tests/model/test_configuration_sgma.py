@@ -161,6 +161,16 @@ def test_colours_and_weights_of_other_classes_do_not_outlive_them(tmp_path):
         SgmaConfig.from_pretrained(tmp_path, fusion="sum")
 
 
+def test_the_residual_path_of_an_old_configuration_is_refused_and_its_absence_passes(caplog):
+    tiny_config(gating="soft")
+    assert "does not know the fields ['gating']" in caplog.text
+    caplog.clear()
+    assert "fusion_residual" not in tiny_config(fusion_residual=False).to_dict()
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match="train anew without it"):
+        tiny_config(fusion_residual=True)
+
+
 def test_a_hand_edited_file_is_checked_too(tmp_path):
     tiny_config().save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())

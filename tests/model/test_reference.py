@@ -160,17 +160,6 @@ def test_the_baselines_losses_and_gradients_agree_with_the_reference(fusion):
     assert_same_training_step(model, pixel_values, mask, labels, torch.rand(3, generator=generator))
 
 
-@pytest.mark.parametrize("kind", ["none", "rows", "pixels"])
-def test_the_residual_path_agrees_with_the_reference(kind):
-    generator = torch.Generator().manual_seed(6)
-    model = build(3, 5, fusion_residual=True).train()
-    pixel_values, labels = random_batch(model, 3, (40, 72), generator)
-    mask = random_mask(kind, 3, 3, (40, 72), generator)
-    assert_same_training_step(model, pixel_values, mask, labels, torch.rand(3, generator=generator))
-    with torch.no_grad():
-        assert_same_inference(model.eval(), pixel_values, mask)
-
-
 @pytest.mark.parametrize("size", [(32, 64), (40, 40)])
 def test_a_training_row_that_nothing_covers_agrees_with_the_reference(size):
     generator = torch.Generator().manual_seed(5)

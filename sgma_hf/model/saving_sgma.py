@@ -1,7 +1,6 @@
 """Saving, pushing and loading checkpoints, so that nobody ever reads half of one."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, try_to_load_from_cache
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from .configuration_sgma import is_remote_code
 from .pipeline_sgma import PIPELINE_TASK, SgmaPipeline
@@ -188,7 +187,7 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
 
         Raises:
             ValueError: If other weights are asked for, or the index of the shards names files outside the folder.
-            OSError: If a file is missing, or a download is not what was uploaded.
+            OSError: If a file is missing.
         """
         if kwargs.setdefault("use_safetensors", True) is False:
             raise ValueError(
@@ -196,9 +195,7 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
                 "can run code. Leave the argument out."
             )
         _check_shard_names(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        _check_download(pretrained_model_name_or_path, kwargs)
-        return loaded
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, **kwargs):
         """Save as `PreTrainedModel.save_pretrained` does, but replace an earlier checkpoint only when all is written.
@@ -272,33 +269,3 @@ def _check_shard_names(name_or_path: str | os.PathLike, subfolder: str) -> None:
             f"{index!r} names {outside[:3]} as files of weights; expected names such as "
             "'model-00001-of-00002.safetensors' in the same folder. Do not trust this checkpoint."
         )
-
-
-def _check_download(name_or_path: str | os.PathLike, kwargs: dict) -> None:
-    """Compare downloaded weights with the SHA-256 that they are stored under: the Hub's library checks only the size.
-
-    Raises:
-        OSError: If one differs.
-    """
-    if name_or_path is None or os.path.isdir(name_or_path):
-        return
-    subfolder = kwargs.get("subfolder") or ""
-    config_file = try_to_load_from_cache(
-        str(name_or_path),
-        f"{subfolder}/config.json" if subfolder else "config.json",
-        cache_dir=kwargs.get("cache_dir"),
-        revision=kwargs.get("revision") or "main",
-    )
-    if not isinstance(config_file, str):
-        return
-    for path in Path(config_file).parent.iterdir():
-        expected = path.resolve().name  # the cache names a blob by its SHA-256 if it came through LFS
-        if not WEIGHT_FILE.fullmatch(path.name) or not re.fullmatch(r"[0-9a-f]{64}", expected):
-            continue
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            raise OSError(
-                f"{path.name} of {str(name_or_path)!r} is corrupted: its SHA-256 is {found}, the repository's "
-                f"{expected}. Load it again with `force_download=True`."
-            )

@@ -204,9 +204,6 @@ results = {
     "whole": attempt("org/whole"),
     "cut once": attempt("org/cut_once"),
     "cut": attempt("org/cut"),
-    "flipped": attempt("org/flipped"),
-    "flipped again": attempt("org/flipped"),
-    "flipped, anew": attempt("org/flipped", force_download=True),
     "pickle": attempt("org/pickle"),
     "escape": attempt("org/escape"),
     "weights elsewhere": attempt("org/elsewhere"),
@@ -239,13 +236,12 @@ def checkpoint_files(folder, seed=0, **config_changes):
 def test_damaged_and_hostile_repositories_are_refused_with_a_message(tmp_path):
     marker = tmp_path / "ran"
     with running_hub() as hub:
-        for seed, name in enumerate(("whole", "cut_once", "cut", "flipped")):
+        for seed, name in enumerate(("whole", "cut_once", "cut")):
             hub.put(f"org/{name}", checkpoint_files(tmp_path / name, seed))
-        weights = {name: hub.model(f"org/{name}").commits for name in ("cut_once", "cut", "flipped")}
+        weights = {name: hub.model(f"org/{name}").commits for name in ("cut_once", "cut")}
         oid = {name: list(commits.values())[-1]["model.safetensors"].oid for name, commits in weights.items()}
         hub.disturb(f"GET /cdn/{oid['cut_once']}", truncate_to=5000)
         hub.disturb(f"GET /cdn/{oid['cut']}", truncate_to=5000, times=1000)
-        hub.disturb(f"GET /cdn/{oid['flipped']}", flip_byte=-100)
         files = checkpoint_files(tmp_path / "pickle")
         del files["model.safetensors"]
         hub.put("org/pickle", files | {"pytorch_model.bin": pickle.dumps(Payload(marker))})
@@ -260,8 +256,6 @@ def test_damaged_and_hostile_repositories_are_refused_with_a_message(tmp_path):
     results = json.loads(run.stdout.partition("RESULTS")[2])
     assert isinstance(results["whole"], float) and isinstance(results["cut once"], float), results
     assert isinstance(results["cut"], str)
-    assert "is corrupted: its SHA-256" in results["flipped"] and results["flipped again"] == results["flipped"]
-    assert isinstance(results["flipped, anew"], float)
     assert "does not appear to have a file named model.safetensors" in results["pickle"]
     for name in ("escape", "weights elsewhere", "outside", "absent"):
         assert isinstance(results[name], str), (name, results[name])

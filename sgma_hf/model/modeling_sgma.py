@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.utils import can_return_tuple
 
 from .configuration_sgma import STAGE_STRIDES, SgmaConfig
 from .decode_head_sgma import SgmaDecodeHead, crop_padding, upsample_to_pixels
@@ -261,24 +262,22 @@ class SgmaModel(SgmaPreTrainedModel):
             maps.append(to_maps(fusion.fuse_single(stage, index, covered), stage.size))
         return tuple(maps)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         modality_mask: torch.Tensor | None = None,
         output_prototypes: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SgmaModelOutput | tuple:
+    ) -> SgmaModelOutput:
         """Encode and fuse; see `encode` for the inputs."""
-        output = self.fuse(
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return self.fuse(
             self.encode(pixel_values, modality_mask),
             output_prototypes=bool(output_prototypes),
-            output_hidden_states=self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states,
+            output_hidden_states=output_hidden_states,
         )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
 
     def _fuse_stages(self, encoding, pairs, mask, active, complete):
         fused, robustness, prototypes = [], [], []
@@ -529,6 +528,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             hidden_states=fused.hidden_states,
         )
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -538,9 +538,8 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         output_prototypes: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SgmaSemanticSegmenterOutput | tuple:
-        """Segment a batch of incomplete multimodal images.
+    ) -> SgmaSemanticSegmenterOutput:
+        """Segment a batch of incomplete multimodal images; `return_dict=False` gives a plain tuple.
 
         Args:
             pixel_values: Float, (batch_size, sum(config.modality_channels), height, width); see [`SgmaModel.encode`].
@@ -555,7 +554,6 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
                 equals one large batch.
             output_prototypes: Whether to return the class prototypes.
             output_hidden_states: Whether to return the fused feature maps.
-            return_dict: False for a plain tuple.
 
         Raises:
             ValueError: If a shape does not fit, a row has no modality, or a label is no class.
@@ -596,9 +594,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             if labels is not None:
                 self._set_loss(output, self._row_losses(output.logits, labels), None, num_items_in_batch)
         # A field set later stands last; as a tuple the output goes by order, and loss and logits come first.
-        output = SgmaSemanticSegmenterOutput(**output)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return SgmaSemanticSegmenterOutput(**output)
 
     def _add_sampling_branch(self, output, encoding, fused, labels, sampling_noise, num_items_in_batch):
         """Draw one modality per row, pass it alone through SGF and the head, and supervise that prediction too.

@@ -20,7 +20,8 @@ from .model.pipeline_sgma import PIPELINE_TASK, SgmaPipeline
 
 
 if TYPE_CHECKING:
-    from .data.rows import decode_row, encode_raster, load_rows
+    from .data.codec import encode_raster
+    from .data.rows import decode_row, load_rows
     from .evaluation.agreement_scores import evaluate_agreement
     from .evaluation.combinations import evaluate_modality_combinations, modality_combinations
     from .evaluation.mean_iou_metric import SgmaMeanIou
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from .training.arguments import SgmaTrainingArguments
     from .training.collator import SgmaDataCollator
     from .training.trainer import SgmaTrainer
-    from .visualization.boards import colorize, plot_modality_board
+    from .visualization.boards import plot_modality_board
+    from .visualization.palette import colorize
 
 __version__ = "0.1.0"
 
@@ -56,10 +58,10 @@ _MODULES = {
     "SgmaMeanIou": "evaluation.mean_iou_metric",
     "SgmaTrainer": "training.trainer",
     "SgmaTrainingArguments": "training.arguments",
-    "colorize": "visualization.boards",
+    "colorize": "visualization.palette",
     "confusion_matrix": "evaluation.metrics",
     "decode_row": "data.rows",
-    "encode_raster": "data.rows",
+    "encode_raster": "data.codec",
     "evaluate_agreement": "evaluation.agreement_scores",
     "evaluate_modality_combinations": "evaluation.combinations",
     "evaluate_scene": "evaluation.scenes",

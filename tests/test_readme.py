@@ -14,7 +14,7 @@ from sgma_hf import SgmaImageProcessor
 from sgma_hf.commands import COMMANDS, demo
 from sgma_hf.commands import main as run_command
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
-from sgma_hf.data.rows import DatasetMetadata
+from sgma_hf.data.metadata import DatasetMetadata
 
 
 ROOT = Path(__file__).resolve().parents[1]

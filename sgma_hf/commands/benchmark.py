@@ -31,7 +31,7 @@ from sgma_hf.cost.timing import (
     measure_loading,
     measure_subsets,
 )
-from sgma_hf.data.rows import encode_raster
+from sgma_hf.data.codec import encode_raster
 from sgma_hf.prediction.sliding_window import measure_overlaps
 from sgma_hf.publishing.record import hardware_name
 from sgma_hf.rasters.scene import RasterScene

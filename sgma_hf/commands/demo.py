@@ -19,7 +19,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 import sgma_hf
 from sgma_hf.commands import main as run_command
-from sgma_hf.data.rows import DatasetMetadata, decode_row, load_rows
+from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.publishing.results import save_results
 from sgma_hf.visualization.boards import plot_modality_board
 

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, HfArgumen
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands import evaluate_scene
 from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
-from sgma_hf.data.dataset_meaning import check_meaning
-from sgma_hf.data.rows import DatasetMetadata, load_rows, with_modality_columns
+from sgma_hf.data.metadata import DatasetMetadata, check_meaning
+from sgma_hf.data.rows import load_rows, with_modality_columns
 from sgma_hf.evaluation.agreement_scores import evaluate_agreement
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
 from sgma_hf.publishing.results import results_to_markdown, save_results

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from sgma_hf.training.dynamics import read_learning_dynamics
-from sgma_hf.visualization.boards import plot_learning_dynamics
+from sgma_hf.visualization.charts import plot_learning_dynamics
 
 
 @dataclass

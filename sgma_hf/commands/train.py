@@ -15,16 +15,9 @@ from transformers.utils import logging
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.commands.arguments import read_argument_file
-from sgma_hf.data.dataset_meaning import check_meaning
+from sgma_hf.data.metadata import DatasetMetadata, check_meaning
 from sgma_hf.data.processor_fitting import fit_processor, refit_processor
-from sgma_hf.data.rows import (
-    SPLIT_ALIASES,
-    DatasetMetadata,
-    labelled_rows,
-    load_rows,
-    present_modalities,
-    with_modality_columns,
-)
+from sgma_hf.data.rows import SPLIT_ALIASES, labelled_rows, load_rows, present_modalities, with_modality_columns
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
 from sgma_hf.model.configuration_sgma import FUSIONS
 from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..data.incomplete_rows import RowWithholder
-from ..data.rows import METADATA_FILE, DatasetMetadata, decode_row, load_rows
+from ..data.metadata import METADATA_FILE, DatasetMetadata
+from ..data.rows import decode_row, load_rows
 
 
 def load_metadata(folder: str) -> DatasetMetadata:

@@ -21,8 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
+from ..data.metadata import DatasetMetadata
 from ..data.processor_fitting import fit_processor
-from ..data.rows import SPLIT_ALIASES, DatasetMetadata
+from ..data.rows import SPLIT_ALIASES
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..model.configuration_sgma import SgmaConfig
 from ..model.image_processing_sgma import SgmaImageProcessor

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.rows import DatasetMetadata
-from ..publishing.push_dataset import add_push_arguments, push_as_asked
+from ..data.metadata import DatasetMetadata
+from ..publishing.push import add_push_arguments, push_as_asked
 from .scene_painting import PIXEL_SIZE, PaintedScene, paint_scene
 from .writing.parquet import ParquetDatasetWriter
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ..visualization.boards import default_palette
+from ..visualization.palette import default_palette
 from .benchmarks.dataset import OBSERVED, Choice, DatasetDescription, Modality, SplitProtocol
 
 

@@ -21,9 +21,10 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.rows import DatasetMetadata, whole_numbers
+from ..data.codec import whole_numbers
+from ..data.metadata import DatasetMetadata
 from ..model.configuration_sgma import check_modalities
-from ..publishing.push_dataset import add_push_arguments, push_as_asked
+from ..publishing.push import add_push_arguments, push_as_asked
 from ..rasters.alpha import check_alpha
 from ..rasters.bands import ALL_BANDS, BandSelection, share_files
 from ..rasters.files import Georeference, RasterInfo, read_info, read_on_extent, read_raster

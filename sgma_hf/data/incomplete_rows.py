@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .rows import DatasetMetadata, valid_pixels
+from .codec import valid_pixels
+from .metadata import DatasetMetadata
 
 
 _MIN_COVERED, _MAX_COVERED = 0.2, 0.8  # of the tile's diagonal across the line

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..data.rows import whole_numbers
+from ..data.codec import whole_numbers
 from ..model.configuration_sgma import IGNORE_INDEX
 from ..prediction.maps import predict_raster
 from ..rasters.bands import BandSelection

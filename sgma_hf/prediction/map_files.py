@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..model.configuration_sgma import IGNORE_INDEX
 from ..rasters.files import PILLOW_ERRORS, Georeference, open_quietly, require_rasterio
-from ..visualization.boards import colorize, default_palette
+from ..visualization.palette import colorize, default_palette
 
 
 PNG_SUFFIXES, TIFF_SUFFIXES = (".png",), (".tif", ".tiff")

@@ -1,6 +1,16 @@
-"""What can go wrong on the way to the Hub, in one line."""
+"""Pushes data sets, and says in one line what can go wrong on the way to the Hub."""
 
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from ..data.metadata import METADATA_FILE
+from ..model.saving_sgma import refuse_public_repository
 
 
 # HTTPError: what the Hub answered, and every trouble with the connection. RuntimeError: what huggingface_hub raises
@@ -38,3 +48,95 @@ def explain_push_error(error: BaseException, repo_id: str) -> str:
             last = last.__cause__
         reason = " ".join(str(last).split()) or type(last).__name__
     return f"The push to {repo_id} failed: {reason}. Nothing here was changed; push again to complete it."
+
+
+def push_dataset(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool = True,
+    *,
+    token: str | None = None,
+    commit_message: str = "Upload dataset",
+) -> str:
+    """Upload a dataset folder: its Parquet files, metadata, card and the record of its conversion.
+
+    A push that broke off is completed by another one: what is there already is not sent again. Parquet files of an
+    earlier version that the folder no longer has are deleted.
+
+    Args:
+        folder: What `ParquetDatasetWriter` wrote.
+        repo_id: Dataset on the Hub, "organisation/name"; created if it is not there.
+        private: Whether a dataset that is created is private; one that is public already is refused.
+        token: Access token; None takes the one that is logged in.
+        commit_message: First line of the commit.
+
+    Returns:
+        Address of the dataset, for `load_dataset(repo_id)`.
+
+    Raises:
+        ValueError: If the folder is no dataset of ours, its card is not valid, or the dataset is there and public but
+            `private` is True. Nothing is uploaded then.
+        OSError: If the push failed; the message is one line that says why and what to do.
+    """
+    folder = Path(folder)
+    missing = [name for name in (METADATA_FILE, "README.md") if not (folder / name).is_file()]
+    if missing or not any(folder.rglob("*.parquet")):
+        raise ValueError(
+            f"{str(folder)!r} has no {' and no '.join(missing) or 'Parquet files'}: it is no dataset of a converter. "
+            "Write it by one of dataset_scripts/ first."
+        )
+    api = HfApi(token=token)
+    try:
+        _check_card(folder / "README.md")  # before there is a repository
+        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        refuse_public_repository(api, repo_id, private=private, repo_type="dataset")
+        api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=folder,
+            allow_patterns=["**/*.parquet", "*.parquet", METADATA_FILE, "conversion.json", "README.md"],
+            ignore_patterns=[".*", "**/.*"],
+            delete_patterns=["*.parquet", "**/*.parquet"],
+            commit_message=commit_message,
+        )
+    except PUSH_ERRORS as error:
+        raise OSError(explain_push_error(error, repo_id)) from error
+    return str(url)
+
+
+def _check_card(path: Path) -> None:
+    """Have the Hub check the head of a card."""
+    try:
+        DatasetCard.load(path).validate(repo_type="dataset")
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"The head of {str(path)!r} is not valid: {reason}. Correct it; nothing was pushed."
+        ) from error
+
+
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--push ORG/NAME` and `--public` to a converter's command line, for `push_as_asked`."""
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload --out to the Hub, as a private dataset")
+    parser.add_argument("--public", action="store_true", help="with --push: make a public dataset")
+
+
+def push_as_asked(arguments: argparse.Namespace, program: str) -> int:
+    """Push `arguments.out` if `--push` was given.
+
+    Args:
+        arguments: With `out`, `push` and `public`.
+        program: Name in front of an error's line.
+
+    Returns:
+        0, or 1 after one line that says what was wrong.
+    """
+    if not arguments.push:
+        return 0
+    try:
+        url = push_dataset(arguments.out, arguments.push, private=not arguments.public)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{program}: {error}\n")
+        return 1
+    sys.stdout.write(f"{url}\n")
+    return 0

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.rows import decode_raster, valid_pixels
+from ..data.codec import decode_raster, valid_pixels
 from ..model.image_transforms_sgma import shown_mode
 from .bands import ALL_BANDS, BandSelection
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.rows import decode_raster
+from ..data.codec import decode_raster
 from .files import require_rasterio
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..data.rows import decode_raster, valid_pixels
+from ..data.codec import decode_raster, valid_pixels
 from ..model.image_transforms_sgma import interpolation_weights, resample
 from .alpha import check_alpha
 from .bands import ALL_BANDS, BandSelection, share_files

@@ -13,7 +13,8 @@ from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, Tra
 from transformers.trainer_utils import IntervalStrategy, speed_metrics
 from transformers.utils import logging
 
-from ..data.rows import decode_raster, present_modalities
+from ..data.codec import decode_raster
+from ..data.rows import present_modalities
 from ..evaluation.combinations import check_processor, evaluate_modality_combinations, modality_combinations
 from ..publishing.record import TrainingRecord
 from .arguments import SgmaTrainingArguments

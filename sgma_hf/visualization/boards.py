@@ -1,10 +1,9 @@
-"""Pictures of what SGMA saw, predicted and relied on (extra `viz` for the figures).
+"""Boards: what SGMA saw, predicted and relied on (extra `viz`).
 
-`colorize` needs NumPy alone. The figures are `matplotlib.figure.Figure` objects, made without pyplot: nothing pops up,
+The figures are `matplotlib.figure.Figure` objects, made without pyplot: nothing pops up,
 no state is left behind, and `figure.savefig("board.pdf")` is all that it takes to print one.
 """
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,86 +12,23 @@ import numpy as np
 import torch
 
 from ..model.configuration_sgma import IGNORE_INDEX
+from .palette import (
+    GAP_COLOR,
+    HATCH,
+    HATCH_COLOR,
+    ROBUSTNESS_COLORMAP,
+    colorize,
+    default_palette,
+    require_matplotlib,
+)
 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), told apart under the common colour blindnesses, with a grey first, for ground.
-SAFE_COLORS = (
-    (187, 187, 187), (213, 94, 0), (240, 228, 66), (0, 158, 115), (0, 114, 178),
-    (204, 121, 167), (86, 180, 233), (230, 159, 0), (70, 70, 70),
-)  # fmt: skip
-ROBUSTNESS_COLORMAP = "viridis"
-# For lines on white: of `SAFE_COLORS`, those that are dark enough, each with a marker of its own.
-_LINE_COLORS = tuple(SAFE_COLORS[index] for index in (4, 1, 3, 5, 7, 6, 8))
-_MARKERS = "osD^vPX*"
-_GAP_COLOR, _HATCH_COLOR, _HATCH = "#f2f2f2", "#a8a8a8", "////"
 _WRONG_COLOR, _RIGHT_COLOR = (213, 94, 0), (232, 232, 232)
 _PANEL_INCHES = 1.75
-
-
-def default_palette(num_labels: int) -> list[list[int]]:
-    """Colours for classes that have none of their own.
-
-    The first nine can be told apart with the common colour blindnesses. No set of more can: from there on, hues and
-    lightness go round.
-
-    Args:
-        num_labels: Number of classes.
-
-    Returns:
-        [red, green, blue] in 0..255 per class.
-    """
-    palette = [list(color) for color in SAFE_COLORS[:num_labels]]
-    for index in range(len(palette), num_labels):
-        lightness = (0.35, 0.55, 0.75)[index % 3]
-        hue = index * 0.618034 % 1.0  # golden ratio: neighbours in the list are far apart on the circle
-        palette.append([round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.65)])
-    return palette
-
-
-def colorize(
-    label_map: np.ndarray,
-    palette: Sequence[Sequence[int]] | None = None,
-    *,
-    ignore_color: Sequence[int] = (255, 255, 255),
-) -> np.ndarray:
-    """Paint class ids in their colours.
-
-    Args:
-        label_map: Integers (height, width); 255 is "ignore" or "no data".
-        palette: [red, green, blue] in 0..255 per class; None takes `default_palette`.
-        ignore_color: Colour of 255.
-
-    Returns:
-        uint8 (height, width, 3).
-
-    Raises:
-        ValueError: If the map is no map of class ids, or holds one that has no colour.
-
-    Example:
-        >>> colorize(np.array([[0, 255]]), [[10, 20, 30]]).tolist()
-        [[[10, 20, 30], [255, 255, 255]]]
-    """
-    label_map = np.asarray(label_map)
-    if label_map.ndim != 2 or label_map.dtype.kind not in "iub":
-        raise ValueError(
-            f"`label_map` is {label_map.dtype} of shape {label_map.shape}; expected integers of shape (height, width)."
-        )
-    labelled = label_map[label_map != IGNORE_INDEX]
-    highest = int(labelled.max(initial=0))
-    palette = default_palette(highest + 1) if palette is None else palette
-    if labelled.min(initial=0) < 0 or highest >= len(palette):
-        raise ValueError(
-            f"`label_map` holds class ids from {labelled.min()} to {highest}, but `palette` has {len(palette)} "
-            "colours; give one for each class, and 255 to pixels without one."
-        )
-    table = np.tile(np.asarray(ignore_color, dtype=np.uint8), (256, 1))
-    table[: len(palette)] = np.asarray(palette, dtype=np.uint8).reshape(-1, 3)[:256]
-    table[IGNORE_INDEX] = ignore_color
-    return table[label_map.astype(np.uint8)]
 
 
 def plot_sample(
@@ -248,7 +184,7 @@ def plot_modality_board(
         ImportError: If matplotlib is missing (extra `viz`).
         ValueError: If a subset names no modality of the sample.
     """
-    _require_matplotlib()
+    require_matplotlib()
     images = {name: images.get(name) for name in processor.modalities}
     present = [name for name, raster in images.items() if raster is not None]
     subsets = _leave_one_out(present) if subsets is None else [list(names) for names in subsets]
@@ -271,129 +207,10 @@ def plot_modality_board(
         robustness=None if shares is None else dict(zip(headings, shares, strict=True)),
         nodata=dict(zip(processor.modalities, processor.nodata, strict=True)),
         units=units,
-        class_names=[str(config.id2label[index]) for index in range(config.num_labels)],
+        class_names=config.class_names,
         palette=getattr(config, "palette", None) or default_palette(config.num_labels),  # an extra key, may be absent
         title=title,
     )
-
-
-def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = None) -> "Figure":
-    """Draw how each modality learned: lines over the epochs, and the last epoch's figures per class.
-
-    What the run did not have, for instance robustness without `fusion="sgf"`, leaves its panel empty.
-
-    Args:
-        record: What `read_learning_dynamics` of `sgma_hf.training.dynamics` returns.
-        title: Heading of the figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ImportError: If matplotlib is missing (extra `viz`).
-        ValueError: If no epoch is recorded.
-    """
-    epochs, evaluations, names = record["epochs"], record["evaluations"], record["modalities"]
-    if not epochs:
-        raise ValueError("The record has no epoch; expected at least one. Train until an epoch has ended.")
-    matplotlib = _require_matplotlib()
-    figure = matplotlib.figure.Figure(figsize=(12.5, 5.8), facecolor="white", layout="constrained")
-    axes = figure.subplots(2, 4)
-    if title:
-        figure.suptitle(title, fontsize=11, fontweight="bold")
-    ended = [entry["epoch"] for entry in epochs]
-
-    def by_modality(key: str) -> dict[str, tuple[list, list]]:
-        return {name: (ended, [entry["modalities"][name][key] for entry in epochs]) for name in names}
-
-    _show_lines(axes[0, 0], by_modality("robustness"), title="Robustness", limits=(0, 1))
-    _show_lines(axes[0, 1], by_modality("single_loss"), title="Loss of one modality alone")
-    _show_lines(axes[0, 2], by_modality("single_miou"), title="mIoU of one modality alone", limits=(0, 1))
-    _show_lines(axes[0, 3], by_modality("gradient_norm"), title="Gradient norm (RMS, clipped)")
-    drifts = [entry["prototype_drift"] or [None] * 4 for entry in epochs]
-    stages = {f"stage {stage}": (ended, list(values)) for stage, values in enumerate(zip(*drifts, strict=True), 1)}
-    colors = [matplotlib.colormaps[ROBUSTNESS_COLORMAP](share) for share in (0.0, 0.3, 0.6, 0.8)]
-    _show_lines(axes[1, 0], stages, title="Prototype drift (1 - cosine)", colors=colors)
-    shown = [entry for entry in evaluations if entry["name"] == evaluations[0]["name"]]
-    separation = {
-        name: ([entry["epoch"] for entry in shown], [_mean(entry["separation"][name]) for entry in shown])
-        for name in names
-    }
-    _show_lines(axes[1, 1], separation, title="Silhouette (mean of the stages)")
-    for column, key, heading in ((2, "class_robustness", "Robustness"), (3, "single_iou", "IoU alone")):
-        last = {name: epochs[-1]["modalities"][name][key] for name in names}
-        image = _show_classes(axes[1, column], last, record["class_names"], title=f"{heading} by class, last epoch")
-    axes[1, 3].set_yticklabels([])  # they are those of the matrix beside it
-    bar = figure.colorbar(image, ax=axes[1, 3], ticks=[0, 0.25, 0.5, 0.75, 1], fraction=0.05, pad=0.02)
-    bar.outline.set_linewidth(0.5)
-    bar.ax.tick_params(labelsize=7, width=0.5, length=2)
-    for panel in (*axes[0], *axes[1, :2]):
-        panel.set_xlabel("epoch", fontsize=8, labelpad=2)
-    for panel in (axes[0, 0], axes[1, 0]):
-        panel.legend(fontsize=7, frameon=False, ncols=2, handlelength=1.6, columnspacing=1.0)
-    return figure
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
-
-
-def _show_lines(
-    axes: "Axes",
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float | None]]],
-    *,
-    title: str,
-    limits: tuple[float, float] | None = None,
-    colors: Sequence[Any] | None = None,
-) -> None:
-    """Draw values over epochs, a line per name; nothing where a value is None."""
-    axes.set_title(title, fontsize=9)
-    axes.tick_params(labelsize=7, width=0.5, length=2.5)
-    axes.grid(linewidth=0.4, color="#dddddd")
-    axes.spines[["top", "right"]].set_visible(False)
-    if colors is None:
-        colors = [np.array(color) / 255 for color in _LINE_COLORS]
-    for index, (name, (epochs, values)) in enumerate(lines.items()):
-        values = [np.nan if value is None else value for value in values]
-        axes.plot(
-            epochs,
-            values,
-            label=name,
-            color=colors[index % len(colors)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            markersize=3,
-            markevery=max(1, len(values) // 12),
-            linewidth=1.2,
-        )
-    if all(value is None for _, values in lines.values() for value in values):
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", fontsize=8)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    elif limits is not None:
-        axes.set_ylim(*limits)
-
-
-def _show_classes(
-    axes: "Axes", values: Mapping[str, Sequence[float | None] | None], class_names: Sequence[str], *, title: str
-) -> Any:
-    """Draw shares in [0, 1] as a matrix, a row per class and a column per modality, with its figures if few."""
-    axes.set_title(title, fontsize=9)
-    unknown = [None] * len(class_names)
-    matrix = np.array([values[name] or unknown for name in values], dtype=np.float64).T  # (K, M)
-    shown = np.ma.masked_invalid(matrix)
-    axes.set_facecolor(_GAP_COLOR)
-    image = axes.imshow(shown, cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    axes.set_xticks(range(len(values)), list(values))
-    step = -(-len(class_names) // 25)  # more lines of text than that would run into each other
-    axes.set_yticks(range(0, len(class_names), step), [str(name) for name in class_names[::step]])
-    axes.tick_params(labelsize=7 if len(class_names) <= 15 else 6, width=0.5, length=2)
-    if matrix.shape[0] <= 12 and matrix.shape[1] <= 6:
-        for (row, column), value in np.ndenumerate(matrix):
-            text = "–" if np.isnan(value) else f"{value:.2f}"
-            color = "black" if np.isnan(value) or value > 0.6 else "white"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-    return image
 
 
 @torch.no_grad()
@@ -460,18 +277,6 @@ class _Panel:
     arguments: tuple
 
 
-def _require_matplotlib() -> Any:
-    try:
-        import matplotlib
-        import matplotlib.figure
-        import matplotlib.patches
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib, which is not installed. Install the extra: pip install 'sgma-hf[viz]'."
-        ) from error
-    return matplotlib
-
-
 def _count_classes(maps: list[np.ndarray], class_names: Sequence[str] | None, palette: Sequence | None) -> int:
     highest = max((int(ids[ids != IGNORE_INDEX].max(initial=0)) for ids in maps), default=0)
     given = [len(entries) for entries in (class_names, palette) if entries]
@@ -491,7 +296,7 @@ def _draw_board(
     panel_inches: float = _PANEL_INCHES,
 ) -> "Figure":
     """Lay the rows out, each with its heading; colour bar beside the robustness maps, legend at the foot."""
-    matplotlib = _require_matplotlib()
+    matplotlib = require_matplotlib()
     columns = max(len(panels) for _, panels in rows)
     entries = [
         0.45 + 0.06 * len(name) for name in [*(name for name, _ in legend), "no data"]
@@ -537,7 +342,7 @@ def _draw_legend(matplotlib: Any, figure: "Figure", legend: list[tuple[str, list
         patch(facecolor=np.array(color) / 255, edgecolor="#808080", linewidth=0.4, label=name)
         for name, color in legend
     ]
-    handles.append(patch(facecolor=_GAP_COLOR, edgecolor=_HATCH_COLOR, hatch=_HATCH, linewidth=0.4, label="no data"))
+    handles.append(patch(facecolor=GAP_COLOR, edgecolor=HATCH_COLOR, hatch=HATCH, linewidth=0.4, label="no data"))
     options = {"frameon": False, "fontsize": 8, "handlelength": 1.2, "handleheight": 1.0, "columnspacing": 1.4}
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 0), ncols=columns, **options)
 
@@ -545,7 +350,7 @@ def _draw_legend(matplotlib: Any, figure: "Figure", legend: list[tuple[str, list
 def _show_gaps(matplotlib: Any, axes: "Axes") -> None:
     """Hatch the whole panel; what is drawn over it later leaves the gaps visible."""
     frame = matplotlib.patches.Rectangle(
-        (0, 0), 1, 1, transform=axes.transAxes, facecolor=_GAP_COLOR, edgecolor=_HATCH_COLOR, hatch=_HATCH, linewidth=0
+        (0, 0), 1, 1, transform=axes.transAxes, facecolor=GAP_COLOR, edgecolor=HATCH_COLOR, hatch=HATCH, linewidth=0
     )
     axes.add_patch(frame)
     frame.set_zorder(-1)
@@ -636,44 +441,3 @@ def _show_robustness(matplotlib: Any, axes: "Axes", shares: np.ndarray) -> Any:
     if shares.count():
         axes.set_xlabel(f"mean {shares.mean():.2f}", fontsize=7, labelpad=2)
     return image
-
-
-def plot_robustness_matrix(
-    robustness_per_class: Mapping[str, Mapping[str, float] | None], *, title: str | None = None
-) -> "Figure":
-    """Draw which modality is relied on for which class, a cell for each pair.
-
-    Args:
-        robustness_per_class: Class -> modality -> mean share of reliance in [0, 1], as
-            `sgma_hf.evaluation.combinations.scenes.evaluate_scene` returns it; None for a class that does not occur.
-        title: Heading of the figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ImportError: If matplotlib is missing (extra `viz`).
-        ValueError: If no class occurs.
-    """
-    matplotlib = _require_matplotlib()
-    rows = {name: row for name, row in robustness_per_class.items() if row}
-    if not rows:
-        raise ValueError("`robustness_per_class` holds no class that occurs; there is nothing to draw.")
-    modalities = list(next(iter(rows.values())))
-    shares = np.array([[row[name] for name in modalities] for row in rows.values()])
-    size = (1.6 + 0.75 * len(modalities), 0.8 + 0.36 * len(rows))
-    figure = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(modalities)), modalities, fontsize=8)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    axes.tick_params(length=0)
-    for (row, column), share in np.ndenumerate(shares):
-        color = "black" if share > 0.6 else "white"  # viridis is dark below, bright above
-        axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=color)
-    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1])
-    bar.outline.set_linewidth(0.5)
-    bar.ax.tick_params(labelsize=7, width=0.5, length=2)
-    if title:
-        axes.set_title(title, fontsize=9, fontweight="bold")
-    return figure

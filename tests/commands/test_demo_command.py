@@ -8,7 +8,8 @@ from PIL import Image
 from transformers import AutoModel
 
 from sgma_hf.commands import demo
-from sgma_hf.data.rows import decode_raster, load_rows
+from sgma_hf.data.codec import decode_raster
+from sgma_hf.data.rows import load_rows
 
 
 COMBINATIONS = ["rgb", "dsm", "nir", "rgb+dsm", "rgb+nir", "dsm+nir", "rgb+dsm+nir"]

@@ -16,7 +16,7 @@ from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.commands.train import main
 from sgma_hf.converters.demo_scenes import write_demo_scenes
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
-from sgma_hf.data.rows import DatasetMetadata
+from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.publishing.record import TrainingRecord
 from sgma_hf.publishing.weights_digest import checkpoint_digest
 from sgma_hf.training import hub_trainer

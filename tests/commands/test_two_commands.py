@@ -12,7 +12,7 @@ from tiny_models import PVT_V2
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.commands.train import main as train
 from sgma_hf.converters import deliver, dfc2023, isprs_potsdam, isprs_vaihingen
-from sgma_hf.data.rows import DatasetMetadata
+from sgma_hf.data.metadata import DatasetMetadata
 
 
 pytest.importorskip("rasterio")

@@ -31,7 +31,8 @@ from sgma_hf.converters.isprs_vaihingen import main as vaihingen
 from sgma_hf.converters.writing.card import command_for_card
 from sgma_hf.converters.writing.statistics import SplitStatistics
 from sgma_hf.data.incomplete_rows import RowWithholder, free_fill_value, parse_shares
-from sgma_hf.data.rows import DatasetMetadata, decode_row, load_rows
+from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.publishing import push_dataset as publishing
 
 

@@ -23,7 +23,7 @@ from sgma_hf.converters.deliver import (
     three_channels,
     train_ids,
 )
-from sgma_hf.data.rows import DatasetMetadata
+from sgma_hf.data.metadata import DatasetMetadata
 
 
 MOTION, LOW_RESOLUTION = SCENES[1], SCENES[3]

@@ -14,7 +14,9 @@ from sgma_hf.converters.scene_painting import (
     _shadows,
     paint_scene,
 )
-from sgma_hf.data.rows import DatasetMetadata, decode_row, load_rows, valid_pixels
+from sgma_hf.data.codec import valid_pixels
+from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import decode_row, load_rows
 
 
 @pytest.fixture(scope="module")

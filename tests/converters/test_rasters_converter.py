@@ -14,7 +14,8 @@ from sgma_hf import SgmaImageProcessor
 from sgma_hf.converters.folders.spatial_groups import choose_validation, group_scenes
 from sgma_hf.converters.folders.tiling import cut, tile_windows
 from sgma_hf.converters.raster_folders import ConversionOptions, convert_rasters, main
-from sgma_hf.data.rows import DatasetMetadata, decode_row, load_rows
+from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
 from sgma_hf.rasters.files import Georeference, Raster
 

@@ -385,7 +385,8 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     import datasets
 
     from sgma_hf.commands.evaluate import main
-    from sgma_hf.data.rows import encode_raster, sgma_features
+    from sgma_hf.data.codec import encode_raster
+    from sgma_hf.data.metadata import sgma_features
 
     model.float().save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")

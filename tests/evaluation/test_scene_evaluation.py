@@ -187,7 +187,7 @@ def test_command_draws_the_matrix_of_reliance(tmp_path, capsys):
 
 def test_matrix_of_reliance_is_drawn():
     pytest.importorskip("matplotlib")
-    from sgma_hf.visualization.boards import plot_robustness_matrix
+    from sgma_hf.visualization.charts import plot_robustness_matrix
 
     figure = plot_robustness_matrix({"roof": {"rgb": 0.2, "dsm": 0.8}, "car": None, "lawn": {"rgb": 0.7, "dsm": 0.3}})
     axes = figure.axes[0]

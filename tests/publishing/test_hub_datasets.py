@@ -13,8 +13,9 @@ from datasets import Dataset, Features, Image, Value
 from hub_stand_in import WRITE_TOKEN, running_hub
 
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
-from sgma_hf.data.rows import DatasetMetadata, load_rows
-from sgma_hf.publishing.push_dataset import push_dataset
+from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import load_rows
+from sgma_hf.publishing.push import push_dataset
 
 
 METADATA = DatasetMetadata(
@@ -53,7 +54,7 @@ def digest(array):
 
 PUSH = """
 from sgma_hf.commands import main
-from sgma_hf.publishing.push_dataset import push_dataset
+from sgma_hf.publishing.push import push_dataset
 
 print(push_dataset(MANY, "org/fields"))
 print(push_dataset(FEW, "org/fields", private=False))
@@ -75,7 +76,8 @@ LOAD = """
 import hashlib, json
 import numpy as np
 from datasets import get_dataset_config_names, load_dataset
-from sgma_hf.data.rows import DatasetMetadata, decode_row, load_rows
+from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import decode_row, load_rows
 
 def digest(array):
     return None if array is None else hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

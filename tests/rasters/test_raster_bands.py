@@ -6,7 +6,7 @@ from PIL import Image
 from raster_scenes import write_tiff
 
 from sgma_hf import SgmaImageProcessor
-from sgma_hf.data.rows import decode_raster
+from sgma_hf.data.codec import decode_raster
 from sgma_hf.rasters.alpha import check_alpha
 from sgma_hf.rasters.bands import ALL_BANDS, BandSelection, share_files
 from sgma_hf.rasters.files import read_info, read_raster

@@ -21,7 +21,7 @@ from sgma_hf.training.dynamics import (
     silhouette,
 )
 from sgma_hf.training.statistics import TrainingStatistics, contested_cells, mean_robustness
-from sgma_hf.visualization.boards import plot_learning_dynamics
+from sgma_hf.visualization.charts import plot_learning_dynamics
 
 
 FIGURES = {"robustness", "class_robustness", "single_loss", "class_single_loss", "single_miou", "single_iou"}

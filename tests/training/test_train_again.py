@@ -12,8 +12,7 @@ from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.commands.evaluate import main as evaluate
 from sgma_hf.commands.train import main
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
-from sgma_hf.data.dataset_meaning import check_meaning
-from sgma_hf.data.rows import DatasetMetadata
+from sgma_hf.data.metadata import DatasetMetadata, check_meaning
 from sgma_hf.publishing.record import TrainingRecord
 
 
@@ -93,7 +92,7 @@ def test_resuming_names_other_arguments_and_refuses_to_train_nothing(arguments, 
 def test_one_more_sensor_gets_its_statistics_and_its_nodata(arguments, colour_model, tmp_path, caplog):
     for name in ("backbone_config", "decoder_hidden_size"):
         del arguments[name]
-    with caplog.at_level(logging.WARNING, logger="sgma_hf.data.dataset_meaning"):
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.data.metadata"):
         assert main(flags(arguments, model=colour_model, fit_statistics="thermal")) == 0
     assert "declares [-9999.0] of modality 'thermal' to be no data" in caplog.text
     processor = SgmaImageProcessor.from_pretrained(tmp_path / "run")
@@ -138,7 +137,7 @@ def test_other_names_are_named_and_other_spellings_are_not(caplog):
             ["rgb", "dsm", "sar"], [3, 1, 2], ["float32"] * 3, nodata=values, class_names=classes
         )
         caplog.clear()
-        with caplog.at_level(logging.WARNING, logger="sgma_hf.data.dataset_meaning"):
+        with caplog.at_level(logging.WARNING, logger="sgma_hf.data.metadata"):
             check_meaning(metadata, config, processor)
         return caplog.text
 

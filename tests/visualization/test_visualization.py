@@ -9,7 +9,8 @@ import torch
 from tiny_models import tiny_model
 
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
-from sgma_hf.visualization.boards import colorize, default_palette, plot_modality_board, plot_overlay, plot_sample
+from sgma_hf.visualization.boards import plot_modality_board, plot_overlay, plot_sample
+from sgma_hf.visualization.palette import colorize, default_palette
 
 
 PALETTE = [[1, 2, 3], [40, 50, 60]]

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ...data.rows import DatasetMetadata
+from ...data.metadata import DatasetMetadata
 from ...model.configuration_sgma import IGNORE_INDEX
 from ..writing.card import build_card
 from ..writing.statistics import SplitStatistics

@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub.errors import HfHubHTTPError
 
 from ...data.incomplete_rows import parse_shares
-from ...publishing.push_dataset import push_dataset as push_folder
+from ...publishing.push import push_dataset as push_folder
 from ..writing.card import command_for_card
 from ..writing.parquet import check_output
 from .check import CheckReport, check_scenes, survey_source

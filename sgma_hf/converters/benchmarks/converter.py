@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ...data.rows import METADATA_FILE
+from ...data.metadata import METADATA_FILE
 from ..writing.parquet import ShardWriter, check_output, digest_row, encode_row, publish_folder, summarize
 from ..writing.statistics import SplitStatistics
 from .card import build_benchmark_card

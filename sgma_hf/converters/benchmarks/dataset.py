@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ...data.rows import DatasetMetadata
+from ...data.metadata import DatasetMetadata
 from ...model.configuration_sgma import IGNORE_INDEX
 from ...rasters.raw_windows import WindowReaders
 

@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 
 from ...data.incomplete_rows import RowWithholder, free_fill_value
-from ...data.rows import DatasetMetadata
+from ...data.metadata import DatasetMetadata
 from ..folders.tiling import Tiling
 from .dataset import LABEL, BenchmarkDataset, Scene
 

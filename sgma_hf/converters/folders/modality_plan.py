@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
-from ...data.rows import SUPPORTED_DTYPES
+from ...data.codec import SUPPORTED_DTYPES
 from ...rasters.files import Georeference, Raster, RasterInfo, covers_whole_pixels
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Image
 
-from ...data.rows import DatasetMetadata
+from ...data.metadata import DatasetMetadata
 from .statistics import SplitStatistics
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...data.rows import METADATA_FILE, DatasetMetadata, encode_raster
+from ...data.codec import encode_raster
+from ...data.metadata import METADATA_FILE, DatasetMetadata
 from ...model.configuration_sgma import IGNORE_INDEX
 from .card import build_card
 from .statistics import SplitStatistics

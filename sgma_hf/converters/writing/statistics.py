@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ...data.rows import DatasetMetadata, valid_pixels
+from ...data.codec import valid_pixels
+from ...data.metadata import DatasetMetadata
 from ...model.configuration_sgma import IGNORE_INDEX
 
 

@@ -1,0 +1,219 @@
+"""How rasters are stored: PNG, TIFF and NPY, in their own dtype, without losing a bit.
+
+- one band of any supported dtype, and three bands of uint8, are `datasets.Image()` columns holding PNG (uint8, uint16)
+  or TIFF (int16, int32, float32; NaN and inf included), which viewers can show;
+- everything else (two-band SAR, 12-band Sentinel-2, hyperspectral, float RGB) is a `Value("binary")` column with the
+  bytes of a `.npy` file, (height, width, channels). `Array3D` columns are not used: a null one reads back as NaN
+  instead of None under a torch format, and `Image()` would squeeze three bands of uint16 to 8 bit.
+"""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+from PIL import TiffImagePlugin, UnidentifiedImageError
+
+from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.image_transforms_sgma import shown_mode
+
+
+SUPPORTED_DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
+
+_PNG_LEVEL = 4  # as small as the default 6 on aerial images, in half the time
+_NPY_MAGIC = b"\x93NUMPY"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_SAMPLE_FORMAT_TAG = 339
+_BITS_PER_SAMPLE_TAG = 258
+# What Pillow and numpy raise for damaged bytes; MemoryError and programming errors are let through.
+_DECODE_ERRORS = (
+    ValueError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    struct.error,
+    zlib.error,
+    UnidentifiedImageError,
+    PILImage.DecompressionBombError,
+)
+
+
+def uses_image_column(channels: int, dtype: str) -> bool:
+    """Whether a modality of so many channels and this dtype is an `Image()` column (else: `.npy` bytes)."""
+    return channels == 1 or (channels == 3 and dtype == "uint8")
+
+
+def encode_raster(array: np.ndarray | None, *, channels: int | None = None, dtype: str | None = None) -> Any:
+    """Turn an array into what its column stores; `decode_raster` gives the same numbers and dtype back.
+
+    Args:
+        array: (height, width) or (height, width, channels), one of `SUPPORTED_DTYPES`; None stays None.
+        channels: If given, the number of channels the column was declared with.
+        dtype: If given, the dtype the column was declared with.
+
+    Returns:
+        None, `{"bytes": ..., "path": None}` for an `Image()` column, or bytes for a binary column.
+
+    Raises:
+        ValueError: If the array's shape or dtype is not supported or is not what was declared.
+    """
+    if array is None:
+        return None
+    array = np.asarray(array)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"A raster is (height, width) or (height, width, channels) and not empty; got {array.shape}.")
+    found = 1 if array.ndim == 2 else array.shape[2]
+    if channels is not None and found != channels:
+        raise ValueError(f"The raster has {found} channels, its column {channels}. Shape given: {array.shape}.")
+    name = array.dtype.name
+    if name not in SUPPORTED_DTYPES or (dtype is not None and name != dtype):
+        expected = dtype if dtype is not None else f"one of {list(SUPPORTED_DTYPES)}"
+        raise ValueError(f"The raster has dtype {name}, expected {expected}. Convert it with `.astype(...)`.")
+    if not uses_image_column(found, name):
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        return buffer.getvalue()
+    return {"bytes": _encode_image(array[..., 0] if array.ndim == 3 and found == 1 else array), "path": None}
+
+
+def _encode_image(array: np.ndarray) -> bytes:
+    """Lossless PNG or TIFF of (H, W) of any supported dtype or (H, W, 3) uint8."""
+    buffer = io.BytesIO()
+    if array.dtype == np.uint8:
+        PILImage.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+        return buffer.getvalue()
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    size = (array.shape[1], array.shape[0])
+    mode = {"uint16": "I;16", "int16": "I;16", "int32": "I", "float32": "F"}[array.dtype.name]
+    image = PILImage.frombytes(mode, size, little.tobytes())
+    if array.dtype == np.uint16:
+        image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
+        return buffer.getvalue()
+    # Pillow has no signed 16-bit mode to write, but the same bits with SampleFormat 2 are a proper int16 TIFF.
+    tags = {_SAMPLE_FORMAT_TAG: 2} if array.dtype == np.int16 else {}
+    image.save(buffer, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
+    return buffer.getvalue()
+
+
+def decode_raster(value: Any, *, is_label: bool = False) -> np.ndarray | None:
+    """Read whatever a cell of a dataset may hold into an array, without losing bits.
+
+    Args:
+        value: None, an array, a PIL image, `{"bytes": ..., "path": ...}` as an undecoded `Image()` cell, the bytes of
+            an image or `.npy` file, or a path to one.
+        is_label: A palette image is a label's indices, but a modality's colours. Transparent colours mean nothing in a
+            label and become an alpha band, the last one, in a modality.
+
+    Returns:
+        (height, width) or (height, width, channels) in the stored dtype; None for None.
+
+    Raises:
+        ValueError: If it cannot be decoded, or only by squeezing more than 8 bits per band into 8.
+        TypeError: If it is none of the above.
+    """
+    if isinstance(value, Mapping):
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if value is None or isinstance(value, np.ndarray):
+        return value
+    if not isinstance(value, (PILImage.Image, bytes, bytearray, memoryview, str, os.PathLike)):
+        raise TypeError(
+            f"Cannot read a raster from {type(value).__name__}. Give None, an array, a PIL image, bytes, a path, or "
+            "a dict with `bytes` or `path`."
+        )
+    try:
+        if isinstance(value, PILImage.Image):
+            return _image_to_array(value, is_label=is_label)
+        content = Path(value).read_bytes() if isinstance(value, (str, os.PathLike)) else bytes(value)
+        if content.startswith(_NPY_MAGIC):
+            array = np.load(io.BytesIO(content), allow_pickle=False)
+        else:
+            _refuse_deep_colour_png(content)
+            with PILImage.open(io.BytesIO(content)) as image:
+                array = _image_to_array(image, is_label=is_label)
+    except _DECODE_ERRORS as error:
+        source = f" {str(value)!r}" if isinstance(value, (str, os.PathLike)) else ""
+        raise ValueError(f"Cannot decode the raster{source}: {error}") from error
+    if array.ndim not in (2, 3):
+        raise ValueError(f"A raster is (height, width) or (height, width, channels); the stored one is {array.shape}.")
+    return array
+
+
+def _refuse_deep_colour_png(content: bytes) -> None:
+    """Pillow opens 16-bit colour PNG as 8 bit without a word; bytes 24 and 25 are depth and colour type."""
+    if content.startswith(_PNG_MAGIC) and len(content) > 25 and content[24] == 16 and content[25] in (2, 4, 6):
+        raise ValueError(
+            "this PNG has 16 bits per colour band, which Pillow would squeeze to 8. Convert it with "
+            "dataset_scripts/rasters.py (extra `geo`), or store the array as .npy."
+        )
+
+
+def _image_to_array(image: PILImage.Image, *, is_label: bool) -> np.ndarray:
+    """Array of a PIL image in the dtype of its file."""
+    bits: tuple[int, ...] = ()
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = tuple(image.tag_v2.get(_BITS_PER_SAMPLE_TAG, ()))
+        if len(bits) > 1 and max(bits) > 8:
+            raise ValueError(
+                f"this TIFF has {max(bits)} bits per band in {len(bits)} bands, which Pillow would squeeze to 8. "
+                "Convert it with dataset_scripts/rasters.py (extra `geo`), or store the array as .npy."
+            )
+    image.load()
+    mode = image.mode
+    if mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    shown = shown_mode(image)
+    if shown != mode and not (is_label and mode in ("P", "PA", "L", "RGB")):
+        image = image.convert(shown)
+    array = np.array(image)
+    if mode == "I" and bits == (16,):
+        return array.astype(np.int16)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def valid_pixels(array: np.ndarray, nodata: Sequence[float]) -> np.ndarray:
+    """Which pixels of a stored raster hold data.
+
+    A pixel is missing where any of its channels is NaN or infinite, or where all of its channels equal one of the
+    nodata values (a dark pixel with one channel at 0 is not a hole in an image whose nodata is 0).
+
+    Args:
+        array: (height, width) or (height, width, channels).
+        nodata: Values that stand for nothing; may be empty.
+
+    Returns:
+        bool (height, width), True where there is data.
+    """
+    planes = array[..., None] if array.ndim == 2 else array
+    if planes.dtype.kind == "f":
+        valid = np.isfinite(planes).all(axis=-1)
+    else:
+        valid = np.ones(planes.shape[:2], dtype=bool)
+    for number in nodata:
+        valid &= ~(planes == number).all(axis=-1)
+    return valid
+
+
+def whole_numbers(values: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """Label values of any real dtype as integers, NaN and infinity as 255.
+
+    Args:
+        values: Labels as a file holds them; tools that burn polygons write whole numbers as floating point.
+        path: Their file, for the error.
+
+    Raises:
+        ValueError: If a value has a fraction.
+    """
+    if values.dtype.kind in "iu":
+        return values
+    filled = np.where(np.isfinite(values), values, IGNORE_INDEX)
+    fractions = filled[filled != np.rint(filled)]
+    if fractions.size:
+        raise ValueError(
+            f"{path} is no label: it holds fractions such as {fractions[0]:g}. Expected class ids or colours."
+        )
+    return filled.astype(np.int64)

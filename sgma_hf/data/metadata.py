@@ -1,0 +1,182 @@
+"""What a data set means: its columns, `sgma_dataset.json`, and whether a checkpoint means the same."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from datasets import Features, Image, Value
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers import BaseImageProcessor, PreTrainedConfig
+from transformers.utils import logging
+
+from ..model.configuration_sgma import check_modalities
+from .codec import SUPPORTED_DTYPES, uses_image_column
+from .whole_files import write_json
+
+
+logger = logging.get_logger(__name__)
+
+METADATA_FILE = "sgma_dataset.json"
+FORMAT_VERSION = 1
+
+
+def sgma_features(
+    modalities: Sequence[str], modality_channels: Sequence[int], modality_dtypes: Sequence[str]
+) -> Features:
+    """Columns of a dataset with these modalities: `id`, the modalities in order, `label`.
+
+    Args:
+        modalities: Names, in the order of the columns.
+        modality_channels: Bands of each.
+        modality_dtypes: One of `SUPPORTED_DTYPES` for each.
+
+    Raises:
+        ValueError: If the lists differ in length, a name is not usable, or a dtype is not supported.
+    """
+    check_modalities(list(modalities), list(modality_channels))
+    if len(modality_dtypes) != len(modalities):
+        raise ValueError(
+            f"`modality_dtypes` has {len(modality_dtypes)} entries for the modalities {list(modalities)}. "
+            "Give one dtype per modality."
+        )
+    columns: dict[str, Any] = {"id": Value("string")}
+    for name, channels, dtype in zip(modalities, modality_channels, modality_dtypes, strict=True):
+        if dtype not in SUPPORTED_DTYPES:
+            raise ValueError(f"Modality {name!r} has dtype {dtype!r}; convert it to one of {list(SUPPORTED_DTYPES)}.")
+        columns[name] = Image() if uses_image_column(channels, dtype) else Value("binary")
+    columns["label"] = Image()
+    return Features(columns)
+
+
+@dataclass
+class DatasetMetadata:
+    """What the pixels of a dataset mean: `sgma_dataset.json` in its root. All lists run in the order of `modalities`.
+
+    Args:
+        modalities: Names of the modality columns.
+        modality_channels: Bands of each.
+        modality_dtypes: Stored dtype of each, one of `SUPPORTED_DTYPES`.
+        nodata: Values that stand for "no data here", per modality (NaN always does and is not listed).
+        units: Unit of the values per modality (`"m"`, `"dB"`, `"reflectance x 10000"`), None where unknown.
+        class_names: Names of the label ids 0, 1, ...; 255 is "ignore" and has no name.
+        palette: [red, green, blue] in 0..255 per class.
+        statistics: None, or of the training split: `split`, `num_rows`, `modalities` (a list of dicts with
+            `mean`, `std`, `minimum`, `maximum` per channel in stored units over valid pixels, `nodata_share` of the
+            pixels of present rows, `missing_share` of the rows), `class_pixels` per class, `ignored_pixels`.
+    """
+
+    modalities: list[str]
+    modality_channels: list[int]
+    modality_dtypes: list[str]
+    nodata: list[list[float]] = field(default_factory=list)
+    units: list[str | None] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
+    palette: list[list[int]] = field(default_factory=list)
+    statistics: dict[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check_modalities(list(self.modalities), list(self.modality_channels))
+        self.nodata = self.nodata or [[] for _ in self.modalities]
+        self.units = self.units or [None] * len(self.modalities)
+        for name in ("modality_channels", "modality_dtypes", "nodata", "units"):
+            if len(getattr(self, name)) != len(self.modalities):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}: expected one entry for each of {self.modalities}."
+                )
+        if self.palette and len(self.palette) != len(self.class_names):
+            raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.class_names)} classes.")
+
+    def features(self) -> Features:
+        """Columns of the dataset."""
+        return sgma_features(self.modalities, self.modality_channels, self.modality_dtypes)
+
+    def save(self, directory: str | os.PathLike) -> Path:
+        """Write `sgma_dataset.json` into `directory`, whole or not at all."""
+        path = Path(directory) / METADATA_FILE
+        write_json(path, asdict(self))
+        return path
+
+    @classmethod
+    def load(cls, directory_or_id: str | os.PathLike) -> "DatasetMetadata | None":
+        """Read the metadata of a local folder or of a dataset on the Hub; None where there is none.
+
+        Raises:
+            ValueError: If the file is not what `save` writes.
+        """
+        if Path(directory_or_id).is_dir():
+            path = Path(directory_or_id) / METADATA_FILE
+        else:
+            try:
+                path = Path(hf_hub_download(str(directory_or_id), METADATA_FILE, repo_type="dataset"))
+            except LocalEntryNotFoundError:
+                logger.warning(f"{METADATA_FILE} of {directory_or_id} is not cached and the Hub cannot be reached.")
+                return None
+            except EntryNotFoundError:
+                return None
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content.get("format_version", FORMAT_VERSION)
+            if version != FORMAT_VERSION:
+                raise ValueError(f"it has format version {version}, this code reads {FORMAT_VERSION}; update sgma_hf")
+            known = {item.name for item in fields(cls)}
+            return cls(**{key: entry for key, entry in content.items() if key in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not the metadata of a dataset: {error}") from error
+
+
+def check_meaning(metadata: DatasetMetadata | None, config: PreTrainedConfig, processor: BaseImageProcessor) -> None:
+    """Compare a data set with a model that is to be evaluated on it or trained further.
+
+    The processor takes over the data set's nodata values, with a warning: in these rows they are no measurements,
+    whatever they were in those that the model knows.
+
+    Args:
+        metadata: Of the data set; nothing is known and nothing compared without.
+        config: Of the model.
+        processor: Of the model; changed in place.
+
+    Raises:
+        ValueError: If a class of the data set is one of the model's under another id.
+    """
+    if metadata is None:
+        return
+    _check_class_names(metadata.class_names, config.class_names)
+    for name, values in zip(metadata.modalities, metadata.nodata, strict=True):
+        if name not in processor.modalities:
+            continue
+        index = processor.modalities.index(name)
+        new = [value for value in values if value not in processor.nodata[index]]
+        if new:
+            logger.warning(
+                f"The data set declares {new} of modality {name!r} to be no data, which the checkpoint's processor "
+                f"does not know (its `nodata` of {name!r} is {processor.nodata[index]}): they count as no data."
+            )
+            processor.nodata = [[*old, *new] if place == index else old for place, old in enumerate(processor.nodata)]
+
+
+def _check_class_names(there: list[str], known: list[str]) -> None:
+    ids = {_plain(name): index for index, name in enumerate(known)}
+    moved = [(index, name) for index, name in enumerate(there) if ids.get(_plain(name), index) != index]
+    if moved:
+        listed = ", ".join(f"{name!r} is {index} there and {ids[_plain(name)]} here" for index, name in moved)
+        raise ValueError(
+            f"The data set's classes are {there}, the model's {known}: {listed}. Convert the data set again with the "
+            "classes in the model's order (`--classes`)."
+        )
+    if there and list(map(_plain, there)) != list(map(_plain, known)):
+        logger.warning(
+            f"The data set's classes are called {there}, the model's {known}: label ids are taken as the model's "
+            "classes. Make sure that they mean the same."
+        )
+
+
+def _plain(name: str) -> str:
+    """A class's name however it is written: "Low vegetation" is "low_vegetation"."""
+    return name.casefold().replace("_", " ").replace("-", " ").strip()

@@ -5,11 +5,10 @@
 | plain | `model.safetensors`, or its index and all shards | `optimizer.pt` |
 | fsdp_full | `pytorch_model_fsdp.bin` | `optimizer.bin` |
 | fsdp_sharded | `pytorch_model_fsdp_0/.metadata` and `*.distcp` | `optimizer_0/.metadata` and `*.distcp` |
-| deepspeed | `*model_states.pt` in the folder that `latest` names | the same folder |
 
-Beside them lie `config.json`, `scheduler.pt` (not with DeepSpeed's own schedule), the random state of every process,
-`modality_sampler.json` (a checkpoint of transformers' own Trainer has none) and, written last, when all processes have
-written theirs, `trainer_state.json`. Under FSDP `model.safetensors` is there as well, but nothing is resumed from it.
+Beside them lie `config.json`, `scheduler.pt`, the random state of every process, `modality_sampler.json` (a checkpoint
+of transformers' own Trainer has none) and, written last, when all processes have written theirs, `trainer_state.json`.
+Under FSDP `model.safetensors` is there as well, but nothing is resumed from it.
 """
 
 import json
@@ -29,7 +28,7 @@ TRAINER_STATE_NAME = "trainer_state.json"
 _MODEL_FIELDS = {"id2label", *SgmaConfig.__annotations__} - {"palette"}
 _SERVICE_FIELDS = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
 
-Layout = Literal["plain", "fsdp_full", "fsdp_sharded", "deepspeed"]
+Layout = Literal["plain", "fsdp_full", "fsdp_sharded"]
 
 
 def checkpoint_layout(checkpoint: str | os.PathLike) -> Layout:
@@ -43,8 +42,6 @@ def checkpoint_layout(checkpoint: str | os.PathLike) -> Layout:
         return "fsdp_full"
     if (checkpoint / "pytorch_model_fsdp_0").is_dir() or (checkpoint / "optimizer_0").is_dir():
         return "fsdp_sharded"
-    if (checkpoint / "latest").is_file() or any(checkpoint.glob("global_step*")):
-        return "deepspeed"
     return "plain"
 
 
@@ -60,17 +57,13 @@ def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
     if (checkpoint / SAMPLER_STATE_NAME).exists() and read_sampler_state(checkpoint) is None:
         return False
     layout = checkpoint_layout(checkpoint)
-    parts = {
-        "plain": lambda: _has_safetensors(checkpoint) and _has(checkpoint, "optimizer.pt", "scheduler.pt"),
-        "fsdp_full": lambda: _has(checkpoint, "pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"),
-        "fsdp_sharded": lambda: (
-            _has_shards(checkpoint / "pytorch_model_fsdp_0")
-            and _has_shards(checkpoint / "optimizer_0")
-            and _has(checkpoint, "scheduler.pt")
-        ),
-        "deepspeed": lambda: _has_deepspeed_states(checkpoint),
-    }
-    return parts[layout]() and _has_random_states(checkpoint)
+    if layout == "fsdp_full":
+        parts = _has(checkpoint, "pytorch_model_fsdp.bin", "optimizer.bin")
+    elif layout == "fsdp_sharded":
+        parts = _has_shards(checkpoint / "pytorch_model_fsdp_0") and _has_shards(checkpoint / "optimizer_0")
+    else:
+        parts = _has_safetensors(checkpoint) and _has(checkpoint, "optimizer.pt")
+    return parts and _has(checkpoint, "scheduler.pt") and _has_random_states(checkpoint)
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -158,27 +151,10 @@ def _has_shards(folder: Path) -> bool:
     return _has(folder, ".metadata") and any(folder.glob("*.distcp"))
 
 
-def _has_deepspeed_states(checkpoint: Path) -> bool:
-    if not _has(checkpoint, "latest"):
-        return False
-    folder = checkpoint / (checkpoint / "latest").read_text(encoding="utf-8").strip()
-    if folder == checkpoint or not any(folder.glob("*model_states.pt")):
-        return False
-    # ZeRO keeps a part of the optimizer per process; without it, it is in the model's states.
-    parts = len(list(folder.glob("*optim_states.pt")))
-    return parts in (0, _num_processes(checkpoint))
-
-
-def _num_processes(checkpoint: Path) -> int:
-    """Processes that the checkpoint was written by; where it is not known, the random states that there are."""
-    state = read_sampler_state(checkpoint)
-    if state is not None and "num_processes" in state:
-        return state["num_processes"]
-    return max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
-
-
 def _has_random_states(checkpoint: Path) -> bool:
-    count = _num_processes(checkpoint)
+    """Whether there is one of every process; where their number is not known, those that are there are the first."""
+    state = read_sampler_state(checkpoint)
+    count = max(1, len(list(checkpoint.glob("rng_state_*.pth")))) if state is None else state["num_processes"]
     if count == 1:
         return _has(checkpoint, "rng_state.pth") or _has(checkpoint, "rng_state_0.pth")
     return _has(checkpoint, *(f"rng_state_{index}.pth" for index in range(count)))

@@ -62,7 +62,6 @@ class HubTrainer(Trainer):
         self.data_description = DataDescription()
         self.command: str | None = None
         self._evaluation: tuple[int, dict[str, Any]] | None = None
-        self._best_step: int | None = None
         super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -88,11 +87,6 @@ class HubTrainer(Trainer):
                     "`hub_model_id`."
                 ) from error
 
-    def train(self, *args, **kwargs):
-        """Train as `Trainer.train` does."""
-        self._best_step = None
-        return super().train(*args, **kwargs)
-
     def record_evaluation(
         self, results: Mapping[str, Any], model: PreTrainedModel, rows: Sequence | None = None
     ) -> dict[str, Any]:
@@ -115,15 +109,14 @@ class HubTrainer(Trainer):
             "trained_on": rows is self.train_dataset,
             DIGEST_KEY: weights_digest(model.state_dict().items()),
         }
-        self._evaluation = (self._step_of_weights(), source | dict(results))
+        self._evaluation = (self.step_of_weights(), source | dict(results))
         return self._evaluation[1]
 
-    def _step_of_weights(self) -> int:
-        return self.state.global_step if self._best_step is None else self._best_step
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._best_step = self.state.best_global_step
+    def step_of_weights(self) -> int:
+        """Optimiser steps behind the weights as they are now: after a training, those of the best checkpoint."""
+        best = self.state.best_global_step if self.state.best_model_checkpoint else None
+        loaded = self.args.load_best_model_at_end and not self.is_in_train
+        return best if loaded and best is not None else self.state.global_step
 
     def recorded_arguments(self) -> dict[str, Any]:
         """The training arguments that decide the result, as values that JSON can hold."""
@@ -134,7 +127,7 @@ class HubTrainer(Trainer):
         """Collect the facts of the run for the weights as they are now; scores only if they are of these weights."""
         described = self.data_description
         name, on_hub = dataset_name(described.dataset)
-        step = self._step_of_weights()
+        step = self.step_of_weights()
         finished = [entry for entry in self.state.log_history if "train_runtime" in entry]
         model = self.accelerator.unwrap_model(self.model)
         steps_per_epoch = self.state.global_step / self.state.epoch if self.state.epoch else None
@@ -159,27 +152,23 @@ class HubTrainer(Trainer):
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as `Trainer.save_model` does; also where FSDP saves shards, which none but it can load."""
-        super().save_model(output_dir, _internal_call=True)
-        if self.is_fsdp_enabled and not self._saves_whole_state():
-            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        """Save model, processor and record, whole also where FSDP saves shards. To be called on all processes.
 
-    def _saves_whole_state(self) -> bool:
-        """Whether FSDP gathers weights and optimizer into one file each, instead of saving shards."""
-        return "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+        There is no `training_args.bin`: it would be a pickle, with the access token in it.
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Save model, processor and record, but no `training_args.bin`: a pickle, with the access token in it."""
-        if not self.args.should_save and not self.is_distributed_loading_by_transformers:
-            return
+        Args:
+            output_dir: Folder; None is `args.output_dir`.
+            _internal_call: True leaves out the push that `args.push_to_hub` asks for.
+        """
         output_dir = self.args.output_dir if output_dir is None else output_dir
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(output_dir, state_dict=state_dict, is_main_process=self.args.should_save)
+        state_dict = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
         if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            model.save_pretrained(output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir)
             self.training_record().save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def create_model_card(
         self,
@@ -283,6 +272,7 @@ class HubTrainer(Trainer):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    # Private, because Trainer pushes by itself here: half a repository, with `training_args.bin`.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint in the background; what fails is reported, and never stops the training.
 

@@ -8,24 +8,33 @@ process has, or a batch that is all padding, would leave the others waiting for 
 import copy
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 
 def check_sharding(accelerator: Accelerator) -> None:
-    """Refuse FSDP version 1: its parameters are there inside `forward` alone, and evaluation needs its two halves.
+    """Refuse what is not trained with: DeepSpeed, and FSDP version 1.
+
+    The parameters of version 1 are there inside `forward` alone, and evaluation needs its two halves.
 
     Args:
         accelerator: The trainer's.
 
     Raises:
-        ValueError: If version 1 was asked for, which is Accelerate's default.
+        ValueError: If Accelerate was started with one of them; version 1 is its default.
     """
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)  # the attribute is there under FSDP only
-    if plugin is not None and plugin.fsdp_version != 2:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
-            f"Accelerate was started with FSDP version {plugin.fsdp_version}; SgmaTrainer shards with version 2. Set "
+            "Accelerate was started with DeepSpeed; SgmaTrainer shards with FSDP version 2. Start it with "
+            "scripts/accelerate_fsdp.yaml."
+        )
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    version = accelerator.state.fsdp_plugin.fsdp_version
+    if version != 2:
+        raise ValueError(
+            f"Accelerate was started with FSDP version {version}; SgmaTrainer shards with version 2. Set "
             "`fsdp_version: 2` in its `fsdp_config`, as scripts/accelerate_fsdp.yaml does."
         )
 

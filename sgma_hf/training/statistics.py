@@ -1,7 +1,7 @@
 """What training shows about each modality, added up over an epoch and all processes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,52 @@ from torch.distributed.tensor import DTensor
 from ..evaluation.metrics import count_pixels
 from ..model.configuration_sgma import STAGE_STRIDES
 from .row_sampling import EpochStatistics
+
+
+class SeenRows(NamedTuple):
+    """What both the log and the epoch count of a batch, B rows and M modalities."""
+
+    competing: torch.Tensor  # (B, M), bool: modalities of rows with a loss that have another one
+    robustness: torch.Tensor | None  # (B, M): mean of each row, see `mean_robustness`
+    competed: torch.Tensor | None  # (B, M), bool: where that is known
+
+
+class LogSums:
+    """Sums of losses, robustness and sampling probabilities since the last log, each with its count.
+
+    Args:
+        modalities: Names of the modalities.
+        device: Where the batches are.
+    """
+
+    def __init__(self, modalities: Sequence[str], device: torch.device):
+        # All of them, whatever a process sees: the processes have to agree on what they add up.
+        self.names = {"loss_sgf": ["loss_sgf"], "loss_mas": ["loss_mas"]}
+        self.names |= {
+            kind: [f"{kind}/{name}" for name in modalities] for kind in ("robustness", "sampling_probability")
+        }
+        self.sums = {kind: torch.zeros(2, len(names), device=device) for kind, names in self.names.items()}
+
+    @torch.no_grad()
+    def add(self, outputs: Any, seen: SeenRows) -> None:
+        """Add a training batch, with what `TrainingStatistics.add` returned of it."""
+        for name, loss in outputs.loss_dict.items():
+            counts = (~outputs.row_losses.isnan()).any().float()  # without a valid pixel there is no loss to average
+            self.sums[name] += torch.stack([loss.float() * counts, counts])[:, None]
+        if seen.robustness is not None:
+            self._add_rows("robustness", seen.robustness, seen.competed)
+        if outputs.sampling_probabilities is not None:
+            self._add_rows("sampling_probability", outputs.sampling_probabilities, seen.competing)
+
+    def _add_rows(self, name: str, values: torch.Tensor, counted: torch.Tensor) -> None:
+        self.sums[name] += torch.stack([torch.where(counted, values.float(), 0).sum(0), counted.sum(0).float()])
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all processes since the last call, by the names of the log; none of what was not seen."""
+        totals, counts = accelerator.reduce(torch.cat(list(self.sums.values()), dim=1), "sum").tolist()
+        self.sums = {kind: torch.zeros_like(sums) for kind, sums in self.sums.items()}
+        names = [name for names in self.names.values() for name in names]
+        return {name: total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
 
 
 class TrainingStatistics:
@@ -62,8 +108,10 @@ class TrainingStatistics:
         self.sums = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
 
     @torch.no_grad()
-    def add(self, outputs: Any, modality_mask: torch.Tensor, labels: torch.Tensor, row_index: torch.Tensor) -> None:
-        """Add a training batch.
+    def add(
+        self, outputs: Any, modality_mask: torch.Tensor, labels: torch.Tensor, row_index: torch.Tensor
+    ) -> SeenRows:
+        """Add a training batch, and return what the log counts of it as well.
 
         Args:
             outputs: The model's output in training, with its loss.
@@ -77,21 +125,26 @@ class TrainingStatistics:
         competing = present & (present.sum(1, keepdim=True) > 1) & valid.unsqueeze(1)
         self._add("row_losses", row_index, outputs.row_losses, valid)
         cells = labels[:, ::4, ::4]  # the pixel in the corner of every cell of the finest stage
+        means = competed = None
         if outputs.robustness is not None:
-            self._add_robustness(outputs.robustness, modality_mask, valid, cells)
+            contested = contested_cells(modality_mask, outputs.robustness)
+            means, competed = mean_robustness(outputs.robustness, contested)
+            competed = competed & valid.unsqueeze(1)
+            self._add_robustness(outputs.robustness[0], contested[0], means, competed, cells)
         if outputs.prototypes is not None:
             counted = competing.any(1).to(self.sums["prototype_rows"].dtype)
             self.sums["prototype_rows"] += counted.sum()
             for name, prototypes in zip(self.prototype_names, outputs.prototypes, strict=True):
                 self.sums[name] += torch.einsum("b,bkc->kc", counted, prototypes.to(counted.dtype))
         if outputs.sampled_modality is not None:
-            valid = ~outputs.sampled_row_losses.isnan()
-            self._add("single_loss", outputs.sampled_modality, outputs.sampled_row_losses, valid)
+            drawn = ~outputs.sampled_row_losses.isnan()
+            self._add("single_loss", outputs.sampled_modality, outputs.sampled_row_losses, drawn)
             seen = cells != self.ignore_index
             if modality_mask.ndim == 4:
                 rows = torch.arange(len(labels), device=labels.device)
                 seen = seen & modality_mask[rows, outputs.sampled_modality, ::4, ::4]
             self._add_single_classes(outputs, cells, seen)
+        return SeenRows(competing, means, competed)
 
     @torch.no_grad()
     def add_gradients(self, parameters: Sequence[Sequence[nn.Parameter]], *, counted: bool = True) -> None:
@@ -131,20 +184,20 @@ class TrainingStatistics:
 
     def _add_robustness(
         self,
-        robustness: tuple[torch.Tensor, ...],
-        modality_mask: torch.Tensor,
-        valid: torch.Tensor,
+        maps: torch.Tensor,
+        contested: torch.Tensor,
+        means: torch.Tensor,
+        competed: torch.Tensor,
         cells: torch.Tensor,
     ) -> None:
+        """Add each row's means, and the finest stage's maps by the class of their cells."""
         sums, class_sums = self.sums["robustness"], self.sums["class_robustness"]
-        contested = contested_cells(modality_mask, robustness)
-        means, competed = mean_robustness(robustness, contested)
-        counted = (competed & valid.unsqueeze(1)).to(sums.dtype)
+        counted = competed.to(sums.dtype)
         sums[0] += (means.to(sums.dtype) * counted).sum(0)
         sums[1] += counted.sum(0)
         one_hot = self._one_hot(cells)  # (B, h, w, K)
-        counted = contested[0].to(sums.dtype) * counted[..., None, None]
-        class_sums[0] += torch.einsum("bmhw,bhwk->mk", robustness[0].to(sums.dtype) * counted, one_hot)
+        counted = contested.to(sums.dtype) * counted[..., None, None]
+        class_sums[0] += torch.einsum("bmhw,bhwk->mk", maps.to(sums.dtype) * counted, one_hot)
         class_sums[1] += torch.einsum("bmhw,bhwk->mk", counted, one_hot)
 
     def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
@@ -159,6 +212,10 @@ class TrainingStatistics:
         losses = nn.functional.cross_entropy(logits.float(), cells, ignore_index=self.ignore_index, reduction="none")
         sums[0] += torch.einsum("bm,bhw,bhwk->mk", modality, losses.to(sums.dtype), one_hot)
         sums[1] += torch.einsum("bm,bhwk->mk", modality, one_hot)
+
+    def clear(self) -> None:
+        """Start from 0 again, for another epoch."""
+        self.sums = {name: torch.zeros_like(values) for name, values in self.sums.items()}
 
     def reduce(self, accelerator: Accelerator) -> None:
         """Add up the sums of all processes; the first holds them then, the others start from 0 again.

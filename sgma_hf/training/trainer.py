@@ -45,7 +45,7 @@ from .sharding import (
     fill_optimizer_state,
     whole_copy,
 )
-from .statistics import TrainingStatistics, contested_cells, epoch_statistics, mean_robustness
+from .statistics import LogSums, TrainingStatistics, epoch_statistics
 
 
 logger = logging.get_logger(__name__)
@@ -154,7 +154,6 @@ class SgmaTrainer(HubTrainer):
         self._unused_parameters = UnusedParameters(model, self.accelerator) if self.is_fsdp_enabled else None
         # First of all: those that report to others stop doing so at the end of training.
         self.callback_handler.callbacks.insert(0, _EpochCallback(self))
-        self._sums: dict[str, torch.Tensor] = {}
         self._present = None if train_dataset is None else _check_rows(train_dataset, processing_class.modalities)
         self.dynamics: LearningDynamics | None = None
         self._row_weights: RowWeightsFile | None = None
@@ -200,20 +199,12 @@ class SgmaTrainer(HubTrainer):
         self._start_statistics(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _run_epoch(self, *args, **kwargs) -> None:
-        """Train an epoch; nothing of a run that was killed after its last step: Trainer would make one more."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
-
     def _check_continues(self, checkpoint: str) -> None:
         """Refuse a checkpoint that this run would not continue; the number of processes alone may differ."""
         layout, expected = checkpoint_layout(checkpoint), "plain"
         if self.is_fsdp_enabled:
-            expected = "fsdp_full" if self._saves_whole_state() else "fsdp_sharded"
-        elif self.is_deepspeed_enabled:
-            expected = "deepspeed"
+            whole = "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+            expected = "fsdp_full" if whole else "fsdp_sharded"
         if layout != expected:
             raise ValueError(
                 f"{str(checkpoint)!r} was saved in the layout {layout!r}, this run resumes from {expected!r} only. "
@@ -267,10 +258,16 @@ class SgmaTrainer(HubTrainer):
         """Begin without statistics, or with those that the checkpoint was saved with."""
         config = self.model.config
         self.sampling_state = SamplingState()
-        self.statistics = self._new_statistics()
-        self.dynamics = LearningDynamics(
-            list(config.modalities), [str(config.id2label[index]) for index in range(config.num_labels)]
+        self._log_sums = LogSums(config.modalities, self.args.device)
+        self.statistics = TrainingStatistics(
+            len(self.train_dataset),
+            config.num_modalities,
+            config.num_labels,
+            config.semantic_loss_ignore_index,
+            self.args.device,
+            stage_channels=self.model.sgma.channels if config.fusion == "sgf" else (),
         )
+        self.dynamics = LearningDynamics(list(config.modalities), config.class_names)
         self._row_weights = None
         saved = read_sampler_state(checkpoint) if checkpoint else None
         if saved is not None:
@@ -278,18 +275,6 @@ class SgmaTrainer(HubTrainer):
             self.dynamics.load(saved["dynamics"])
             if self.is_world_process_zero():
                 self.statistics.load(saved["sums"])
-
-    def _new_statistics(self) -> TrainingStatistics:
-        config = self.model.config
-        channels = self.accelerator.unwrap_model(self.model).sgma.channels if config.fusion == "sgf" else ()
-        return TrainingStatistics(
-            len(self.train_dataset) if self.train_dataset is not None else 0,
-            config.num_modalities,
-            config.num_labels,
-            config.semantic_loss_ignore_index,
-            self.args.device,
-            stage_channels=channels,
-        )
 
     def _begin_epoch(self, epoch: int) -> None:
         """Freeze what the last epoch showed, and let it steer the order of rows and the dropout of this one."""
@@ -301,7 +286,7 @@ class SgmaTrainer(HubTrainer):
             if state.epoch >= 0:
                 self._record_dynamics(summary)
             state = SamplingState(epoch, state.frozen.updated_by(epoch_statistics(summary)))
-            self.statistics = self._new_statistics()
+            self.statistics.clear()
             self.sampling_state = state
         if not self.args.robustness_sampling:
             return
@@ -357,7 +342,7 @@ class SgmaTrainer(HubTrainer):
             window_size=self.model.config.tile_size,
             seed=self.args.seed,
         )
-        step = self._step_of_weights()
+        step = self.step_of_weights()
         epoch = self.state.epoch or 0.0
         self._log_dynamics(self.dynamics.add_evaluation(separation, epoch=epoch, step=step, name=name))
 
@@ -371,23 +356,24 @@ class SgmaTrainer(HubTrainer):
             return whole_copy(self.model, self._model_class)
         return self.accelerator.unwrap_model(self.model)
 
-    def _save_checkpoint(self, model, trial) -> None:
-        """Save a checkpoint, never over one that an earlier attempt left at this step: half of each looks whole."""
-        if self.is_world_process_zero():
-            remove_checkpoint(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model, processor and record as `HubTrainer.save_model` does.
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_fsdp_enabled:
-            fill_optimizer_state(self.optimizer)
-        super()._save_optimizer_and_scheduler(output_dir)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Save the random state, and what row sampling knows; `trainer_state.json` is written after both.
-
-        To add up the statistics, all processes wait for each other here: each has written its part by then.
+        A checkpoint begins with it: never over one that an earlier attempt left at this step, half of each looks
+        whole.
         """
+        if _internal_call and output_dir is not None:
+            if self.is_world_process_zero():
+                remove_checkpoint(output_dir)
+            if self.is_fsdp_enabled:
+                fill_optimizer_state(self.optimizer)
+            self.accelerator.wait_for_everyone()
+        super().save_model(output_dir, _internal_call)
+
+    # Private, because nothing public lies between what every process writes and `trainer_state.json`, which the first
+    # writes when all have written theirs: adding up the statistics, they wait for each other.
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random state, and what row sampling knows."""
         super()._save_rng_state(output_dir)
         self.statistics.reduce(self.accelerator)
         if self.is_world_process_zero():
@@ -438,7 +424,12 @@ class SgmaTrainer(HubTrainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """Collect the batches of one step, and count their valid pixels over all processes."""
+        """Collect the batches of one step, and count their valid pixels over all processes.
+
+        After the last step there are none: Trainer would make one more of a run that was killed at its end.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         ignore_index = self.model.config.semantic_loss_ignore_index
         count = torch.zeros((), dtype=torch.int64, device=device)
@@ -464,46 +455,15 @@ class SgmaTrainer(HubTrainer):
                 inputs["modality_mask"], inputs["labels"], self.model.config.semantic_loss_ignore_index
             )
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch, output_prototypes=model.training)
-        if model.training:
-            self._add_up(outputs, inputs["modality_mask"])
-            if row_index is not None:
-                self.statistics.add(outputs, inputs["modality_mask"], inputs["labels"], row_index)
+        if model.training and row_index is not None:
+            seen = self.statistics.add(outputs, inputs["modality_mask"], inputs["labels"], row_index)
+            self._log_sums.add(outputs, seen)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    @torch.no_grad()
-    def _add_up(self, outputs, modality_mask: torch.Tensor) -> None:
-        """Add a batch to the running sums, each with its count in the last place."""
-        counts = (~outputs.row_losses.isnan()).any().float()  # a batch without a valid pixel has no loss to average
-        for name, loss in outputs.loss_dict.items():
-            self._accumulate(name, torch.stack([loss.float() * counts, counts]))
-        present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
-        counted = present & (present.sum(1, keepdim=True) > 1) & ~outputs.row_losses.isnan().unsqueeze(1)
-        if outputs.robustness is not None:
-            means, competed = mean_robustness(outputs.robustness, contested_cells(modality_mask, outputs.robustness))
-            self._add_rows("robustness", means, counted & competed)
-        if outputs.sampling_probabilities is not None:
-            self._add_rows("sampling_probability", outputs.sampling_probabilities, counted)
-
-    def _add_rows(self, name: str, values: torch.Tensor, counted: torch.Tensor) -> None:
-        for index, modality in enumerate(self.model.config.modalities):
-            total = torch.where(counted[:, index], values[:, index].float(), 0).sum()
-            self._accumulate(f"{name}/{modality}", torch.stack([total, counted[:, index].sum().float()]))
-
-    def _accumulate(self, name: str, total_and_count: torch.Tensor) -> None:
-        self._sums[name] = self._sums.get(name, 0) + total_and_count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means since the last time over all processes."""
-        if "loss" in logs and self._sums:
-            # All names, whatever this process saw: the processes have to agree on what they add up.
-            config, zeros = self.model.config, torch.zeros(2, device=self.args.device)
-            names = ["loss_sgf"] + ["loss_mas"] * bool(config.mas_loss_weight)
-            kinds = ["robustness"] * (config.fusion == "sgf") + ["sampling_probability"] * bool(config.mas_loss_weight)
-            names += [f"{kind}/{modality}" for kind in kinds for modality in config.modalities]
-            sums = torch.stack([self._sums.get(name, zeros) for name in names])
-            sums = self.accelerator.reduce(sums, "sum").tolist()
-            self._sums = {}
-            logs |= {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        if "loss" in logs and self.is_in_train:
+            logs |= self._log_sums.means(self.accelerator)
         super().log(logs, start_time)
 
     def predict(self, *args, **kwargs):

@@ -55,20 +55,11 @@ LAYOUTS = {
         *(f"{folder}/{name}" for folder in (MODEL, OPTIMIZER) for name in (".metadata", "__0_0.distcp")),
         "scheduler.pt",
     ),
-    "deepspeed": (
-        *ALWAYS,
-        "latest",
-        "global_step3/mp_rank_00_model_states.pt",
-        "global_step3/zero_pp_rank_0_mp_rank_00_optim_states.pt",
-        "global_step3/zero_pp_rank_1_mp_rank_00_optim_states.pt",
-    ),
 }
 
 
 def make_layout(run, layout, step=3, missing=None):
     folder = make_checkpoint(run, step, files=[name for name in LAYOUTS[layout] if name != missing])
-    if (folder / "latest").is_file():
-        (folder / "latest").write_text("global_step3")
     (folder / "modality_sampler.json").write_text(json.dumps({"num_processes": 2}))
     return folder
 
@@ -81,15 +72,6 @@ def test_every_part_of_every_layout_is_needed(tmp_path, layout):
     for step, missing in enumerate(LAYOUTS[layout], start=10):
         assert not is_complete_checkpoint(make_layout(tmp_path, layout, step, missing)), missing
     assert last_complete_checkpoint(tmp_path) == str(folder)
-
-
-def test_deepspeed_without_zero_keeps_the_optimizer_with_the_model(tmp_path):
-    folder = make_layout(tmp_path, "deepspeed")
-    for path in folder.glob("global_step3/*optim_states.pt"):
-        path.unlink()
-    assert is_complete_checkpoint(folder)
-    (folder / "latest").write_text("global_step4")  # which is not there
-    assert not is_complete_checkpoint(folder)
 
 
 def test_a_random_state_for_each_process_is_needed(tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from accelerate import DistributedType
 from launched_training import largest_difference, options, run
 from safetensors.torch import load_file
 from tiny_trainers import make_trainer
@@ -111,13 +112,17 @@ def test_weights_of_every_epoch_are_written_once(sharded):
     assert [line["epoch"] for line in lines] == [0, 1, 2]
 
 
-def test_version_1_is_refused():
-    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
+def test_version_1_and_deepspeed_are_refused():
+    def accelerator(kind, version=None):
+        state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=version))
+        return SimpleNamespace(distributed_type=kind, state=state)
+
     with pytest.raises(ValueError, match="FSDP version 1; SgmaTrainer shards with version 2"):
-        check_sharding(SimpleNamespace(state=state))
-    state.fsdp_plugin.fsdp_version = 2
-    check_sharding(SimpleNamespace(state=state))
-    check_sharding(SimpleNamespace(state=SimpleNamespace()))  # DDP
+        check_sharding(accelerator(DistributedType.FSDP, 1))
+    with pytest.raises(ValueError, match="started with DeepSpeed; SgmaTrainer shards with FSDP version 2"):
+        check_sharding(accelerator(DistributedType.DEEPSPEED))
+    check_sharding(accelerator(DistributedType.FSDP, 2))
+    check_sharding(accelerator(DistributedType.MULTI_GPU))  # DDP
 
 
 def test_filled_optimizer_state_makes_the_steps_of_an_empty_one():

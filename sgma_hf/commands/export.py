@@ -28,8 +28,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
-from sgma_hf.model.modeling_sgma import upsample_to_pixels
-from sgma_hf.prediction.sliding_window import CELL, LOGITS_STRIDE
+from sgma_hf.model.cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, upsample_to_pixels
 
 
 SUFFIXES = (".pt2", ".onnx")
@@ -111,8 +110,10 @@ def export(args: ExportArguments) -> tuple[float, dict[str, float]]:
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=torch.float32).eval()
     module = PixelLogits(model).eval()
     size = args.size or model.config.tile_size or min(processor.size.values())
-    if args.dynamic_size and (size % CELL or size < 2 * CELL):
-        raise ValueError(f"`--size` is {size}; `--dynamic_size` expects a multiple of {CELL}, at least {2 * CELL}.")
+    if args.dynamic_size and (size % PAD_MULTIPLE or size < 2 * PAD_MULTIPLE):
+        raise ValueError(
+            f"`--size` is {size}; `--dynamic_size` expects a multiple of {PAD_MULTIPLE}, at least {2 * PAD_MULTIPLE}."
+        )
     inputs = _example(model.config, 2, size, pixel_mask=args.pixel_mask)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as staging, torch.no_grad():
@@ -127,7 +128,7 @@ def export(args: ExportArguments) -> tuple[float, dict[str, float]]:
                 module, (), staged, kwargs=inputs, dynamic_shapes=shapes, output_names=["logits"], external_data=False
             )
             run = _onnx_session(staged)
-        sizes = [size, size + CELL] if args.dynamic_size else [size]
+        sizes = [size, size + PAD_MULTIPLE] if args.dynamic_size else [size]
         difference = max(
             _largest_difference(module, run, model.config, side, pixel_mask=args.pixel_mask) for side in sizes
         )
@@ -145,7 +146,7 @@ def _dynamic_shapes(inputs: dict[str, torch.Tensor], *, dynamic_size: bool) -> d
     sides = {}
     if dynamic_size:
         rows, columns = (torch.export.Dim(name, min=2, max=512) for name in ("cell_rows", "cell_columns"))
-        sides = {2: CELL * rows, 3: CELL * columns}
+        sides = {2: PAD_MULTIPLE * rows, 3: PAD_MULTIPLE * columns}
     return {name: {0: batch} | (sides if tensor.ndim == 4 else {}) for name, tensor in inputs.items()}
 
 
@@ -240,7 +241,7 @@ def _describe(config: Any, processor: Any, size: int, args: ExportArguments) -> 
     names = ("modalities", "modality_channels", "rescale_factor", "image_mean", "image_std", "nodata")
     description = {name: fields[name] for name in (*names, "reference_level")} | {
         "class_names": [str(config.id2label[index]) for index in range(config.num_labels)],
-        "size": f"multiples of {CELL}" if args.dynamic_size else [size, size],
+        "size": f"multiples of {PAD_MULTIPLE}" if args.dynamic_size else [size, size],
         "modality_mask": "per pixel" if args.pixel_mask else "per modality",
     }
     return json.dumps(description, indent=2) + "\n"

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model.cells_sgma import PAD_MULTIPLE
 from ..model.configuration_sgma import SgmaConfig
-from ..model.modeling_sgma import PAD_MULTIPLE, SgmaEncoding, SgmaForSemanticSegmentation, SgmaModel
+from ..model.modeling_sgma import SgmaEncoding, SgmaForSemanticSegmentation, SgmaModel
 from ..model.outputs_sgma import SgmaModelOutput
 from ..model.stems_sgma import SgmaModalityStem
 

@@ -16,8 +16,9 @@ import torch
 from transformers.utils import logging
 
 from ..evaluation.metrics import confusion_matrix
+from ..model.cells_sgma import predicted_classes
 from ..model.configuration_sgma import SgmaConfig
-from ..model.modeling_sgma import SgmaForSemanticSegmentation, upsample_to_pixels
+from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..training.collator import SgmaDataCollator
 
 
@@ -245,7 +246,7 @@ def _combinations_agree(case: BenchmarkCase) -> bool:
     encoding = model.encode(pixel_values)
     for subset in _subsets(case):
         logits = model.fuse_and_decode(encoding, subset).logits, model(pixel_values, subset).logits
-        cached, naive = (upsample_to_pixels(maps, 4, (64, 64)).argmax(1).numpy() for maps in logits)
+        cached, naive = (predicted_classes(maps, (64, 64)).numpy() for maps in logits)
         counts = [confusion_matrix(classes, labels.numpy(), case.num_labels) for classes in (cached, naive)]
         if (counts[0] != counts[1]).any():
             return False

@@ -24,8 +24,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from ..data.rows import decode_row
+from ..model.cells_sgma import predicted_classes
 from ..model.configuration_sgma import IGNORE_INDEX
-from ..model.modeling_sgma import upsample_to_pixels
 from .metrics import (
     ScoredClasses,
     check_class_ids,
@@ -39,7 +39,6 @@ from .metrics import (
 Missing = Literal["absent", "zero"]
 
 MAX_COMBINATIONS = 2**10 - 1
-LOGITS_STRIDE = 4
 # Rows wait for others of their size to share a batch with; this many batches of them at most are kept in memory.
 MAX_WAITING_BATCHES = 4
 
@@ -438,21 +437,6 @@ def _predict_zero(
             kept = mask & subset.to(mask.device)[:, None, None]  # (B, M, H or 1, W or 1)
             values = torch.where(kept.repeat_interleave(repeats, dim=1), pixel_values, 0)
             yield index, predicted_classes(model(pixel_values=values).logits, pixel_values.shape[-2:])
-
-
-def predicted_classes(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Class of every pixel from logits at stride 4.
-
-    Args:
-        logits: (batch_size, num_labels, height / 4, width / 4), rounded up.
-        size: Height and width in pixels.
-
-    Returns:
-        Class ids, int64, (batch_size, height, width).
-    """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()  # neighbouring classes would tie after rounding
-    return upsample_to_pixels(logits, LOGITS_STRIDE, (size[0], size[1])).argmax(1)
 
 
 def _summarize(counts: _Counts, config: Any, *, scored_classes: ScoredClasses) -> dict[str, Any]:

@@ -44,9 +44,9 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.rows import decode_row
-from ..model.configuration_sgma import STAGE_STRIDES
+from ..model.cells_sgma import STAGE_STRIDES, predicted_classes
 from ..prediction.agreement import modality_agreement
-from .combinations import PreparedRow, PreparedRows, check_evaluated, predicted_classes
+from .combinations import PreparedRow, PreparedRows, check_evaluated
 from .map_tallies import MapTally, of_single_map, per_stage
 from .metrics import ScoredClasses, check_scored_classes, count_pixels, segmentation_scores
 from .stage_cells import cell_shares

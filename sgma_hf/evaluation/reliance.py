@@ -29,13 +29,12 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..model.configuration_sgma import STAGE_STRIDES
+from ..model.cells_sgma import LOGITS_STRIDE, STAGE_STRIDES, predicted_classes, repeat_to_pixels
 from .combinations import (
     PreparedRow,
     PreparedRows,
     batches_by_size,
     check_evaluated,
-    predicted_classes,
     without_skipped,
 )
 from .stage_cells import NUM_BINS, bin_indices, histogram_auc, ratio
@@ -310,7 +309,7 @@ def _count_batch(
         contested,
         labels,
         predicted_classes(fused.logits, size) == labels,
-        [_repeat(robustness, stride, size) for robustness, stride in zip(maps, strides, strict=True)],
+        [repeat_to_pixels(robustness, stride, size) for robustness, stride in zip(maps, strides, strict=True)],
     )
     return bool(maps)
 
@@ -325,15 +324,11 @@ def mean_over_stages(robustness: Sequence[torch.Tensor]) -> torch.Tensor:
         (batch_size, num_modalities, ceil(height / 4), ceil(width / 4)).
     """
     size = tuple(robustness[0].shape[-2:])
-    finest = STAGE_STRIDES[0]
-    maps = (_repeat(stage, stride // finest, size) for stage, stride in zip(robustness, STAGE_STRIDES, strict=True))
-    return torch.stack(list(maps)).mean(0)
-
-
-def _repeat(maps: torch.Tensor, times: int, size: Sequence[int]) -> torch.Tensor:
-    """Give every cell's value to the times x times smaller ones in it, cropped to (height, width)."""
-    maps = maps.repeat_interleave(times, dim=-2)[..., : size[0], :]
-    return maps.repeat_interleave(times, dim=-1)[..., : size[1]]
+    maps = [
+        repeat_to_pixels(stage, stride // LOGITS_STRIDE, size)
+        for stage, stride in zip(robustness, STAGE_STRIDES, strict=True)
+    ]
+    return torch.stack(maps).mean(0)
 
 
 def pixels_per_cell(right: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, num_labels: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model.configuration_sgma import STAGE_STRIDES
+from ..model.cells_sgma import STAGE_STRIDES
 
 
 # Robustness lies in [0, 1], a change of it in [-1, 1]. Values of one bin count as ties, so an AUC is off by half the

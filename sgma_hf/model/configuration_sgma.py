@@ -23,7 +23,6 @@ MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred ba
 IGNORE_INDEX = 255  # of a pixel without a label; label maps are uint8
 MAX_LABELS = IGNORE_INDEX
 MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
-STAGE_STRIDES = (4, 8, 16, 32)
 FUSIONS = ("sgf", "mean", "pointwise_mean", "projector_mean")
 
 FORMAT_VERSION = 1
@@ -332,7 +331,7 @@ def _backbone_config(backbone_config):
             )
         backbone_config = CONFIG_MAPPING[model_type](**values)
     stages = [name for name in getattr(backbone_config, "stage_names", None) or [] if name != "stem"]
-    if len(stages) != len(STAGE_STRIDES):
+    if len(stages) != 4:
         raise ValueError(
             f"`backbone_config` ({type(backbone_config).__name__}) has {len(stages)} stages; SGMA needs a backbone of "
             "exactly four, with strides 4, 8, 16 and 32."

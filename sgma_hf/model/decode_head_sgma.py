@@ -1,8 +1,9 @@
-"""The decode head of SGMA, and the way from its logits to pixels."""
+"""The decode head of SGMA."""
 
 import torch
 from torch import nn
 
+from .cells_sgma import resize
 from .configuration_sgma import SgmaConfig
 from .fusion_sgma import SgmaLinear
 
@@ -30,38 +31,6 @@ class SgmaDecodeHead(nn.Module):
         hidden = None
         for linear, maps in zip(self.linears, feature_maps, strict=True):
             maps = linear(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, width, h, w)
-            if hidden is None:
-                hidden = maps
-            else:
-                hidden = hidden + nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+            hidden = maps if hidden is None else hidden + resize(maps, size)
         hidden = nn.functional.relu(self.norm(hidden.permute(0, 2, 3, 1)))  # (B, h, w, width)
         return self.classifier(self.dropout(hidden)).permute(0, 3, 1, 2)
-
-
-def crop_padding(maps: torch.Tensor, stride: int, size: tuple[int, int]) -> torch.Tensor:
-    """Keep the cells of a stage that begin inside the image of `size` pixels; the last two axes are cropped."""
-    height, width = (-(-side // stride) for side in size)
-    if torch.compiler.is_compiling():
-        # A slice would have torch.export guard on whether it cuts anything, and so on the sides it was traced with.
-        rows, columns = (torch.arange(side, device=maps.device) for side in (height, width))
-        return maps.index_select(-2, rows).index_select(-1, columns)
-    return maps[..., :height, :width]
-
-
-def upsample_to_pixels(maps: torch.Tensor, stride: int, size: tuple[int, int]) -> torch.Tensor:
-    """Bring a stage's maps to the pixels of the image.
-
-    A cell covers `stride` x `stride` pixels, so the scale is exactly `stride`, and what sticks out is cropped.
-    Stretching the map to `size` would displace it wherever `stride` does not divide the image's sides.
-
-    Args:
-        maps: Float maps of shape (batch_size, channels, ceil(height / stride), ceil(width / stride)).
-        stride: Pixels per cell.
-        size: Height and width of the image in pixels.
-
-    Returns:
-        Maps of shape (batch_size, channels, height, width).
-    """
-    full_size = (maps.shape[-2] * stride, maps.shape[-1] * stride)
-    maps = nn.functional.interpolate(maps, size=full_size, mode="bilinear", align_corners=False)
-    return maps[..., : size[0], : size[1]]

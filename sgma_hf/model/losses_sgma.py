@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .configuration_sgma import STAGE_STRIDES
-from .decode_head_sgma import upsample_to_pixels
+from .cells_sgma import pixel_logits
 
 
 def row_losses(
@@ -32,8 +31,7 @@ def row_losses(
     Returns:
         Sums, float32 at least, and numbers of valid pixels, int64, both (batch_size,).
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    logits = upsample_to_pixels(logits, STAGE_STRIDES[0], labels.shape[-2:])
+    logits = pixel_logits(logits, labels.shape[-2:])
     weights = None if class_weights is None else logits.new_tensor(class_weights)
     sums = nn.functional.cross_entropy(logits, labels, weights, ignore_index=ignore_index, reduction="none")
     sums, counts = sums.flatten(1).sum(1), (labels != ignore_index).flatten(1).sum(1)

@@ -18,8 +18,9 @@ from transformers.backbone_utils import load_backbone
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import can_return_tuple
 
-from .configuration_sgma import STAGE_STRIDES, SgmaConfig
-from .decode_head_sgma import SgmaDecodeHead, crop_padding, upsample_to_pixels
+from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding, grid_size
+from .configuration_sgma import SgmaConfig
+from .decode_head_sgma import SgmaDecodeHead
 from .fusion_sgma import (
     ABSENT_SCORE,
     SgmaConv2d,
@@ -38,9 +39,6 @@ from .saving_sgma import SgmaCheckpointMixin
 from .stems_sgma import ADAPTER_INIT_RANGE, SgmaAdapterInput, SgmaAdapterOutput, SgmaModalityStem
 
 
-PAD_MULTIPLE = STAGE_STRIDES[-1]
-
-
 @dataclass
 class SgmaEncoding:
     """One pass of a batch through the encoder and the projectors; [`SgmaModel.fuse`] fuses any subset of it.
@@ -52,7 +50,8 @@ class SgmaEncoding:
         pixel_coverage: Which pixels each modality covers, bool, (batch_size, num_modalities, height, width), without
             padding, or None if every present modality covers its whole image.
         fractions: Covered fraction of every cell of the four stages, float32 in [0, 1], each of shape
-            (batch_size, num_modalities, positions), or None if all present pairs are complete and nothing is padded.
+            (batch_size, num_modalities, height / stride, width / stride) of the padded image, or None if all present
+            pairs are complete and nothing is padded.
         image_size: Height and width of the input in pixels.
     """
 
@@ -171,7 +170,7 @@ class SgmaModel(SgmaPreTrainedModel):
             covered = present[..., None, None].expand(-1, -1, *image_size) if coverage is None else coverage
             pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom))
             padded = nn.functional.pad(covered.float(), (0, right, 0, bottom))
-            fractions = _covered_fractions(padded)
+            fractions = covered_fractions(padded)
             if tracing or coverage is not None:
                 pixel_coverage, coverage = covered, padded.bool()
         packed, counts = self._pack(pixel_values, coverage, present, host_present)
@@ -258,7 +257,7 @@ class SgmaModel(SgmaPreTrainedModel):
         for level, (fusion, stage) in enumerate(zip(self.fusion_stages, encoding.stages, strict=True)):
             covered = None if row_mask is None else row_mask.unsqueeze(1)
             if encoding.fractions is not None:
-                covered = covered & (encoding.fractions[level][rows, modality] > 0)
+                covered = covered & (encoding.fractions[level][rows, modality].flatten(1) > 0)
             maps.append(to_maps(fusion.fuse_single(stage, index, covered), stage.size))
         return tuple(maps)
 
@@ -285,7 +284,7 @@ class SgmaModel(SgmaPreTrainedModel):
             bias = None
             if encoding.fractions is not None:
                 dtype = torch.promote_types(stage.tokens.dtype, torch.float32)
-                fraction = encoding.fractions[level][:, active].to(dtype)
+                fraction = encoding.fractions[level][:, active].flatten(2).to(dtype)
                 there = (fraction > 0) & mask[:, active].unsqueeze(-1)
                 bias = torch.where(there, fraction, 1).log().masked_fill(~there, ABSENT_SCORE)
             elif not complete:
@@ -298,12 +297,13 @@ class SgmaModel(SgmaPreTrainedModel):
                     weights = weights.new_zeros(mask.shape + weights.shape[2:]).index_copy(
                         1, torch.tensor(active, device=mask.device), weights
                     )
-                robustness.append(_crop_cells(weights, level, stage.size, encoding.image_size))
+                weights = weights.unflatten(2, stage.size)
+                robustness.append(crop_padding(weights, STAGE_STRIDES[level], encoding.image_size))
         return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
 
     def _fuse_nothing(self, encoding):
         """Maps of zeros: no row has anything."""
-        padded = [side + (-side) % PAD_MULTIPLE for side in encoding.image_size]
+        padded = [side * PAD_MULTIPLE for side in grid_size(encoding.image_size, PAD_MULTIPLE)]
         batch_size, device = encoding.present.shape[0], encoding.present.device
         fused = tuple(
             torch.zeros(batch_size, channels, *(side // stride for side in padded), dtype=self.dtype, device=device)
@@ -317,11 +317,10 @@ class SgmaModel(SgmaPreTrainedModel):
             return None
         maps = []
         for level, stride in enumerate(STAGE_STRIDES):
-            size = tuple((side + (-side) % PAD_MULTIPLE) // stride for side in encoding.image_size)
-            covered = mask.unsqueeze(-1).expand(-1, -1, size[0] * size[1])
+            covered = mask[..., None, None].expand(-1, -1, *grid_size(encoding.image_size, stride))
             if encoding.fractions is not None:
-                covered = covered & (encoding.fractions[level] > 0)
-            maps.append(_crop_cells(covered.float(), level, size, encoding.image_size))
+                covered = covered & (crop_padding(encoding.fractions[level], stride, encoding.image_size) > 0)
+            maps.append(covered.float())
         return tuple(maps)
 
     def _check_inputs(self, pixel_values, modality_mask):
@@ -417,22 +416,6 @@ def _packed_positions(present: torch.Tensor) -> torch.Tensor:
     by_modality = present.t()
     order = by_modality.flatten().cumsum(0).view_as(by_modality) - 1
     return torch.where(by_modality, order, -1).t()
-
-
-def _covered_fractions(covered: torch.Tensor) -> list[torch.Tensor]:
-    """Share of covered pixels in every cell of the four stages; (B, M, H, W) -> four times (B, M, N)."""
-    fractions = []
-    for stride, previous in zip(STAGE_STRIDES, (1, *STAGE_STRIDES), strict=False):
-        covered = nn.functional.avg_pool2d(covered, stride // previous)  # exact: the counts are below 2^24
-        fractions.append(covered.flatten(2))
-    return fractions
-
-
-def _crop_cells(maps: torch.Tensor, level: int, size: tuple[int, int], image_size: tuple[int, int]) -> torch.Tensor:
-    """(B, M, N or 1) -> (B, M, ceil(height / stride), ceil(width / stride))."""
-    stride = STAGE_STRIDES[level]
-    maps = maps.expand(-1, -1, size[0] * size[1]).unflatten(2, size)
-    return crop_padding(maps, stride, image_size)
 
 
 def _coverage(encoding: SgmaEncoding, mask: torch.Tensor) -> torch.Tensor:
@@ -603,10 +586,9 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         """
         fractions = encoding.fractions
         if fractions is not None:
-            sizes = (stage.size for stage in encoding.stages)
             fractions = [
-                _crop_cells(fraction, level, size, encoding.image_size)
-                for level, (fraction, size) in enumerate(zip(fractions, sizes, strict=True))
+                crop_padding(fraction, stride, encoding.image_size)
+                for fraction, stride in zip(fractions, STAGE_STRIDES, strict=True)
             ]
         exponent = self.config.mas_exponent
         probabilities = modality_sampling_probabilities(fused.robustness, fractions, encoding.present, exponent)
@@ -647,8 +629,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             output.sampled_row_losses = sums.detach() / counts
 
     def _decode(self, feature_maps, image_size):
-        logits = self.decode_head(feature_maps)
-        return crop_padding(logits, STAGE_STRIDES[0], image_size)
+        return crop_padding(self.decode_head(feature_maps), LOGITS_STRIDE, image_size)
 
     def _row_losses(self, logits, labels):
         return row_losses(
@@ -677,4 +658,4 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         return labels
 
 
-__all__ = ["SgmaForSemanticSegmentation", "SgmaModel", "SgmaPreTrainedModel", "upsample_to_pixels"]
+__all__ = ["SgmaForSemanticSegmentation", "SgmaModel", "SgmaPreTrainedModel"]

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .decode_head_sgma import upsample_to_pixels
+from .cells_sgma import pixel_logits
 
 
 PIPELINE_TASK = "multimodal-segmentation"
-LOGITS_STRIDE = 4  # pixels per cell of the logits
 
 
 class SgmaPipeline(Pipeline):
@@ -100,7 +99,7 @@ class SgmaPipeline(Pipeline):
         size = tuple(outputs.coverage.shape[-2:])
         rows = []
         for row, labels in enumerate(self.image_processor.post_process_semantic_segmentation(outputs)):
-            logits = upsample_to_pixels(outputs.logits[row : row + 1].float(), LOGITS_STRIDE, size)[0]
+            logits = pixel_logits(outputs.logits[row : row + 1], size)[0]
             rows.append({"labels": labels, "scores": logits.softmax(0).amax(0) * outputs.coverage[row]})
         if outputs.robustness is not None:
             shares = self.image_processor.post_process_robustness(outputs, modality_mask=modality_mask)

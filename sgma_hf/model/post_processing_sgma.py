@@ -4,9 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from .configuration_sgma import IGNORE_INDEX, STAGE_STRIDES
+from .cells_sgma import (
+    LOGITS_STRIDE,
+    STAGE_STRIDES,
+    pixel_logits,
+    repeat_to_pixels,
+    resize,
+    resize_mask,
+    upsample_to_pixels,
+)
+from .configuration_sgma import IGNORE_INDEX
 
 
 class SgmaPostProcessingMixin:
@@ -39,13 +47,12 @@ class SgmaPostProcessingMixin:
         """
         maps = []
         for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
-            coverage = outputs.coverage[index]
-            logits = _upsample(outputs.logits[index], STAGE_STRIDES[0], coverage.shape)[
-                :, : row_size[0], : row_size[1]
-            ]
-            coverage = coverage[: row_size[0], : row_size[1]]
-            ids = _resize(logits, size).argmax(0)
-            maps.append(ids.masked_fill(~_resize_mask(coverage[None], size)[0], IGNORE_INDEX))
+            logits = pixel_logits(outputs.logits[index : index + 1], outputs.coverage.shape[-2:])
+            coverage = outputs.coverage[index : index + 1].unsqueeze(1)
+            logits, coverage = (values[..., : row_size[0], : row_size[1]] for values in (logits, coverage))
+            if row_size != size:
+                logits, coverage = resize(logits, size), resize_mask(coverage, size)
+            maps.append(logits[0].argmax(0).masked_fill(~coverage[0, 0], IGNORE_INDEX))
         return maps
 
     def post_process_robustness(
@@ -83,11 +90,18 @@ class SgmaPostProcessingMixin:
         maps = []
         for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
             covered = _covered(outputs, modality_mask, index)
-            shares = sum(_upsample(outputs.robustness[i][index], STAGE_STRIDES[i], covered.shape[1:]) for i in stages)
-            shares = _resize(shares[:, : row_size[0], : row_size[1]], size)
+            shares = sum(
+                upsample_to_pixels(
+                    outputs.robustness[i][index : index + 1].float(), STAGE_STRIDES[i], covered.shape[-2:]
+                )
+                for i in stages
+            )
+            shares, covered = (values[..., : row_size[0], : row_size[1]] for values in (shares, covered))
+            if row_size != size:
+                shares, covered = resize(shares, size), resize_mask(covered, size)
             # Coarse cells reach beyond what a modality covers, and those that it does not cover thin out its share
             # by interpolation: cut, and bring the sum back to 1.
-            shares = shares * _resize_mask(covered[:, : row_size[0], : row_size[1]], size)
+            shares = shares[0] * covered[0]
             maps.append(shares / shares.sum(0, keepdim=True).clamp_min(1e-12))
         return maps
 
@@ -107,29 +121,9 @@ class SgmaPostProcessingMixin:
 
 
 def _covered(outputs: Any, modality_mask: torch.Tensor | None, index: int) -> torch.Tensor:
-    """Which pixels each modality covers in one row, bool (num_modalities, height, width)."""
+    """Which pixels each modality covers in one row, bool (1, num_modalities, height, width)."""
     coverage = outputs.coverage[index]
     if modality_mask is not None and modality_mask.ndim == 4:
-        return modality_mask[index].to(coverage.device) & coverage
-    cells = outputs.robustness[0][index] > 0  # exactly 0 where a modality has no pixel in the cell
-    for axis in (1, 2):
-        cells = cells.repeat_interleave(STAGE_STRIDES[0], dim=axis)
-    return cells[:, : coverage.shape[0], : coverage.shape[1]] & coverage
-
-
-def _upsample(maps: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
-    """Bring (channels, h, w) of `stride` pixels a cell to (channels, height, width): exact multiple, then crop."""
-    maps = F.interpolate(maps[None].float(), scale_factor=stride, mode="bilinear", align_corners=False)[0]
-    return maps[:, : size[0], : size[1]]
-
-
-def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resizing of (channels, height, width), or nothing if the size is that already."""
-    if tuple(maps.shape[1:]) == size:
-        return maps
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Nearest-neighbour resizing of bool masks (channels, height, width)."""
-    return F.interpolate(mask[None].float(), size=size, mode="nearest-exact")[0] > 0.5
+        return modality_mask[index : index + 1].to(coverage.device) & coverage
+    cells = outputs.robustness[0][index : index + 1] > 0  # exactly 0 where a modality has no pixel in the cell
+    return repeat_to_pixels(cells, LOGITS_STRIDE, coverage.shape) & coverage

@@ -7,9 +7,8 @@ it takes part in, and do not notice a modality that shows something else than th
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from ..model.configuration_sgma import STAGE_STRIDES
+from ..model.cells_sgma import LOGITS_STRIDE, grid_size, touched_cells
 from ..model.modeling_sgma import SgmaEncoding, SgmaForSemanticSegmentation
 
 
@@ -36,8 +35,7 @@ def modality_agreement(
         pixel that the modality and another one cover, and for modalities that were not asked for.
     """
     count = encoding.present.shape[1]
-    stride = STAGE_STRIDES[0]
-    rows, columns = (-(-side // stride) for side in encoding.image_size)
+    rows, columns = grid_size(encoding.image_size, LOGITS_STRIDE)
     agreement = torch.full((encoding.present.shape[0], count, rows, columns), float("nan"), device=model.device)
     alone = torch.eye(count, dtype=torch.bool, device=encoding.present.device)
     for modality in range(count) if modalities is None else modalities:
@@ -46,7 +44,6 @@ def modality_agreement(
             continue
         own, rest = (model.fuse_and_decode(encoding, subset) for subset in (alone[modality], ~alone[modality]))
         overlap = (0.5 * (own.logits.float().log_softmax(1) + rest.logits.float().log_softmax(1))).exp().sum(1)
-        covered = (own.coverage & rest.coverage).unsqueeze(1).float()
-        covered = nn.functional.max_pool2d(covered, stride, ceil_mode=True).squeeze(1) > 0
+        covered = touched_cells((own.coverage & rest.coverage).unsqueeze(1), LOGITS_STRIDE).squeeze(1)
         agreement[:, modality] = torch.where(covered, overlap.clamp(max=1), float("nan"))
     return agreement

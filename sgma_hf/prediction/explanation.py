@@ -5,11 +5,7 @@ from typing import Any
 
 import torch
 
-from ..model.modeling_sgma import upsample_to_pixels
-
-
-STAGE_STRIDES = (4, 8, 16, 32)
-LOGITS_STRIDE = 4
+from ..model.cells_sgma import STAGE_STRIDES, pixel_logits
 
 
 @torch.no_grad()
@@ -79,7 +75,7 @@ def _class_names(model: Any) -> list[str]:
 
 def _scores(model: Any, outputs: Any, x: int, y: int) -> dict[str, Any]:
     size = tuple(outputs.coverage.shape[-2:])
-    logits = upsample_to_pixels(outputs.logits.float(), LOGITS_STRIDE, size)[0, :, y, x]
+    logits = pixel_logits(outputs.logits, size)[0, :, y, x]
     names = _class_names(model)
     scores = dict(zip(names, logits.softmax(0).tolist(), strict=True))
     return {"class": names[int(logits.argmax())], "scores": scores}
@@ -102,7 +98,7 @@ def _nearest(
     found = {}
     for index, modality in enumerate(model.config.modalities):
         pair = int(encoding.position[0, index])
-        covered = encoding.fractions is None or bool(encoding.fractions[stage][0, index, cell] > 0)
+        covered = encoding.fractions is None or bool(encoding.fractions[stage][0, index, row, column] > 0)
         if pair < 0 or not covered:
             continue
         feature = tokens.tokens[pair, cell].float().unsqueeze(0)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.configuration_sgma import IGNORE_INDEX
 from ..rasters.files import bounded_cache
 from ..rasters.scene import Grid, RasterScene
@@ -31,7 +32,7 @@ from .map_files import (
     plan_outputs,
     publish,
 )
-from .sliding_window import LOGITS_STRIDE, TileBlender, default_stride, pixel_logits, tile_starts
+from .sliding_window import TileBlender, default_stride, tile_starts
 
 
 logger = logging.get_logger(__name__)
@@ -339,12 +340,13 @@ class _Run:
             agreement = modality_agreement(self.model, encoding, self._given.tolist())
         else:
             outputs = self.model(pixel_values=pixel_values, modality_mask=modality_mask)
-        parts = [pixel_logits(outputs, self.tiles.size), outputs.coverage.unsqueeze(1).float()]
+        parts = [pixel_logits(outputs.logits, self.tiles.size), outputs.coverage.unsqueeze(1).float()]
         if self._shares:
             shares = torch.stack(self.processor.post_process_robustness(outputs, modality_mask=modality_mask))
             parts.append(shares[:, self._given.to(shares.device)])
         if agreement is not None:
-            agreement = _cells_to_pixels(agreement[:, self._given.to(agreement.device)], self.tiles.size)
+            agreement = agreement[:, self._given.to(agreement.device)]
+            agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, self.tiles.size)
             # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
             parts += [agreement.nan_to_num(0), (~agreement.isnan()).float()]
         maps = torch.cat(parts, dim=1).cpu()
@@ -395,13 +397,6 @@ class _Run:
             if layer.dtype == "float32":
                 values[name] = values[name].masked_fill(~covered, float("nan"))
         return {name: values[name].numpy() for name in named}
-
-
-def _cells_to_pixels(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Maps of cells of the logits' stride (..., h, w) -> every pixel has its cell's value, (..., height, width)."""
-    for axis in (-2, -1):
-        maps = maps.repeat_interleave(LOGITS_STRIDE, dim=axis)
-    return maps[..., : size[0], : size[1]]
 
 
 def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:

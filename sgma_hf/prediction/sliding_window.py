@@ -5,14 +5,12 @@ from typing import Any
 
 import torch
 
-from ..model.modeling_sgma import upsample_to_pixels
+from ..model.cells_sgma import PAD_MULTIPLE, pixel_logits
 
 
-LOGITS_STRIDE = 4  # pixels per cell of the model's logits
 # Share of the side. On a model trained on crops of 128 pixels, neighbouring tiles gave other labels to 7.1 % of the
 # pixels midway between their edges at an overlap of 1/8, 1.8 % at 1/4, 2.5 % at 1/2: `measure_overlaps`.
 DEFAULT_OVERLAP = 0.25
-CELL = 32  # pixels per cell of the coarsest stage; tiles that start on multiples of it see the same grid of cells
 
 
 def default_stride(tile_size: int, overlap: float = DEFAULT_OVERLAP) -> int:
@@ -30,7 +28,8 @@ def default_stride(tile_size: int, overlap: float = DEFAULT_OVERLAP) -> int:
     if not 0 <= overlap < 1:
         raise ValueError(f"`overlap` is {overlap}; expected a share of the tile's side in [0, 1), such as 0.25.")
     stride = max(1, round(tile_size * (1 - overlap)))
-    return stride // CELL * CELL or stride
+    # Tiles that start on multiples of the coarsest cell see the same grid of cells.
+    return stride // PAD_MULTIPLE * PAD_MULTIPLE or stride
 
 
 def tile_starts(length: int, tile_size: int, stride: int) -> list[int]:
@@ -131,21 +130,6 @@ class TileBlender:
         self.top = top
 
 
-def pixel_logits(outputs: Any, size: tuple[int, int]) -> torch.Tensor:
-    """Logits of a model at full resolution, float32.
-
-    Args:
-        outputs: What the model returned, with `logits` (batch_size, num_labels, ceil(height / 4), ceil(width / 4)), or
-            of `size` already.
-        size: Height and width of the model's input in pixels.
-
-    Returns:
-        Shape (batch_size, num_labels, height, width).
-    """
-    logits = outputs.logits.float()
-    return logits if tuple(logits.shape[-2:]) == size else upsample_to_pixels(logits, LOGITS_STRIDE, size)
-
-
 @torch.no_grad()
 def sliding_window_logits(
     model: Any,
@@ -198,7 +182,7 @@ def sliding_window_logits(
         windows = [(row, top, left) for left in lefts for row in rows]
         for batch, tiles, masks in _tile_batches(pixel_values, modality_mask, windows, tile, batch_size):
             outputs = model(pixel_values=tiles, modality_mask=masks)
-            maps = pixel_logits(outputs, tile)
+            maps = pixel_logits(outputs.logits, tile)
             if not blenders:
                 blenders = [TileBlender(maps.shape[1], tile, width, top=top, device=maps.device) for _ in rows]
                 logits = maps.new_zeros(len(rows), maps.shape[1], height, width)
@@ -279,7 +263,7 @@ def measure_overlaps(
         if mask is not None and mask.ndim == 4:
             mask = mask[..., :tile_size, columns]
         outputs = model(pixel_values=pixel_values[..., :tile_size, columns], modality_mask=mask)
-        scores = pixel_logits(outputs, (tile_size, tile_size)).softmax(1)
+        scores = pixel_logits(outputs.logits, (tile_size, tile_size)).softmax(1)
         return scores.masked_fill(~outputs.coverage.unsqueeze(1), float("nan"))
 
     first, figures = predict(0), []

@@ -35,7 +35,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.rows import decode_row
 from ..evaluation.metrics import segmentation_scores
-from ..model.configuration_sgma import STAGE_STRIDES
+from ..model.cells_sgma import STAGE_STRIDES
 from ..publishing.results import save_results
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ..evaluation.metrics import count_pixels
-from ..model.configuration_sgma import STAGE_STRIDES
+from ..model.cells_sgma import STAGE_STRIDES, touched_cells
 from .row_sampling import EpochStatistics
 
 
@@ -276,8 +276,7 @@ def contested_cells(modality_mask: torch.Tensor, robustness: tuple[torch.Tensor,
     if modality_mask.ndim == 2:
         masks = [modality_mask[..., None, None].expand_as(maps) for maps in robustness]
     else:
-        pixels = modality_mask.float()
-        masks = [nn.functional.max_pool2d(pixels, stride, ceil_mode=True) > 0 for stride in STAGE_STRIDES]
+        masks = [touched_cells(modality_mask, stride) for stride in STAGE_STRIDES]
     return [covered & (covered.sum(1, keepdim=True) > 1) for covered in masks]
 
 

@@ -9,7 +9,7 @@ from tiny_models import spread_weights, tiny_model
 
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.commands.export import PixelLogits, main
-from sgma_hf.model.modeling_sgma import upsample_to_pixels
+from sgma_hf.model.cells_sgma import upsample_to_pixels
 
 
 @pytest.fixture(scope="module")

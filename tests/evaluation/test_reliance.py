@@ -15,8 +15,8 @@ from sgma_hf.evaluation.reliance import (
     weighted_correlation,
 )
 from sgma_hf.evaluation.stage_cells import NUM_BINS
+from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
-from sgma_hf.model.modeling_sgma import upsample_to_pixels
 
 
 MODALITIES = {"rgb": 3, "dsm": 1, "nir": 1}

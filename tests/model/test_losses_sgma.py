@@ -7,8 +7,8 @@ import torch
 from tiny_models import tiny_model
 
 from sgma_hf import SgmaConfig
+from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.model.losses_sgma import row_losses
-from sgma_hf.model.modeling_sgma import upsample_to_pixels
 
 
 def plain_row(scores, label, weights, dice_weight):

@@ -5,7 +5,7 @@ import torch
 from tiny_models import assert_same_model, spread_weights, tiny_config, tiny_model
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaModel
-from sgma_hf.model.decode_head_sgma import upsample_to_pixels
+from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.model.fusion_sgma import class_prototypes
 
 

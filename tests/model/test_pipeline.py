@@ -13,7 +13,7 @@ from transformers import pipeline
 
 import sgma_hf
 from sgma_hf import SgmaImageProcessor
-from sgma_hf.model.modeling_sgma import upsample_to_pixels
+from sgma_hf.model.cells_sgma import upsample_to_pixels
 
 
 @pytest.fixture(scope="module")

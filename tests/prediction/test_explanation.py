@@ -8,7 +8,7 @@ import torch
 from tiny_models import spread_weights, tiny_model
 
 from sgma_hf import SgmaImageProcessor
-from sgma_hf.model.modeling_sgma import upsample_to_pixels
+from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.prediction.explanation import explain_pixel
 
 

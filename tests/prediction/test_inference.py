@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import spread_weights, tiny_model
 
-from sgma_hf.model.modeling_sgma import upsample_to_pixels
+from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.prediction.sliding_window import (
     TileBlender,
     default_stride,

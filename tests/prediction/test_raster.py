@@ -13,7 +13,7 @@ from tiny_models import spread_weights, tiny_model
 
 from sgma_hf import SgmaImageProcessor, modality_agreement
 from sgma_hf.commands.predict import main
-from sgma_hf.model.modeling_sgma import upsample_to_pixels
+from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.prediction.maps import predict_raster
 from sgma_hf.rasters.scene import RasterScene
 

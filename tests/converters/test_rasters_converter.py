@@ -12,7 +12,7 @@ from tiny_models import tiny_model
 
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.converters.folders.spatial_groups import choose_validation, group_scenes
-from sgma_hf.converters.folders.tiling import cut, tile_windows
+from sgma_hf.converters.folders.tiling import Tiling, cut
 from sgma_hf.converters.raster_folders import ConversionOptions, convert_rasters, main
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
@@ -397,13 +397,14 @@ def test_pixels_of_a_test_scene_are_labelled_once_whatever_the_stride(tmp_path):
     assert (decoded(tmp_path / "out", "train")["a_y00006_x00003"][1] != 255).all()
 
 
-def test_tile_windows_by_hand():
-    assert tile_windows((5, 4), None) == [(0, 0, 5, 4)]
-    assert tile_windows((6, 4), 4, 2) == [(0, 0, 4, 4), (2, 0, 4, 4)]
-    assert tile_windows((3, 9), 4) == [(0, 0, 3, 4), (0, 4, 3, 4), (0, 5, 3, 4)]
+def test_windows_of_a_tiling_by_hand():
+    assert Tiling(None).windows((5, 4), "train") == [(0, 0, 5, 4)]
+    assert Tiling(4, 2).windows((6, 4), "train") == [(0, 0, 4, 4), (2, 0, 4, 4)]
+    assert Tiling(4, 2).windows((9, 4), "test") == [(0, 0, 4, 4), (4, 0, 4, 4), (5, 0, 4, 4)]
+    assert Tiling(4).windows((3, 9), "train") == [(0, 0, 3, 4), (0, 4, 3, 4), (0, 5, 3, 4)]
     for tile, stride in ((0, None), (4, 5), (4, 0), (None, 2)):
-        with pytest.raises(ValueError, match="tile"):
-            tile_windows((8, 8), tile, stride)
+        with pytest.raises(ValueError, match="stride"):
+            Tiling(tile, stride)
 
 
 def test_cut_on_cells_is_a_crop_and_off_cells_the_interpolation_of_the_whole():

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...data.windows import Window, cover, window_starts
 from ...model.configuration_sgma import IGNORE_INDEX
 from ...rasters.files import Raster
 
@@ -24,13 +25,16 @@ class Tiling:
     stride: int | None = None
 
     def __post_init__(self):
-        tile_windows((1, 1), self.tile, self.stride)
+        if self.tile is not None:
+            window_starts(1, self.tile, self.stride)
+        elif self.stride is not None:
+            raise ValueError("A stride needs a tile size (--tile_size).")
 
-    def windows(self, size: tuple[int, int], split: str) -> list[tuple[int, int, int, int]]:
-        """(top, left, height, width) of each tile of a scene of `size` (height, width), row by row."""
-        return tile_windows(size, self.tile, self.stride if split == "train" else None)
+    def windows(self, size: tuple[int, int], split: str) -> list[Window]:
+        """The tiles of a scene of `size` (height, width), row by row."""
+        return list(cover(size, self.tile, self.stride if split == "train" else None))
 
-    def label(self, label: np.ndarray, window: tuple[int, int, int, int], split: str) -> np.ndarray:
+    def label(self, label: np.ndarray, window: Window, split: str) -> np.ndarray:
         """A window's label, outside the training split without what tiles before it label already.
 
         The last tile of a row or column is shifted back inside: scored twice, its pixels would weigh double.
@@ -45,41 +49,10 @@ class Tiling:
         """
         if self.tile is None or split == "train":
             return label
-        above, before = -window[0] % self.tile, -window[1] % self.tile
         label = label.copy()
-        label[:above] = IGNORE_INDEX
-        label[:, :before] = IGNORE_INDEX
+        label[: -window[0] % self.tile] = IGNORE_INDEX
+        label[:, : -window[1] % self.tile] = IGNORE_INDEX
         return label
-
-
-def tile_windows(
-    size: tuple[int, int], tile: int | None, stride: int | None = None
-) -> list[tuple[int, int, int, int]]:
-    """Windows that together cover a raster.
-
-    Args:
-        size: (height, width) in pixels.
-        tile: Side of a window in pixels; None gives the whole raster as one.
-        stride: Pixels from one window to the next, at most `tile` (the default). The last window of a row or column is
-            shifted back inside, so it may overlap more; a side shorter than `tile` gives shorter windows.
-
-    Returns:
-        (top, left, height, width) row by row.
-
-    Raises:
-        ValueError: If `tile` or `stride` is not positive, or the stride leaves gaps.
-    """
-    if tile is None:
-        if stride is not None:
-            raise ValueError("A stride needs a tile size (--tile).")
-        return [(0, 0, *size)]
-    stride = tile if stride is None else stride
-    if tile < 1 or not 1 <= stride <= tile:
-        raise ValueError(f"Tile {tile} with stride {stride}: expected a tile >= 1 and a stride of 1 to {tile} pixels.")
-    height, width = min(tile, size[0]), min(tile, size[1])
-    tops = [*range(0, size[0] - height, stride), size[0] - height]
-    lefts = [*range(0, size[1] - width, stride), size[1] - width]
-    return [(top, left, height, width) for top in tops for left in lefts]
 
 
 def cut(raster: Raster, size: tuple[int, int], window: tuple[int, int, int, int]) -> Raster:
@@ -97,24 +70,22 @@ def cut(raster: Raster, size: tuple[int, int], window: tuple[int, int, int, int]
     top, left, height, width = window
     if (top, left, height, width) == (0, 0, *size):
         return raster
-    rows, columns = raster.size[0] / size[0], raster.size[1] / size[1]  # own pixels per reference pixel
-    edges = np.array([top * rows, left * columns, (top + height) * rows, (left + width) * columns])
-    whole = np.rint(edges).astype(int)
-    is_finer = rows >= 1 and columns >= 1
-    if is_finer or np.abs(edges - whole).max() < 0.01:
-        return raster.crop(whole[0], whole[1], whole[2] - whole[0], whole[3] - whole[1])
-    return _interpolate(raster, (top + np.arange(height) + 0.5) * rows, (left + np.arange(width) + 0.5) * columns)
+    scale = np.array(raster.size) / size  # own pixels per reference pixel
+    edges = np.array([(top, left), (top + height, left + width)]) * scale
+    start, stop = np.rint(edges).astype(int)
+    if (scale >= 1).all() or np.abs(edges - (start, stop)).max() < 0.01:
+        return raster.crop(*start, *(stop - start))
+    return _interpolate(raster, (top + np.arange(height) + 0.5) * scale[0], (left + np.arange(width) + 0.5) * scale[1])
 
 
 def _interpolate(raster: Raster, y: np.ndarray, x: np.ndarray) -> Raster:
     """Bilinear values at own pixel coordinates (pixel 0 spans 0..1), from the neighbours that hold data.
 
-    A place holds data where the pixel it lies in does.
+    A place holds data where the pixel it lies in does. float64 keeps all bits of int32.
     """
     top, bottom, down = _neighbours(y, raster.size[0])
     left, right, across = _neighbours(x, raster.size[1])
-    total = np.zeros((len(y), len(x), raster.values.shape[2]))
-    weights = np.zeros((len(y), len(x)))
+    total, weights = np.zeros((len(y), len(x), raster.values.shape[2])), np.zeros((len(y), len(x)))
     for rows, row_weight in ((top, 1 - down), (bottom, down)):
         for columns, column_weight in ((left, 1 - across), (right, across)):
             here = np.ix_(rows, columns)
@@ -122,11 +93,9 @@ def _interpolate(raster: Raster, y: np.ndarray, x: np.ndarray) -> Raster:
             # where(): 0 x NaN is NaN.
             total += np.where(raster.valid[here][..., None], raster.values[here], 0) * weight[..., None]
             weights += weight
-    own = np.ix_(np.minimum(y.astype(int), raster.size[0] - 1), np.minimum(x.astype(int), raster.size[1] - 1))
-    valid = raster.valid[own] & (weights > 0)
+    valid = raster.valid[np.ix_(y.astype(int), x.astype(int))]
     values = total / np.where(valid, weights, 1)[..., None]
-    if raster.values.dtype.kind in "iu":
-        values = np.rint(values)
+    values = np.rint(values) if raster.values.dtype.kind in "iu" else values
     return Raster(np.where(valid[..., None], values, 0).astype(raster.values.dtype), valid)
 
 

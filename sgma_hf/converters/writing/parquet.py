@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, max_group_bytes: int = _ROW_GROUP_BYTES) -> None:
+        self.path = path
         self.schema = schema
         self.max_group_bytes = max_group_bytes
         self.num_bytes = 0
@@ -46,12 +47,11 @@ class ShardWriter:
     def write(self, row: dict[str, Any]) -> None:
         """Add one row of `encode_row`."""
         self._rows.append(row)
-        self._group_bytes += row_bytes(row)
+        self._group_bytes += sum(map(len, _contents(row)))
         if len(self._rows) >= _ROW_GROUP_ROWS or self._group_bytes >= self.max_group_bytes:
-            self.flush()
+            self._flush()
 
-    def flush(self) -> None:
-        """End the row group."""
+    def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self.schema))
             self.num_bytes += self._group_bytes
@@ -59,52 +59,12 @@ class ShardWriter:
 
     def close(self) -> None:
         """Write what is left and end the file."""
-        self.flush()
+        self._flush()
         self.abandon()
 
     def abandon(self) -> None:
         """Close the file as it is."""
         self._writer.close()
-
-
-class _ShardedSplit:
-    """The Parquet files of one split; their number, which their names carry, is known only at the end."""
-
-    def __init__(self, directory: Path, split: str, schema: pa.Schema, max_shard_bytes: int) -> None:
-        self.directory = directory
-        self.split = split
-        self.schema = schema
-        self.max_shard_bytes = max_shard_bytes
-        self.shard: ShardWriter | None = None
-        self.num_shards = 0
-
-    def _partial_path(self, index: int) -> Path:
-        return self.directory / f"{self.split}-{index:05d}.partial"
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Add one encoded row."""
-        if self.shard is None:
-            path = self._partial_path(self.num_shards)
-            self.shard = ShardWriter(path, self.schema, min(_ROW_GROUP_BYTES, self.max_shard_bytes))
-            self.num_shards += 1
-        self.shard.write(row)
-        if self.shard.num_bytes >= self.max_shard_bytes:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Close the open file as it is."""
-        if self.shard is not None:
-            self.shard.abandon()
-            self.shard = None
-
-    def close(self) -> None:
-        """Write what is left and give the shards their names."""
-        if self.shard is not None:
-            self.shard.flush()
-        self.abandon()
-        for index in range(self.num_shards):
-            name = f"{self.split}-{index:05d}-of-{self.num_shards:05d}.parquet"
-            self._partial_path(index).rename(self.directory / name)
 
 
 class ParquetDatasetWriter:
@@ -146,7 +106,7 @@ class ParquetDatasetWriter:
         self.max_shard_bytes = max_shard_bytes
         self.statistics: dict[str, SplitStatistics] = {}
         self._schema = metadata.features().arrow_schema
-        self._splits: dict[str, _ShardedSplit] = {}
+        self._shards: dict[str, list[ShardWriter]] = {}
         self._ids: set[tuple[str, str]] = set()
         self._digest = hashlib.sha256()
         self._temporary = self.out.with_name(f".{self.out.name}.partial-{os.getpid()}")
@@ -178,11 +138,18 @@ class ParquetDatasetWriter:
         self._ids.add((split, row_id))
         self._digest.update(split.encode())
         digest_row(self._digest, row)
-        if split not in self._splits:
-            self._splits[split] = _ShardedSplit(self._temporary / "data", split, self._schema, self.max_shard_bytes)
-            self.statistics[split] = SplitStatistics.of(self.metadata)
-        self._splits[split].write(row)
-        self.statistics[split].update(images, label)
+        self._open_shard(split).write(row)
+        self.statistics.setdefault(split, SplitStatistics.of(self.metadata)).update(images, label)
+
+    def _open_shard(self, split: str) -> ShardWriter:
+        """The file that the split's next row goes to."""
+        shards = self._shards.setdefault(split, [])
+        if not shards or shards[-1].num_bytes >= self.max_shard_bytes:
+            if shards:
+                shards[-1].close()
+            path = self._temporary / "data" / f"{split}-{len(shards):05d}.partial"
+            shards.append(ShardWriter(path, self._schema, min(_ROW_GROUP_BYTES, self.max_shard_bytes)))
+        return shards[-1]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -191,15 +158,17 @@ class ParquetDatasetWriter:
             if kind is None:
                 self._finish()
         finally:
-            for split in self._splits.values():
-                split.abandon()
+            for shards in self._shards.values():
+                shards[-1].abandon()
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _finish(self) -> None:
-        if not self._splits:
+        if not self._shards:
             raise ValueError("There are no rows to write.")
-        for split in self._splits.values():
-            split.close()
+        for split, shards in self._shards.items():
+            shards[-1].close()
+            for index, shard in enumerate(shards):  # their number, which names carry, is known only now
+                shard.path.rename(shard.path.with_name(f"{split}-{index:05d}-of-{len(shards):05d}.parquet"))
         training = self.statistics.get("train")
         self.metadata = replace(self.metadata, statistics=training.as_dict("train") if training else None)
         self.metadata.save(self._temporary)
@@ -235,7 +204,8 @@ def encode_row(
     """
     if set(images) != set(metadata.modalities):
         raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
-    _check_label(row_id, label, len(metadata.class_names))
+    if label is not None:
+        _check_label(row_id, label, len(metadata.class_names))
     row: dict[str, Any] = {"id": row_id}
     declared = zip(metadata.modalities, metadata.modality_channels, metadata.modality_dtypes, strict=True)
     for name, channels, dtype in declared:
@@ -243,13 +213,10 @@ def encode_row(
             row[name] = encode_raster(images[name], channels=channels, dtype=dtype)
         except ValueError as error:
             raise ValueError(f"Row {row_id!r}, column {name!r}: {error}") from error
-    row["label"] = encode_raster(label)
-    return row
+    return row | {"label": encode_raster(label)}
 
 
-def _check_label(row_id: str, label: np.ndarray | None, num_classes: int) -> None:
-    if label is None:
-        return
+def _check_label(row_id: str, label: np.ndarray, num_classes: int) -> None:
     if label.dtype != np.uint8 or label.ndim != 2:
         raise ValueError(
             f"Row {row_id!r}: a label is uint8 of shape (height, width); got {label.dtype} {label.shape}."
@@ -262,16 +229,17 @@ def _check_label(row_id: str, label: np.ndarray | None, num_classes: int) -> Non
         )
 
 
-def row_bytes(row: Mapping[str, Any]) -> int:
-    """Size of an encoded row."""
-    return sum(_num_bytes(value) for value in row.values())
+def _contents(row: Mapping[str, Any]) -> Iterator[bytes]:
+    """The bytes of each cell of an encoded row."""
+    for value in row.values():
+        content = value["bytes"] if isinstance(value, dict) else value
+        yield content.encode() if isinstance(content, str) else content or b""
 
 
 def digest_row(digest: Any, row: Mapping[str, Any]) -> None:
     """Add an encoded row to a `hashlib` digest."""
-    for value in row.values():
-        content = value["bytes"] if isinstance(value, dict) else value
-        digest.update(b"" if content is None else content.encode() if isinstance(content, str) else content)
+    for content in _contents(row):
+        digest.update(content)
 
 
 def publish_folder(temporary: Path, out: Path) -> None:
@@ -305,13 +273,6 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / METADATA_FILE).is_file():
-        raise FileExistsError(f"--out {out} exists and is no dataset of ours, so it is left alone. Choose another.")
+        raise FileExistsError(f"--output {out} exists and is no dataset of ours, so it is left alone. Choose another.")
     if not overwrite:
-        raise FileExistsError(f"--out {out} already holds a dataset. Choose another folder, or pass --overwrite.")
-
-
-def _num_bytes(value: Any) -> int:
-    """Size of one encoded cell."""
-    if value is None:
-        return 0
-    return len(value["bytes"]) if isinstance(value, dict) else len(value)
+        raise FileExistsError(f"--output {out} already holds a dataset. Choose another folder, or pass --overwrite.")

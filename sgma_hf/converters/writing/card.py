@@ -5,9 +5,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from datasets import Image
 
 from ...data.metadata import DatasetMetadata
+from ...publishing.tables import markdown_table
 from .statistics import SplitStatistics
 
 
@@ -22,21 +24,17 @@ def command_for_card(program: str, argv: Sequence[str], flags: Sequence[str]) ->
         argv: Arguments that argparse took, so that an abbreviated flag is not ambiguous.
         flags: Flags whose value is a path.
     """
-    words, is_path = [], False
+    words: list[str] = []
+    is_path = False
     for word in argv:
         flag, equals, value = word.partition("=")
-        named = len(flag) > 2 and any(known.startswith(flag) for known in flags)
-        if is_path:
-            word = _last_component(word)
-        elif named and equals:
-            word = f"{flag}={_last_component(value)}"
-        is_path = named and not equals and not is_path
+        named = not is_path and len(flag) > 2 and any(known.startswith(flag) for known in flags)
+        if is_path or (named and equals):
+            path = word if is_path else value
+            word = f"{flag}=" * named + (Path(path).absolute().name or path)
         words.append(word)
+        is_path = named and not equals
     return shlex.join(["python", program, *words])
-
-
-def _last_component(path: str) -> str:
-    return Path(path).absolute().name or path
 
 
 def build_card(
@@ -69,16 +67,30 @@ def build_card(
     """
     num_rows = sum(item.num_rows for item in statistics.values())
     size = next((name for limit, name in _SIZES if num_rows < limit), "n>1M")
+    kinds = {name: "image" if isinstance(kind, Image) else kind.dtype for name, kind in metadata.features().items()}
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in statistics]
+    head = {
+        "pretty_name": title,
+        **({"license": license} if license else {}),
+        "task_categories": ["image-segmentation"],
+        "tags": ["sgma", "remote-sensing", "multimodal"],
+        "size_categories": [size],
+        "dataset_info": {
+            "config_name": "default",
+            "features": [{"name": name, "dtype": kind} for name, kind in kinds.items()],
+        },
+        "configs": [{"config_name": "default", "description": f"content {fingerprint}", "data_files": files}],
+    }
+    rows = [(split, item.num_rows, item.unlabelled_rows) for split, item in statistics.items()]
     parts = [
-        _yaml_head(metadata, title, list(statistics), size=size, fingerprint=fingerprint, license=license),
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)}---",
         f"# {title}",
         description,
         _modality_table(metadata, statistics),
         _class_table(metadata, statistics),
         "## Rows\n\nA missing modality, and a label that nobody drew, is null. "
-        "Bands that no image format holds exactly are the bytes of a `.npy` file, (height, width, channels).\n\n"
-        "| split | rows | without label |\n|---|---|---|\n"
-        + "\n".join(f"| {split} | {item.num_rows} | {item.unlabelled_rows} |" for split, item in statistics.items()),
+        "Bands that no image format holds exactly are the bytes of a `.npy` file, (height, width, channels).",
+        markdown_table(["split", "rows", "without label"], rows),
         *sections,
         "```python\nfrom sgma_hf import decode_row, load_rows\n\n"
         f'rows = load_rows(".", "{next(iter(statistics))}")  # this folder, or the id on the Hub\n'
@@ -88,53 +100,26 @@ def build_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _yaml_head(
-    metadata: DatasetMetadata, title: str, splits: list[str], *, size: str, fingerprint: str, license: str | None
-) -> str:
-    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
-    columns = {name: "image" if isinstance(kind, Image) else kind.dtype for name, kind in metadata.features().items()}
-    features = "\n".join(f"  - name: {name}\n    dtype: {dtype}" for name, dtype in columns.items())
-    return (
-        f"---\npretty_name: {json.dumps(title)}\n{f'license: {license}' + chr(10) if license else ''}"
-        f"task_categories:\n- image-segmentation\ntags:\n- sgma\n"
-        f"- remote-sensing\n- multimodal\nsize_categories:\n- {size}\n"
-        f"dataset_info:\n  config_name: default\n  features:\n{features}\n"
-        f"configs:\n- config_name: default\n  description: content {fingerprint}\n  data_files:\n{files}\n---"
-    )
-
-
 def _modality_table(metadata: DatasetMetadata, statistics: Mapping[str, SplitStatistics]) -> str:
-    head = ["column", "channels", "dtype", "unit", "nodata", *(f"missing in {split}" for split in statistics)]
-    lines = ["## Modalities", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for index, name in enumerate(metadata.modalities):
+        dtype = metadata.modality_dtypes[index]
+        nodata = [f"{value:g}" for value in metadata.nodata[index]] or ["-"]
+        nodata += ["NaN"] if dtype == "float32" else []
         missing = [f"{item.modalities[name].missing_rows / item.num_rows:.0%}" for item in statistics.values()]
-        nodata = ", ".join(f"{value:g}" for value in metadata.nodata[index]) or "-"
-        cells = [
-            f"`{name}`",
-            str(metadata.modality_channels[index]),
-            metadata.modality_dtypes[index],
-            metadata.units[index] or "-",
-            nodata + (", NaN" if metadata.modality_dtypes[index] == "float32" else ""),
-            *missing,
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        unit = metadata.units[index] or "-"
+        lines.append([f"`{name}`", metadata.modality_channels[index], dtype, unit, ", ".join(nodata), *missing])
+    head = ["column", "channels", "dtype", "unit", "nodata", *(f"missing in {split}" for split in statistics)]
+    return f"## Modalities\n\n{markdown_table(head, lines, text_columns=5)}"
 
 
 def _class_table(metadata: DatasetMetadata, statistics: Mapping[str, SplitStatistics]) -> str:
     if not metadata.class_names:
         return "## Classes\n\nNo labels."
-    lines = [
-        "## Classes",
-        "",
-        "Share of the labelled pixels; 255 is ignored.",
-        "",
-        "| id | name | colour | " + " | ".join(statistics) + " |",
-        "|---" * (3 + len(statistics)) + "|",
-    ]
     shares = [item.class_shares() for item in statistics.values()]
+    lines = []
     for index, name in enumerate(metadata.class_names):
-        colour = "#" + "".join(f"{part:02x}" for part in metadata.palette[index]) if metadata.palette else "-"
-        cells = [str(index), name, colour, *(f"{share[index]:.2%}" for share in shares)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        colour = "#" + bytes(metadata.palette[index]).hex() if metadata.palette else "-"
+        lines.append([index, name, colour, *(f"{share[index]:.2%}" for share in shares)])
+    table = markdown_table(["id", "name", "colour", *statistics], lines, text_columns=3)
+    return f"## Classes\n\nShare of the labelled pixels; 255 is ignored.\n\n{table}"

@@ -33,7 +33,7 @@ from sgma_hf.converters.writing.statistics import SplitStatistics
 from sgma_hf.data.incomplete_rows import RowWithholder, free_fill_value, parse_shares
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
-from sgma_hf.publishing import push_dataset as publishing
+from sgma_hf.publishing import push as publishing
 
 
 pytest.importorskip("rasterio")
@@ -466,7 +466,7 @@ def test_push_tells_the_terms_before_it_makes_a_private_repository(source, tmp_p
         ([], "nothing to do"),
         (["--check", "--push", "org/x"], "--push and --overwrite need --out"),
         (["--check", "--missing", "sar=0.5"], "--missing names ['sar']"),
-        (["--check", "--tile", "16", "--stride", "20"], "expected a tile >= 1"),
+        (["--check", "--tile", "16", "--stride", "20"], "16 pixels every 20"),
         (["--check", "--coverage", "rgb"], "expected NAME=SHARE"),
     ],
 )

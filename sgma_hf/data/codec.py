@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,29 +173,6 @@ def _image_to_array(image: PILImage.Image, *, is_label: bool) -> np.ndarray:
     if mode == "I" and bits == (16,):
         return array.astype(np.int16)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def valid_pixels(array: np.ndarray, nodata: Sequence[float]) -> np.ndarray:
-    """Which pixels of a stored raster hold data.
-
-    A pixel is missing where any of its channels is NaN or infinite, or where all of its channels equal one of the
-    nodata values (a dark pixel with one channel at 0 is not a hole in an image whose nodata is 0).
-
-    Args:
-        array: (height, width) or (height, width, channels).
-        nodata: Values that stand for nothing; may be empty.
-
-    Returns:
-        bool (height, width), True where there is data.
-    """
-    planes = array[..., None] if array.ndim == 2 else array
-    if planes.dtype.kind == "f":
-        valid = np.isfinite(planes).all(axis=-1)
-    else:
-        valid = np.ones(planes.shape[:2], dtype=bool)
-    for number in nodata:
-        valid &= ~(planes == number).all(axis=-1)
-    return valid
 
 
 def whole_numbers(values: np.ndarray, path: str | os.PathLike) -> np.ndarray:

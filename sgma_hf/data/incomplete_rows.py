@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .codec import valid_pixels
+from ..model.image_transforms_sgma import valid_pixels
 from .metadata import DatasetMetadata
 
 
@@ -122,10 +122,9 @@ def free_fill_value(array: np.ndarray | None, fill: float) -> np.ndarray | None:
     """
     if array is None:
         return None
-    planes = array if array.ndim == 3 else array[..., None]
-    clash = (planes == fill).all(axis=-1)
-    if not clash.any():
+    free = valid_pixels(array, [fill])
+    if free.all():
         return array
     result = array.copy()
-    result[clash] = fill + 1 if fill < np.iinfo(array.dtype).max else fill - 1
+    result[~free] = fill + 1 if fill < np.iinfo(array.dtype).max else fill - 1
     return result

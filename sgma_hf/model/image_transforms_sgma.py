@@ -124,30 +124,49 @@ def read_raster(value: Any, channels: int, *, layout: str | None, where: str) ->
     return Raster(values.view(np.uint8) if values.dtype == bool else values, valid)
 
 
-def find_covered(raster: Raster, nodata: Sequence[float]) -> np.ndarray | None:
-    """Pixels that hold a measurement, bool (height, width), or None if all do."""
-    values, missing = raster.values, None if raster.valid is None else ~raster.valid
-    if values.dtype.kind == "f":
-        # min and max carry NaN on, and are much quicker than a look at every value.
-        low, high = float(values.min()), float(values.max())
-        if not (-LARGEST_VALUE < low and high < LARGEST_VALUE):
-            unusable = ~(np.abs(values) < LARGEST_VALUE).all(0)
-            missing = unusable if missing is None else missing | unusable
-    for number in nodata:
-        if values.dtype.kind != "f":
-            limits = np.iinfo(values.dtype)
-            if number != int(number) or not limits.min <= number <= limits.max:
-                continue
-            number = int(number)
-        with np.errstate(over="ignore"):  # A nodata value of float64 becomes inf in float32, which is missing too.
-            hit = values[0] == number
-            for band in values[1:]:  # One band may hold the value by chance: black is (0, 0, 0), not any 0.
+def valid_pixels(values: np.ndarray, nodata: Sequence[float], *, channel_axis: int = -1) -> np.ndarray:
+    """Which pixels of a raster hold a measurement: the one rule of what is missing.
+
+    A pixel is missing where any of its bands is masked, NaN, infinite or of a magnitude from 3.4e38 on, or where all
+    of its bands equal one of the nodata values: a dark pixel with one band at 0 is no hole where nodata is 0.
+
+    Args:
+        values: (height, width), or with an axis of bands; masked or not, of any real dtype.
+        nodata: Values that stand for nothing; may be empty.
+        channel_axis: The axis of bands, the first or the last.
+
+    Returns:
+        bool (height, width), True where there is a measurement.
+    """
+    bands = values[None] if values.ndim == 2 else np.moveaxis(values, channel_axis, 0)
+    mask, bands = np.ma.getmask(bands), np.ma.getdata(bands)
+    valid = np.ones(bands.shape[1:], dtype=bool) if mask is np.ma.nomask else ~mask.any(0)
+    # min and max carry NaN on, and are much quicker than a look at every value.
+    extremes = (float(bands.min(initial=0)), float(bands.max(initial=0))) if bands.dtype.kind == "f" else ()
+    # A large number becomes inf in float32 and float16, where it means the same.
+    with np.errstate(over="ignore"):
+        if not all(-LARGEST_VALUE < value < LARGEST_VALUE for value in extremes):
+            valid &= (np.abs(bands) < LARGEST_VALUE).all(0)
+        for number in map(float, nodata):
+            if bands.dtype.kind != "f":
+                if not number.is_integer():
+                    continue
+                number = int(number)
+            hit = bands[0] == number
+            for band in bands[1:]:
                 if not hit.any():
                     break
                 hit &= band == number
-        if hit.any():
-            missing = hit if missing is None else missing | hit
-    return None if missing is None or not missing.any() else ~missing
+            valid &= ~hit
+    return valid
+
+
+def find_covered(raster: Raster, nodata: Sequence[float]) -> np.ndarray | None:
+    """The `valid_pixels` of a raster, bool (height, width), or None if all are."""
+    valid = valid_pixels(raster.values, nodata, channel_axis=0)
+    if raster.valid is not None:
+        valid &= raster.valid
+    return None if valid.all() else valid
 
 
 def measure_level(values: np.ndarray, covered: np.ndarray | None, kind: str) -> float:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.codec import decode_raster, valid_pixels
-from ..model.image_transforms_sgma import shown_mode
+from ..data.codec import decode_raster
+from ..model.image_transforms_sgma import shown_mode, valid_pixels
 from .bands import ALL_BANDS, BandSelection
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..data.codec import decode_raster, valid_pixels
-from ..model.image_transforms_sgma import interpolation_weights, resample
+from ..data.codec import decode_raster
+from ..model.image_transforms_sgma import interpolation_weights, resample, valid_pixels
 from .alpha import check_alpha
 from .bands import ALL_BANDS, BandSelection, share_files
 from .files import (

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.image_transforms_sgma import read_raster, valid_pixels
 from .palette import (
     GAP_COLOR,
     HATCH,
@@ -139,7 +140,7 @@ def plot_overlay(
     count = _count_classes([label_map], class_names, palette)
     palette = default_palette(count) if palette is None else [list(color) for color in palette]
     names = [str(name) for name in class_names] if class_names else [f"class {index}" for index in range(count)]
-    values, shown = _values_and_gaps(image, nodata)
+    values, shown = np.atleast_3d(np.ma.getdata(image)), valid_pixels(image, nodata)
     picture, _ = _stretch(values[..., _bands_to_show(values.shape[2])], shown)
     labelled = label_map != IGNORE_INDEX
     weight = (opacity * labelled)[..., None]
@@ -201,7 +202,7 @@ def plot_modality_board(
     ]
     config = model.config
     return plot_sample(
-        images,
+        {name: _as_read(raster, processor, name) for name, raster in images.items()},
         label=label,
         predictions={_subset_title(names, present): ids for names, ids in zip(subsets, predictions, strict=True)},
         robustness=None if shares is None else dict(zip(headings, shares, strict=True)),
@@ -251,6 +252,18 @@ def _predict_subsets(
             {name: share for name, share in zip(processor.modalities, shares, strict=True) if name in subsets[0]}
         )
     return predictions, robustness
+
+
+def _as_read(value: Any, processor: Any, name: str) -> np.ndarray | None:
+    """A raster as the processor reads it, (height, width, channels), with transparent pixels masked."""
+    if value is None:
+        return None
+    channels = processor.modality_channels[processor.modalities.index(name)]
+    raster = read_raster(value, channels, layout=None, where=f"`images[{name!r}]`")
+    values = np.moveaxis(raster.values, 0, -1)
+    if raster.valid is None:
+        return values
+    return np.ma.MaskedArray(values, np.broadcast_to(~raster.valid[..., None], values.shape))
 
 
 def _leave_one_out(present: list[str]) -> list[list[str]]:
@@ -371,7 +384,7 @@ def _show_raster(
         box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
         axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", fontsize=9, bbox=box)
         return
-    values, shown = _values_and_gaps(raster, nodata)
+    values, shown = np.atleast_3d(np.ma.getdata(raster)), valid_pixels(raster, nodata)
     bands = _bands_to_show(values.shape[2])
     picture, (low, high) = _stretch(values[..., bands], shown)
     _show(matplotlib, axes, picture, shown)
@@ -381,17 +394,6 @@ def _show_raster(
     if not shown.all():
         caption.append(f"{np.mean(~shown):.0%} no data")
     axes.set_xlabel("; ".join(caption), fontsize=7, labelpad=2)
-
-
-def _values_and_gaps(raster: np.ndarray, nodata: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Values (H, W, C) and where they hold data, bool (H, W)."""
-    values = np.atleast_3d(np.ma.getdata(raster))
-    shown = ~np.atleast_3d(np.ma.getmaskarray(raster)).any(axis=2)
-    if values.dtype.kind == "f":
-        shown &= np.isfinite(values).all(axis=2)
-    for number in nodata:
-        shown &= ~(values == number).all(axis=2)
-    return values, shown
 
 
 def _bands_to_show(count: int) -> list[int]:

@@ -14,9 +14,9 @@ from sgma_hf.converters.scene_painting import (
     _shadows,
     paint_scene,
 )
-from sgma_hf.data.codec import valid_pixels
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
+from sgma_hf.model.image_transforms_sgma import valid_pixels
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ from sgma_hf import SgmaImageProcessor
 from sgma_hf.converters import dfc2023
 from sgma_hf.converters.dfc2023 import Dfc2023, Dfc2023Reader, random_split, sensor_and_city, to_decibels
 from sgma_hf.converters.dfc2023_facts import CITY_COUNTS, TRACK_1, TRACK_2
-from sgma_hf.data.codec import valid_pixels
 from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.model.image_transforms_sgma import valid_pixels
 
 
 def without_counts(description):

@@ -11,9 +11,10 @@ from PIL import Image
 from transformers.utils import logging
 
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
-from sgma_hf.data.codec import decode_raster, encode_raster, valid_pixels
+from sgma_hf.data.codec import decode_raster, encode_raster
 from sgma_hf.data.metadata import DatasetMetadata, sgma_features
 from sgma_hf.data.rows import decode_row, load_rows, present_modalities, with_modality_columns
+from sgma_hf.model.image_transforms_sgma import valid_pixels
 
 
 EDGE_VALUES = {

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ...data.codec import valid_pixels
 from ...data.metadata import DatasetMetadata
 from ...model.configuration_sgma import IGNORE_INDEX
+from ...model.image_transforms_sgma import valid_pixels
 
 
 class _ModalityStatistics:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..evaluation.corruptions import ALL_MODALITIES
+from ..evaluation.corruption_scores import ALL_MODALITIES
 from ..publishing.tables import markdown_table
 from .experiments import Experiment, Figure
 from .figures import number, percent

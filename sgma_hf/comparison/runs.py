@@ -343,7 +343,7 @@ def _extras(model, processor, rows, settings: RunSettings, seconds: dict[str, fl
     extras: dict[str, Any] = {}
     options = {"window_size": settings.crop_size, "batch_size": settings.batch_size}
     if settings.corruptions:
-        from ..evaluation.corruptions import evaluate_corruptions
+        from ..evaluation.corruption_scores import evaluate_corruptions
 
         started = time.perf_counter()
         extras["corruptions"] = evaluate_corruptions(model, processor, rows, **options, seed=0)

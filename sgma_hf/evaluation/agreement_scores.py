@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BaseImageProcessor
-from transformers.utils import logging
 
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..prediction.agreement import modality_agreement
-from .combinations import PreparedRows, batches_by_size, check_evaluated, without_skipped
+from .prepared_rows import PreparedBatches, evaluating
 
 
-@torch.no_grad()
 def evaluate_agreement(
     model: SgmaForSemanticSegmentation,
     processor: BaseImageProcessor,
@@ -48,34 +46,29 @@ def evaluate_agreement(
             the processor is another model's.
         TypeError: If the dataset has no length.
     """
-    check_evaluated(model.config, processor, dataset)
     if len(model.config.modalities) < 2:
         raise ValueError(
             f"Agreement compares modalities with each other, but the model has only {model.config.modalities}; "
             "leave it out."
         )
-    skipped = {"rows": 0, "windows": 0, "label": 0, "modality": 0}
-    rows = PreparedRows(dataset, processor, model.config, window_size)
-    # its own generator, because a loader would draw from the global one
-    loader = torch.utils.data.DataLoader(rows, batch_size=None, num_workers=num_workers, generator=torch.Generator())
-    prepared = logging.tqdm(loader, total=len(rows), unit="row", desc="agreement", disable=not progress_bar)
+    batches = PreparedBatches(
+        dataset,
+        processor,
+        model.config,
+        window_size=window_size,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress="agreement" if progress_bar else None,
+    )
     sums, cells = [], []
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in batches_by_size(without_skipped(prepared, skipped), batch_size):
-            pixel_values = batch.pixel_values.to(model.device, model.dtype)
-            encoding = model.encode(pixel_values, batch.modality_mask.to(model.device))
+    with evaluating(model):
+        for batch in batches:
+            batch = batch.on_device_of(model)
+            encoding = model.encode(batch.pixel_values, batch.modality_mask)
             agreement = modality_agreement(model, encoding).flatten(2)  # (B, M, h * w)
             sums.append(agreement.nansum(2, dtype=torch.float64).cpu().numpy())
             cells.append((~agreement.isnan()).sum(2).cpu().numpy())
-    finally:
-        model.train(was_training)
-    if not sums:
-        raise ValueError(
-            f"None of the {skipped['rows']} rows can be evaluated: {skipped['label']} have no label, "
-            f"{skipped['modality']} have none of the modalities {model.config.modalities}."
-        )
+    batches.finish()
     return _summarize(model.config.modalities, np.concatenate(sums), np.concatenate(cells))
 
 

@@ -22,7 +22,7 @@ a map that is constant, high for the better modality, has an overall correlation
 "mean" is the mean of the four maps, each cell of stride 4 taking the values of the coarser cells that hold it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,7 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..model.cells_sgma import LOGITS_STRIDE, STAGE_STRIDES, predicted_classes, repeat_to_pixels
-from .combinations import (
-    PreparedRow,
-    PreparedRows,
-    batches_by_size,
-    check_evaluated,
-    without_skipped,
-)
+from .prepared_rows import PreparedBatches, PreparedRow, evaluating
 from .stage_cells import NUM_BINS, bin_indices, histogram_auc, ratio
 
 
@@ -114,13 +108,9 @@ def weighted_correlation(
 class _Choice:
     """Contested pixels by class, and on how many of them which way of choosing is right."""
 
-    def __init__(self, num_modalities: int, num_labels: int):
-        self.pixels = np.zeros(num_labels)
-        self.chance = np.zeros(num_labels)
-        self.fused = np.zeros(num_labels)
-        self.relied_on = np.zeros((len(STAGE_NAMES), num_labels))
-        self.covered = np.zeros((num_modalities, num_labels))
-        self.right = np.zeros((num_modalities, num_labels))
+    def __init__(self, num_labels: int):
+        self.num_labels = num_labels
+        self.sums: dict[Any, np.ndarray] = {}  # what is counted -> (num_labels,)
 
     def add(
         self,
@@ -129,7 +119,7 @@ class _Choice:
         contested: torch.Tensor,
         labels: torch.Tensor,
         fused: torch.Tensor,
-        maps: Sequence[torch.Tensor],
+        maps: Iterable[torch.Tensor],
     ) -> None:
         """Add a batch.
 
@@ -139,48 +129,40 @@ class _Choice:
             contested: The contested pixels among them, bool, (B, H, W).
             labels: (B, H, W).
             fused: Where the fused prediction is right, bool, (B, H, W).
-            maps: Robustness of pixels, (B, M, H, W) for each of `STAGE_NAMES`; none without robustness.
+            maps: Robustness of pixels, (B, M, H, W), for each of `STAGE_NAMES`; none without robustness.
         """
-        right = right & counted
         classes = labels[contested]
         # (pixels, M)
-        right, counted = (planes.movedim(1, -1)[contested] for planes in (right, counted))
+        right, counted = (planes.movedim(1, -1)[contested] for planes in (right & counted, counted))
 
-        def by_class(values: torch.Tensor) -> np.ndarray:
-            return torch.bincount(classes, values.double(), minlength=len(self.pixels)).cpu().numpy()
+        def count(name: Any, values: torch.Tensor) -> None:
+            found = torch.bincount(classes, values.double(), minlength=self.num_labels).cpu().numpy()
+            self.sums[name] = self.sums.get(name, 0) + found
 
-        self.pixels += by_class(torch.ones_like(classes))
-        self.chance += by_class(right.sum(1) / counted.sum(1).double())
-        self.fused += by_class(fused[contested])
+        count("pixels", torch.ones_like(classes))
+        count("chance", right.sum(1) / counted.sum(1).double())
+        count("fused", fused[contested])
         for modality in range(right.shape[1]):
-            self.covered[modality] += by_class(counted[:, modality])
-            self.right[modality] += by_class(right[:, modality])
-        for level, robustness in enumerate(maps):
+            count(("covered", modality), counted[:, modality])
+            count(("right", modality), right[:, modality])
+        for stage, robustness in zip(STAGE_NAMES, maps, strict=False):
             shares = robustness.movedim(1, -1)[contested].masked_fill(~counted, -1)
             most = shares == shares.amax(1, keepdim=True)
-            self.relied_on[level] += by_class((right & most).sum(1) / most.sum(1).double())
+            count(("relied on", stage), (right & most).sum(1) / most.sum(1).double())
 
-    def figures(self, names: Sequence[str], label: int | None, *, has_maps: bool) -> dict[str, Any]:
+    def figures(self, names: Sequence[str], label: int | None) -> dict[str, Any]:
         """Shares of the contested pixels of one class (None: all)."""
-        chosen = slice(None) if label is None else slice(label, label + 1)
-        pixels = self.pixels[chosen].sum()
-        relied_on = {
-            name: ratio(self.relied_on[level, chosen].sum(), pixels) if has_maps else None
-            for level, name in enumerate(STAGE_NAMES)
-        }
+        sums = {name: found.sum() if label is None else found[label] for name, found in self.sums.items()}
+        pixels = sums["pixels"]
         return {
             "contested_pixels": int(pixels),
-            "relied_on": relied_on,
-            "chance": ratio(self.chance[chosen].sum(), pixels),
-            "fused": ratio(self.fused[chosen].sum(), pixels),
-            "always": {
-                name: ratio(self.right[index, chosen].sum(), self.covered[index, chosen].sum())
-                for index, name in enumerate(names)
-            },
+            "relied_on": {stage: ratio(sums.get(("relied on", stage)), pixels) for stage in STAGE_NAMES},
+            "chance": ratio(sums["chance"], pixels),
+            "fused": ratio(sums["fused"], pixels),
+            "always": {name: ratio(sums["right", index], sums["covered", index]) for index, name in enumerate(names)},
         }
 
 
-@torch.no_grad()
 def reliance_error_agreement(
     model: PreTrainedModel,
     processor: BaseImageProcessor,
@@ -220,44 +202,27 @@ def reliance_error_agreement(
         TypeError: If `rows` has no length.
     """
     config = model.config
-    check_evaluated(config, processor, rows)
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
     names = list(config.modalities)
     agreements = [_Agreement(len(names), config.num_labels) for _ in range(2)]  # all pixels, the contested
-    choice = _Choice(len(names), config.num_labels)
-    skipped = {"rows": 0, "windows": 0, "label": 0, "modality": 0}
-    prepared = PreparedRows(rows, processor, config, window_size)
-    has_maps, num_batches = False, 0
-    was_training = model.training
-    model.eval()
-    try:
-        windows = without_skipped((prepared[index] for index in range(len(prepared))), skipped)
-        for batch in batches_by_size(windows, batch_size):
-            num_batches += 1
-            has_maps |= _count_batch(model, batch, agreements, choice)
-    finally:
-        model.train(was_training)
-    if num_batches == 0:
-        raise ValueError(
-            f"None of the {skipped['rows']} rows can be evaluated: {skipped['label']} have no label, "
-            f"{skipped['modality']} have none of the modalities {names}. Choose a split with labels."
-        )
-    labels = range(config.num_labels)
+    choice = _Choice(config.num_labels)
+    batches = PreparedBatches(rows, processor, config, window_size=window_size, batch_size=batch_size)
+    has_maps = False
+    with evaluating(model):
+        for batch in batches:
+            has_maps |= _count_batch(model, batch.on_device_of(model), agreements, choice)
+    batches.finish()
+    stages, contested = (_summarize(found, names, config.num_labels) if has_maps else None for found in agreements)
     return {
-        "stages": _summarize(agreements[0], names, config.num_labels) if has_maps else None,
-        "contested_stages": _summarize(agreements[1], names, config.num_labels) if has_maps else None,
+        "stages": stages,
+        "contested_stages": contested,
         "choice": {
-            "overall": choice.figures(names, None, has_maps=has_maps),
-            "classes": [choice.figures(names, label, has_maps=has_maps) for label in labels],
+            "overall": choice.figures(names, None),
+            "classes": [choice.figures(names, label) for label in range(config.num_labels)],
         },
         "modalities": names,
-        "class_names": [str(config.id2label[label]) for label in labels],
+        "class_names": config.class_names,
         "window_size": window_size,
-        "rows": skipped["rows"],
-        "windows": skipped["windows"],
-        "rows_without_label": skipped["label"],
-        "rows_without_modality": skipped["modality"],
+        **batches.counts,
     }
 
 
@@ -282,12 +247,10 @@ def _count_batch(
     model: PreTrainedModel, batch: PreparedRow, agreements: Sequence[_Agreement], choice: _Choice
 ) -> bool:
     """Add one batch; return whether the model has robustness maps."""
-    device = model.device
-    labels, mask = batch.labels.to(device), batch.modality_mask.to(device)
-    encoding = model.encode(batch.pixel_values.to(device, model.dtype), mask)
-    size = (labels.shape[1], labels.shape[2])
-    covered = mask if mask.ndim == 4 else mask[..., None, None].expand(-1, -1, *size)
-    subsets = torch.eye(mask.shape[1], dtype=torch.bool, device=device)
+    labels, covered = batch.labels, batch.covered
+    size, num_labels = labels.shape[-2:], model.config.num_labels
+    encoding = model.encode(batch.pixel_values, batch.modality_mask)
+    subsets = torch.eye(covered.shape[1], dtype=torch.bool, device=labels.device)
     fused = model.fuse_and_decode(encoding, subsets.any(0))
     singles = [predicted_classes(model.fuse_and_decode(encoding, one).logits, size) for one in subsets]
     right = torch.stack(singles, dim=1) == labels.unsqueeze(1)  # (B, M, H, W)
@@ -295,22 +258,16 @@ def _count_batch(
     counted = covered & (labelled & (covered.sum(1) > 1)).unsqueeze(1)
     contested = (right & counted).any(1) & (~right & counted).any(1)
     maps = [] if fused.robustness is None else [*fused.robustness, mean_over_stages(fused.robustness)]
-    strides = (*STAGE_STRIDES, STAGE_STRIDES[0])[: len(maps)]
+    strides = (*STAGE_STRIDES, STAGE_STRIDES[0])
     for agreement, pixels in zip(agreements, (counted, counted & contested.unsqueeze(1)), strict=True):
-        for modality in range(mask.shape[1] if maps else 0):
-            finest = pixels_per_cell(right[:, modality], pixels[:, modality], labels, model.config.num_labels)
+        for modality in range(covered.shape[1] if maps else 0):
+            finest = pixels_per_cell(right[:, modality], pixels[:, modality], labels, num_labels)
             for level, (robustness, stride) in enumerate(zip(maps, strides, strict=True)):
                 height, width = robustness.shape[-2:]
                 counts = _coarsen(finest, stride // STAGE_STRIDES[0])[:, :height, :width]
                 agreement.add(level, modality, robustness[:, modality], counts)
-    choice.add(
-        right,
-        counted,
-        contested,
-        labels,
-        predicted_classes(fused.logits, size) == labels,
-        [repeat_to_pixels(robustness, stride, size) for robustness, stride in zip(maps, strides, strict=True)],
-    )
+    shares = map(repeat_to_pixels, maps, strides, [size] * len(maps))
+    choice.add(right, counted, contested, labels, predicted_classes(fused.logits, size) == labels, shares)
     return bool(maps)
 
 

@@ -73,6 +73,6 @@ def histogram_auc(lower: np.ndarray, higher: np.ndarray) -> float | None:
     return float(higher @ (np.cumsum(lower) - lower / 2) / pairs)
 
 
-def ratio(part: float, whole: float) -> float | None:
-    """Part of a whole; None if the whole is nothing."""
-    return float(part / whole) if whole else None
+def ratio(part: float | None, whole: float) -> float | None:
+    """Part of a whole; None if the whole is nothing, or the part is not known."""
+    return float(part / whole) if whole and part is not None else None

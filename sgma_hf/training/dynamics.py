@@ -35,6 +35,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.rows import decode_row
 from ..evaluation.metrics import segmentation_scores
+from ..evaluation.prepared_rows import evaluating
 from ..model.cells_sgma import STAGE_STRIDES
 from ..publishing.results import save_results
 
@@ -235,7 +236,6 @@ def silhouette(features: torch.Tensor, classes: torch.Tensor, *, chunk_size: int
     return _known(total.item() / len(features))
 
 
-@torch.no_grad()
 def feature_separation(
     model: PreTrainedModel,
     processor: BaseImageProcessor,
@@ -262,9 +262,7 @@ def feature_separation(
     config = model.config
     features: list[list[list[torch.Tensor]]] = [[] for _ in config.modalities]  # by modality, row and stage
     classes: list[list[torch.Tensor]] = [[] for _ in config.modalities]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for inputs, pixels in _sampled_windows(dataset, processor, config, window_size=window_size, seed=seed):
             mask = inputs["modality_mask"]
             encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask.to(model.device))
@@ -279,8 +277,6 @@ def feature_separation(
                 ]
                 features[modality].append(cells)
                 classes[modality].append(inputs["labels"][0][seen[:, 0], seen[:, 1]])
-    finally:
-        model.train(was_training)
     separation: dict[str, list[float | None]] = {}
     for name, parts, labels in zip(config.modalities, features, classes, strict=True):
         if parts:

@@ -15,7 +15,8 @@ from transformers.utils import logging
 
 from ..data.codec import decode_raster
 from ..data.rows import present_modalities
-from ..evaluation.combinations import check_processor, evaluate_modality_combinations, modality_combinations
+from ..evaluation.combinations import evaluate_modality_combinations, modality_combinations
+from ..evaluation.prepared_rows import check_processor
 from ..publishing.record import TrainingRecord
 from .arguments import SgmaTrainingArguments
 from .checkpoints import (

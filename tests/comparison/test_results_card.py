@@ -9,7 +9,7 @@ from sgma_hf.commands import results_card as command
 from sgma_hf.comparison.experiments import group_runs
 from sgma_hf.comparison.paired_statistics import PairedDifference, paired_difference, spread
 from sgma_hf.comparison.report import readme_block, results_card, shown, write_into_readme
-from sgma_hf.evaluation.corruptions import ALL_MODALITIES
+from sgma_hf.evaluation.corruption_scores import ALL_MODALITIES
 
 
 def three_seeds():

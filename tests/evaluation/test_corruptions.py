@@ -10,15 +10,8 @@ from tiny_models import spread_weights, tiny_model
 from sgma_hf import modality_agreement
 from sgma_hf.comparison.early_fusion import EarlyFusionForSemanticSegmentation, early_fusion_config
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
-from sgma_hf.evaluation.corruptions import (
-    ALL_MODALITIES,
-    CORRUPTIONS,
-    Corruption,
-    corrupt,
-    draw,
-    evaluate_corruptions,
-    random_rectangle,
-)
+from sgma_hf.evaluation.corruption_scores import ALL_MODALITIES, evaluate_corruptions
+from sgma_hf.evaluation.corruptions import CORRUPTIONS, Corruption, corrupt, draw, random_rectangle
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from sgma_hf.evaluation.agreement_scores import evaluate_agreement
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations, modality_combinations
 from sgma_hf.evaluation.metrics import confusion_matrix, segmentation_scores
+from sgma_hf.evaluation.prepared_rows import PreparedRows
 from sgma_hf.model.configuration_sgma import SgmaConfig
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 from sgma_hf.model.modeling_sgma import SgmaForSemanticSegmentation
@@ -170,7 +171,7 @@ class _FirstModalityModel(nn.Module):
             modalities=modalities,
             modality_channels=[1] * len(modalities),
             num_labels=num_labels,
-            id2label={index: f"class {index}" for index in range(num_labels)},
+            class_names=[f"class {index}" for index in range(num_labels)],
             semantic_loss_ignore_index=255,
         )
         self.device, self.dtype = torch.device("cpu"), torch.float32
@@ -437,13 +438,12 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     assert results["average_miou"] == pytest.approx(expected["average_miou"], abs=1e-3)
 
 
-def test_windows_cover_every_pixel_once():
-    from sgma_hf.evaluation.combinations import _windows
-
-    for size, window_size in (((7, 12), 5), ((5, 5), 5), ((3, 4), 10), ((11, 10), 4)):
-        counted = np.zeros(size, dtype=int)
-        for (top, left, height, width), (rows, columns) in _windows(size, window_size):
-            assert top >= 0 and left >= 0 and top + height <= size[0] and left + width <= size[1]
-            assert (height, width) == (min(size[0], window_size), min(size[1], window_size))
-            counted[top + rows : top + height, left + columns : left + width] += 1
-        assert (counted == 1).all()
+@pytest.mark.parametrize(("size", "window_size"), [((7, 12), 5), ((5, 5), 5), ((3, 4), 10), ((11, 10), 4)])
+def test_windows_count_every_pixel_once(size, window_size):
+    label = np.arange(size[0] * size[1], dtype=np.uint8).reshape(size)
+    row = {"id": "a", "red": np.ones(size, np.float32), "label": label}
+    model = _FirstModalityModel(["red"], num_labels=255)
+    (windows,) = PreparedRows([row], _plain_processor(["red"]), model.config, window_size)
+    assert all(window.labels.shape == tuple(min(side, window_size) for side in size) for window in windows)
+    counted = torch.cat([window.labels.flatten() for window in windows])
+    assert sorted(counted[counted != 255].tolist()) == label.flatten().tolist()

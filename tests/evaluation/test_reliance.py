@@ -78,7 +78,7 @@ class _TwoHalves(torch.nn.Module):
             modalities=["a", "b"],
             modality_channels=[1, 1],
             num_labels=2,
-            id2label={0: "zero", 1: "one"},
+            class_names=["zero", "one"],
             semantic_loss_ignore_index=255,
         )
         self.device, self.dtype = torch.device("cpu"), torch.float32

@@ -1,0 +1,377 @@
+"""What corrupted modalities do to the prediction, and whether any map says so.
+
+One modality at a time is corrupted while all others are there and clean; what the robustness benchmark does to all of
+them at once (missing regions, noise) is also done to all at once. The module `corruptions` says what each of them is.
+
+Rows that lack a modality, and windows where one covers nothing, are left out and counted. Each entry holds three
+predictions on the same pixels: clean, corrupted, and without that modality. The last is the yardstick: a model copes
+with a corrupted modality if it predicts better with it than without it. The pixels are the labelled ones that another
+modality covers as well, so that all three exist (where all modalities are corrupted: that any covers).
+
+Robustness is that of the corrupted modality, over the cells of a stage that it and another modality cover. Cells
+whose covered share the corruption itself changed are left out, as the mask gives them away, except with
+`missing_region`, which is a check of the mask. So is its agreement with the others (`modality_agreement`), over the
+cells of the first stage; where it is missing it has none. Three probabilities, 0.5 for maps that say nothing:
+
+- `detection_auc`: that a random corrupted cell has a lower value than a random one of the same cells when clean
+  (ties count half). Everything is corrupted, or the cells of which more than half lies in the region.
+- `window_auc`: the same of means over those cells of a window. Where a field goes on beyond the shift, a cell of it
+  cannot tell; a window can.
+- `drop_auc`, for regions: that clean - corrupted of a random cell inside exceeds that of one outside.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..data.rows import decode_row
+from ..model.cells_sgma import STAGE_STRIDES, predicted_classes
+from ..prediction.agreement import modality_agreement
+from .corruptions import CORRUPTIONS, REGIONAL_KINDS, Corruption, corrupt, draw
+from .map_tallies import MapTally, of_single_map, per_stage
+from .metrics import ScoredClasses, check_scored_classes, count_pixels, segmentation_scores
+from .prepared_rows import PreparedRow, PreparedRows, check_batch_size, evaluating, groups_of_equals
+from .stage_cells import cell_shares
+
+
+ALL_MODALITIES = "all modalities"  # with a space, which no name of a modality has
+
+
+def evaluate_corruptions(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    window_size: int | None,
+    batch_size: int = 8,
+    seed: int = 0,
+    corruptions: Sequence[Corruption] = CORRUPTIONS,
+    scored_classes: ScoredClasses = "union",
+) -> dict[str, Any]:
+    """Corrupt single modalities of a data set, and see what becomes of prediction, robustness maps and agreement.
+
+    Which rows, pixels and cells count is said at the top of this module. The cost is a
+    forward pass for each corruption and modality, and two more fusions of it. The model's mode is restored.
+
+    Args:
+        model: An SGMA model with a segmentation head, or a baseline with the same `encode` and `fuse_and_decode`.
+        processor: Its image processor.
+        rows: Rows of the one schema, with a length.
+        window_size: Side in pixels of the windows that larger rows are cut into, as in
+            `evaluate_modality_combinations`; None for whole rows.
+        batch_size: Windows per forward pass, at most.
+        seed: Seed of all draws.
+        corruptions: What to do to each modality.
+        scored_classes: Which classes count in the means, see `segmentation_scores`.
+
+    Returns:
+        A dictionary that JSON can hold, scores as fractions in [0, 1] and None where undefined:
+
+        - `clean`: scores of the undisturbed prediction from all modalities, and `without`: modality -> scores of the
+          prediction from the others; the figures of `evaluate_modality_combinations` on these windows.
+        - `corruptions`: name ("noise_0.5") -> modality, or `ALL_MODALITIES` -> an entry with `kind` and `level`;
+          `windows`; `clean`, `without` (None for all) and `corrupted`, each the scores of `segmentation_scores` on the
+          same pixels; `better_than_without`; `inside`, the same three for the region's pixels, None for other kinds;
+          and `robustness`, None for all (shares cannot fall all at once) and for models without robustness maps.
+          It holds `clean` and `corrupted`, means over the cells; `detection_auc`, `window_auc`; for regions
+          `inside_clean`, `inside_corrupted`, `outside_clean`, `outside_corrupted`, `drop_auc`: each `stages` (four),
+          `mean`; and `cells` of each stage. `agreement`, None for all and for single modalities, has plain numbers.
+        - `modalities`, `class_names`, `strides`, `seed`, `window_size`, `scored_classes`, `windows`, and what was
+          left out: `rows_without_label`, `rows_incomplete`, `windows_incomplete`.
+
+    Raises:
+        ValueError: If no row is complete and labelled, a row cannot be read, or an option is unknown.
+        TypeError: If `rows` has no length.
+    """
+    config = model.config
+    prepared = PreparedRows(rows, processor, config, window_size)
+    check_scored_classes(scored_classes)
+    check_batch_size(batch_size)
+    found = _Counts(model, corruptions, seed)
+    counts = {"windows": 0, "rows_without_label": 0, "rows_incomplete": 0, "windows_incomplete": 0}
+    samples = _samples(prepared, counts, seed)
+    with evaluating(model):
+        for group in groups_of_equals(((sample.window.labels.shape, sample) for sample in samples), batch_size):
+            found.add(group)
+    if counts["windows"] == 0:
+        raise ValueError(
+            f"None of the {len(rows)} rows can be corrupted: {counts['rows_without_label']} have no label, "
+            f"{counts['rows_incomplete']} lack a modality, as do {counts['windows_incomplete']} windows of the rest. "
+            f"Choose rows with a label and all of {found.names}."
+        )
+    clean, *without = (segmentation_scores(matrix, scored_classes=scored_classes) for matrix in found.reference)
+    return {
+        "clean": clean,
+        "without": dict(zip(found.names, without, strict=True)) if len(found.names) > 1 else None,
+        "corruptions": found.scores(scored_classes),
+        "modalities": found.names,
+        "class_names": config.class_names,
+        "strides": list(STAGE_STRIDES),
+        "seed": seed,
+        "window_size": window_size,
+        "scored_classes": scored_classes,
+        **counts,
+    }
+
+
+class _Sample(NamedTuple):
+    """A window, the same window of the row to swap with (None if there is none), and what its draws depend on."""
+
+    window: PreparedRow
+    other: PreparedRow | None
+    key: str
+
+
+def _samples(prepared: PreparedRows, counts: dict[str, int], seed: int) -> Iterator[_Sample]:
+    """Windows of the complete rows, size by size along a cycle; every row is read once, two or three in memory."""
+    for cycle in _cycles(prepared, counts, seed):
+        first = current = prepared[cycle[0][1]]
+        for place, (key, _) in enumerate(cycle):
+            following = prepared[cycle[place + 1][1]] if place + 1 < len(cycle) else first
+            for number, (window, other) in enumerate(zip(current, following, strict=True)):
+                if not _is_complete(window):
+                    counts["windows_incomplete"] += 1
+                    continue
+                counts["windows"] += 1
+                can_swap = len(cycle) > 1 and _is_complete(other)
+                window = replace(window, modality_mask=window.covered)
+                yield _Sample(window, other if can_swap else None, f"{key}\x1f{number}")
+            current = following
+
+
+def _cycles(prepared: PreparedRows, counts: dict[str, int], seed: int) -> Iterator[list[tuple[str, int]]]:
+    """Ids and indices of the complete rows of each size, in an order that depends on seed and ids alone."""
+    by_size: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+    for index in range(len(prepared)):
+        row = prepared.dataset[index]
+        if row.get("label") is None:
+            counts["rows_without_label"] += 1
+        elif any(name in row and row[name] is None for name in prepared.modalities):
+            counts["rows_incomplete"] += 1
+        else:
+            _, label = decode_row(row, [])
+            by_size.setdefault(label.shape, []).append((str(row.get("id", index)), index))
+    for cycle in by_size.values():
+        # Rows as they come are often neighbours; a cycle in an order of its own swaps with other places.
+        yield sorted(cycle, key=lambda row: (hashlib.sha256(f"{seed}\x1f{row[0]}".encode()).digest(), row[1]))
+
+
+def _is_complete(window: PreparedRow | str) -> bool:
+    return not isinstance(window, str) and bool(window.covered.flatten(1).any(1).all())
+
+
+@dataclass
+class _Clean:
+    """Windows of one size on the model's device, and what is known of them before anything is corrupted."""
+
+    samples: Sequence[_Sample]
+    batch: PreparedRow  # mask (B, M, H, W)
+    predictions: list[torch.Tensor | None]  # class ids (B, H, W): from all modalities, then without each
+    robustness: tuple[torch.Tensor, ...] | None  # per stage (B, M, h, w)
+    agreement: torch.Tensor  # (B, M, h, w)
+    shares: list[torch.Tensor]  # per stage, covered share of the cells (B, M, h, w)
+
+
+class _Corrupted(NamedTuple):
+    """One modality of a batch after a corruption."""
+
+    pixel_values: torch.Tensor  # (B, C, H, W)
+    mask: torch.Tensor  # (B, H, W)
+    region: torch.Tensor | None  # (B, H, W)
+
+
+class _Tally:
+    """What is added up for one corruption of one modality, or of all."""
+
+    def __init__(self, corruption: Corruption, num_labels: int):
+        self.given_away = corruption.kind == "missing_region"  # the mask says where it is
+        self.windows = 0
+        # Of all pixels and of those in the region: prediction clean, without the modality, corrupted.
+        self.confusion = np.zeros((2, 3, num_labels, num_labels), dtype=np.int64)
+        self.robustness = MapTally(len(STAGE_STRIDES))
+        self.agreement = MapTally(1)
+
+    def scores(self, scored_classes: ScoredClasses, *, has_without: bool, region: bool) -> dict[str, Any]:
+        """Of the three predictions on all pixels and, for regions, on those inside."""
+        whole, inside = (
+            {
+                name: segmentation_scores(matrix, scored_classes=scored_classes)
+                for name, matrix in zip(("clean", "without", "corrupted"), matrices, strict=True)
+            }
+            | ({} if has_without else {"without": None})
+            for matrices in self.confusion
+        )
+        better = None
+        if has_without and whole["without"]["miou"] is not None:
+            better = whole["corrupted"]["miou"] > whole["without"]["miou"]
+        return whole | {"better_than_without": better, "inside": inside if region else None}
+
+
+class _Counts:
+    """Everything that is added up over the batches of an evaluation."""
+
+    def __init__(self, model: PreTrainedModel, corruptions: Sequence[Corruption], seed: int):
+        config = model.config
+        self.model, self.seed = model, seed
+        self.names = list(config.modalities)
+        self.num_labels, self.ignored = config.num_labels, config.semantic_loss_ignore_index
+        bounds = np.cumsum([0, *config.modality_channels]).tolist()
+        self.bands = [slice(*pair) for pair in pairwise(bounds)]
+        self.has_robustness = False
+        # Of the undisturbed prediction from all modalities, and of those without each.
+        self.reference = np.zeros((1 + len(self.names), self.num_labels, self.num_labels), dtype=np.int64)
+        self.tallies = {
+            corruption: {
+                target: _Tally(corruption, self.num_labels)
+                for target in [*self.names, *([ALL_MODALITIES] if corruption.jointly else [])]
+            }
+            for corruption in corruptions
+        }
+
+    def add(self, samples: Sequence[_Sample]) -> None:
+        """Predict windows of one size clean and under every corruption, and count what comes out."""
+        clean = self._predict_clean(samples)
+        self.has_robustness |= clean.robustness is not None
+        for place, predicted in enumerate(clean.predictions):
+            if predicted is not None:
+                self.reference[place] += self._count(clean, predicted, self._counted(clean, place - 1))
+        for corruption, tallies in self.tallies.items():
+            can_swap = [corruption.kind != "swapped" or sample.other is not None for sample in samples]
+            if not any(can_swap):
+                continue
+            usable = torch.tensor(can_swap, device=self.model.device)
+            corrupted = [self._corrupt(samples, corruption, modality) for modality in range(len(self.names))]
+            for target, tally in tallies.items():
+                chosen = range(len(self.names)) if target == ALL_MODALITIES else [self.names.index(target)]
+                tally.windows += sum(can_swap)
+                self._add_corrupted(clean, {modality: corrupted[modality] for modality in chosen}, usable, tally)
+
+    def scores(self, scored_classes: ScoredClasses) -> dict[str, dict[str, Any]]:
+        """Entries of the corruptions by name and target."""
+        several = len(self.names) > 1
+        found: dict[str, dict[str, Any]] = {}
+        for corruption, tallies in self.tallies.items():
+            found[corruption.name] = {}
+            for target, tally in tallies.items():
+                alone = target != ALL_MODALITIES
+                # Regions of all modalities differ, so there is no inside and outside.
+                region = corruption.kind in REGIONAL_KINDS and alone
+                robustness, agreement = alone and self.has_robustness, alone and several
+                found[corruption.name][target] = {
+                    "kind": corruption.kind,
+                    "level": corruption.level,
+                    "windows": tally.windows,
+                    **tally.scores(scored_classes, has_without=agreement and tally.windows > 0, region=region),
+                    "robustness": per_stage(tally.robustness, region=region) if robustness else None,
+                    "agreement": of_single_map(tally.agreement, region=region) if agreement else None,
+                }
+        return found
+
+    def _predict_clean(self, samples: Sequence[_Sample]) -> _Clean:
+        batch = PreparedRow.batch([sample.window for sample in samples]).on_device_of(self.model)
+        encoding = self.model.encode(batch.pixel_values, batch.modality_mask)
+        everything = torch.ones(len(self.names), dtype=torch.bool, device=self.model.device)
+        outputs = self.model.fuse_and_decode(encoding, everything)
+        size = batch.labels.shape[-2:]
+        without: list[torch.Tensor | None] = [None]
+        if len(self.names) > 1:
+            others = ~torch.diag(everything)
+            without = [predicted_classes(self.model.fuse_and_decode(encoding, rest).logits, size) for rest in others]
+        return _Clean(
+            samples,
+            batch,
+            [predicted_classes(outputs.logits, size), *without],
+            outputs.robustness,
+            modality_agreement(self.model, encoding),
+            cell_shares(batch.modality_mask),
+        )
+
+    def _corrupt(self, samples: Sequence[_Sample], corruption: Corruption, modality: int) -> _Corrupted:
+        parts = []
+        bands, name = self.bands[modality], self.names[modality]
+        for window, other, key in samples:
+            swap = None
+            if corruption.kind == "swapped":
+                source = window if other is None else other
+                swap = source.pixel_values[bands], source.covered[modality]
+            generator = draw(self.seed, key, corruption.kind, name)
+            values, mask = window.pixel_values[bands], window.covered[modality]
+            parts.append(corrupt(values, mask, corruption, generator, other=swap))
+        values, masks, regions = zip(*parts, strict=True)
+        device = self.model.device
+        return _Corrupted(
+            torch.stack(values).to(device, self.model.dtype),
+            torch.stack(masks).to(device),
+            None if regions[0] is None else torch.stack(regions).to(device),
+        )
+
+    def _count(self, clean: _Clean, predicted: torch.Tensor, pixels: torch.Tensor) -> np.ndarray:
+        return count_pixels(predicted, clean.batch.labels, self.num_labels, pixels).cpu().numpy()
+
+    def _counted(self, clean: _Clean, modality: int) -> torch.Tensor:
+        """Labelled pixels that another modality covers than the given one; any, for -1 or if it is the only one."""
+        mask = clean.batch.modality_mask
+        if modality >= 0 and len(self.names) > 1:
+            mask = _others(mask, modality)
+        return (clean.batch.labels != self.ignored) & mask.any(1)
+
+    def _add_corrupted(
+        self, clean: _Clean, corrupted: Mapping[int, _Corrupted], usable: torch.Tensor, tally: _Tally
+    ) -> None:
+        """Predict with the given modalities corrupted, and add it to the tally."""
+        values, mask = clean.batch.pixel_values.clone(), clean.batch.modality_mask.clone()
+        for modality, damage in corrupted.items():
+            values[:, self.bands[modality]] = damage.pixel_values
+            mask[:, modality] = damage.mask
+        encoding = self.model.encode(values, mask)
+        everything = torch.ones(len(self.names), dtype=torch.bool, device=mask.device)
+        outputs = self.model.fuse_and_decode(encoding, everything)
+        predicted = predicted_classes(outputs.logits, mask.shape[-2:])
+        alone = next(iter(corrupted)) if len(corrupted) == 1 else -1
+        region = None if alone < 0 else corrupted[alone].region
+        counted = self._counted(clean, alone) & usable[:, None, None]
+        without = None if alone < 0 else clean.predictions[1 + alone]
+        for index, pixels in enumerate((counted,) if region is None else (counted, counted & region)):
+            for kind, classes in enumerate((clean.predictions[0], without, predicted)):
+                if classes is not None:
+                    tally.confusion[index, kind] += self._count(clean, classes, pixels)
+        if alone >= 0:
+            agreement = modality_agreement(self.model, encoding, [alone])[:, alone]
+            robustness = outputs.robustness and [stage[:, alone] for stage in outputs.robustness]
+            self._add_maps(clean, corrupted[alone], alone, usable, robustness, agreement, tally)
+
+    def _add_maps(
+        self,
+        clean: _Clean,
+        corrupted: _Corrupted,
+        modality: int,
+        usable: torch.Tensor,
+        robustness: Sequence[torch.Tensor] | None,
+        agreement: torch.Tensor,
+        tally: _Tally,
+    ) -> None:
+        """Add maps of the corrupted modality, over the cells that the top of this module says."""
+        shares = cell_shares(corrupted.mask)
+        inside_shares = None if corrupted.region is None else cell_shares(corrupted.region)
+        for stage, before in enumerate(clean.shares):
+            cells = (before[:, modality] > 0) & (_others(before, modality) > 0).any(1) & usable[:, None, None]
+            if not tally.given_away:
+                cells &= shares[stage] == before[:, modality]
+            inside = torch.ones_like(cells) if inside_shares is None else inside_shares[stage] > 0.5
+            if robustness is not None:
+                tally.robustness.add(stage, clean.robustness[stage][:, modality], robustness[stage], cells, inside)
+            if stage == 0:
+                undamaged = clean.agreement[:, modality]
+                known = ~(undamaged.isnan() | agreement.isnan())
+                tally.agreement.add(0, undamaged, agreement, cells & known, inside)
+
+
+def _others(maps: torch.Tensor, modality: int) -> torch.Tensor:
+    """All modalities (B, M, ...) but one."""
+    return torch.cat([maps[:, :modality], maps[:, modality + 1 :]], dim=1)

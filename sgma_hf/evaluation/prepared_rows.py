@@ -1,0 +1,260 @@
+"""Labelled rows as a model takes them: read, cut into windows, processed, and put together by size."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.utils import logging
+
+from ..data.rows import decode_row
+from ..data.windows import Window, cover
+from ..model.configuration_sgma import IGNORE_INDEX
+from .metrics import check_class_ids
+
+
+# Rows wait for others of their size to share a batch with; this many batches of them at most are kept in memory.
+MAX_WAITING_BATCHES = 4
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode that the model had is restored, also after an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def check_processor(config: Any, processor: BaseImageProcessor) -> None:
+    """Raise a ValueError unless the model understands what the processor makes of a row and its label."""
+    given = (list(processor.modalities), list(processor.modality_channels))
+    expected = (list(config.modalities), list(config.modality_channels))
+    if given != expected:
+        raise ValueError(
+            f"`processor` is for modalities {given[0]} with {given[1]} channels, the model for {expected[0]} with "
+            f"{expected[1]}; they have to be the same, in one order. Load the processor from the model's own folder, "
+            "or build it from the model's configuration."
+        )
+    if config.semantic_loss_ignore_index != IGNORE_INDEX:
+        raise ValueError(
+            f"The model's `semantic_loss_ignore_index` is {config.semantic_loss_ignore_index}; the processor marks "
+            f"pixels without a label by {IGNORE_INDEX}. Set it to {IGNORE_INDEX} in the model's configuration; the "
+            "weights do not depend on it."
+        )
+
+
+@dataclass
+class PreparedRow:
+    """One row, or one window of it, as the model takes it; a batch of equal sizes has the same fields.
+
+    Attributes:
+        pixel_values: Normalised rasters, float32, (channels, height, width).
+        modality_mask: Bool, (num_modalities,), or (num_modalities, height, width) where coverage ends inside.
+        labels: Class ids, int64, (height, width), 255 where nothing is counted.
+    """
+
+    pixel_values: torch.Tensor
+    modality_mask: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def batch(cls, rows: Sequence["PreparedRow"]) -> "PreparedRow":
+        """Rows of one size and one kind of mask, with a first axis (batch_size)."""
+        return cls(*map(torch.stack, zip(*map(astuple, rows), strict=True)))
+
+    def on_device_of(self, model: PreTrainedModel) -> "PreparedRow":
+        """The same on the model's device, the rasters in its dtype."""
+        return PreparedRow(
+            self.pixel_values.to(model.device, model.dtype),
+            self.modality_mask.to(model.device),
+            self.labels.to(model.device),
+        )
+
+    @property
+    def covered(self) -> torch.Tensor:
+        """Where each modality is there, bool, (num_modalities, height, width), in a batch with its axis first."""
+        mask, size = self.modality_mask, self.labels.shape[-2:]
+        return mask if mask.ndim > self.labels.ndim else mask[..., None, None].expand(*mask.shape, *size)
+
+
+class PreparedRows(torch.utils.data.Dataset):
+    """Reads, checks and processes single rows: an item is the list of the row's windows.
+
+    What cannot be evaluated is in the list by its reason: "label" or "modality", which it has none of.
+
+    Args:
+        dataset: Rows of the one schema, with a length.
+        processor: The model's image processor.
+        config: The model's configuration.
+        window_size: Side in pixels of the windows that larger rows are cut into, each pixel counted once; None for
+            whole rows.
+
+    Raises:
+        TypeError: If the dataset has no length.
+        ValueError: If it is empty, the processor is another model's, or the size is below 1.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Mapping[str, Any]],
+        processor: BaseImageProcessor,
+        config: Any,
+        window_size: int | None,
+    ):
+        if not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"`dataset` is a {type(dataset).__name__}, which has no length; expected rows that can be counted. "
+                "Load it without streaming, or pass a list of rows."
+            )
+        if len(dataset) == 0:
+            raise ValueError("`dataset` has no rows; expected at least one with a label. Choose another split.")
+        check_processor(config, processor)
+        if window_size is not None and window_size < 1:
+            raise ValueError(f"`window_size` is {window_size}; expected pixels, at least 1, or None for whole rows.")
+        self.dataset = dataset
+        self.window_size = window_size
+        self.processor = processor
+        self.modalities = list(config.modalities)
+        self.num_labels = config.num_labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> list[PreparedRow | str]:
+        row = self.dataset[index]
+        if row.get("label") is None:
+            return ["label"]
+        if all(name in row and row[name] is None for name in self.modalities):
+            return ["modality"]
+        images, label = decode_row(row, self.modalities)
+        try:
+            if label.dtype.kind in "iu":
+                check_class_ids(label, self.num_labels, "label")
+            return [self._prepare(images, label, window) for window in cover(label.shape, self.window_size)]
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"Row {row.get('id', index)!r}: {error}") from error
+
+    def _prepare(self, images: Mapping[str, Any], label: np.ndarray, window: Window) -> PreparedRow | str:
+        inputs = self.processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
+        mask = inputs["modality_mask"][0]
+        if not mask.any():  # all its rasters hold nodata only
+            return "modality"
+        labels = inputs["labels"][0]
+        # The last window is shifted back inside: what it shares with the one before is counted there.
+        labels[: -window.top % window.height] = IGNORE_INDEX
+        labels[:, : -window.left % window.width] = IGNORE_INDEX
+        return PreparedRow(inputs["pixel_values"][0], mask, labels)
+
+
+class PreparedBatches:
+    """The batches of an evaluation, each of one size, on the CPU; to be iterated once.
+
+    Args:
+        dataset: Rows of the one schema, with a length.
+        processor: The model's image processor.
+        config: The model's configuration.
+        window_size: As `PreparedRows` takes it.
+        batch_size: Windows per batch, at most.
+        num_workers: Processes that read and prepare rows; 0 does it in this one.
+        progress: What a progress bar over the rows is called; None shows none.
+        accelerator: Shares the rows out among its processes, each exactly once.
+
+    Attributes:
+        counts: `rows` that were read and the `windows` they gave, and of these `rows_without_label` and
+            `rows_without_modality`, which are left out.
+
+    Raises:
+        TypeError: If the dataset has no length.
+        ValueError: If it is empty, the processor is another model's, or a size is below 1.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Mapping[str, Any]],
+        processor: BaseImageProcessor,
+        config: Any,
+        *,
+        window_size: int | None,
+        batch_size: int,
+        num_workers: int = 0,
+        progress: str | None = None,
+        accelerator: Accelerator | None = None,
+    ):
+        rows: torch.utils.data.Dataset = PreparedRows(dataset, processor, config, window_size)
+        check_batch_size(batch_size)
+        if accelerator is not None:
+            rows = torch.utils.data.Subset(
+                rows, range(accelerator.process_index, len(rows), accelerator.num_processes)
+            )
+        # Rows arrive one by one, batch_size=None, and are put together by size. Its own generator, because a loader
+        # would draw from the global one, and training goes on after an evaluation as if there had been none.
+        loader = torch.utils.data.DataLoader(
+            rows, batch_size=None, num_workers=num_workers, generator=torch.Generator()
+        )
+        self._rows = logging.tqdm(loader, total=len(rows), unit="row", desc=progress, disable=progress is None)
+        self._batch_size, self._accelerator = batch_size, accelerator
+        self._modalities = list(config.modalities)
+        self.counts = dict.fromkeys(("rows", "windows", "rows_without_label", "rows_without_modality"), 0)
+
+    def __iter__(self) -> Iterator[PreparedRow]:
+        keyed = (((row.labels.shape, row.modality_mask.ndim), row) for row in self._evaluated())
+        return map(PreparedRow.batch, groups_of_equals(keyed, self._batch_size))
+
+    def _evaluated(self) -> Iterator[PreparedRow]:
+        for parts in self._rows:
+            self.counts["rows"] += 1
+            self.counts["windows"] += len(parts)
+            for part in parts:
+                if isinstance(part, str):
+                    self.counts[f"rows_without_{part}"] += 1
+                else:
+                    yield part
+
+    @property
+    def num_evaluated(self) -> int:
+        """Windows that were not left out, so far."""
+        return self.counts["windows"] - self.counts["rows_without_label"] - self.counts["rows_without_modality"]
+
+    def finish(self) -> None:
+        """Add up the counts of all processes, and raise a ValueError if everything was left out."""
+        if self._accelerator is not None:
+            counts = torch.tensor([*self.counts.values()], device=self._accelerator.device)
+            total = self._accelerator.reduce(counts, "sum").tolist()
+            self.counts = dict(zip(self.counts, total, strict=True))
+        if self.num_evaluated == 0:
+            raise ValueError(
+                f"None of the {self.counts['rows']} rows can be evaluated: {self.counts['rows_without_label']} have "
+                f"no label, {self.counts['rows_without_modality']} have none of the modalities {self._modalities}. "
+                "Choose a split with labels."
+            )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a ValueError if it is below 1."""
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
+
+
+def groups_of_equals(keyed: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[list[Any]]:
+    """Put together what has one key: padding rows to one size would change what their predictions depend on.
+
+    Args:
+        keyed: Pairs of a key and what is to be put together.
+        batch_size: How many make a group, at most.
+    """
+    waiting: dict[Any, list[Any]] = {}
+    for key, item in keyed:
+        waiting.setdefault(key, []).append(item)
+        if len(waiting[key]) == batch_size:
+            yield waiting.pop(key)
+        elif sum(map(len, waiting.values())) >= MAX_WAITING_BATCHES * batch_size:
+            yield waiting.pop(max(waiting, key=lambda other: len(waiting[other])))
+    yield from waiting.values()

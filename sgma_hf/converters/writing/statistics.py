@@ -7,17 +7,15 @@ import numpy as np
 
 from ...data.metadata import DatasetMetadata
 from ...model.configuration_sgma import IGNORE_INDEX
-from ...model.image_transforms_sgma import valid_pixels
+from ...model.image_transforms_sgma import Moments, valid_pixels
 
 
 class _ModalityStatistics:
-    """Mean, spread and gaps of one modality, merged row by row (Chan et al. 1979) in float64."""
+    """Mean, spread, range and gaps of one modality, merged row by row."""
 
     def __init__(self, channels: int, nodata: Sequence[float]) -> None:
         self.nodata = list(nodata)
-        self.count = 0
-        self.mean = np.zeros(channels)
-        self.squares = np.zeros(channels)  # sum of squared deviations from the mean
+        self.moments = Moments(channels)
         self.minimum = np.full(channels, np.inf)
         self.maximum = np.full(channels, -np.inf)
         self.pixels = 0
@@ -30,28 +28,12 @@ class _ModalityStatistics:
             return
         valid = valid_pixels(array, self.nodata)
         self.pixels += valid.size
-        values = np.atleast_3d(array)[valid]  # (N, C)
-        if not len(values):
-            return
-        if values.dtype == np.uint8:  # from histograms: exact, and several times as fast
-            counts = np.stack([np.bincount(band, minlength=256) for band in values.T])  # (C, 256)
-            levels = np.arange(256.0)
-            mean = counts @ levels / len(values)
-            squares = (counts * (levels - mean[:, None]) ** 2).sum(axis=1)
-        else:
-            values = values.astype(np.float64)
-            mean = values.mean(axis=0)
-            squares = ((values - mean) ** 2).sum(axis=0)
-        self._merge_moments(len(values), mean, squares, minimum=values.min(axis=0), maximum=values.max(axis=0))
+        if valid.any():
+            values = np.atleast_3d(array)[valid].T  # (C, N)
+            self.moments.update(values, None)
+            self._widen(values.min(axis=1), values.max(axis=1))
 
-    def _merge_moments(
-        self, count: int, mean: np.ndarray, squares: np.ndarray, *, minimum: np.ndarray, maximum: np.ndarray
-    ) -> None:
-        total = self.count + count
-        shift = mean - self.mean
-        self.squares += squares + shift**2 * (self.count * count / total)
-        self.mean += shift * (count / total)
-        self.count = total
+    def _widen(self, minimum: np.ndarray, maximum: np.ndarray) -> None:
         self.minimum = np.minimum(self.minimum, minimum)
         self.maximum = np.maximum(self.maximum, maximum)
 
@@ -60,23 +42,30 @@ class _ModalityStatistics:
         self.pixels += state["pixels"]
         self.missing_rows += state["missing_rows"]
         if state["count"]:
-            arrays = {name: np.array(state[name]) for name in ("mean", "squares", "minimum", "maximum")}
-            self._merge_moments(state["count"], **arrays)
+            self.moments.merge(state["count"], np.array(state["mean"]), np.array(state["squares"]))
+            self._widen(np.array(state["minimum"]), np.array(state["maximum"]))
 
     def state(self) -> dict[str, Any]:
         """Everything gathered, as numbers that JSON keeps exactly (infinities as Python writes them)."""
-        arrays = {name: getattr(self, name).tolist() for name in ("mean", "squares", "minimum", "maximum")}
-        return {"count": self.count, "pixels": self.pixels, "missing_rows": self.missing_rows, **arrays}
+        return {
+            "count": self.moments.count,
+            "mean": self.moments.mean.tolist(),
+            "squares": self.moments.squares.tolist(),
+            "minimum": self.minimum.tolist(),
+            "maximum": self.maximum.tolist(),
+            "pixels": self.pixels,
+            "missing_rows": self.missing_rows,
+        }
 
     def as_dict(self, num_rows: int) -> dict[str, Any]:
         """JSON-able figures; None per channel where no pixel was valid."""
-        seen = self.count > 0
+        count = self.moments.count
         return {
-            "mean": self.mean.tolist() if seen else None,
-            "std": np.sqrt(self.squares / self.count).tolist() if seen else None,
-            "minimum": self.minimum.tolist() if seen else None,
-            "maximum": self.maximum.tolist() if seen else None,
-            "nodata_share": 1 - self.count / self.pixels if self.pixels else None,
+            "mean": self.moments.mean.tolist() if count else None,
+            "std": np.sqrt(self.moments.squares / count).tolist() if count else None,
+            "minimum": self.minimum.tolist() if count else None,
+            "maximum": self.maximum.tolist() if count else None,
+            "nodata_share": 1 - count / self.pixels if self.pixels else None,
             "missing_share": self.missing_rows / num_rows if num_rows else None,
         }
 

@@ -1,7 +1,7 @@
 """Check DELIVER on disk, and convert it.
 
 Example:
-    python dataset_scripts/deliver.py --source DELIVER --out data/deliver
+    python dataset_scripts/deliver.py --source DELIVER --output data/deliver
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Check the 2023 IEEE GRSS Data Fusion Contest on disk, and convert it.
 
 Example:
-    python dataset_scripts/dfc2023.py --source DFC23_IEEE-DataPort --split cities --out data/dfc2023
+    python dataset_scripts/dfc2023.py --source DFC23_IEEE-DataPort --split cities --output data/dfc2023
 """
 
 import sys

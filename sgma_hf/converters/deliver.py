@@ -1,7 +1,7 @@
 """Turns DELIVER (driving scenes in five weathers; RGB, depth, events, lidar) into a dataset.
 
     python dataset_scripts/deliver.py --source DELIVER --check
-    python dataset_scripts/deliver.py --source DELIVER --out data/deliver
+    python dataset_scripts/deliver.py --source DELIVER --output data/deliver
 
 Files are found by the components of their paths, whatever lies above them.
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..model.configuration_sgma import IGNORE_INDEX
 from .benchmarks.builder import BenchmarkBuilder
+from .benchmarks.check import fewer_than_published
 from .benchmarks.command import run_command
 from .benchmarks.dataset import (
     LABEL,
@@ -29,7 +30,6 @@ from .benchmarks.dataset import (
     SplitProtocol,
     Survey,
 )
-from .benchmarks.published_counts import fewer_than_published
 from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 
 
@@ -39,6 +39,7 @@ _FIGURE = "figs/DELIVER.png of github.com/jamycheung/DELIVER"
 _CAFUSER = "cafuser/data/dataset_mappers/deliver_semantic_dataset_mapper.py of github.com/timbroed/CAFuser"
 _DGFUSION = "dgfusion/data/dataset_mappers/deliver_semantic_dataset_mapper.py of github.com/timbroed/DGFusion"
 _HOMEPAGE = "https://github.com/jamycheung/DELIVER"
+_REMEDY = f"Unpack DELIVER.zip again ({_HOMEPAGE})"
 
 CONDITIONS = ("cloud", "fog", "night", "rain", "sun")
 CORNER_CASES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
@@ -239,21 +240,21 @@ class DeliverReader(BenchmarkDataset):
         absent = [column for column in folders if not any(column in columns for columns in found.values())]
         problems = [self._absent_folder(source, column, contents) for column in absent]
         scenes = []
-        for (split, condition, scene, frame), columns in sorted(found.items(), key=_frame_order):
-            name = f"{condition}/{_split_folder(split)}/{scene}/{frame}"
-            scenes.append(Scene(name, split, {column: columns.get(column) for column in _FOLDERS}))
-            for column in folders:
-                if column not in columns and column not in absent:
-                    problems.append(self._absent_file(split, name, column))
+        for (split, condition, folder, frame), columns in sorted(found.items(), key=_frame_order):
+            name = f"{condition}/{split}/{folder}/{frame}"
+            scene = Scene(name, SPLIT_FOLDERS[split], {column: columns.get(column) for column in _FOLDERS})
+            scenes.append(scene)
+            lacking = [column for column in folders if column not in columns and column not in absent]
+            problems += [self._absent_file(scene, column) for column in lacking]
         protocol = self.description.splits[self.split]
-        problems += fewer_than_published(protocol, scenes, lambda split: f"Unpack DELIVER.zip again ({_HOMEPAGE})")
+        problems += fewer_than_published(protocol, scenes, lambda split: _REMEDY)
         return Survey(scenes, problems + _count_notes(scenes))
 
     def _folder(self, column: str) -> str:
         return str(self.choices["depth"]) if column == "depth" else _FOLDERS[column][0]
 
     def _columns_by_frame(self, files: Iterable[Path]) -> dict[tuple[str, str, str, str], dict[str, Path]]:
-        """Path by column, by (split, condition, scene, frame); of copies the shallowest counts."""
+        """Path by column, by (folder of the split, condition, scene, frame); of copies the shallowest counts."""
         columns = {(self._folder(column), word): column for column, (_, word) in _FOLDERS.items()}
         found: dict[tuple[str, str, str, str], dict[str, Path]] = {}
         for path in files:
@@ -263,55 +264,41 @@ class DeliverReader(BenchmarkDataset):
             folder, condition, split, scene = path.parts[-5:-1]
             column = columns.get((folder.lower(), match[2].lower()))
             if column is not None and condition in CONDITIONS and split in SPLIT_FOLDERS:
-                key = (SPLIT_FOLDERS[split], condition, scene, match[1])
+                key = (split, condition, scene, match[1])
                 found.setdefault(key, {}).setdefault(column, path)
         return found
 
-    def _absent_file(self, split: str, name: str, column: str) -> Problem:
-        what = f"{self._folder(column)}/{name}_{_FOLDERS[column][1]}_front.png"
-        reason = "is not there, though other files of this frame are"
-        return Problem("missing", what, reason, f"Unpack DELIVER.zip again ({_HOMEPAGE})", (split, name))
+    def _absent_file(self, scene: Scene, column: str) -> Problem:
+        what = f"{self._folder(column)}/{scene.name}_{_FOLDERS[column][1]}_front.png"
+        return Problem("missing", what, "is not there, though other files of this frame are", _REMEDY, scene.key)
 
     def _absent_folder(self, source: Path, column: str, contents: FolderContents) -> Problem:
         folder = self._folder(column)
         other = {"hha": "depth", "depth": "hha"}.get(folder)
-        remedy = unpacking_hint(contents.archives, ("DELIVER", folder)) or f"Unpack DELIVER.zip again ({_HOMEPAGE})"
+        remedy = unpacking_hint(contents.archives, ("DELIVER", folder)) or _REMEDY
         if other and any(other in path.parts[-5:-4] for path in contents.files):
             remedy = f"Pass --depth {other} to use {other}/, or unpack DELIVER.zip again ({_HOMEPAGE})"
         return Problem("missing", f"{source}, folder {folder}/", "has no images of this kind at all", remedy)
 
     def scene_size(self, scene: Scene) -> tuple[int, int]:
         """(height, width) of the RGB image, to which the published loader resizes the events; else of another file."""
-        for column in ("rgb", LABEL, "depth", "lidar", "event"):
-            path = scene.files.get(column)
-            if path is not None:
-                return self.readers.open(path).size
-        raise ValueError(f"Scene {scene.name!r} has no files.")
+        paths = [scene.files[column] for column in ("rgb", LABEL, "depth", "lidar", "event")]
+        return self.readers.open(next(path for path in paths if path is not None)).size
 
-    def read(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
+    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
         """Read a window of one image; see the functions of this module for what becomes of its channels."""
-        path = scene.files.get(column)
-        if path is None:
-            return None
-        reader = self.readers.open(path)
-        size = self.scene_size(scene)
-        if reader.size == size:
-            values = reader.read(window)
-        elif column == "event" and reader.size[0] * size[1] == reader.size[1] * size[0]:
+        reader, size = self.readers.open(scene.files[column]), self.scene_size(scene)
+        is_smaller = reader.size != size and reader.size[0] * size[1] == reader.size[1] * size[0]
+        if column == "event" and is_smaller:
             top, left, height, width = window
             rows = nearest_indices(top, height, size=size[0], own_size=reader.size[0])
             columns = nearest_indices(left, width, size=size[1], own_size=reader.size[1])
             values = reader.read((0, 0, *reader.size))[np.ix_(rows, columns)]
         else:
-            given = f"{reader.size[1]} x {reader.size[0]}"
-            raise ValueError(f"{path}: has {given} pixels, the frame's image {size[1]} x {size[0]}")
-        try:
-            if column == LABEL:
-                return train_ids(values)
-            is_raw_depth = column == "depth" and self.choices["depth"] == "depth"
-            return raw_depth(values) if is_raw_depth else three_channels(values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            values = self.stored(scene, column, window)
+        if column == LABEL:
+            return train_ids(values)
+        return raw_depth(values) if column == "depth" and self._folder("depth") == "depth" else three_channels(values)
 
     def card_notes(self) -> Sequence[str]:
         """How to evaluate by condition and corner case."""
@@ -324,11 +311,7 @@ class DeliverReader(BenchmarkDataset):
 
 def _frame_order(item: tuple[tuple[str, str, str, str], Mapping[str, Path]]) -> tuple[int, str, str, str]:
     split, *rest = item[0]
-    return (SPLITS.index(split), *rest)
-
-
-def _split_folder(split: str) -> str:
-    return next(folder for folder, name in SPLIT_FOLDERS.items() if name == split)
+    return (list(SPLIT_FOLDERS).index(split), *rest)
 
 
 def _count_notes(scenes: Sequence[Scene]) -> list[Problem]:
@@ -353,7 +336,7 @@ class Deliver(BenchmarkBuilder):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; see `benchmark_command`.
+    """Command line; see `benchmarks.command`.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.

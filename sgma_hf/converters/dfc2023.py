@@ -1,7 +1,7 @@
 """Turns the 2023 IEEE GRSS Data Fusion Contest (RGB, height, SAR; buildings) into a dataset.
 
     python dataset_scripts/dfc2023.py --source DFC23_IEEE-DataPort --split cities --check
-    python dataset_scripts/dfc2023.py --source DFC23_IEEE-DataPort --split cities --out data/dfc2023
+    python dataset_scripts/dfc2023.py --source DFC23_IEEE-DataPort --split cities --output data/dfc2023
 
 What the contest published is in `dfc2023_facts`; which rows are labelled and held out is decided here.
 """
@@ -16,9 +16,9 @@ import numpy as np
 
 from ..rasters.files import read_info
 from .benchmarks.builder import BenchmarkBuilder
+from .benchmarks.check import fewer_than_published
 from .benchmarks.command import run_command
 from .benchmarks.dataset import LABEL, SPLITS, BenchmarkDataset, ConversionOptions, Problem, Scene, Survey
-from .benchmarks.published_counts import fewer_than_published
 from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 from .coco_masks import CocoImage, read_annotations
 from .dfc2023_facts import (
@@ -211,11 +211,11 @@ class Dfc2023Reader(BenchmarkDataset):
             split, image = self._split_of(stem, part), labels.get(stem)
             if split is None:
                 reason = f"has no city in its name, which --split {self.split} needs"
-                problems.append(Problem("damaged", stem, reason, "Use --split random", ("train", stem)))
+                problems.append(Problem("damaged", stem, reason, "Use --split random", f"train/{stem}"))
                 split = "train"
             elif labels and image is None:
                 reason = f"is not among the images of {label_file}, so nobody knows its buildings"
-                problems.append(Problem("missing", stem, reason, self._remedy, (split, stem)))
+                problems.append(Problem("missing", stem, reason, self._remedy, f"{split}/{stem}"))
             columns = {modality.name: files.get(modality.name) for modality in self.modalities}
             scenes.append(Scene(stem, split, {**columns, LABEL: label_file if image else None}, image))
         unseen = sorted(set(labels) - set(tiles))
@@ -233,7 +233,7 @@ class Dfc2023Reader(BenchmarkDataset):
             if len(lacking) < len(scenes):
                 for scene in lacking:
                     what, reason = f"{folder}{scene.name}.tif", "is not there, though others of this tile are"
-                    problems.append(Problem("missing", what, reason, self._remedy, (scene.split, scene.name)))
+                    problems.append(Problem("missing", what, reason, self._remedy, scene.key))
             elif scenes and (part == "train" or name != "ndsm"):  # heights of val and test are not public
                 problems.append(Problem("missing", folder, "has no tiles at all", self._remedy))
         return problems
@@ -274,36 +274,20 @@ class Dfc2023Reader(BenchmarkDataset):
             return scene.extra.size
         return super().scene_size(scene)
 
-    def read(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
-        """Read a window: RGB and height as stored, SAR in decibels, the label drawn from its annotations."""
-        path = scene.files.get(column)
-        if path is None:
-            return None
-        top, left, height, width = window
-        if column == LABEL:
-            return self._label(scene)[top : top + height, left : left + width]
-        reader = self.readers.open(path)
-        size = self.scene_size(scene)
-        if reader.size != size:
-            given = f"{reader.size[1]} x {reader.size[0]}"
-            raise ValueError(f"{path}: has {given} pixels, its tile {size[1]} x {size[0]}")
-        values = reader.read(window)
-        expected = ("uint8", 3) if column == "rgb" else ("float32", 1)
-        if (values.dtype.name, values.shape[2]) != expected:
-            given = f"{values.dtype.name} with {values.shape[2]} band(s)"
-            raise ValueError(f"{path}: is {given}; expected {expected[0]} with {expected[1]}")
-        if column == "rgb":
-            return values
-        return self._float_values(path, values[..., 0], column)
+    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
+        """Read a window: RGB and height as stored, SAR in decibels, the label drawn from its annotations.
 
-    def _float_values(self, path: Path, values: np.ndarray, column: str) -> np.ndarray | None:
-        """Heights or backscatter, NaN where there is nothing; None if there is nothing anywhere."""
-        nodata = read_info(path).nodata
+        Heights and backscatter are NaN where there is nothing; None if there is nothing anywhere.
+        """
+        if column == LABEL:
+            top, left, height, width = window
+            return self._label(scene)[top : top + height, left : left + width]
+        if column == "rgb":
+            return self.stored(scene, column, window, "3 x uint8")
+        values = self.stored(scene, column, window, "1 x float32")[..., 0]
+        nodata = read_info(scene.files[column]).nodata
         if column == "sar" and self.choices["sar"] == "linear":
-            try:
-                values = to_decibels(values, nodata)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
+            values = to_decibels(values, nodata)
         elif nodata is not None:
             values = np.where(values == np.float32(nodata), np.float32(np.nan), values)
         return values if np.isfinite(values).any() else None
@@ -315,7 +299,7 @@ class Dfc2023Reader(BenchmarkDataset):
             try:
                 label = scene.extra.label(classes, scene.extra.size)
             except ValueError as error:
-                raise ValueError(f"{scene.files[LABEL]}: {scene.name}: {error}") from error
+                raise ValueError(f"{scene.name}: {error}") from error
             self._drawn = (scene.name, label)
         return self._drawn[1]
 
@@ -352,7 +336,7 @@ class Dfc2023(BenchmarkBuilder):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; see `benchmark_command`.
+    """Command line; see `benchmarks.command`.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.

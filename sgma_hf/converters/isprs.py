@@ -1,20 +1,107 @@
-"""What the readers of Potsdam and Vaihingen share: named files, label windows, rasters that are a column short."""
+"""What the readers of ISPRS Potsdam and Vaihingen share: colours of labels, named files, heights a column short."""
 
 import re
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from .benchmarks.dataset import LABEL, BenchmarkDataset, Problem, Scene
-from .benchmarks.source_walk import FolderContents, unpacking_hint
-from .isprs_labels import CLASS_NAMES, PALETTE, decode_isprs_label
+from ..model.configuration_sgma import IGNORE_INDEX
+from .benchmarks.dataset import LABEL, BenchmarkDataset, Choice, Problem, Scene, Survey, different_size
+from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 
 
-_MAX_LISTED = 8
+CLASS_NAMES = ("impervious surfaces", "building", "low vegetation", "tree", "car", "clutter")
+# The benchmark's page; open-mmlab/mmsegmentation, mmseg/datasets/potsdam.py, has the same names and colours.
+PALETTE = ((255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0))
+CLUTTER = 5
+HOMEPAGE = "https://www.isprs.org/education/benchmarks/UrbanSemLab/default.aspx"
+BENCHMARK_CITATION = """@article{rottensteiner2012isprs,
+  author  = {Rottensteiner, F. and Sohn, G. and Jung, J. and Gerke, M. and Baillard, C. and Benitez, S. and
+             Breitkopf, U.},
+  title   = {The {ISPRS} Benchmark on Urban Object Classification and {3D} Building Reconstruction},
+  journal = {ISPRS Annals of the Photogrammetry, Remote Sensing and Spatial Information Sciences},
+  volume  = {I-3},
+  pages   = {293--298},
+  year    = {2012},
+  doi     = {10.5194/isprsannals-I-3-293-2012}
+}"""
+LABEL_CHOICES = {
+    "labels": Choice("full", "full labels, or eroded ones whose class boundaries are ignored", ("full", "eroded")),
+    "classes": Choice(5, "5 ignores clutter, as the benchmark's headline figures do; 6 keeps it", (5, 6)),
+}
+
+_THRESHOLD = 127
+# No channel of any of the 71 labels is nearer to the threshold (KushwahaSujal/SATQuery-AI, tests/unit/
+# test_isprs_dataset.py): what is nearer is no lossy copy of a class colour.
+_MARGIN = 40
+_MAGENTA, _BLACK = 5, 0
+# Class by corner of the colour cube, 4 * red + 2 * green + blue.
+_CORNERS = np.array([IGNORE_INDEX, 1, 3, 2, 5, IGNORE_INDEX, 4, 0], dtype=np.uint8)
+_MAX_COLOURS = 5
+_MAX_NAMES = 8
+_MAX_SEAM_SHARE = 0.01
 
 
-def match_files(contents: FolderContents, pattern: re.Pattern) -> dict[str, list[Path]]:
+def decode_isprs_label(colors: np.ndarray, *, num_classes: int, is_eroded: bool) -> np.ndarray:
+    """Turn the colours of a label into class ids.
+
+    Each channel is compared with 127, so that labels that were compressed with loss, and the cars of a Potsdam label
+    whose red is 252, are read as meant; exact comparison loses them (torchgeo/torchgeo issue 1727).
+
+    Args:
+        colors: uint8 (height, width, 3), or 4 channels of which the last does not count.
+        num_classes: 6, or 5 to ignore clutter.
+        is_eroded: Whether black, the boundary between classes, may occur; it becomes 255.
+
+    Returns:
+        uint8 (height, width): 0 impervious surfaces, 1 building, 2 low vegetation, 3 tree, 4 car, 5 clutter, 255
+        ignored.
+
+    Raises:
+        ValueError: If colours occur that are near none of the classes; they are listed with their counts.
+    """
+    if colors.dtype != np.uint8 or colors.ndim != 3 or colors.shape[2] not in (3, 4):
+        raise ValueError(
+            f"holds {colors.shape[2] if colors.ndim == 3 else 1} band(s) of {colors.dtype}; expected three of uint8"
+        )
+    red, green, blue = (colors[..., index] > _THRESHOLD for index in range(3))
+    corners = 4 * red.astype(np.uint8) + 2 * green.astype(np.uint8) + blue.astype(np.uint8)
+    # uint8 wraps round, so this is one comparison for "between threshold - margin and threshold + margin".
+    low = np.uint8(_THRESHOLD - _MARGIN + 1)
+    unclear = ((colors[..., :3] - low) < np.uint8(2 * _MARGIN)).any(axis=-1)
+    unknown = corners == _MAGENTA
+    label = _CORNERS[corners]
+    if is_eroded and unclear.mean() <= _MAX_SEAM_SHARE:
+        label[unclear] = IGNORE_INDEX  # a lossy copy blends a class with the black of the seam beside it
+    else:
+        unknown |= unclear
+    if not is_eroded:
+        unknown |= corners == _BLACK
+    if unknown.any():
+        raise ValueError(_describe_unknown(colors[..., :3][unknown], is_eroded=is_eroded))
+    if num_classes == CLUTTER:
+        label[label == CLUTTER] = IGNORE_INDEX
+    return label
+
+
+def _describe_unknown(colors: np.ndarray, *, is_eroded: bool) -> str:
+    found, counts = np.unique(colors, axis=0, return_counts=True)
+    order = np.argsort(-counts)[:_MAX_COLOURS]
+    listed = ", ".join(f"({', '.join(map(str, found[index].tolist()))}) in {counts[index]} pixels" for index in order)
+    more = f" and {len(found) - len(order)} more" if len(found) > len(order) else ""
+    black = "" if is_eroded else "; black occurs in the eroded labels only (--labels eroded)"
+    return (
+        f"holds colours that are no class: {listed}{more}. The classes are {[list(color) for color in PALETTE]}{black}"
+    )
+
+
+FilesByTile = Mapping[str, list[Path]]
+
+
+def match_files(contents: FolderContents, pattern: re.Pattern) -> FilesByTile:
     """Files whose whole name matches, by tile; shallow ones first.
 
     Args:
@@ -31,54 +118,24 @@ def match_files(contents: FolderContents, pattern: re.Pattern) -> dict[str, list
     return found
 
 
-def absent_files(
-    tiles: Sequence[str],
-    *,
-    of: int,
-    what: str,
-    names: str,
-    archives: Sequence[str],
-    contents: FolderContents,
-) -> list[Problem]:
-    """One problem for all tiles that lack a file; none if no tile does.
-
-    Args:
-        tiles: Those that lack it.
-        of: Number of tiles in all.
-        what: What it is, for people.
-        names: What the files are called.
-        archives: Which archives hold it.
-        contents: What was found, to tell an archive that is still packed.
-    """
-    if not tiles:
-        return []
-    listed = "all tiles" if len(tiles) == of else f"{len(tiles)} tiles ({shorten(tiles)})"
-    hint = unpacking_hint(contents.archives, archives) or f"Download {' or '.join(archives)} and unpack it"
-    return [Problem("missing", f"{what} of {listed}", f"no file {names}", hint)]
-
-
 def shorten(names: Iterable[str]) -> str:
     """The first few of a list."""
     names = list(names)
-    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
-
-
-def nothing_found(name: str, source: Path, contents: FolderContents, *, example: str, homepage: str) -> Problem:
-    """What to say of a folder without a single file of the set."""
-    folders = sorted({path.parent.name for path in contents.files})
-    there = f"{len(contents.files)} files in {shorten(folders) or 'no folder'}"
-    packed = f", and packed: {shorten(path.name for path in contents.archives)}" if contents.archives else ""
-    return Problem(
-        "missing",
-        f"ISPRS {name} in {source}",
-        f"no file named as {example}; there are {there}{packed}",
-        f"Get {name}.zip from {homepage}, unpack it and what is in it, each archive into a folder of its name, "
-        "and give the folder that holds them",
-    )
+    return ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
 
 
 class IsprsDataset(BenchmarkDataset):
-    """Reader of either set: the six colours, and heights that may be a column short."""
+    """Reader of either set: files found by their names, the six colours, and heights that may be a column short."""
+
+    place: ClassVar[str]  # as the outer archive is called
+    tile_name: ClassVar[str] = "{}"  # of a scene
+    split_tiles: ClassVar[Mapping[str, Mapping[str, Sequence[str]]]]  # by protocol and split
+    test_tiles: ClassVar[Sequence[str]]  # those whose labels were withheld at first
+    # By column, of the label by kind (`full`, `eroded`): archives that hold it, and what its files are called. Files
+    # of each pattern are handed to `files_of`.
+    archives: ClassVar[Mapping[str, Sequence[str]]]
+    file_names: ClassVar[Mapping[str, str]]
+    patterns: ClassVar[Mapping[str, re.Pattern]]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -95,68 +152,97 @@ class IsprsDataset(BenchmarkDataset):
         """Whether the eroded labels are asked for."""
         return self.choices["labels"] == "eroded"
 
+    @abstractmethod
+    def files_of(self, tile: str, found: Mapping[str, FilesByTile]) -> dict[str, Path | None]:
+        """Path of each column of a tile, from the files of each pattern by tile."""
+
+    def notes(self, scenes: Sequence[Scene], found: Mapping[str, FilesByTile]) -> list[Problem]:
+        """What else to say of the scenes that were found."""
+        return []
+
+    def find(self, source: Path) -> Survey:
+        """Find the files by their names, wherever under `source` they lie."""
+        contents = walk_files(source)
+        found = {kind: match_files(contents, pattern) for kind, pattern in self.patterns.items()}
+        scenes = [
+            Scene(self.tile_name.format(tile), split, self.files_of(tile, found))
+            for split, tiles in self.split_tiles[self.split].items()
+            for tile in tiles
+        ]
+        if not any(path for scene in scenes for path in scene.files.values()):
+            return Survey([], [self._nothing_found(source, contents)])
+        present = [scene for scene in scenes if any(scene.files[item.name] for item in self.modalities)]
+        return Survey(present, [*self._absent(scenes, contents), *self.notes(present, found)])
+
+    def _nothing_found(self, source: Path, contents: FolderContents) -> Problem:
+        folders = sorted({path.parent.name for path in contents.files})
+        there = f"{len(contents.files)} files in {shorten(folders) or 'no folder'}"
+        packed = f", and packed: {shorten(path.name for path in contents.archives)}" if contents.archives else ""
+        return Problem(
+            "missing",
+            f"ISPRS {self.place} in {source}",
+            f"no file named as {self.file_names[self.modalities[0].name]}; there are {there}{packed}",
+            f"Get {self.place}.zip from {self.description.homepage}, unpack it and what is in it, each archive into a "
+            "folder of its name, and give the folder that holds them",
+        )
+
+    def _absent(self, scenes: Sequence[Scene], contents: FolderContents) -> list[Problem]:
+        """What tiles lack, one problem for all that lack the same; labels of test tiles may be withheld."""
+        kind = self.choices["labels"]
+        of_test = {self.tile_name.format(tile) for tile in self.test_tiles}
+        lacking = {
+            column: (column, [scene.name for scene in scenes if scene.files[column] is None])
+            for column in (modality.name for modality in self.modalities)
+        }
+        unlabelled = [scene for scene in scenes if scene.files[LABEL] is None]
+        lacking[kind] = (f"{kind} labels", [scene.name for scene in unlabelled if scene.name not in of_test])
+        problems = []
+        for key, (what, tiles) in lacking.items():
+            if tiles:
+                listed = "all tiles" if len(tiles) == len(scenes) else f"{len(tiles)} tiles ({shorten(tiles)})"
+                archives = self.archives[key]
+                hint = unpacking_hint(contents.archives, archives)
+                hint = hint or f"Download {' or '.join(archives)} and unpack it"
+                problems.append(Problem("missing", f"{what} of {listed}", f"no file {self.file_names[key]}", hint))
+        withheld = [scene.name for scene in unlabelled if scene.name in of_test and any(scene.files.values())]
+        if withheld:
+            what = f"{kind} labels of {len(withheld)} test tiles ({shorten(withheld)})"
+            reason = "not there, so these rows have no label"
+            problems.append(Problem("note", what, reason, f"They are in {self.archives[kind][1]}"))
+        return problems
+
     def card_notes(self) -> Sequence[str]:
         """Which labels were taken."""
         kind = "eroded labels, boundaries between classes are 255" if self.is_eroded else "full labels"
         clutter = "clutter is 255 (five-class protocol)" if self.choices["classes"] == 5 else "clutter is a class"
         return [f"`label`: {kind}; {clutter}"]
 
-    def bands(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
-        """All bands of a file in a window, (height, width, channels); the file must have the scene's size."""
-        path = scene.files[column]
-        if path is None:
-            return None
-        reader = self.readers.open(path)
-        size = self.scene_size(scene)
-        if reader.size != size:
-            raise ValueError(f"{path}: {_sizes(reader.size, size)}")
-        return reader.read(window)
-
-    def label(self, scene: Scene, window: tuple[int, int, int, int]) -> np.ndarray | None:
-        """Class ids of a window."""
-        colors = self.bands(scene, LABEL, window)
-        if colors is None:
-            return None
-        try:
+    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
+        """Read a window of the label or of heights; a subclass reads the images."""
+        if column == LABEL:
+            colors = self.stored(scene, column, window)
             return decode_isprs_label(colors, num_classes=self.choices["classes"], is_eroded=self.is_eroded)
-        except ValueError as error:
-            raise ValueError(f"{scene.files[LABEL]}: {error}") from error
+        return self._heights(scene, column, window)
 
-    def height(self, scene: Scene, column: str, window: tuple[int, int, int, int], *, dtype: str) -> np.ndarray | None:
+    def _heights(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
         """Heights of a window, (height, width).
 
         A raster may lack its last column or row, as those of Potsdam's tile 3_13 do. What is not there is NaN in
         float32; 8 bits have no value to spare for "no data", so there the last column is repeated.
-
-        Raises:
-            ValueError: If more is absent, or the file has other bands or another dtype.
         """
-        path = scene.files[column]
-        if path is None:
-            return None
-        reader = self.readers.open(path)
-        size = self.scene_size(scene)
+        dtype = next(modality.dtype for modality in self.modalities if modality.name == column)
+        reader, size = self.readers.open(scene.files[column]), self.scene_size(scene)
         if not all(0 <= full - own <= 1 for full, own in zip(size, reader.size, strict=True)):
-            raise ValueError(f"{path}: {_sizes(reader.size, size)}")
-        top, left, height, width = window
-        # At least one row and column, which is repeated, where the window lies wholly in what is absent.
-        first_row, first_column = min(top, reader.size[0] - 1), min(left, reader.size[1] - 1)
-        last_row, last_column = min(top + height, reader.size[0]), min(left + width, reader.size[1])
-        inside = (first_row, first_column, last_row - first_row, last_column - first_column)
-        values = reader.read(inside)
+            raise ValueError(different_size(reader.size, size))
+        rows = np.arange(window[0], window[0] + window[2])
+        columns = np.arange(window[1], window[1] + window[3])
+        own_rows, own_columns = np.minimum(rows, reader.size[0] - 1), np.minimum(columns, reader.size[1] - 1)
+        top, left = int(own_rows[0]), int(own_columns[0])
+        values = reader.read((top, left, int(own_rows[-1]) - top + 1, int(own_columns[-1]) - left + 1))
         if values.shape[2] != 1 or values.dtype != dtype:
-            raise ValueError(f"{path}: holds {values.shape[2]} band(s) of {values.dtype}, expected one of {dtype}")
-        values = values[..., 0]
-        rows = np.minimum(np.arange(top, top + height), reader.size[0] - 1) - first_row
-        columns = np.minimum(np.arange(left, left + width), reader.size[1] - 1) - first_column
-        if values.shape == (height, width) and inside[:2] == (top, left):
-            return values
-        values = values[np.ix_(rows, columns)]
+            raise ValueError(f"holds {values.shape[2]} band(s) of {values.dtype}, expected one of {dtype}")
+        values = values[..., 0][np.ix_(own_rows - top, own_columns - left)]
         if dtype == "float32":
-            values[np.arange(top, top + height) >= reader.size[0]] = np.nan
-            values[:, np.arange(left, left + width) >= reader.size[1]] = np.nan
+            values[rows >= reader.size[0]] = np.nan
+            values[:, columns >= reader.size[1]] = np.nan
         return values
-
-
-def _sizes(found: tuple[int, int], expected: tuple[int, int]) -> str:
-    return f"has {found[1]} x {found[0]} pixels, the tile {expected[1]} x {expected[0]}"

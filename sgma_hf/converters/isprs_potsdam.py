@@ -1,14 +1,15 @@
 """ISPRS Potsdam from the archives as they are handed out: rgb, nir, ndsm or dsm, and labels.
 
     python dataset_scripts/isprs_potsdam.py --source /data/Potsdam --check
-    python dataset_scripts/isprs_potsdam.py --source /data/Potsdam --out data/potsdam --height ndsm --split official
+    python dataset_scripts/isprs_potsdam.py --source /data/Potsdam --output data/potsdam --height ndsm --split official
 
 `DESCRIPTION` says what is peculiar about the files.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,11 +24,17 @@ from .benchmarks.dataset import (
     Problem,
     Scene,
     SplitProtocol,
-    Survey,
 )
-from .benchmarks.source_walk import FolderContents, walk_files
-from .isprs import IsprsDataset, absent_files, match_files, nothing_found, shorten
-from .isprs_labels import BENCHMARK_CITATION, CLASS_NAMES, HOMEPAGE, LABEL_CHOICES, PALETTE
+from .isprs import (
+    BENCHMARK_CITATION,
+    CLASS_NAMES,
+    HOMEPAGE,
+    LABEL_CHOICES,
+    PALETTE,
+    FilesByTile,
+    IsprsDataset,
+    shorten,
+)
 
 
 def _tiles(text: str) -> tuple[str, ...]:
@@ -149,32 +156,6 @@ DESCRIPTION = DatasetDescription(
 )  # fmt: skip
 
 _TILE = r"potsdam_0?(?P<row>\d+)_0?(?P<column>\d+)"
-_PATTERNS = {
-    "RGB": re.compile(rf"top_{_TILE}_RGB\.tiff?", re.IGNORECASE),
-    "IRRG": re.compile(rf"top_{_TILE}_IRRG\.tiff?", re.IGNORECASE),
-    "RGBIR": re.compile(rf"top_{_TILE}_RGBIR\.tiff?", re.IGNORECASE),
-    "dsm": re.compile(rf"dsm_{_TILE}\.tiff?", re.IGNORECASE),
-    "lastools": re.compile(rf"dsm_{_TILE}_normalized_lastools\.(jpe?g|png|tiff?)", re.IGNORECASE),
-    "ownapproach": re.compile(rf"dsm_{_TILE}_normalized_ownapproach\.(jpe?g|png|tiff?)", re.IGNORECASE),
-    "full": re.compile(rf"top_{_TILE}_label\.tiff?", re.IGNORECASE),
-    "eroded": re.compile(rf"top_{_TILE}_label_no_?Boundary\.tiff?", re.IGNORECASE),
-}
-_ARCHIVES = {
-    "rgb": ("4_Ortho_RGBIR.zip", "2_Ortho_RGB.zip"),
-    "nir": ("4_Ortho_RGBIR.zip", "3_Ortho_IRRG.zip"),
-    "ndsm": ("1_DSM_normalisation.zip",),
-    "dsm": ("1_DSM.rar",),
-    "full": ("5_Labels_for_participants.zip", "5_Labels_all.zip"),
-    "eroded": ("5_Labels_for_participants_no_Boundary.zip", "5_Labels_all_noBoundary.zip"),
-}
-_NAMES = {
-    "rgb": "top_potsdam_R_C_RGBIR.tif or top_potsdam_R_C_RGB.tif",
-    "nir": "top_potsdam_R_C_RGBIR.tif or top_potsdam_R_C_IRRG.tif",
-    "ndsm": "dsm_potsdam_RR_CC_normalized_lastools.jpg",
-    "dsm": "dsm_potsdam_RR_CC.tif",
-    "full": "top_potsdam_R_C_label.tif",
-    "eroded": "top_potsdam_R_C_label_noBoundary.tif",
-}
 _LOSSY_LABEL, _WRONG_LABEL = "4_12", "7_10"
 
 
@@ -187,135 +168,100 @@ class Potsdam(IsprsDataset):
         r"\.(tiff?|jpe?g|png)",
         re.IGNORECASE,
     )
+    place = "Potsdam"
+    split_tiles = SPLIT_TILES
+    test_tiles = CONTEST_TEST
+    patterns: ClassVar = {
+        "RGB": re.compile(rf"top_{_TILE}_RGB\.tiff?", re.IGNORECASE),
+        "IRRG": re.compile(rf"top_{_TILE}_IRRG\.tiff?", re.IGNORECASE),
+        "RGBIR": re.compile(rf"top_{_TILE}_RGBIR\.tiff?", re.IGNORECASE),
+        "dsm": re.compile(rf"dsm_{_TILE}\.tiff?", re.IGNORECASE),
+        "lastools": re.compile(rf"dsm_{_TILE}_normalized_lastools\.(jpe?g|png|tiff?)", re.IGNORECASE),
+        "ownapproach": re.compile(rf"dsm_{_TILE}_normalized_ownapproach\.(jpe?g|png|tiff?)", re.IGNORECASE),
+        "full": re.compile(rf"top_{_TILE}_label\.tiff?", re.IGNORECASE),
+        "eroded": re.compile(rf"top_{_TILE}_label_no_?Boundary\.tiff?", re.IGNORECASE),
+    }
+    archives: ClassVar = {
+        "rgb": ("4_Ortho_RGBIR.zip", "2_Ortho_RGB.zip"),
+        "nir": ("4_Ortho_RGBIR.zip", "3_Ortho_IRRG.zip"),
+        "ndsm": ("1_DSM_normalisation.zip",),
+        "dsm": ("1_DSM.rar",),
+        "full": ("5_Labels_for_participants.zip", "5_Labels_all.zip"),
+        "eroded": ("5_Labels_for_participants_no_Boundary.zip", "5_Labels_all_noBoundary.zip"),
+    }
+    file_names: ClassVar = {
+        "rgb": "top_potsdam_R_C_RGBIR.tif or top_potsdam_R_C_RGB.tif",
+        "nir": "top_potsdam_R_C_RGBIR.tif or top_potsdam_R_C_IRRG.tif",
+        "ndsm": "dsm_potsdam_RR_CC_normalized_lastools.jpg",
+        "dsm": "dsm_potsdam_RR_CC.tif",
+        "full": "top_potsdam_R_C_label.tif",
+        "eroded": "top_potsdam_R_C_label_noBoundary.tif",
+    }
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """Rgb, nir and the chosen height."""
         return _RGB, _NIR, _NDSM if self.choices["height"] == "ndsm" else _DSM
 
-    def find(self, source: Path) -> Survey:
-        """Find the files by their names, wherever under `source` they lie."""
-        contents = walk_files(source)
-        found = {kind: match_files(contents, pattern) for kind, pattern in _PATTERNS.items()}
-        scenes = [
-            Scene(tile, split, self._files(tile, found))
-            for split, tiles in SPLIT_TILES[self.split].items()
-            for tile in tiles
-        ]
-        if not any(path for scene in scenes for path in scene.files.values()):
-            nothing = nothing_found(
-                "Potsdam", source, contents, example="top_potsdam_2_10_RGBIR.tif", homepage=DESCRIPTION.homepage
-            )
-            return Survey([], [nothing])
-        problems = self._absent(scenes, contents)
-        present = [scene for scene in scenes if any(scene.files[item.name] for item in self.modalities)]
-        return Survey(present, problems + self._notes(present, found))
+    def files_of(self, tile: str, found: Mapping[str, FilesByTile]) -> dict[str, Path | None]:
+        """Images and heights by preference; the one lossy label from where it is not."""
 
-    def _files(self, tile: str, found: dict[str, dict[str, list[Path]]]) -> dict[str, Path | None]:
         def first(*kinds: str) -> Path | None:
             return next((found[kind][tile][0] for kind in kinds if tile in found[kind]), None)
 
-        candidates = found[self.choices["labels"]].get(tile, [])
         # 5_Labels_all is whole; but its 4_12 is the lossy one.
-        for_participants = [path for path in candidates if "participants" in path.parent.name.lower()]
-        others = [path for path in candidates if path not in for_participants]
-        labels = [*for_participants, *others] if tile == _LOSSY_LABEL else [*others, *for_participants]
-        height = first("lastools", "ownapproach") if self.choices["height"] == "ndsm" else first("dsm")
+        labels = sorted(
+            found[self.choices["labels"]].get(tile, []),
+            key=lambda path: ("participants" in path.parent.name.lower()) != (tile == _LOSSY_LABEL),
+        )
+        height = self.choices["height"]
         return {
             "rgb": first("RGBIR", "RGB"),
             "nir": first("RGBIR", "IRRG"),
-            self.choices["height"]: height,
+            height: first("lastools", "ownapproach") if height == "ndsm" else first("dsm"),
             LABEL: labels[0] if labels else None,
         }
 
-    def _absent(self, scenes: Sequence[Scene], contents: FolderContents) -> list[Problem]:
-        problems: list[Problem] = []
-        for column in (item.name for item in self.modalities):
-            problems += absent_files(
-                [scene.name for scene in scenes if scene.files[column] is None],
-                of=len(scenes),
-                what=column,
-                names=_NAMES[column],
-                archives=_ARCHIVES[column],
-                contents=contents,
-            )
-        kind = self.choices["labels"]
-        unlabelled = [scene.name for scene in scenes if scene.files[LABEL] is None]
-        needed = [tile for tile in unlabelled if tile in CONTEST_TRAIN]
-        problems += absent_files(
-            needed,
-            of=len(scenes),
-            what=f"{kind} labels",
-            names=_NAMES[kind],
-            archives=_ARCHIVES[kind],
-            contents=contents,
-        )
-        withheld = [
-            scene.name
-            for scene in scenes
-            if scene.name in CONTEST_TEST and scene.files[LABEL] is None and any(scene.files.values())
-        ]
-        if withheld:
-            problems.append(
-                Problem(
-                    "note",
-                    f"{kind} labels of {len(withheld)} test tiles ({shorten(withheld)})",
-                    "not there, so these rows have no label",
-                    f"They are in {_ARCHIVES[kind][1]}",
-                )
-            )
-        return problems
-
-    def _notes(self, scenes: Sequence[Scene], found: dict[str, dict[str, list[Path]]]) -> list[Problem]:
+    def notes(self, scenes: Sequence[Scene], found: Mapping[str, FilesByTile]) -> list[Problem]:
+        """Heights of the other kind, the wrong annotation, the lossy label."""
         notes = []
-        names = {scene.name: scene for scene in scenes}
-        if self.choices["height"] == "ndsm":
-            own = [tile for tile in names if tile not in found["lastools"] and tile in found["ownapproach"]]
-            if own:
-                reason = "no lastools version, so ownapproach is taken"
-                notes.append(Problem("note", f"ndsm of {shorten(own)}", reason))
-        if _WRONG_LABEL in names and _WRONG_LABEL not in self.options.exclude:
-            scene = names[_WRONG_LABEL]
-            if scene.files[LABEL] is not None:
-                reason = "the annotation is wrong in places; UNetFormer and others leave the tile out"
-                key = (scene.split, scene.name)
-                notes.append(Problem("note", "label of 7_10", reason, "--exclude 7_10", key))
-        lossy = names[_LOSSY_LABEL].files[LABEL] if _LOSSY_LABEL in names else None
-        if lossy is not None and "participants" not in lossy.parent.name.lower():
+        named = {scene.name: scene for scene in scenes}
+        own = [tile for tile in named if tile not in found["lastools"] and tile in found["ownapproach"]]
+        if own and self.choices["height"] == "ndsm":
+            notes.append(Problem("note", f"ndsm of {shorten(own)}", "no lastools version, so ownapproach is taken"))
+        wrong, lossy = named.get(_WRONG_LABEL), named.get(_LOSSY_LABEL)
+        if wrong is not None and wrong.files[LABEL] is not None:
+            reason = "the annotation is wrong in places; UNetFormer and others leave the tile out"
+            notes.append(Problem("note", "label of 7_10", reason, "--exclude 7_10", wrong.key))
+        path = lossy.files[LABEL] if lossy is not None else None
+        if path is not None and "participants" not in path.parent.name.lower():
             reason = "this copy was compressed with loss; it is decoded by thresholds"
-            remedy = f"{_ARCHIVES[self.choices['labels']][0]} has a clean one"
-            key = (names[_LOSSY_LABEL].split, _LOSSY_LABEL)
-            notes.append(Problem("note", str(lossy), reason, remedy, key))
+            remedy = f"{self.archives[self.choices['labels']][0]} has a clean one"
+            notes.append(Problem("note", str(path), reason, remedy, lossy.key))
         return notes
 
-    def read(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
+    def _kind_of(self, path: Path) -> str:
+        """RGBIR, RGB or IRRG."""
+        return next(kind for kind in ("RGBIR", "RGB", "IRRG") if self.patterns[kind].fullmatch(path.name))
+
+    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
         """Read a window; the RGBIR file gives both rgb and nir."""
-        if column == LABEL:
-            return self.label(scene, window)
-        if column in ("ndsm", "dsm"):
-            return self.height(scene, column, window, dtype="uint8" if column == "ndsm" else "float32")
-        values = self.bands(scene, column, window)
-        if values is None:
-            return None
-        path = scene.files[column]
-        kind = next(kind for kind in ("RGBIR", "RGB", "IRRG") if _PATTERNS[kind].fullmatch(path.name))
-        if values.shape[2] != len(kind.replace("IR", "I")) or values.dtype != np.uint8:
-            raise ValueError(
-                f"{path}: holds {values.shape[2]} bands of {values.dtype}, expected {len(kind.replace('IR', 'I'))} of "
-                "uint8"
-            )
+        if column not in ("rgb", "nir"):
+            return super().read_file(scene, column, window)
+        kind = self._kind_of(scene.files[column])
+        values = self.stored(scene, column, window, "4 x uint8" if kind == "RGBIR" else "3 x uint8")
         if column == "rgb":
             return values[..., :3]
         return values[..., 3 if kind == "RGBIR" else 0]
 
     def remedy(self, scene: Scene, column: str | None) -> str:
         """Which archive to get again."""
-        archives = {_ARCHIVES.get(self.choices["labels"] if column == LABEL else column, ("it",))[0]}
-        path = scene.files.get(column) if column else None
-        if path is not None and column in ("rgb", "nir"):
-            kind = next(kind for kind in ("RGBIR", "RGB", "IRRG") if _PATTERNS[kind].fullmatch(path.name))
-            archives = {name for name in _ARCHIVES["rgb"] + _ARCHIVES["nir"] if name.endswith(f"_{kind}.zip")}
-        return f"Unpack {' or '.join(sorted(archives))} again, or download it again"
+        if column in ("rgb", "nir") and scene.files[column] is not None:
+            ending = f"_{self._kind_of(scene.files[column])}.zip"
+            archive = next(name for name in self.archives["rgb"] + self.archives["nir"] if name.endswith(ending))
+        else:
+            archive = self.archives.get(self.choices["labels"] if column == LABEL else column, ("it",))[0]
+        return f"Unpack {archive} again, or download it again"
 
 
 class IsprsPotsdam(BenchmarkBuilder):
@@ -325,7 +271,7 @@ class IsprsPotsdam(BenchmarkBuilder):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of Potsdam; see `benchmark_command`.
+    """Command line of Potsdam; see `benchmarks.command`.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.

@@ -1,33 +1,22 @@
 """ISPRS Vaihingen from the archives as they are handed out: irrg, dsm and labels.
 
     python dataset_scripts/isprs_vaihingen.py --source /data/Vaihingen --check
-    python dataset_scripts/isprs_vaihingen.py --source /data/Vaihingen --out data/vaihingen --labels eroded
+    python dataset_scripts/isprs_vaihingen.py --source /data/Vaihingen --output data/vaihingen --labels eroded
 
 `DESCRIPTION` says what is peculiar about the files.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.command import run_command
-from .benchmarks.dataset import (
-    LABEL,
-    OBSERVED,
-    Choice,
-    DatasetDescription,
-    Modality,
-    Problem,
-    Scene,
-    SplitProtocol,
-    Survey,
-)
-from .benchmarks.source_walk import FolderContents, walk_files
-from .isprs import IsprsDataset, absent_files, match_files, nothing_found, shorten
-from .isprs_labels import BENCHMARK_CITATION, CLASS_NAMES, LABEL_CHOICES, PALETTE
+from .benchmarks.dataset import LABEL, OBSERVED, Choice, DatasetDescription, Modality, Scene, SplitProtocol
+from .isprs import BENCHMARK_CITATION, CLASS_NAMES, LABEL_CHOICES, PALETTE, FilesByTile, IsprsDataset
 
 
 # torchgeo/torchgeo, torchgeo/datasets/vaihingen.py, and mmsegmentation, tools/dataset_converters/vaihingen.py.
@@ -101,27 +90,7 @@ DESCRIPTION = DatasetDescription(
     "Geoinformation (DGPF) [Cramer, 2010]: http://www.ifp.uni-stuttgart.de/dgpf/DKEP-Allg.html.",
 )  # fmt: skip
 
-_PATTERNS = {
-    "top": re.compile(r"top_mosaic_09cm_area(?P<area>\d+)\.tiff?", re.IGNORECASE),
-    "eroded": re.compile(r"top_mosaic_09cm_area(?P<area>\d+)_no_?Boundary\.tiff?", re.IGNORECASE),
-    "dsm": re.compile(r"dsm_09cm_matching_area(?P<area>\d+)\.tiff?", re.IGNORECASE),
-}
 _BENCHMARK_ARCHIVE = "ISPRS_semantic_labeling_Vaihingen.zip"
-_ARCHIVES = {
-    "irrg": (_BENCHMARK_ARCHIVE,),
-    "dsm": (_BENCHMARK_ARCHIVE,),
-    "full": (_BENCHMARK_ARCHIVE, "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip"),
-    "eroded": (
-        "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_for_participants.zip",
-        "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip",
-    ),
-}
-_NAMES = {
-    "irrg": "top/top_mosaic_09cm_areaN.tif",
-    "dsm": "dsm_09cm_matching_areaN.tif",
-    "full": "top_mosaic_09cm_areaN.tif outside a folder top",
-    "eroded": "top_mosaic_09cm_areaN_noBoundary.tif",
-}
 _IMAGE_FOLDER = "top"
 _DAMAGED_DSM = "11"
 
@@ -133,31 +102,39 @@ class Vaihingen(IsprsDataset):
     file_pattern = re.compile(
         r"(top_mosaic_09cm_area\d+(_no_?Boundary)?|dsm_09cm_matching_area\d+)\.tiff?", re.IGNORECASE
     )
+    place = "Vaihingen"
+    tile_name = "area{}"
+    split_tiles = SPLIT_TILES
+    test_tiles = CONTEST_TEST
+    patterns: ClassVar = {
+        "top": re.compile(r"top_mosaic_09cm_area(?P<area>\d+)\.tiff?", re.IGNORECASE),
+        "eroded": re.compile(r"top_mosaic_09cm_area(?P<area>\d+)_no_?Boundary\.tiff?", re.IGNORECASE),
+        "dsm": re.compile(r"dsm_09cm_matching_area(?P<area>\d+)\.tiff?", re.IGNORECASE),
+    }
+    archives: ClassVar = {
+        "irrg": (_BENCHMARK_ARCHIVE,),
+        "dsm": (_BENCHMARK_ARCHIVE,),
+        "full": (_BENCHMARK_ARCHIVE, "ISPRS_semantic_labeling_Vaihingen_ground_truth_COMPLETE.zip"),
+        "eroded": (
+            "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_for_participants.zip",
+            "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE.zip",
+        ),
+    }
+    file_names: ClassVar = {
+        "irrg": "top/top_mosaic_09cm_areaN.tif",
+        "dsm": "dsm_09cm_matching_areaN.tif",
+        "full": "top_mosaic_09cm_areaN.tif outside a folder top",
+        "eroded": "top_mosaic_09cm_areaN_noBoundary.tif",
+    }
 
-    def find(self, source: Path) -> Survey:
-        """Find the files by their names; images by their folder too."""
-        contents = walk_files(source)
-        found = {kind: match_files(contents, pattern) for kind, pattern in _PATTERNS.items()}
-        scenes = [
-            Scene(f"area{tile}", split, self._files(tile, found))
-            for split, tiles in SPLIT_TILES[self.split].items()
-            for tile in tiles
-        ]
-        if not any(path for scene in scenes for path in scene.files.values()):
-            nothing = nothing_found(
-                "Vaihingen", source, contents, example="top_mosaic_09cm_area1.tif", homepage=DESCRIPTION.homepage
-            )
-            return Survey([], [nothing])
-        present = [scene for scene in scenes if any(scene.files[item.name] for item in self.modalities)]
-        return Survey(present, self._absent(scenes, contents))
-
-    def _files(self, tile: str, found: dict[str, dict[str, list[Path]]]) -> dict[str, Path | None]:
+    def files_of(self, tile: str, found: Mapping[str, FilesByTile]) -> dict[str, Path | None]:
+        """Images and labels of the same name are told apart by their folder."""
         named_alike = found["top"].get(tile, [])
         images = [path for path in named_alike if path.parent.name.lower() == _IMAGE_FOLDER]
-        full = [path for path in named_alike if path not in images]
         heights = found["dsm"].get(tile, [])
         if tile == _DAMAGED_DSM:
             heights = sorted(heights, key=lambda path: path.parent.name.lower() == "dsm")  # others first
+        full = [path for path in named_alike if path not in images]
         labels = found["eroded"].get(tile, []) if self.is_eroded else full
         return {
             "irrg": images[0] if images else None,
@@ -165,51 +142,15 @@ class Vaihingen(IsprsDataset):
             LABEL: labels[0] if labels else None,
         }
 
-    def _absent(self, scenes: Sequence[Scene], contents: FolderContents) -> list[Problem]:
-        problems: list[Problem] = []
-        for column in (item.name for item in self.modalities):
-            problems += absent_files(
-                [scene.name for scene in scenes if scene.files[column] is None],
-                of=len(scenes),
-                what=column,
-                names=_NAMES[column],
-                archives=_ARCHIVES[column],
-                contents=contents,
-            )
-        kind = self.choices["labels"]
-        unlabelled = [scene.name for scene in scenes if scene.files[LABEL] is None]
-        in_test = [scene.name for scene in scenes if scene.name.removeprefix("area") in CONTEST_TEST]
-        withheld = [scene.name for scene in scenes if scene.name in unlabelled and any(scene.files.values())]
-        withheld = [name for name in withheld if name in in_test]
-        problems += absent_files(
-            [name for name in unlabelled if name not in in_test],
-            of=len(scenes),
-            what=f"{kind} labels",
-            names=_NAMES[kind],
-            archives=_ARCHIVES[kind],
-            contents=contents,
-        )
-        if withheld:
-            what = f"{kind} labels of {len(withheld)} test tiles ({shorten(withheld)})"
-            reason = "not there, so these rows have no label"
-            problems.append(Problem("note", what, reason, f"They are in {_ARCHIVES[kind][1]}"))
-        return problems
-
-    def read(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
+    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
         """Read a window."""
-        if column == LABEL:
-            return self.label(scene, window)
-        if column == "dsm":
-            return self.height(scene, column, window, dtype="float32")
-        values = self.bands(scene, column, window)
-        if values is not None and (values.shape[2] != 3 or values.dtype != np.uint8):
-            path = scene.files[column]
-            raise ValueError(f"{path}: holds {values.shape[2]} bands of {values.dtype}, expected 3 of uint8")
-        return values
+        if column == "irrg":
+            return self.stored(scene, column, window, "3 x uint8")
+        return super().read_file(scene, column, window)
 
     def remedy(self, scene: Scene, column: str | None) -> str:
         """Which archive to get again."""
-        archives = _ARCHIVES.get(self.choices["labels"] if column == LABEL else column, (_BENCHMARK_ARCHIVE,))
+        archives = self.archives.get(self.choices["labels"] if column == LABEL else column, (_BENCHMARK_ARCHIVE,))
         return f"Unpack {archives[0]} again, or download it again"
 
 
@@ -220,7 +161,7 @@ class IsprsVaihingen(BenchmarkBuilder):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of Vaihingen; see `benchmark_command`.
+    """Command line of Vaihingen; see `benchmarks.command`.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.

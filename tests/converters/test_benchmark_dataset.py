@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import runpy
@@ -16,14 +17,15 @@ from isprs_fixtures import tile_bands, write_potsdam, write_vaihingen
 from tiny_models import tiny_model
 
 from sgma_hf import SgmaImageProcessor, SgmaTrainer, SgmaTrainingArguments
-from sgma_hf.converters.benchmarks.check import check_scenes
+from sgma_hf.converters.benchmarks.check import CheckReport, SceneCheck, check_scenes
 from sgma_hf.converters.benchmarks.converter import (
     conversion_fingerprint,
     convert_benchmark,
     describe_rate,
     plan_shards,
+    work_folder,
 )
-from sgma_hf.converters.benchmarks.dataset import ConversionOptions, Problem, SceneCheck
+from sgma_hf.converters.benchmarks.dataset import ConversionOptions, Problem
 from sgma_hf.converters.benchmarks.job_pool import run_jobs
 from sgma_hf.converters.benchmarks.source_walk import unpacking_hint, walk_files
 from sgma_hf.converters.isprs_potsdam import Potsdam, main
@@ -225,7 +227,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from sgma_hf.converters.benchmarks import converter as benchmark_converter
-    from sgma_hf.converters.benchmarks.check import check_scenes
+    from sgma_hf.converters.benchmarks.check import CheckReport, SceneCheck, check_scenes
     from sgma_hf.converters.benchmarks.dataset import ConversionOptions
     from sgma_hf.converters.benchmarks.rows import RowMaker
     from sgma_hf.converters.isprs_potsdam import Potsdam
@@ -248,11 +250,9 @@ KILLED = """
         benchmark_converter.publish_folder = kill
     dataset = Potsdam(ConversionOptions(tile=16, choices={"height": "dsm"}))
     survey = dataset.find(source)
-    checks = check_scenes(dataset, survey.scenes)
+    report = CheckReport(dataset, source, survey, check_scenes(dataset, survey.scenes))
     fingerprint = benchmark_converter.conversion_fingerprint(dataset, survey.scenes)
-    benchmark_converter.convert_benchmark(
-        dataset, survey, checks, out, fingerprint=fingerprint, max_shard_bytes=1, command="same"
-    )
+    benchmark_converter.convert_benchmark(report, out, fingerprint=fingerprint, max_shard_bytes=1, command="same")
 """
 
 
@@ -260,10 +260,8 @@ def convert(source, out, **options):
     dataset = Potsdam(ConversionOptions(tile=16, choices={"height": "dsm"}))
     survey = dataset.find(source)
     fingerprint = conversion_fingerprint(dataset, survey.scenes)
-    checks = check_scenes(dataset, survey.scenes)
-    return convert_benchmark(
-        dataset, survey, checks, out, fingerprint=fingerprint, max_shard_bytes=1, command="same", **options
-    )
+    report = CheckReport(dataset, source, survey, check_scenes(dataset, survey.scenes))
+    return convert_benchmark(report, out, fingerprint=fingerprint, max_shard_bytes=1, command="same", **options)
 
 
 @pytest.mark.parametrize(("moment", "num_done"), [("rows", 3), ("publishing", 38)])
@@ -285,7 +283,7 @@ def test_killed_conversion_leaves_nothing_that_loads_and_goes_on(source, tmp_pat
         for folder in (work, work / "dataset"):
             with pytest.raises(FileNotFoundError):
                 datasets.load_dataset(str(folder))
-    before = {path.name: path.stat().st_ino for path in work.rglob("*.parquet")}
+    before = {path.name: path.stat().st_ino for path in work.rglob("[!.]*.parquet")}
     assert len(before) == num_done
     convert(source, out)
     after = {path.name: path.stat().st_ino for path in out.rglob("*.parquet")}
@@ -319,20 +317,18 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(source, t
     assert run(source, out, "--num-proc", "1") == 0
     assert "holds exactly this conversion already" in capsys.readouterr().out
     assert (out / "README.md").stat().st_mtime_ns == stamp
-    assert run(source, out, "--num-proc", "1", "--classes", "6") == 1
+    assert run(source, out, "--num-proc", "1", "--classes", "6") == 2
     assert "already holds a dataset" in capsys.readouterr().err and contents(out) == before
     assert run(source, out, "--num-proc", "1", "--classes", "6", "--overwrite") == 0
     assert DatasetMetadata.load(out).class_names[-1] == "clutter"
-    assert main(["--source", str(source), "--out", str(source), "--num-proc", "1"]) == 1
+    assert main(["--source", str(source), "--out", str(source), "--num-proc", "1"]) == 2
     assert "is or holds --source" in capsys.readouterr().err
 
 
 def test_one_process_at_a_time_writes_to_a_folder(source, tmp_path):
-    from sgma_hf.converters.benchmarks.converter import WorkFolder
-
-    with WorkFolder(tmp_path / "out", "fingerprint"):
+    with work_folder(tmp_path / "out", "fingerprint", []):
         with pytest.raises(BlockingIOError, match="Another process is converting"):
-            WorkFolder(tmp_path / "out", "fingerprint").__enter__()
+            work_folder(tmp_path / "out", "fingerprint", []).__enter__()
 
 
 def _square(number):
@@ -345,7 +341,7 @@ def test_jobs_run_in_processes_and_errors_come_back():
     assert dict(run_jobs(_square, [(1,), (2,), (4,)], 2)) == {0: 1, 1: 4, 2: 16}
     with pytest.raises(ValueError, match="three"):
         list(run_jobs(_square, [(1,), (3,), (5,)], 2))
-    with pytest.raises(ValueError, match="--num-proc"):
+    with pytest.raises(ValueError, match="--num_proc"):
         list(run_jobs(_square, [(1,)], 0))
 
 
@@ -464,14 +460,14 @@ def test_push_tells_the_terms_before_it_makes_a_private_repository(source, tmp_p
     ("flags", "said"),
     [
         ([], "nothing to do"),
-        (["--check", "--push", "org/x"], "--push and --overwrite need --out"),
+        (["--check", "--push", "org/x"], "--push and --overwrite need --output"),
         (["--check", "--missing", "sar=0.5"], "--missing names ['sar']"),
         (["--check", "--tile", "16", "--stride", "20"], "16 pixels every 20"),
         (["--check", "--coverage", "rgb"], "expected NAME=SHARE"),
     ],
 )
 def test_options_that_contradict_are_refused_before_any_file_is_read(tmp_path, capsys, flags, said):
-    assert main(["--source", str(tmp_path / "nowhere"), *flags]) == 1
+    assert main(["--source", str(tmp_path / "nowhere"), *flags]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -486,11 +482,9 @@ def test_unknown_options_of_a_data_set_are_refused():
 
 def test_scene_checks_survive_their_record():
     check = SceneCheck(
-        (4, 5), [Problem("damaged", "x.tif", "is cut", "get it", ("train", "2_10"))], np.arange(5), 3, True
+        [4, 5], [Problem("damaged", "x.tif", "is cut", "get it", "train/2_10")], [0, 1, 2, 3, 4], 3, True
     )
-    again = SceneCheck.from_dict(json.loads(json.dumps(check.as_dict())))
-    assert again.problems == check.problems and again.size == (4, 5) and again.ignored_pixels == 3
-    np.testing.assert_array_equal(again.class_pixels, np.arange(5))
+    assert SceneCheck.from_dict(json.loads(json.dumps(dataclasses.asdict(check)))) == check
 
 
 def test_folders_are_walked_once_through_links_and_hidden_ones_left_alone(tmp_path):
@@ -529,5 +523,5 @@ def test_scripts_are_commands_and_export_the_builder(capsys, name, builder):
         script["main"](["--help"])
     assert finished.value.code == 0
     said = capsys.readouterr().out
-    for flag in ("--check", "--missing", "--coverage", "--push", "--height", "--labels", "--classes", "--num-proc"):
+    for flag in ("--check", "--missing", "--coverage", "--push", "--height", "--labels", "--classes", "--num_proc"):
         assert flag in said

@@ -176,7 +176,7 @@ def test_absent_files_and_folders_are_named(source, tmp_path, capsys, as_publish
     report = capsys.readouterr().out
     assert f"event/{row_id(MOTION)}_event_front.png: is not there" in report
     assert "folder hha/: has no images of this kind at all. Pass --depth depth" in report
-    assert run(source, "--out", tmp_path / "out") == 1 and not (tmp_path / "out").exists()
+    assert run(source, "--out", tmp_path / "out") == 2 and not (tmp_path / "out").exists()
     assert run(source, "--out", tmp_path / "out", "--allow-missing") == 0
     rows = decoded(tmp_path / "out", "train")
     assert all(images["depth"] is None for images, _ in rows.values())
@@ -196,8 +196,8 @@ def test_damaged_files_are_named_and_the_rest_is_checked(source, tmp_path, capsy
     assert "Damaged (3)" in report
     assert f"{truncated}: is damaged" in report
     assert f"{unknown}: holds the ids [77]" in report
-    assert f"{resized}: has 30 x 32 pixels, the frame's image 32 x 32" in report
-    assert run(source, "--out", tmp_path / "out") == 1 and not (tmp_path / "out").exists()
+    assert f"{resized}: has 30 x 32 pixels, its scene 32 x 32" in report
+    assert run(source, "--out", tmp_path / "out") == 2 and not (tmp_path / "out").exists()
     assert run(source, "--out", tmp_path / "out", "--skip-damaged") == 0
     assert row_id(SCENES[0]) not in decoded(tmp_path / "out", "train")
     assert len(decoded(tmp_path / "out", "test")) == 1

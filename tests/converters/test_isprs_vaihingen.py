@@ -131,7 +131,7 @@ def test_check_names_what_is_absent_and_what_is_broken(tmp_path, capsys):
     assert "irrg of 30 tiles (area5, area7," in said and "unzip '" in said
     assert "top_mosaic_09cm_area3.tif" in said and "Damaged (1)" in said
     assert "train              2         16         2        2" in said
-    assert main(["--source", str(tmp_path / "nothing"), "--check"]) == 1
+    assert main(["--source", str(tmp_path / "nothing"), "--check"]) == 2
     assert "is not a folder" in capsys.readouterr().err
 
 

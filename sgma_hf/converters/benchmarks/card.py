@@ -5,37 +5,35 @@ from collections.abc import Mapping, Sequence
 
 from ...data.metadata import DatasetMetadata
 from ...model.configuration_sgma import IGNORE_INDEX
+from ...publishing.tables import markdown_table
 from ..writing.card import build_card
 from ..writing.statistics import SplitStatistics
-from .dataset import LABEL, SPLITS, BenchmarkDataset, Scene
+from .check import CheckReport
+from .dataset import LABEL, SPLITS, BenchmarkDataset
 
 
 def build_benchmark_card(
-    dataset: BenchmarkDataset,
+    report: CheckReport,
     metadata: DatasetMetadata,
     statistics: Mapping[str, SplitStatistics],
     *,
-    scenes: Sequence[Scene],
     withheld: Mapping[str, Sequence[str]],
-    skipped: Sequence[str],
     command: str,
     fingerprint: str,
 ) -> str:
-    """Card of a converted benchmark, Markdown with a YAML head.
+    """Card of a converted data set, Markdown with a YAML head.
 
     Args:
-        dataset: The reader, with its options.
+        report: The reader with its options, and the scenes; those without damage were converted.
         metadata: Of the dataset made.
         statistics: What each split holds.
-        scenes: That were converted.
         withheld: What was taken from which row on purpose.
-        skipped: Scenes left out because of damage.
         command: The command that made it.
         fingerprint: Of the rows.
     """
-    description = dataset.description
+    dataset, description = report.dataset, report.dataset.description
     sections = [
-        _splits(dataset, scenes, skipped),
+        _splits(report),
         _incomplete(dataset, statistics, withheld),
         _facts(dataset),
         f"## Terms of use\n\n{description.terms}\n\nSource: {description.homepage}",
@@ -54,8 +52,8 @@ def build_benchmark_card(
     )
 
 
-def _splits(dataset: BenchmarkDataset, scenes: Sequence[Scene], skipped: Sequence[str]) -> str:
-    options = dataset.options
+def _splits(report: CheckReport) -> str:
+    dataset, options, scenes = report.dataset, report.dataset.options, report.sound_scenes()
     protocol = dataset.description.splits[dataset.split]
     found = Counter(scene.split for scene in scenes)
     unlabelled = Counter(scene.split for scene in scenes if scene.files.get(LABEL) is None)
@@ -68,20 +66,20 @@ def _splits(dataset: BenchmarkDataset, scenes: Sequence[Scene], skipped: Sequenc
             f"labels of an overlap are {IGNORE_INDEX} in the second tile: every pixel counts once."
         )
     lines = [
-        "## Splits",
-        "",
-        f"`{dataset.split}`: {protocol.description} Source: {protocol.source}. {size}",
-        "",
-        "| split | scenes | published | without a label |",
-        "|---|---|---|---|",
+        [split, found[split], protocol.num_scenes.get(split, "-"), unlabelled[split]]
+        for split in SPLITS
+        if split in found or split in protocol.num_scenes
     ]
-    for split in (split for split in SPLITS if split in found or split in protocol.num_scenes):
-        lines.append(f"| {split} | {found[split]} | {protocol.num_scenes.get(split, '-')} | {unlabelled[split]} |")
+    parts = [
+        "## Splits",
+        f"`{dataset.split}`: {protocol.description} Source: {protocol.source}. {size}",
+        markdown_table(["split", "scenes", "published", "without a label"], lines),
+    ]
     if options.exclude:
-        lines += ["", f"Left out by request: {', '.join(options.exclude)}."]
-    if skipped:
-        lines += ["", f"Left out because a file is damaged: {', '.join(skipped)}."]
-    return "\n".join(lines)
+        parts.append(f"Left out by request: {', '.join(options.exclude)}.")
+    if report.damaged_scenes():
+        parts.append(f"Left out because a file is damaged: {', '.join(report.damaged_scenes())}.")
+    return "\n\n".join(parts)
 
 
 def _incomplete(
@@ -91,38 +89,31 @@ def _incomplete(
     if not options.missing and not options.coverage:
         return ""
     num_rows = statistics["train"].num_rows if "train" in statistics else 0
+    counts = Counter(item for taken in withheld.values() for item in taken)
+
+    def cells(asked: Mapping[str, float], name: str, kind: str) -> list[str]:
+        return [f"{asked.get(name, 0):.0%}", f"{counts[kind]} ({counts[kind] / max(1, num_rows):.1%})"]
+
     lines = [
+        [f"`{name}`", *cells(options.missing, name, name), *cells(options.coverage, name, f"{name} (part)")]
+        for name in (modality.name for modality in dataset.modalities)
+        if name in options.missing or name in options.coverage
+    ]
+    parts = [
         "## Incomplete on purpose",
-        "",
         "Training rows were made incomplete, each choice a function of the seed and the row's id; nothing was taken "
         "from rows of the other splits. A row keeps one modality as it was. `conversion.json` lists what was taken "
         f"from which row. Seed {options.missing_seed}.",
-        "",
-        "| modality | whole: asked | whole: rows | part: asked | part: rows |",
-        "|---|---|---|---|---|",
+        markdown_table(["modality", "whole: asked", "whole: rows", "part: asked", "part: rows"], lines),
     ]
-    counts = Counter(item for taken in withheld.values() for item in taken)
-    for modality in dataset.modalities:
-        name = modality.name
-        if name in options.missing or name in options.coverage:
-            whole, part = counts[name], counts[f"{name} (part)"]
-            lines.append(
-                f"| `{name}` | {options.missing.get(name, 0):.0%} | {whole} ({whole / max(1, num_rows):.1%}) | "
-                f"{options.coverage.get(name, 0):.0%} | {part} ({part / max(1, num_rows):.1%}) |"
-            )
-    filled = [
-        modality.name
-        for modality in dataset.modalities
-        if modality.name in options.coverage and modality.dtype != "float32" and not modality.nodata
-    ]
-    if filled:
-        lines += [
-            "",
-            f'In {", ".join(f"`{name}`" for name in filled)} the value 0 in all bands means "no data", and only where '
-            "a modality was made to end inside a training row. So that it means nothing else, source pixels that are "
-            "0 in all bands are stored as 1 in all bands, in every split; all other values are those of the source.",
-        ]
-    return "\n".join(lines)
+    if dataset.filled:
+        names = ", ".join(f"`{name}`" for name in dataset.filled)
+        parts.append(
+            f'In {names} the value 0 in all bands means "no data", and only where a modality was made to end inside a '
+            "training row. So that it means nothing else, source pixels that are 0 in all bands are stored as 1 in "
+            "all bands, in every split; all other values are those of the source."
+        )
+    return "\n\n".join(parts)
 
 
 def _facts(dataset: BenchmarkDataset) -> str:

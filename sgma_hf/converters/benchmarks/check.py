@@ -1,19 +1,96 @@
-"""Tells what of a benchmark is on disk: found, missing, damaged; counts against the published ones."""
+"""Tells what of a data set is on disk: found, missing, damaged; counts against the published ones."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from .dataset import SPLITS, BenchmarkDataset, Problem, Scene, SceneCheck, Survey
+from ...model.configuration_sgma import IGNORE_INDEX
+from .dataset import LABEL, SPLITS, BenchmarkDataset, Problem, Scene, SplitProtocol, Survey
 from .job_pool import run_jobs
 from .rows import RowMaker
 from .source_walk import better_source
 
 
 _MAX_LISTED = 30
+_STRIP_PIXELS = 2**21  # read at once: 25 MB of float32 in three bands
+
+
+@dataclass
+class SceneCheck:
+    """What reading a scene through has shown.
+
+    Args:
+        size: (height, width); None if not even that is known, and then there is a problem.
+        problems: Of this scene.
+        class_pixels: Pixels per class, all 0 without a label.
+        ignored_pixels: Label pixels of 255.
+        has_label: Whether there is a label.
+    """
+
+    size: Sequence[int] | None
+    problems: list[Problem]
+    class_pixels: list[int]
+    ignored_pixels: int = 0
+    has_label: bool = False
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "SceneCheck":
+        """What `dataclasses.asdict` made, by way of JSON."""
+        return cls(**{**content, "problems": [Problem(**problem) for problem in content["problems"]]})
+
+
+def check_scene(dataset: BenchmarkDataset, scene: Scene) -> SceneCheck:
+    """Read a scene through, strip by strip; what cannot be read is a problem, and the rest is still checked."""
+    result = SceneCheck(None, [], [0] * len(dataset.class_names))
+    unsized = None
+    try:
+        result.size = dataset.scene_size(scene)
+    except (ValueError, OSError) as error:
+        unsized = Problem("damaged", scene.name, str(error), dataset.remedy(scene, None), scene.key)
+    for column in (*(modality.name for modality in dataset.modalities), LABEL):
+        try:
+            _check_column(dataset, scene, column, result)
+        except (ValueError, OSError) as error:
+            what = str(scene.files.get(column) or f"{scene.name}, {column}")
+            reason = str(error).removeprefix(f"{what}: ")
+            result.problems.append(Problem("damaged", what, reason, dataset.remedy(scene, column), scene.key))
+    if unsized is not None and not result.problems:
+        result.problems.append(unsized)
+    dataset.readers.close()
+    return result
+
+
+def _check_column(dataset: BenchmarkDataset, scene: Scene, column: str, result: SceneCheck) -> None:
+    if result.size is None:  # the reference file is broken; the others can still be opened
+        if scene.files.get(column) is not None:
+            dataset.readers.open(scene.files[column]).read_through()
+        return
+    height, width = result.size
+    rows = max(1, _STRIP_PIXELS // width)
+    counts = np.zeros(IGNORE_INDEX + 1, dtype=np.int64)
+    for top in range(0, height, rows):
+        values = dataset.read(scene, column, (top, 0, min(rows, height - top), width))
+        if values is None:
+            return
+        if column == LABEL:
+            counts += np.bincount(values.ravel(), minlength=IGNORE_INDEX + 1)
+    if column == LABEL:
+        result.has_label = True
+        result.class_pixels = counts[: len(dataset.class_names)].tolist()
+        result.ignored_pixels = int(counts[IGNORE_INDEX])
+
+
+def check_scenes(dataset: BenchmarkDataset, scenes: Sequence[Scene], *, num_proc: int = 1) -> list[SceneCheck]:
+    """Read scenes through in `num_proc` processes; gives one check per scene, in order."""
+    jobs = [(dataset, scene) for scene in scenes]
+    done = tqdm(run_jobs(check_scene, jobs, num_proc), total=len(jobs), desc="checking", unit="scene")
+    results = dict(done)
+    return [results[index] for index in range(len(jobs))]
 
 
 @dataclass
@@ -32,24 +109,25 @@ class CheckReport:
     survey: Survey
     checks: list[SceneCheck] = field(default_factory=list)
 
-    @property
-    def problems(self) -> list[Problem]:
-        """All problems, those of the survey first."""
-        return [*self.survey.problems, *(problem for check in self.checks for problem in check.problems)]
-
     def of_kind(self, kind: str) -> list[Problem]:
-        """Problems of one kind."""
-        return [problem for problem in self.problems if problem.kind == kind]
+        """Problems of one kind, those of the survey first."""
+        problems = [*self.survey.problems, *(problem for check in self.checks for problem in check.problems)]
+        return [problem for problem in problems if problem.kind == kind]
 
     @property
     def is_sound(self) -> bool:
         """Whether there are scenes and nothing is missing or damaged."""
         return bool(self.survey.scenes) and not self.of_kind("missing") and not self.of_kind("damaged")
 
+    def damaged_scenes(self) -> list[str]:
+        """Keys of the scenes with damage."""
+        damaged = {problem.scene for problem in self.of_kind("damaged")}
+        return [scene.key for scene in self.survey.scenes if scene.key in damaged]
+
     def sound_scenes(self) -> list[Scene]:
         """Scenes without damage."""
-        broken = {problem.scene for problem in self.of_kind("damaged")}
-        return [scene for scene in self.survey.scenes if (scene.split, scene.name) not in broken]
+        damaged = set(self.damaged_scenes())
+        return [scene for scene in self.survey.scenes if scene.key not in damaged]
 
     def text(self) -> str:
         """The report for the terminal."""
@@ -59,25 +137,24 @@ class CheckReport:
             f"{description.title} in {self.source}",
             f"split {self.dataset.split!r}: {protocol.description} ({protocol.source})",
             "",
-            *self._split_table(),
+            *self._split_table(protocol.num_scenes),
             *self._class_table(),
         ]
         for kind, heading in (("missing", "Missing"), ("damaged", "Damaged"), ("note", "To know")):
             found = self.of_kind(kind)
             if found:
-                lines += ["", f"{heading} ({len(found)}):", *(f"  - {problem}" for problem in found)]
+                lines += ["", f"{heading} ({len(found)}):", listed(found)]
         verdict = "complete and sound" if self.is_sound else "not complete, see above"
         return "\n".join([*lines, "", f"{description.name}: {verdict}"])
 
-    def _split_table(self) -> list[str]:
-        published = self.dataset.description.splits[self.dataset.split].num_scenes
+    def _split_table(self, published: Mapping[str, int]) -> list[str]:
         tiling = RowMaker(self.dataset).tiling
         found = Counter(scene.split for scene in self.survey.scenes)
         labelled: Counter[str] = Counter()
         rows: Counter[str] = Counter()
         for scene, check in zip(self.survey.scenes, self.checks, strict=False):
             labelled[scene.split] += check.has_label
-            rows[scene.split] += len(tiling.windows(check.size, scene.split)) if check.size else 0
+            rows[scene.split] += sum(1 for _ in tiling.windows(check.size, scene.split)) if check.size else 0
         excluded = f" (excluded: {', '.join(self.dataset.options.exclude)})" if self.dataset.options.exclude else ""
         lines = [f"{'split':<12}{'scenes':>8}{'published':>11}{'labelled':>10}{'rows':>9}{excluded}"]
         for split in (split for split in SPLITS if split in found or split in published):
@@ -86,30 +163,33 @@ class CheckReport:
         return lines
 
     def _class_table(self) -> list[str]:
+        """Shares of the labelled pixels by split and in all, beside the published ones."""
         if not any(check.has_label for check in self.checks):
             return []
-        splits = [split for split in SPLITS if any(scene.split == split for scene in self.survey.scenes)]
-        pixels = {split: np.zeros(len(self.dataset.class_names), dtype=np.int64) for split in splits}
-        ignored = dict.fromkeys(splits, 0)
-        for scene, check in zip(self.survey.scenes, self.checks, strict=True):
-            pixels[scene.split] += check.class_pixels
-            ignored[scene.split] += check.ignored_pixels
-        published = self.dataset.description.class_shares[: len(self.dataset.class_names)]
-        lost = sum(self.dataset.description.class_shares[len(self.dataset.class_names) :])
-        width = max(map(len, self.dataset.class_names)) + 2
-        lines = ["", f"{'share of labelled pixels':<{width}}  {''.join(f'{split:>12}' for split in [*splits, 'all'])}"]
-        lines[-1] += "   published" if published else ""
-        counts = [*pixels.values(), sum(pixels.values())]
-        for index, name in enumerate(self.dataset.class_names):
-            shares = "".join(f"{count[index] / max(1, count.sum()):>12.2%}" for count in counts)
-            known = f"{published[index] / (1 - lost):>12.1%}" if published else ""
-            lines.append(f"{name:<{max(width, 24)}}  {shares}{known}")
-        totals = [*ignored.values(), sum(ignored.values())]
-        shares = [part / max(1, part + count.sum()) for part, count in zip(totals, counts, strict=True)]
-        lines.append(f"{'ignored, of all pixels':<{max(width, 24)}}  {''.join(f'{share:>12.2%}' for share in shares)}")
-        if published:
-            lines.append(f"(published: all labels together, {self.dataset.description.class_shares_source})")
+        description, names = self.dataset.description, self.dataset.class_names
+        checked = list(zip(self.survey.scenes, self.checks, strict=True))
+        columns = {split: [item for scene, item in checked if scene.split == split] for split in SPLITS}
+        columns = {split: items for split, items in columns.items() if items} | {"all": self.checks}
+        pixels = {name: np.array([item.class_pixels for item in items]).sum(axis=0) for name, items in columns.items()}
+        ignored = {name: sum(item.ignored_pixels for item in items) for name, items in columns.items()}
+        lost = sum(description.class_shares[len(names) :])
+        width = max(24, *(len(name) + 2 for name in names))
+        lines = ["", f"{'share of labelled pixels':<{width}}  {''.join(f'{name:>12}' for name in columns)}"]
+        for index, name in enumerate(names):
+            shares = "".join(f"{count[index] / max(1, count.sum()):>12.2%}" for count in pixels.values())
+            lines.append(f"{name:<{width}}  {shares}")
+        shares = (ignored[name] / max(1, ignored[name] + count.sum()) for name, count in pixels.items())
+        lines.append(f"{'ignored, of all pixels':<{width}}  {''.join(f'{share:>12.2%}' for share in shares)}")
+        if description.class_shares:
+            known = [f"{share / (1 - lost):>12.1%}" for share in description.class_shares[: len(names)]]
+            lines = [line + end for line, end in zip(lines, ["", "   published", *known, ""], strict=True)]
+            lines.append(f"(published: all labels together, {description.class_shares_source})")
         return lines
+
+
+def listed(problems: Sequence[Problem]) -> str:
+    """Problems, a line each."""
+    return "\n".join(f"  - {problem}" for problem in problems)
 
 
 def survey_source(dataset: BenchmarkDataset, source: Path) -> Survey:
@@ -122,16 +202,14 @@ def survey_source(dataset: BenchmarkDataset, source: Path) -> Survey:
     if not source.is_dir():
         raise FileNotFoundError(f"--source {source} is not a folder.")
     survey = dataset.find(source)
-    names = {scene.name for scene in survey.scenes}
-    excluded = set(dataset.options.exclude)
-    if survey.scenes and excluded - names:
-        listed = sorted(names)
-        raise ValueError(
-            f"--exclude names {sorted(excluded - names)}; the scenes are {listed[:_MAX_LISTED]}"
-            f"{' ...' if len(listed) > _MAX_LISTED else ''}."
-        )
-    scenes = [scene for scene in survey.scenes if scene.name not in excluded]
-    problems = [problem for problem in survey.problems if problem.scene is None or problem.scene[1] not in excluded]
+    names = sorted({scene.name for scene in survey.scenes})
+    unknown = sorted(set(dataset.options.exclude) - set(names))
+    if names and unknown:
+        more = " ..." if len(names) > _MAX_LISTED else ""
+        raise ValueError(f"--exclude names {unknown}; the scenes are {names[:_MAX_LISTED]}{more}.")
+    excluded = {scene.key for scene in survey.scenes if scene.name in dataset.options.exclude}
+    scenes = [scene for scene in survey.scenes if scene.key not in excluded]
+    problems = [problem for problem in survey.problems if problem.scene not in excluded]
     if any(problem.kind == "missing" for problem in problems):
         better = better_source(
             source,
@@ -143,25 +221,19 @@ def survey_source(dataset: BenchmarkDataset, source: Path) -> Survey:
     return replace(survey, scenes=scenes, problems=problems)
 
 
-def check_scenes(dataset: BenchmarkDataset, scenes: list[Scene], *, num_proc: int = 1) -> list[SceneCheck]:
-    """Read scenes through.
+def fewer_than_published(
+    protocol: SplitProtocol, scenes: Sequence[Scene], remedy: Callable[[str], str]
+) -> list[Problem]:
+    """Splits with fewer scenes than were published, for a data set whose names are not all known.
 
     Args:
-        dataset: The reader.
-        scenes: What to read.
-        num_proc: Processes.
-
-    Returns:
-        One check per scene, in order.
+        protocol: With the published numbers.
+        scenes: What was found.
+        remedy: What to do, by split.
     """
-    results: list[SceneCheck | None] = [None] * len(scenes)
-    jobs = [(dataset, scene) for scene in scenes]
-    with tqdm(total=len(scenes), desc="checking", unit="scene") as progress:
-        for index, result in run_jobs(_check_scene, jobs, num_proc):
-            results[index] = result
-            progress.update()
-    return [result for result in results if result is not None]
-
-
-def _check_scene(dataset: BenchmarkDataset, scene: Scene) -> SceneCheck:
-    return dataset.check_scene(scene)
+    found = Counter(scene.split for scene in scenes)
+    return [
+        Problem("missing", f"split {split}", f"{found[split]} of {count} published scenes are there", remedy(split))
+        for split, count in protocol.num_scenes.items()
+        if found[split] < count
+    ]

@@ -1,30 +1,34 @@
-"""Converts a benchmark to Parquet in several processes; a run that was interrupted goes on where it stopped.
+"""Converts a data set to Parquet in several processes; a run that was interrupted goes on where it stopped.
 
 Work is done in a hidden folder beside the target. A shard gets its record when it is whole, and is not made again; the
 files get names that `load_dataset` finds, and the folder its own, when all are there.
+
+The `datasets` library's own `download_and_prepare` writes Parquet too, but removes all of it after an error or Ctrl-C,
+leaves a folder that loads after a kill, divides the rows by the number of processes, and forks.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
-import pickle
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ...data.metadata import METADATA_FILE
+from ...data.whole_files import replace_file, write_json, write_text
 from ..writing.parquet import ShardWriter, check_output, digest_row, encode_row, publish_folder, summarize
 from ..writing.statistics import SplitStatistics
 from .card import build_benchmark_card
-from .dataset import LABEL, SPLITS, BenchmarkDataset, Scene, SceneCheck, Survey
+from .check import CheckReport, SceneCheck
+from .dataset import LABEL, SPLITS, BenchmarkDataset, Scene
 from .job_pool import run_jobs
 from .rows import RowMaker
 
@@ -32,8 +36,11 @@ from .rows import RowMaker
 logger = logging.get_logger(__name__)
 
 RECORD_FILE = "conversion.json"
-_FORMAT = 1  # of the rows and of the records; another number converts again
+_FORMAT = 2  # of the rows and of the records; another number converts again
 _SHARD_BYTES = 300 * 2**20  # of rows before compression
+# `load_dataset` takes .json and .parquet anywhere in a folder for data, unless they lie in a hidden one.
+_PLAN = "plan.record"
+_HIDDEN_DATA = Path("dataset", ".data")
 
 
 @dataclass(frozen=True)
@@ -51,133 +58,82 @@ class Shard:
     scenes: tuple[Scene, ...]
 
 
+def _recorded_options(dataset: BenchmarkDataset) -> dict[str, Any]:
+    return dataclasses.asdict(dataset.options) | {"split": dataset.split, "choices": dataset.choices}
+
+
 def conversion_fingerprint(dataset: BenchmarkDataset, scenes: Sequence[Scene]) -> str:
     """What decides the rows, as a hash: the options, and the scenes with size and time of their files."""
-    options = dataclasses.asdict(dataset.options) | {"split": dataset.split, "choices": dataset.choices}
-    described = [
-        [
-            scene.split,
-            scene.name,
-            hashlib.sha256(pickle.dumps(scene.extra, protocol=4)).hexdigest(),
-            *([column, *_file_state(path)] for column, path in sorted(scene.files.items())),
-        ]
-        for scene in scenes
-    ]
-    metadata = dataclasses.asdict(dataset.metadata())
-    content = json.dumps([_FORMAT, dataset.description.name, options, metadata, described], sort_keys=True)
+    paths = {path for scene in scenes for path in scene.files.values() if path is not None}
+    states = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
+    decided = [_FORMAT, dataset.description.name, _recorded_options(dataset), dataclasses.asdict(dataset.metadata())]
+    content = json.dumps([*decided, states, [repr(scene) for scene in scenes]], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _file_state(path: Path | None) -> list[Any]:
-    if path is None:
-        return [None]
-    state = path.stat()
-    return [str(path.absolute()), state.st_size, state.st_mtime_ns]
+def _read(path: Path) -> dict[str, Any]:
+    """A record, empty if it is not there or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def find_conversion(out: Path, fingerprint: str) -> bool:
     """Whether `out` is a finished conversion with this fingerprint."""
-    try:
-        record = json.loads((out / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return (out / METADATA_FILE).is_file() and record.get("fingerprint") == fingerprint
+    return (out / METADATA_FILE).is_file() and _read(out / RECORD_FILE).get("fingerprint") == fingerprint
 
 
-class WorkFolder:
+def _work_path(out: Path) -> Path:
+    return out.absolute().with_name(f".{out.absolute().name}.partial")
+
+
+def load_checks(out: Path, fingerprint: str) -> list[SceneCheck] | None:
+    """What an interrupted conversion knew of all scenes before it began to write; None if there is none."""
+    plan = _read(_work_path(out) / _PLAN)
+    return [SceneCheck.from_dict(item) for item in plan["checks"]] if plan.get("fingerprint") == fingerprint else None
+
+
+@contextlib.contextmanager
+def work_folder(out: Path, fingerprint: str, checks: Sequence[SceneCheck]) -> Iterator[Path]:
     """The hidden folder of a conversion, for one process at a time.
 
     Args:
         out: The target.
         fingerprint: Of the conversion; what another one left is removed.
+        checks: What `load_checks` gives if this one is interrupted.
 
     Raises:
         BlockingIOError: If another process is at it.
     """
-
-    def __init__(self, out: Path, fingerprint: str) -> None:
-        self.out = out.absolute()
-        self.fingerprint = fingerprint
-        self.path = self.out.with_name(f".{self.out.name}.partial")
-        self.dataset = self.path / "dataset"
-        self.data = self.dataset / ".data"  # `load_dataset` does not look into hidden folders
-        self._final = self.dataset / "data"
-        self._lock: TextIO | None = None
-
-    def __enter__(self) -> "WorkFolder":
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / "lock", "w", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise BlockingIOError(f"Another process is converting to {self.out}; wait for it or stop it.") from error
-        known = self.read("plan.record")
-        if known is None or known.get("fingerprint") != self.fingerprint:
+    work = _work_path(out)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(work / "lock").acquire(blocking=False)
+    except Timeout as error:
+        raise BlockingIOError(f"Another process is converting to {out}; wait for it or stop it.") from error
+    with lock:
+        known = _read(work / _PLAN).get("fingerprint")
+        if known != fingerprint:
             if known is not None:
-                logger.warning(f"{self.path} is of other options or files: the conversion begins anew.")
-            for child in self.path.iterdir():
-                if child.is_dir():
-                    shutil.rmtree(child)
-                elif child.name != "lock":
-                    child.unlink()
-            self.write("plan.record", {"fingerprint": self.fingerprint})
-        if not self._final.is_dir():
-            self.data.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
-
-    def read(self, name: str) -> dict[str, Any] | None:
-        """A record, None if it is not there or no JSON."""
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-
-    def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write a record whole or not at all."""
-        write_json(self.path / name, content)
-
-    def record(self, shard: Shard) -> dict[str, Any] | None:
-        """What a finished shard holds; None if it is not finished."""
-        record = self.read(_record_name(shard))
-        is_there = (self._final / shard.name).exists() or (self.data / shard.name).exists()
-        return record if record is not None and is_there else None
-
-    def publish(self, shards: Sequence[Shard]) -> None:
-        """Give everything its final name. A run that was killed here goes on here."""
-        if self.data.is_dir():
-            names = {shard.name for shard in shards}
-            for path in self.data.iterdir():
-                if path.name not in names:
-                    path.unlink()  # half a shard of a run that was killed
-            self.data.rename(self._final)
-        publish_folder(self.dataset, self.out)
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def load_checks(out: Path, fingerprint: str, num_scenes: int) -> list[SceneCheck] | None:
-    """What an interrupted conversion knew of all scenes before it began to write; None if there is none."""
-    work = WorkFolder(out, fingerprint)
-    plan, checks = work.read("plan.record"), work.read("checks.record")
-    if plan is None or plan.get("fingerprint") != fingerprint or checks is None:
-        return None
-    found = [SceneCheck.from_dict(entry) for entry in checks["scenes"]]
-    return found if len(found) == num_scenes else None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file by a rename, so that no half of it can be read."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+                logger.warning(f"{work} is of other options or files: the conversion begins anew.")
+            for path in work.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        plan = {"fingerprint": fingerprint, "checks": [dataclasses.asdict(check) for check in checks]}
+        write_text(work / _PLAN, json.dumps(plan))
+        hidden = work / _HIDDEN_DATA
+        if hidden.with_name("data").is_dir():  # killed when all was there but the folder's name
+            hidden.with_name("data").rename(hidden)
+        hidden.mkdir(parents=True, exist_ok=True)
+        yield work
 
 
 def plan_shards(
-    dataset: BenchmarkDataset, scenes: Sequence[Scene], sizes: Sequence[tuple[int, int]], max_bytes: int = _SHARD_BYTES
+    dataset: BenchmarkDataset,
+    scenes: Sequence[Scene],
+    sizes: Sequence[Sequence[int]],
+    max_bytes: int = _SHARD_BYTES,
 ) -> list[Shard]:
     """Divide scenes into shards of about `max_bytes`, whatever the number of processes; whole scenes, in order.
 
@@ -206,61 +162,49 @@ def plan_shards(
     return shards
 
 
-def _record_name(shard: Shard) -> str:
-    return f"{Path(shard.name).stem}.record"  # `load_dataset` would take .json or .parquet anywhere in it for data
+def _record_path(work: Path, shard: Shard) -> Path:
+    return work / f"{Path(shard.name).stem}.record"
 
 
-def convert_shard(dataset: BenchmarkDataset, shard: Shard, path: Path, record: Path) -> dict[str, Any]:
-    """Write one shard and its record.
+def convert_shard(dataset: BenchmarkDataset, shard: Shard, work: Path) -> dict[str, Any]:
+    """Write one shard and, when it is whole, its record.
 
     Args:
         dataset: The reader.
         shard: What to write.
-        path: The file.
-        record: Written when the file is whole.
+        work: The work folder.
 
     Returns:
-        The record: statistics, ids of rows that were made incomplete or have no label, digest of the rows.
+        The record: statistics, ids of rows that were made incomplete, digest of the rows.
     """
     maker = RowMaker(dataset)
     statistics = SplitStatistics.of(maker.metadata)
     digest = hashlib.sha256()
     taken: dict[str, list[str]] = {}
     num_pixels = 0
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    writer = ShardWriter(temporary, maker.metadata.features().arrow_schema)
-    try:
-        for scene in shard.scenes:
-            for item in maker.rows(scene):
-                row = encode_row(maker.metadata, item.row_id, item.images, item.label)
-                writer.write(row)
-                digest_row(digest, row)
-                statistics.update(item.images, item.label)
-                if item.taken:
-                    taken[item.row_id] = item.taken
-                num_pixels += item.num_pixels
-    except BaseException:
-        writer.abandon()
-        temporary.unlink(missing_ok=True)
-        raise
-    writer.close()
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    content = {
+    with replace_file(work / _HIDDEN_DATA / shard.name) as partial:
+        with contextlib.closing(ShardWriter(partial, maker.metadata.features().arrow_schema)) as writer:
+            for scene in shard.scenes:
+                for item in maker.rows(scene):
+                    row = encode_row(maker.metadata, item.row_id, item.images, item.label)
+                    writer.write(row)
+                    digest_row(digest, row)
+                    statistics.update(item.images, item.label)
+                    if item.taken:
+                        taken[item.row_id] = item.taken
+                    num_pixels += item.num_pixels
+    record = {
         "statistics": statistics.state(),
         "digest": digest.hexdigest(),
         "withheld": taken,
         "num_pixels": num_pixels,
     }
-    write_json(record, content)
-    return content
+    write_text(_record_path(work, shard), json.dumps(record))  # an empty modality's minimum is an infinity
+    return record
 
 
 def convert_benchmark(
-    dataset: BenchmarkDataset,
-    survey: Survey,
-    checks: Sequence[SceneCheck],
+    report: CheckReport,
     out: Path,
     *,
     fingerprint: str,
@@ -272,9 +216,7 @@ def convert_benchmark(
     """Convert checked scenes to a folder that `load_dataset(out)` reads.
 
     Args:
-        dataset: The reader.
-        survey: All scenes; those that are damaged, by the survey or by the checks, are left out.
-        checks: What reading each scene has shown.
+        report: All scenes, read through; those that are damaged are left out.
         out: The folder to make.
         fingerprint: Of `conversion_fingerprint`; shards that an interrupted run with the same one left are kept.
         num_proc: Processes.
@@ -286,42 +228,35 @@ def convert_benchmark(
         A summary for the terminal, with the throughput.
 
     Raises:
-        ValueError: If there are no scenes.
+        ValueError: If there are no sound scenes.
         FileExistsError: If `out` is in the way.
         BlockingIOError: If another process is converting to `out`.
     """
-    damaged = survey.damaged_scenes()
-    sound = [
-        (scene, check.size)
-        for scene, check in zip(survey.scenes, checks, strict=True)
-        if check.size is not None
-        and (scene.split, scene.name) not in damaged
-        and all(problem.kind != "damaged" for problem in check.problems)
-    ]
-    if not sound:
+    scenes = report.sound_scenes()
+    if not scenes:
         raise ValueError("There are no sound scenes to convert.")
-    scenes = [scene for scene, _ in sound]
-    skipped = [f"{scene.split}/{scene.name}" for scene in survey.scenes if scene not in scenes]
     check_output(out, overwrite=overwrite)
-    with WorkFolder(out, fingerprint) as work:
-        work.write("checks.record", {"scenes": [check.as_dict() for check in checks]})
-        shards = plan_shards(dataset, scenes, [size for _, size in sound], max_shard_bytes)
-        records = {shard.name: work.record(shard) for shard in shards}
-        waiting = [shard for shard in shards if records[shard.name] is None]
-        if len(waiting) < len(shards):
-            logger.warning(f"Going on with an interrupted conversion: {len(shards) - len(waiting)} shards are done.")
-        jobs = [(dataset, shard, work.data / shard.name, work.path / _record_name(shard)) for shard in waiting]
+    sizes = {scene.key: check.size for scene, check in zip(report.survey.scenes, report.checks, strict=True)}
+    shards = plan_shards(report.dataset, scenes, [sizes[scene.key] for scene in scenes], max_shard_bytes)
+    with work_folder(out, fingerprint, report.checks) as work:
+        records = {shard.name: _read(_record_path(work, shard)) for shard in shards}
+        waiting = [shard for shard in shards if not records[shard.name]]
+        num_done = len(shards) - len(waiting)
+        if num_done:
+            logger.warning(f"Going on with an interrupted conversion: {num_done} shards are done.")
+        jobs = [(report.dataset, shard, work) for shard in waiting]
         start, pixels = time.monotonic(), 0
-        with tqdm(total=len(shards), initial=len(shards) - len(jobs), desc="converting", unit="shard") as progress:
+        with tqdm(total=len(shards), initial=num_done, desc="converting", unit="shard") as progress:
             for index, record in run_jobs(convert_shard, jobs, num_proc):
                 records[waiting[index].name] = record
                 pixels += record["num_pixels"]
                 rate = pixels / 1e6 / (time.monotonic() - start)
                 progress.set_postfix_str(f"{rate:.1f} MPixel/s", refresh=False)
                 progress.update()
-        seconds = time.monotonic() - start
-        summary = _finish(dataset, work, shards, records, scenes=scenes, command=command, skipped=skipped)
-    return f"{summary}\n{describe_rate('converted', pixels, seconds, num_proc)}"
+        rate = describe_rate("converted", pixels, time.monotonic() - start, num_proc)
+        done = [(shard, records[shard.name]) for shard in shards]
+        summary = _finish(report, work, out, done, fingerprint=fingerprint, command=command)
+    return f"{summary}\n{rate}"
 
 
 def describe_rate(work: str, num_pixels: int, seconds: float, num_proc: int) -> str:
@@ -338,48 +273,50 @@ def describe_rate(work: str, num_pixels: int, seconds: float, num_proc: int) -> 
 
 
 def _finish(
-    dataset: BenchmarkDataset,
-    work: WorkFolder,
-    shards: Sequence[Shard],
-    records: dict[str, dict[str, Any]],
+    report: CheckReport,
+    work: Path,
+    out: Path,
+    done: Sequence[tuple[Shard, dict[str, Any]]],
     *,
-    scenes: Sequence[Scene],
+    fingerprint: str,
     command: str,
-    skipped: Sequence[str],
 ) -> str:
-    """Write metadata, record and card, then give the folder its name."""
-    metadata = dataset.metadata()
+    """Write metadata, record and card, then give the files and the folder their names."""
+    dataset, metadata, scenes = report.dataset, report.dataset.metadata(), report.sound_scenes()
     statistics: dict[str, SplitStatistics] = {}
     digest = hashlib.sha256()
     withheld: dict[str, list[str]] = {}
-    for shard in shards:
-        record = records[shard.name]
+    for shard, record in done:
         statistics.setdefault(shard.split, SplitStatistics.of(metadata)).merge_state(record["statistics"])
         digest.update(f"{shard.split} {record['digest']}".encode())
         withheld.update(record["withheld"])
     training = statistics.get("train")
     metadata = dataclasses.replace(metadata, statistics=training.as_dict("train") if training else None)
-    metadata.save(work.dataset)
-    options = dataclasses.asdict(dataset.options) | {"split": dataset.split, "choices": dataset.choices}
+    hidden = work / _HIDDEN_DATA
+    metadata.save(hidden.parent)
     content = {
         "dataset": dataset.description.name,
-        "fingerprint": work.fingerprint,
-        "options": options,
-        "skipped": list(skipped),
-        "unlabelled": sorted(f"{scene.split}/{scene.name}" for scene in scenes if scene.files.get(LABEL) is None),
+        "fingerprint": fingerprint,
+        "options": _recorded_options(dataset),
+        "skipped": report.damaged_scenes(),
+        "unlabelled": sorted(scene.key for scene in scenes if scene.files.get(LABEL) is None),
         "withheld": withheld,
     }
-    write_json(work.dataset / RECORD_FILE, content)
+    write_json(hidden.parent / RECORD_FILE, content)
     card = build_benchmark_card(
-        dataset,
+        report,
         metadata,
         statistics,
-        scenes=scenes,
         withheld=withheld,
-        skipped=skipped,
         command=command,
         fingerprint=digest.hexdigest()[:32],
     )
-    (work.dataset / "README.md").write_text(card, encoding="utf-8")
-    work.publish(shards)
-    return summarize(work.out, metadata, statistics)
+    write_text(hidden.parent / "README.md", card)
+    names = {shard.name for shard, _ in done}
+    for path in hidden.iterdir():
+        if path.name not in names:
+            path.unlink()  # half a shard of a run that was killed
+    hidden.rename(hidden.with_name("data"))
+    publish_folder(hidden.parent, out.absolute())
+    shutil.rmtree(work, ignore_errors=True)
+    return summarize(out.absolute(), metadata, statistics)

@@ -1,40 +1,38 @@
-"""What a public benchmark is (documented constants) and what its reader does, for the one driver that serves them all.
+"""What a public data set is (documented constants) and what its reader does, for the one driver that serves them all.
 
-A benchmark is a `DatasetDescription` and a subclass of `BenchmarkDataset`. The driver (`benchmark_command`) turns the
-two into a command, a check, a converter to Parquet and, by `benchmark_builder`, a builder of the `datasets` library:
+A data set is a `DatasetDescription` and a subclass of `BenchmarkDataset`. `command` makes of the two a command that
+checks and converts, `builder` a builder of the `datasets` library:
 
     class Potsdam(BenchmarkDataset):
         description = DatasetDescription(name="isprs_potsdam", ...)
         file_pattern = re.compile("top_potsdam_.*")
 
-        def find(self, source): ...                     # the scenes and what is wrong with them
-        def read(self, scene, column, window): ...      # a window of one modality, or of the label as class ids
+        def find(self, source): ...                          # the scenes and what is wrong with them
+        def read_file(self, scene, column, window): ...      # a window of one modality, or of the label as class ids
 
-    class IsprsPotsdam(BenchmarkBuilder):               # from .benchmark_builder
+    class IsprsPotsdam(BenchmarkBuilder):                    # from .benchmarks.builder
         reader = Potsdam
 
     def main(argv=None):
-        return run_command(Potsdam, argv)               # from .benchmark_command
+        return run_command(Potsdam, argv)                    # from .benchmarks.command
 """
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from ...data.metadata import DatasetMetadata
-from ...model.configuration_sgma import IGNORE_INDEX
 from ...rasters.raw_windows import WindowReaders
 
 
 LABEL = "label"
 SPLITS = ("train", "validation", "test")
 OBSERVED = "observed in public copies"  # the source of a fact that no page, paper or repository states
-_STRIP_PIXELS = 2**21  # read at once by a check: 25 MB of float32 in three bands
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Modality:
     Args:
         name: Of the column.
         channels: Bands.
-        dtype: As stored, one of `dataset_schema.SUPPORTED_DTYPES`; an integer is never squeezed.
+        dtype: As stored, one of `SUPPORTED_DTYPES`; an integer is never squeezed.
         unit: Of the values; None where nobody says.
         nodata: Values that stand for nothing (NaN always does).
         description: What the bands are, in a few words.
@@ -131,7 +129,7 @@ class DatasetDescription:
     acknowledgement: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConversionOptions:
     """What is to be made of a data set; the command line has a flag for each.
 
@@ -149,7 +147,7 @@ class ConversionOptions:
     split: str | None = None
     tile: int | None = None
     stride: int | None = None
-    exclude: tuple[str, ...] = ()
+    exclude: Sequence[str] = ()
     missing: Mapping[str, float] = field(default_factory=dict)
     coverage: Mapping[str, float] = field(default_factory=dict)
     missing_seed: int = 0
@@ -172,6 +170,11 @@ class Scene:
     files: dict[str, Path | None]
     extra: Any = None
 
+    @property
+    def key(self) -> str:
+        """`split/name`, unique in the data set."""
+        return f"{self.split}/{self.name}"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -182,15 +185,15 @@ class Problem:
         what: The file, or the files in words.
         reason: What is wrong with it.
         remedy: What to download or do; empty if nothing helps.
-        scene: (split, name) of the scene it concerns, None if it concerns no single one. A scene with damage is what
-            `--skip-damaged` leaves out.
+        scene: Key of the scene it concerns, None if it concerns no single one. A scene with damage is what
+            `--skip_damaged` leaves out.
     """
 
     kind: Literal["missing", "damaged", "note"]
     what: str
     reason: str
     remedy: str = ""
-    scene: tuple[str, str] | None = None
+    scene: str | None = None
 
     def __str__(self) -> str:
         """One line."""
@@ -208,48 +211,6 @@ class Survey:
 
     scenes: list[Scene]
     problems: list[Problem] = field(default_factory=list)
-
-    def damaged_scenes(self) -> set[tuple[str, str]]:
-        """(split, name) of the scenes that are damaged before any raster is read."""
-        return {problem.scene for problem in self.problems if problem.kind == "damaged" and problem.scene is not None}
-
-
-@dataclass
-class SceneCheck:
-    """What reading a scene through has shown.
-
-    Args:
-        size: (height, width); None if not even that is known.
-        problems: Of this scene.
-        class_pixels: int64 (num_classes,), all 0 without a label.
-        ignored_pixels: Label pixels of 255.
-        has_label: Whether there is a label.
-    """
-
-    size: tuple[int, int] | None
-    problems: list[Problem]
-    class_pixels: np.ndarray
-    ignored_pixels: int = 0
-    has_label: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "class_pixels": self.class_pixels.tolist()}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "SceneCheck":
-        """What `as_dict` made."""
-        problems = [
-            Problem(**{**entry, "scene": tuple(entry["scene"]) if entry["scene"] else None})
-            for entry in content["problems"]
-        ]
-        return cls(
-            size=tuple(content["size"]) if content["size"] else None,
-            problems=problems,
-            class_pixels=np.array(content["class_pixels"], dtype=np.int64),
-            ignored_pixels=content["ignored_pixels"],
-            has_label=content["has_label"],
-        )
 
 
 class BenchmarkDataset(ABC):
@@ -296,6 +257,12 @@ class BenchmarkDataset(ABC):
         """Colours of `class_names`."""
         return self.description.palette
 
+    @property
+    def filled(self) -> list[str]:
+        """Integer modalities without a nodata value that may end inside a tile: 0 in all bands gets that meaning."""
+        ends = [modality for modality in self.modalities if modality.name in self.options.coverage]
+        return [modality.name for modality in ends if modality.dtype != "float32" and not modality.nodata]
+
     @abstractmethod
     def find(self, source: Path) -> Survey:
         """Find the scenes under a folder and what is absent or unreadable, by names; opens no raster.
@@ -321,11 +288,18 @@ class BenchmarkDataset(ABC):
         return self.readers.open(path).size
 
     @abstractmethod
-    def read(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
-        """Read a window of a modality, or of the label.
+    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
+        """Read a window of a modality, or of the label, that the scene has a file for; see `read`.
 
         The driver reads strips as wide as the scene and cuts them, so that no raster has to fit in memory; keep files
         open by reading through `self.readers`.
+
+        Raises:
+            ValueError: If the file cannot be read, has another size, or holds something unknown; `read` names it.
+        """
+
+    def read(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
+        """Read a window of a modality, or of the label.
 
         Args:
             scene: The scene.
@@ -339,47 +313,34 @@ class BenchmarkDataset(ABC):
         Raises:
             ValueError: If the file cannot be read, has another size, or holds something unknown; it is named.
         """
-
-    def check_scene(self, scene: Scene) -> SceneCheck:
-        """Read a scene through, strip by strip; what cannot be read is a problem, and the rest is still checked."""
-        num_classes = len(self.class_names)
-        result = SceneCheck(None, [], np.zeros(num_classes, dtype=np.int64))
-        key = (scene.split, scene.name)
-        unsized = None
+        path = scene.files.get(column)
+        if path is None:
+            return None
         try:
-            result.size = self.scene_size(scene)
-        except (ValueError, OSError) as error:
-            unsized = Problem("damaged", scene.name, str(error), self.remedy(scene, None), key)
-        for column in (*(modality.name for modality in self.modalities), LABEL):
-            try:
-                self._check_column(scene, column, result)
-            except (ValueError, OSError) as error:
-                what = str(scene.files.get(column) or f"{scene.name}, {column}")
-                reason = str(error).removeprefix(f"{what}: ")
-                result.problems.append(Problem("damaged", what, reason, self.remedy(scene, column), key))
-        if unsized is not None and not result.problems:
-            result.problems.append(unsized)
-        self.readers.close()
-        return result
+            return self.read_file(scene, column, window)
+        except ValueError as error:
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
-    def _check_column(self, scene: Scene, column: str, result: SceneCheck) -> None:
-        if result.size is None:  # the reference file is broken; the others can still be opened
-            if scene.files.get(column) is not None:
-                self.readers.open(scene.files[column]).read_through()
-            return
-        height, width = result.size
-        rows = max(1, _STRIP_PIXELS // width)
-        counts = np.zeros(IGNORE_INDEX + 1, dtype=np.int64)
-        for top in range(0, height, rows):
-            values = self.read(scene, column, (top, 0, min(rows, height - top), width))
-            if values is None:
-                return
-            if column == LABEL:
-                counts += np.bincount(values.ravel(), minlength=IGNORE_INDEX + 1)
-        if column == LABEL:
-            result.has_label = True
-            result.class_pixels = counts[: len(self.class_names)]
-            result.ignored_pixels = int(counts[IGNORE_INDEX])
+    def stored(self, scene: Scene, column: str, window: tuple[int, int, int, int], expected: str = "") -> np.ndarray:
+        """All bands of a window as the file holds them, (height, width, channels).
+
+        Args:
+            scene: A scene that has the file.
+            column: Its column.
+            window: (top, left, height, width) in pixels of the scene.
+            expected: Number of bands and their dtype, `3 x uint8`; empty takes all.
+
+        Raises:
+            ValueError: If the file is not of the scene's size, or holds other bands.
+        """
+        reader, size = self.readers.open(scene.files[column]), self.scene_size(scene)
+        if reader.size != size:
+            raise ValueError(different_size(reader.size, size))
+        values = reader.read(window)
+        found = f"{values.shape[2]} x {values.dtype}"
+        if expected and found != expected:
+            raise ValueError(f"holds bands of {found}, expected {expected}")
+        return values
 
     def remedy(self, scene: Scene, column: str | None) -> str:
         """What to download or do when a file of a scene is damaged; `column` is None if it is not known which."""
@@ -391,16 +352,13 @@ class BenchmarkDataset(ABC):
 
     def metadata(self) -> DatasetMetadata:
         """What the columns mean under these options."""
-        nodata = [list(modality.nodata) for modality in self.modalities]
-        for modality, values in zip(self.modalities, nodata, strict=True):
-            if modality.name in self.options.coverage and modality.dtype != "float32" and not values:
-                values.append(0.0)
+        modalities, filled = self.modalities, self.filled
         return DatasetMetadata(
-            modalities=[modality.name for modality in self.modalities],
-            modality_channels=[modality.channels for modality in self.modalities],
-            modality_dtypes=[modality.dtype for modality in self.modalities],
-            nodata=nodata,
-            units=[modality.unit for modality in self.modalities],
+            modalities=[modality.name for modality in modalities],
+            modality_channels=[modality.channels for modality in modalities],
+            modality_dtypes=[modality.dtype for modality in modalities],
+            nodata=[[0.0] if modality.name in filled else list(modality.nodata) for modality in modalities],
+            units=[modality.unit for modality in modalities],
             class_names=list(self.class_names),
             palette=[list(colour) for colour in self.palette],
         )
@@ -408,3 +366,8 @@ class BenchmarkDataset(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """Without open files."""
         return {**self.__dict__, "readers": WindowReaders()}
+
+
+def different_size(found: tuple[int, int], expected: tuple[int, int]) -> str:
+    """Say that a file of (height, width) pixels is not of its scene's size."""
+    return f"has {found[1]} x {found[0]} pixels, its scene {expected[1]} x {expected[0]}"

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
 from typing import Any
 
 
@@ -31,12 +30,15 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], num_proc: int)
         Index of the job and the result, as they are done. The first error stops everything that has not begun.
     """
     if num_proc < 1:
-        raise ValueError(f"{num_proc} processes: expected 1 or more (--num-proc).")
+        raise ValueError(f"{num_proc} processes: expected 1 or more (--num_proc).")
     if num_proc == 1 or len(jobs) < 2:
-        for index, job in enumerate(jobs):
-            yield index, function(*job)
+        yield from ((index, function(*job)) for index, job in enumerate(jobs))
         return
-    context = _context()
+    # Workers are not forked from this process: a fork copies the locks of threads that torch and pyarrow may hold.
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    if has_server:
+        context.set_forkserver_preload([_PRELOADED])  # seconds of imports, once for all workers of all calls
     pool = ProcessPoolExecutor(min(num_proc, len(jobs)), mp_context=context, initializer=_end_with_parent)
     try:
         futures = {pool.submit(function, *job): index for index, job in enumerate(jobs)}
@@ -44,15 +46,6 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], num_proc: int)
             yield futures.pop(future), future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _context() -> BaseContext:
-    """Workers are not forked from this process: a fork copies the locks of threads that torch and pyarrow may hold."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOADED])  # seconds of imports, once for all workers of all calls
-    return context
 
 
 def _end_with_parent() -> None:

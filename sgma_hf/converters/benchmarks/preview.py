@@ -1,4 +1,4 @@
-"""A picture of a few rows of a benchmark, with the official colours."""
+"""A picture of a few rows of a data set, with the official colours."""
 
 import io
 from collections.abc import Sequence

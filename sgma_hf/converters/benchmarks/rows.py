@@ -1,4 +1,4 @@
-"""Cuts the scenes of a benchmark into rows, a strip of tiles in memory at a time."""
+"""Cuts the scenes of a data set into rows, a strip of tiles in memory at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class RowMaker:
     """Makes the rows of scenes.
 
     Args:
-        dataset: Reader of the benchmark, with its options.
+        dataset: Reader of the data set, with its options.
 
     Raises:
         ValueError: If the options name modalities that there are not, or a tile size that cannot be.
@@ -47,12 +47,6 @@ class RowMaker:
         self.metadata: DatasetMetadata = dataset.metadata()
         self.withholder = RowWithholder(self.metadata, options.missing, options.coverage, seed=options.missing_seed)
         self.tiling = Tiling(options.tile, options.stride)
-        # Integers that may end inside a tile get a value for "no data", which they must not hold otherwise.
-        self._fills = {
-            modality.name: self.metadata.nodata[index][0]
-            for index, modality in enumerate(dataset.modalities)
-            if modality.name in options.coverage and modality.dtype != "float32" and not modality.nodata
-        }
 
     def num_bytes(self, size: tuple[int, int], split: str) -> int:
         """About the bytes of the rows of a scene of `size` (height, width), before compression."""
@@ -85,21 +79,22 @@ class RowMaker:
                     if label is not None:
                         label = self.tiling.label(label, window, scene.split)
                     if any(tile is not None for tile in tiles.values()):
-                        yield self._row(scene, row_id, tiles, label, num_pixels=height * width)
+                        yield self._row(scene.split, row_id, tiles, label, num_pixels=height * width)
         finally:
             dataset.readers.close()
 
     def _row(
         self,
-        scene: Scene,
+        split: str,
         row_id: str,
         images: dict[str, np.ndarray | None],
         label: np.ndarray | None,
         *,
         num_pixels: int,
     ) -> BenchmarkRow:
-        images = images | {name: free_fill_value(images[name], fill) for name, fill in self._fills.items()}
+        # Integers that may end inside a tile have 0 for "no data", which they must not hold otherwise.
+        images = images | {name: free_fill_value(images[name], 0) for name in self.dataset.filled}
         taken: list[str] = []
-        if scene.split == "train":  # what is judged stays complete
+        if split == "train":  # what is judged stays complete
             images, taken = self.withholder.apply(row_id, images)
         return BenchmarkRow(row_id, images, label, taken, num_pixels)

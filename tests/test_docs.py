@@ -1,0 +1,106 @@
+"""What the pages of `docs/` and CONTRIBUTING.md print runs, as printed."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from document_blocks import blocks, commands, run, run_all, section
+from workspace import write_encoder, write_scenes
+
+from sgma_hf.commands import COMMANDS
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in PAGES}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """Scenes, rows and a run, as README's commands leave them."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_scenes(folder)
+    write_encoder(folder)
+    (folder / "classes.json").write_text(blocks(TEXTS["rasters"], "json")[0][1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in commands(section(TEXTS["README"], "Your own rasters")):
+            run(words)
+    return folder
+
+
+@pytest.mark.parametrize("page", ["rasters", "training", "evaluation", "maps", "datasets", "research"])
+def test_a_page_runs_as_printed(page, workspace, tmp_path, monkeypatch):
+    shutil.copytree(workspace, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    run_all(TEXTS[page])
+    for words in commands(TEXTS[page], "bash"):
+        for flag in ("--out", "--output", "--output_dir"):
+            if flag in words:
+                assert Path(words[words.index(flag) + 1]).exists(), words
+
+
+def test_labels_are_mapped_as_the_page_says(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(workspace)
+    (words,) = (words for words in commands(section(TEXTS["rasters"], "Labels and class files")))
+    run([*words[: words.index("--out") + 1], str(tmp_path / "named"), *words[words.index("--out") + 2 :]])
+    metadata = json.loads((tmp_path / "named" / "sgma_dataset.json").read_text())
+    assert metadata["class_names"] == ["ground", "crop", "weed"]
+    assert metadata["palette"] == [[180, 180, 180], [60, 140, 60], [200, 60, 40]]
+
+
+def test_every_command_that_is_printed_exists():
+    for name, text in TEXTS.items():
+        for words in commands(text):
+            if words[0] == "sgma-hf":
+                assert words[1] in COMMANDS, (name, words)
+            elif words[0] == "make":
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), words
+            else:
+                scripts = [word for word in words if word.endswith(".py")]
+                assert scripts and all((ROOT / script).is_file() for script in scripts), (name, words)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        file, _, heading = target.partition("#")
+        if target.startswith("https://"):
+            continue
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), f"{path.name} links to {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, target
+
+
+def test_the_resumed_run_is_the_one_that_was_started():
+    lines = [words for words in commands(TEXTS["training"]) if words[:2] == ["sgma-hf", "train"]]
+    (resumed,) = (words for words in lines if "--resume_from_checkpoint" in words)
+    assert resumed[:-2] in lines
+
+
+def test_figures_of_the_paper_are_apart_and_add_up():
+    reported = TEXTS["research"].split("**Reported in the paper**")[1]
+    assert "SGMA |" not in TEXTS["README"]
+    rows = re.findall(r"^\| (\w+) \| ([\d. |]+) \|$", reported, flags=re.MULTILINE)
+    assert [name for name, _ in rows] == ["MuSS", "M3L", "IMLT", "MAGIC", "SGMA"]
+    for name, cells in rows:
+        *combinations, average, last = (float(cell) for cell in cells.split("|"))
+        assert len(combinations) == 7 and min(combinations) == last, name
+        # published means are rounded
+        assert abs(sum(combinations) / 7 - average) < 0.02, name
+
+
+def test_readme_is_short_and_shows_figures_of_the_card():
+    assert len(TEXTS["README"].splitlines()) <= 200
+    card = (ROOT / "model_cards" / "results_weedmap.md").read_text(encoding="utf-8")
+    measured = TEXTS["README"].split("<!-- measured: compare -->")[1].split("<!-- end of measured -->")[0]
+    rows = re.findall(r"^\| `(\w+)`[^|]*\| (\d+) \| (.*) \|$", measured, flags=re.MULTILINE)
+    assert 1 <= len(rows) <= 10
+    for arm, seeds, figures in rows:
+        (line,) = set(re.findall(rf"^\| `{arm}` \|.*{re.escape(figures)} \|$", card, flags=re.MULTILINE))
+        assert line, arm
+        assert re.search(rf"^\| `{arm}` \|.*\| {seeds} \|$", card, flags=re.MULTILINE), arm

@@ -1,66 +1,82 @@
-"""Arguments of a command from a YAML or JSON file, read as the command line reads them."""
+"""Parser of a command whose arguments are dataclasses: flags, and a YAML or JSON file in front of them."""
 
+import argparse
 import json
-import re
-from argparse import ArgumentTypeError
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from transformers.hf_argparser import string_to_bool
+from transformers import HfArgumentParser
+
+from sgma_hf.data.command_line import Parser
 
 
-# How a value of each type is read from its text, and what is expected of it.
-_READERS = {int: (int, "a whole number"), float: (float, "a number"), bool: (string_to_bool, "true or false")}
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+class DataclassParser(Parser, HfArgumentParser):
+    """`HfArgumentParser` whose errors are those of `Parser`, with a short `--help` and files of arguments."""
+
+    def parse(self, argv: Sequence[str] | None = None, *, shown: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """Read a command line; flags and values that are wrong end the process with one line and status 2.
+
+        Args:
+            argv: Flags, and in front of them the name of a `.yaml`, `.yml` or `.json` file if there is one; the flags
+                override what it holds. None takes those of the process.
+            shown: Arguments that `--help` shows; then `--help_all` shows all.
+
+        Returns:
+            One dataclass for each of the classes.
+
+        Raises:
+            ValueError: If the file is not one of arguments, or a dataclass refuses its values.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        if shown is not None:
+            self.add_argument("--help_all", action="help", help="show all flags and exit")
+            self.epilog = f"`{self.prog} --help_all` shows all flags."
+            if not {"--help_all", "--help-all"} & set(argv):
+                for action in self._actions:
+                    if action.dest not in (*shown, "help", "help_all"):
+                        action.help = argparse.SUPPRESS
+        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+            argv = [*self._flags_of(argv[0]), *argv[1:]]
+        self.refuse_unknown_flags(argv)
+        *parsed, unused = self.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
+        if unused:
+            self.error(f"no flag takes {' '.join(unused)}")
+        return tuple(parsed)
+
+    def _flags_of(self, path: str) -> list[str]:
+        """The flags that stand for a file; its values stay text, so that they are read as the command line's."""
+        text = Path(path).read_text(encoding="utf-8")
+        if path.endswith(".json"):
+            values = json.loads(text, parse_int=str, parse_float=str)
+        else:
+            values = yaml.load(text, Loader=yaml.BaseLoader)
+        if not isinstance(values, dict):
+            raise ValueError(f"{path!r} holds no names of arguments with their values, as in `crop_size: 512`.")
+        flags = []
+        for name, value in values.items():
+            action = self._option_string_actions.get(f"--{name}")
+            if value in (None, "", "~", "null"):
+                if action is not None and action.default is not None:
+                    raise ValueError(f"{path!r}: `{name}` is null; leave it out for its default, {action.default!r}.")
+            elif isinstance(value, list) and action is not None and action.nargs is None and action.type is str:
+                self.set_defaults(**{name: value})  # `report_to`: one name on the command line, some in a file
+            elif isinstance(value, list):
+                flags += [f"--{name}", *map(str, value)]
+            else:
+                flags.append(f"--{name}={value if isinstance(value, str) else json.dumps(_typed(value))}")
+        return flags
 
 
-class _Loader(yaml.SafeLoader):
-    """Follows YAML 1.2 where 1.1 surprises: `1e-3` is a number, and the `no` of `save_strategy: no` is text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    _FLOAT, re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
-
-
-def read_argument_file(path: str, *argument_classes: type) -> dict[str, Any]:
-    """Read the arguments that a file holds in place of a command line.
-
-    Args:
-        path: A `.json` file, or one of YAML: names of arguments with their values. Text where a number, or true or
-            false, is expected is read as the command line would read it.
-        argument_classes: Dataclasses that say by their annotations of what type each argument is.
-
-    Returns:
-        The arguments by name; those that the dataclasses do not have as they are.
-
-    Raises:
-        ValueError: If the file holds no names with values, or a value is of another type than its argument.
-    """
-    text = Path(path).read_text(encoding="utf-8")
-    values = json.loads(text) if path.endswith(".json") else yaml.load(text, Loader=_Loader)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path!r} holds a {type(values).__name__}; expected names of arguments with their values.")
-    hints = {name: hint for item in argument_classes for name, hint in get_type_hints(item).items()}
-    return {name: _read_value(name, value, hints.get(name)) for name, value in values.items()}
-
-
-def _read_value(name: str, value: Any, hint: Any) -> Any:
-    kinds = get_args(hint) or (hint,)  # of `float`, `float | None` and `list[float]` alike
-    kind = next((kind for kind in kinds if kind in _READERS), None)
-    if kind is None or str in kinds or (value is None and type(None) in kinds):
-        return value
-    reader, expected = _READERS[kind]
+def _typed(value: Any) -> Any:
+    """What is inside a mapping, whose numbers and true, false and null are text so far."""
+    if isinstance(value, dict):
+        return {name: _typed(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_typed(entry) for entry in value]
     try:
-        if get_origin(hint) is list:
-            return [reader(str(item)) for item in (value if isinstance(value, list) else [value])]
-        return reader(str(value))
-    except (ValueError, ArgumentTypeError) as error:
-        raise ValueError(f"`{name}` is {value!r}; expected {expected}.") from error
+        return json.loads(value.lower() if value in ("True", "False") else value)
+    except (ValueError, TypeError, AttributeError):  # other text, or what a JSON file has typed itself
+        return value

@@ -18,7 +18,6 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, H
 from transformers.utils import logging
 
 from sgma_hf import SgmaDataCollator, SgmaImageProcessor
-from sgma_hf.commands.train import PVT_V2_SIZES
 from sgma_hf.converters.demo_scenes import demo_metadata, demo_rows
 from sgma_hf.cost.memory import measure_memory
 from sgma_hf.cost.raster_throughput import measure_raster_throughput
@@ -35,6 +34,7 @@ from sgma_hf.data.codec import encode_raster
 from sgma_hf.prediction.sliding_window import measure_overlaps
 from sgma_hf.publishing.record import hardware_name
 from sgma_hf.rasters.scene import RasterScene
+from sgma_hf.training.arguments import PVT_V2_SIZES
 from sgma_hf.training.row_sampling import ROW_KEY, RowKey
 
 

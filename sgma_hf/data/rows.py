@@ -49,6 +49,7 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
             outside the dataset.
     """
     source = str(directory_or_id)
+    check_is_there(source)
     names = get_dataset_split_names(source)
     chosen = split if split in names else SPLIT_ALIASES.get(split, split)
     if chosen not in names:
@@ -61,6 +62,19 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
             rows = rows.cast_column(name, Image(mode=feature.mode, decode=False))
             _refuse_foreign_files(rows, name, source)
     return rows
+
+
+def check_is_there(directory_or_id: str | os.PathLike) -> None:
+    """Raise a FileNotFoundError if a data set is meant to be in a folder that is not there, without asking the Hub.
+
+    Only `owner/name` may be one of the Hub, unless a folder of the owner's name is here.
+    """
+    path = Path(directory_or_id)
+    if not path.exists() and (len(path.parts) != 2 or path.parent.is_dir()):
+        raise FileNotFoundError(
+            f"there is no folder {str(directory_or_id)!r}. Correct the path of the data set; one of the Hub is named "
+            "owner/name."
+        )
 
 
 def _refuse_foreign_files(rows: Dataset, column: str, source: str) -> None:

@@ -1,10 +1,18 @@
-"""Arguments of training: transformers' own, and what SGMA adds."""
+"""Arguments of training: transformers' own, what SGMA adds, and what a run is of."""
 
 from dataclasses import dataclass, field
 
 from transformers import SchedulerType, TrainingArguments
 
+from ..model.configuration_sgma import FUSIONS, SgmaConfig
 
+
+# Encoders by name.
+PVT_V2_SIZES = {
+    "pvt_v2_b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2]},
+    "pvt_v2_b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2]},
+    "pvt_v2_b2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3]},
+}
 # Schedules that change the learning rate when the score of the evaluation does not rise.
 SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 _NO_METRICS = "evaluation counts pixels in confusion matrices, and gathers no predictions"
@@ -149,3 +157,70 @@ class SgmaTrainingArguments(TrainingArguments):
                 f"`lr_end`, the learning rate at the end, from 0 to `learning_rate`, {self.learning_rate}."
             )
         return options
+
+
+@dataclass
+class RunArguments:
+    """What `sgma-hf train` trains, and on which rows: its arguments beside `SgmaTrainingArguments`."""
+
+    dataset: str = field(metadata={"help": "Rows: a folder of a converter, or an id on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split to evaluate on while training, and to choose by; default: `validation` if it has labels."
+        },
+    )
+    modalities: list[str] | None = field(
+        default=None, metadata={"help": "Columns to use, in this order; default: all that the data set names."}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "SGMA checkpoint to go on from, with its processor; default: a new model."}
+    )
+    fit_statistics: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Modalities of `--model` whose mean and standard deviation are fitted to the rows: those that "
+            "were added to it and have no statistics of their own yet. A new model's are fitted in any case."
+        },
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Replace an earlier run in `--output_dir`; its checkpoints are removed before training."},
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretrained encoder: Hub id or folder of a backbone or classifier; default: random weights."
+        },
+    )
+    backbone_config: str = field(
+        default="pvt_v2_b2",
+        metadata={"help": f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration."},
+    )
+    decoder_hidden_size: int = field(default=256, metadata={"help": "Width of a new model's decode head."})
+    modality_adapter_size: int = field(
+        default=SgmaConfig.modality_adapter_size,
+        metadata={
+            "help": "Hidden channels of a new model's adapter of each modality; 0, the paper's model, has none."
+        },
+    )
+    fusion: str = field(default="sgf", metadata={"help": "How a new model fuses.", "choices": list(FUSIONS)})
+    mas_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
+    )
+    dice_loss_weight: float = field(
+        default=SgmaConfig.dice_loss_weight,
+        metadata={
+            "help": "Weight of a Dice loss beside the cross-entropy in a new model, against class imbalance; 0 is the "
+            "paper's loss."
+        },
+    )
+    class_weighting: str = field(
+        default="none",
+        metadata={
+            "help": "Weigh a new model's classes in the loss by the inverse of their share of the training pixels, or "
+            "by its square root.",
+            "choices": ["none", "inverse_sqrt", "inverse"],
+        },
+    )

@@ -8,9 +8,9 @@ from tiny_models import PVT_V2, spread_weights, tiny_model
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.commands import benchmark
 from sgma_hf.commands.benchmark import main
-from sgma_hf.commands.train import PVT_V2_SIZES
 from sgma_hf.cost.memory import CLEAR_REFS, measure_memory
 from sgma_hf.cost.timing import FUSIONS, VARIANTS, BenchmarkCase
+from sgma_hf.training.arguments import PVT_V2_SIZES
 
 
 TINY = ["--backbone_config", "pvt_v2_b0", "--size", "32", "--repeats", "1", "--decoder_hidden_size", "16"]

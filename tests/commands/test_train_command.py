@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -9,17 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from tiny_runs import BACKBONE, flags, tiny_run
-from transformers import PvtV2Config, PvtV2ForImageClassification, Trainer
+from tiny_runs import BACKBONE, flags, refusal, tiny_run
+from transformers import PvtV2Config, PvtV2ForImageClassification, Trainer, TrainerCallback
 
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
-from sgma_hf.commands.train import main
+from sgma_hf.commands.train import MAIN_ARGUMENTS, main
 from sgma_hf.converters.demo_scenes import write_demo_scenes
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.publishing.record import TrainingRecord
 from sgma_hf.publishing.weights_digest import checkpoint_digest
 from sgma_hf.training import hub_trainer
+from sgma_hf.training.trainer import SgmaTrainer
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +72,58 @@ def test_a_yaml_file_stands_for_the_flags(arguments, tmp_path):
     assert TrainingRecord.load(tmp_path / "run").arguments["learning_rate"] == 0.001
 
 
-def test_a_value_of_a_wrong_type_in_a_file_is_refused_before_the_rows_are_read(arguments, tmp_path):
+def test_a_value_of_a_wrong_type_in_a_file_is_refused_before_the_rows_are_read(arguments, tmp_path, capsys):
     (tmp_path / "train.json").write_text(json.dumps(arguments | {"learning_rate": "fast"}))
-    with pytest.raises(ValueError, match="`learning_rate` is 'fast'; expected a number"):
-        main([str(tmp_path / "train.json")])
+    line = refusal(main, [str(tmp_path / "train.json")], capsys)
+    assert line == "sgma-hf train: argument --learning_rate: invalid float value: 'fast'"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistyped_flag_and_a_data_set_that_is_not_there_are_named(arguments, tmp_path, capsys):
+    line = refusal(main, flags(arguments, lerning_rate="1e-3"), capsys)
+    assert line == "sgma-hf train: there is no flag --lerning_rate; did you mean --learning_rate?"
+    line = refusal(main, flags(arguments, dataset=tmp_path / "scens"), capsys)
+    assert line.startswith(f"sgma-hf train: there is no folder {str(tmp_path / 'scens')!r}")
+
+
+def test_help_shows_fifteen_flags_and_names_the_flag_that_shows_all(capsys):
+    shown = []
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit, match="0"):
+            main([flag])
+        shown.append(set(re.findall(r"^  (--\w+)", capsys.readouterr().out, flags=re.MULTILINE)))
+    assert shown[0] == {f"--{name}" for name in MAIN_ARGUMENTS} | {"--help_all"} and len(MAIN_ARGUMENTS) == 15
+    assert len(shown[1]) > 100 and shown[0] < shown[1]
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C after some steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (0, "stopped at step 0; no checkpoint was saved yet, so start it again"),
+        (1, "stopped at step 1; the same command with `--resume_from_checkpoint true` goes on from {}/checkpoint-1"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(arguments, tmp_path, capsys, monkeypatch, step, told):
+    train = SgmaTrainer.train
+
+    def train_until_interrupted(trainer, **kwargs):
+        trainer.add_callback(Interrupt(step))
+        return train(trainer, **kwargs)
+
+    monkeypatch.setattr(SgmaTrainer, "train", train_until_interrupted)
+    assert main(flags(arguments, save_strategy="steps", save_steps=1)) == 130
+    assert f"sgma-hf train: {told.format(tmp_path / 'run')}" in capsys.readouterr().err.splitlines()
 
 
 def test_training_goes_on_from_a_checkpoint_with_its_processor(arguments, tmp_path):
@@ -120,16 +169,15 @@ def test_resuming_from_a_command_line(arguments, tmp_path):
     ("changes", "message"),
     [
         ({"train_split": "nowhere"}, "no split 'nowhere'"),
-        ({"modalities": "sar"}, r"no modalities \['sar'\]"),
+        ({"modalities": "sar"}, r"no modalities \['sar'\]; it has \['rgb', 'dsm', 'nir'\]"),
         ({"backbone_config": "resnet999"}, "expected one of .*pvt_v2_b2"),
         ({"validation_split": "holdout"}, "no split 'holdout'.*--validation_split"),
         ({"model": "somewhere"}, "describe a new model"),
         ({"modality_dropout": "1.5"}, "modality_dropout"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, changes, message):
-    with pytest.raises(ValueError, match=message):
-        main(flags(arguments, **changes))
+def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, capsys, changes, message):
+    assert re.search(message, refusal(main, flags(arguments, **changes), capsys))
 
 
 @pytest.mark.parametrize(
@@ -140,9 +188,9 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, changes, mes
         {"lr_scheduler_type": "reduce_lr_on_plateau"},
     ],
 )
-def test_nothing_is_chosen_on_the_test_split(arguments, choosing):
-    with pytest.raises(ValueError, match="would choose on split 'test'"):
-        main(flags(arguments, validation_split="test", eval_strategy="steps", **choosing))
+def test_nothing_is_chosen_on_the_test_split(arguments, capsys, choosing):
+    argv = flags(arguments, validation_split="test", eval_strategy="steps", **choosing)
+    assert "would choose on split 'test'" in refusal(main, argv, capsys)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +202,9 @@ def test_nothing_is_chosen_on_the_test_split(arguments, choosing):
         ({"train_split": "val"}, "validation"),
     ],
 )
-def test_a_checkpoint_is_not_chosen_on_rows_to_report_on_or_trained_on(arguments, splits, named):
+def test_a_checkpoint_is_not_chosen_on_rows_to_report_on_or_trained_on(arguments, capsys, splits, named):
     choosing = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
-    with pytest.raises(ValueError, match=f"would choose on split '{named}'"):
-        main(flags(arguments, **choosing, **splits))
+    assert f"would choose on split '{named}'" in refusal(main, flags(arguments, **choosing, **splits), capsys)
 
 
 @pytest.fixture
@@ -174,7 +221,7 @@ def unlabelled_validation(scenes, tmp_path):
 
 
 def test_a_default_validation_split_without_labels_is_passed_over(arguments, unlabelled_validation, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING, logger="sgma_hf.commands.train"):
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.training.start"):
         assert main(flags(arguments, dataset=unlabelled_validation)) == 0
     assert "rows of split 'validation'" in caplog.text and "the model is not evaluated" in caplog.text
     assert (tmp_path / "run" / "README.md").is_file()
@@ -183,10 +230,10 @@ def test_a_default_validation_split_without_labels_is_passed_over(arguments, unl
 
 @pytest.mark.parametrize("asked_for", [{"eval_strategy": "epoch"}, {"validation_split": "validation"}])
 def test_evaluation_that_no_label_allows_is_refused_before_training(
-    arguments, unlabelled_validation, tmp_path, asked_for
+    arguments, unlabelled_validation, tmp_path, capsys, asked_for
 ):
-    with pytest.raises(ValueError, match=r"'validation' .* has a label.*`--validation_split`"):
-        main(flags(arguments, dataset=unlabelled_validation, **asked_for))
+    line = refusal(main, flags(arguments, dataset=unlabelled_validation, **asked_for), capsys)
+    assert re.search(r"'validation' .* has a label.*`--validation_split`", line)
     assert not (tmp_path / "run").exists()
 
 
@@ -217,12 +264,11 @@ def test_heights_are_measured_above_the_lowest_point_of_crops(arguments, tmp_pat
     assert means[24][0][0] == pytest.approx(rgb.mean() / 255)
 
 
-def test_a_data_set_without_metadata_is_refused(arguments, scenes, tmp_path):
+def test_a_data_set_without_metadata_is_refused(arguments, scenes, tmp_path, capsys):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "data").symlink_to(scenes / "data")
-    with pytest.raises(ValueError, match=r"no sgma_dataset.json.*convert-rasters"):
-        main(flags(arguments, dataset=bare))
+    assert re.search(r"no sgma_dataset.json.*convert-rasters", refusal(main, flags(arguments, dataset=bare), capsys))
 
 
 def test_class_weights_come_from_the_training_pixels(arguments, scenes, tmp_path):

@@ -1,0 +1,251 @@
+"""What a training starts from: rows with labels, and a model with its processor."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
+from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
+
+from ..data.metadata import DatasetMetadata, check_meaning
+from ..data.processor_fitting import fit_processor, refit_processor
+from ..data.rows import (
+    SPLIT_ALIASES,
+    check_is_there,
+    labelled_rows,
+    load_rows,
+    present_modalities,
+    with_modality_columns,
+)
+from ..model.configuration_sgma import SgmaConfig
+from ..model.modeling_sgma import SgmaForSemanticSegmentation
+from ..publishing.record import DataDescription
+from .arguments import PVT_V2_SIZES, SCHEDULES_BY_SCORE, RunArguments, SgmaTrainingArguments
+
+
+logger = logging.get_logger(__name__)
+
+_NEW_MODEL_ARGUMENTS = (
+    "modalities",
+    "backbone",
+    "backbone_config",
+    "decoder_hidden_size",
+    "modality_adapter_size",
+    "fusion",
+    "mas_loss_weight",
+    "dice_loss_weight",
+    "class_weighting",
+)
+
+
+@dataclass
+class TrainingStart:
+    """What `SgmaTrainer` takes; `validation_rows` are None if there are none to evaluate on."""
+
+    model: PreTrainedModel
+    processor: BaseImageProcessor
+    train_rows: Dataset
+    validation_rows: Dataset | None
+    description: DataDescription
+
+
+def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments) -> TrainingStart:
+    """Load the rows, and load or make the model and its processor.
+
+    Args:
+        arguments: What to train, and on which rows.
+        training_args: How; their crops are what a new processor is fitted to.
+
+    Raises:
+        ValueError: If arguments contradict each other or the data set, or no row can be trained on.
+        OSError: If there is no such data set, model or encoder.
+    """
+    check_arguments(arguments)
+    check_is_there(arguments.dataset)
+    metadata = DatasetMetadata.load(arguments.dataset)
+    modalities = _modalities(arguments, metadata)
+    train_rows = _rows_to_train_on(arguments, modalities)
+    validation_rows = _validation_rows(arguments, training_args, modalities)
+    if arguments.model is None:
+        model, processor = _new_model(arguments, metadata, modalities, train_rows, training_args.crop_size)
+    else:
+        model = AutoModelForSemanticSegmentation.from_pretrained(arguments.model)
+        processor = AutoImageProcessor.from_pretrained(arguments.model)
+        check_meaning(metadata, model.config, processor)
+        if arguments.fit_statistics:
+            refit_processor(processor, _watched(train_rows), arguments.fit_statistics, training_args.crop_size)
+    description = DataDescription(
+        dataset=arguments.dataset,
+        train_split=arguments.train_split,
+        evaluation_split=None if validation_rows is None else arguments.validation_split or "validation",
+        units={} if metadata is None else dict(zip(metadata.modalities, metadata.units, strict=True)),
+    )
+    return TrainingStart(model, processor, train_rows, validation_rows, description)
+
+
+def check_arguments(arguments: RunArguments) -> None:
+    """Raise a ValueError if arguments of a new model and of one to go on from are mixed."""
+    if arguments.model is None and arguments.fit_statistics:
+        raise ValueError("`--fit_statistics` goes with `--model`; those of a new model are all fitted. Leave it out.")
+    defaults = {item.name: item.default for item in fields(RunArguments)}
+    changed = [f"--{name}" for name in _NEW_MODEL_ARGUMENTS if getattr(arguments, name) != defaults[name]]
+    if arguments.model is not None and changed:
+        raise ValueError(f"{changed} describe a new model, but `--model` goes on from one; leave one of the two out.")
+
+
+def _modalities(arguments: RunArguments, metadata: DatasetMetadata | None) -> list[str]:
+    """Names of the modalities that the model has or shall have."""
+    if arguments.model is not None:
+        return list(AutoConfig.from_pretrained(arguments.model).modalities)
+    if metadata is None or not metadata.class_names:
+        raise ValueError(
+            f"{arguments.dataset!r} has no sgma_dataset.json with class names, so its modalities and classes are not "
+            "known; write it by `sgma-hf convert-rasters`, or go on from a checkpoint by `--model`."
+        )
+    modalities = arguments.modalities or metadata.modalities
+    unknown = [name for name in modalities if name not in metadata.modalities]
+    if unknown:
+        raise ValueError(f"The data set has no modalities {unknown}; it has {metadata.modalities}.")
+    return modalities
+
+
+def _rows_to_train_on(arguments: RunArguments, modalities: list[str]) -> Dataset:
+    rows = load_rows(arguments.dataset, arguments.train_split)
+    usable = _usable_rows(rows, modalities, "training")
+    if len(usable) == 0:
+        raise ValueError(
+            f"None of the {len(rows)} rows of split {arguments.train_split!r} of {arguments.dataset!r} has a label "
+            f"and any of the modalities {modalities}; choose a labelled split by `--train_split`."
+        )
+    return usable
+
+
+def _usable_rows(rows: Dataset, modalities: list[str], kind: str) -> Dataset:
+    """Leave out the rows that have no label or none of the modalities, and say how many if any are left."""
+    usable = labelled_rows(with_modality_columns(rows, modalities))
+    if len(usable):
+        present = present_modalities(usable, modalities).any(1)
+        usable = usable if present.all() else usable.select(np.flatnonzero(present))
+    if 0 < len(usable) < len(rows):
+        logger.warning(
+            f"{len(rows) - len(usable)} of {len(rows)} {kind} rows have no label or none of the modalities "
+            f"{modalities}; they are left out."
+        )
+    return usable
+
+
+def _validation_rows(
+    arguments: RunArguments, training_args: SgmaTrainingArguments, modalities: list[str]
+) -> Dataset | None:
+    """The rows to evaluate on while training, None if there are none; the test split is for the end."""
+    split = arguments.validation_split or "validation"
+    chooses = (
+        training_args.load_best_model_at_end
+        or training_args.save_strategy == SaveStrategy.BEST
+        or training_args.lr_scheduler_type in SCHEDULES_BY_SCORE
+    )
+    is_asked_for = arguments.validation_split is not None or chooses or training_args.eval_strategy != "no"
+    evaluated_on, trained_on = (SPLIT_ALIASES.get(name, name) for name in (split, arguments.train_split))
+    if chooses and evaluated_on in ("test", trained_on):
+        raise ValueError(
+            f"`--load_best_model_at_end`, `--save_strategy best` or the learning rate's schedule would choose on "
+            f"split {split!r}; name one that is neither trained on nor reported on, for instance one that the "
+            "converter's `--val-fraction` makes."
+        )
+    try:
+        rows = load_rows(arguments.dataset, split)
+    except ValueError as error:
+        if not is_asked_for:
+            return None
+        raise ValueError(f"{error} Name the rows to evaluate on by `--validation_split`.") from error
+    usable = _usable_rows(rows, modalities, "validation")
+    if len(usable):
+        return usable
+    # Some data sets publish no labels but those of their training rows.
+    problem = (
+        f"None of the {len(rows)} rows of split {split!r} of {arguments.dataset!r} has a label and "
+        f"any of the modalities {modalities}"
+    )
+    if is_asked_for:
+        raise ValueError(
+            f"{problem}: nothing can be evaluated on them. Name labelled rows by `--validation_split`, or leave "
+            "`--validation_split`, `--eval_strategy` and what chooses by scores out."
+        )
+    logger.warning(f"{problem}; the model is not evaluated.")
+    return None
+
+
+def _watched(rows: Dataset) -> Iterator[Mapping[str, Any]]:
+    """The rows under a progress bar, which begins with the first of them: what is refused before shows none."""
+    yield from logging.tqdm(rows, desc="statistics", unit="row")
+
+
+def _new_model(
+    arguments: RunArguments, metadata: DatasetMetadata, modalities: list[str], rows: Dataset, crop_size: int | None
+) -> tuple[SgmaForSemanticSegmentation, BaseImageProcessor]:
+    chosen = [metadata.modalities.index(name) for name in modalities]
+    channels = [metadata.modality_channels[index] for index in chosen]
+    config = SgmaConfig(
+        modalities=modalities,
+        modality_channels=channels,
+        id2label=dict(enumerate(metadata.class_names)),
+        label2id={name: index for index, name in enumerate(metadata.class_names)},
+        backbone_config=_backbone_config(arguments),
+        decoder_hidden_size=arguments.decoder_hidden_size,
+        modality_adapter_size=arguments.modality_adapter_size,
+        fusion=arguments.fusion,
+        mas_loss_weight=arguments.mas_loss_weight,
+        dice_loss_weight=arguments.dice_loss_weight,
+        palette=metadata.palette or None,
+        class_weights=_class_weights(arguments.class_weighting, metadata),
+    )
+    if arguments.backbone is not None:
+        model = SgmaForSemanticSegmentation.from_backbone_pretrained(arguments.backbone, config)
+    else:
+        model = SgmaForSemanticSegmentation(config)
+    nodata = [metadata.nodata[index] for index in chosen]
+    processor = fit_processor(
+        _watched(rows), modalities, channels, nodata=nodata, num_labels=config.num_labels, crop_size=crop_size
+    )
+    return model, processor
+
+
+def _class_weights(weighting: str, metadata: DatasetMetadata) -> list[float] | None:
+    """Weights whose mean over the training pixels is 1, so that the learning rate keeps its meaning."""
+    if weighting == "none":
+        return None
+    if metadata.statistics is None:
+        raise ValueError(
+            f"`--class_weighting {weighting}` needs the data set's pixels per class, and its sgma_dataset.json has no "
+            "statistics; convert it again, or leave the flag out."
+        )
+    pixels = np.asarray(metadata.statistics["class_pixels"], dtype=np.float64)
+    share = np.maximum(pixels, 1) / np.maximum(pixels, 1).sum()  # a class without a pixel gets a finite weight
+    weights = share ** (-1.0 if weighting == "inverse" else -0.5)
+    return (weights / (share * weights).sum()).tolist()
+
+
+def _backbone_config(arguments: RunArguments) -> Any:
+    """Configuration of the encoder: that of the pretrained one, a preset, or a file."""
+    if arguments.backbone is not None:
+        return AutoConfig.from_pretrained(arguments.backbone)
+    if arguments.backbone_config in PVT_V2_SIZES:
+        return {"model_type": "pvt_v2", **PVT_V2_SIZES[arguments.backbone_config]}
+    path = Path(arguments.backbone_config)
+    if not path.is_file():
+        raise ValueError(
+            f"`--backbone_config` is {arguments.backbone_config!r}; expected one of {list(PVT_V2_SIZES)} or a JSON "
+            'file with a "model_type" and its fields.'
+        )
+    return json.loads(path.read_text(encoding="utf-8"))

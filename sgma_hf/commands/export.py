@@ -13,11 +13,8 @@ absent modalities, too, and gives them no weight: printed is the time of one ima
 missing, of the file and of the model, which skips what is absent. ONNX takes the extra `onnx`.
 """
 
-import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
+from sgma_hf.data.whole_files import replace_file, write_json
 from sgma_hf.model.cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, upsample_to_pixels
 
 
@@ -115,9 +113,7 @@ def export(args: ExportArguments) -> tuple[float, dict[str, float]]:
             f"`--size` is {size}; `--dynamic_size` expects a multiple of {PAD_MULTIPLE}, at least {2 * PAD_MULTIPLE}."
         )
     inputs = _example(model.config, 2, size, pixel_mask=args.pixel_mask)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as staging, torch.no_grad():
-        staged = Path(staging) / output.name
+    with replace_file(output) as staged, torch.no_grad():
         shapes = _dynamic_shapes(inputs, dynamic_size=args.dynamic_size)
         if output.suffix == ".pt2":
             program = torch.export.export(module, (), inputs, dynamic_shapes=shapes)
@@ -133,10 +129,7 @@ def export(args: ExportArguments) -> tuple[float, dict[str, float]]:
             _largest_difference(module, run, model.config, side, pixel_mask=args.pixel_mask) for side in sizes
         )
         latencies = _latencies({"model": module, "file": run}, model.config, size, pixel_mask=args.pixel_mask)
-        description = staged.with_suffix(".json")
-        description.write_text(_describe(model.config, processor, size, args), encoding="utf-8")
-        os.replace(description, output.with_suffix(".json"))
-        os.replace(staged, output)
+        write_json(output.with_suffix(".json"), _describe(model.config, processor, size, args))
     return difference, latencies
 
 
@@ -236,12 +229,11 @@ def _largest_difference(
     return difference
 
 
-def _describe(config: Any, processor: Any, size: int, args: ExportArguments) -> str:
+def _describe(config: Any, processor: Any, size: int, args: ExportArguments) -> dict[str, Any]:
     fields = processor.to_dict()
     names = ("modalities", "modality_channels", "rescale_factor", "image_mean", "image_std", "nodata")
-    description = {name: fields[name] for name in (*names, "reference_level")} | {
-        "class_names": [str(config.id2label[index]) for index in range(config.num_labels)],
+    return {name: fields[name] for name in (*names, "reference_level")} | {
+        "class_names": config.class_names,
         "size": f"multiples of {PAD_MULTIPLE}" if args.dynamic_size else [size, size],
         "modality_mask": "per pixel" if args.pixel_mask else "per modality",
     }
-    return json.dumps(description, indent=2) + "\n"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.whole_files import write_text
 from ..publishing.tables import markdown_table
 from .arms import ARMS
 from .experiments import Experiment, Figure, group_runs
@@ -143,9 +144,7 @@ def write_into_readme(path: str | os.PathLike, text: str) -> None:
     if content.count(README_BEGIN) != 1 or not re.search(pattern, content, flags=re.DOTALL):
         raise ValueError(f"{path} does not hold {README_BEGIN!r} once and {README_END!r} after it; add both lines.")
     block = f"{README_BEGIN}\n{text.strip()}\n{README_END}"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(re.sub(pattern, lambda _: block, content, count=1, flags=re.DOTALL), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, re.sub(pattern, lambda _: block, content, count=1, flags=re.DOTALL))
 
 
 def _sections(experiment: Experiment, heading: str | None) -> list[str]:

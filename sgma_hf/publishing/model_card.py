@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .record import TrainingRecord
 from .results import results_to_markdown
+from .tables import markdown_table
 
 
 # A README.md without this line was written by a person.
@@ -60,35 +61,15 @@ def build_model_card(
         marker=MARKER,
         name=name,
         config=config,
+        processor=processor,
         record=record,
+        evaluation=evaluation,
         modality_table=_modality_table(processor, record.units),
-        class_table=_class_table(config),
+        class_table=markdown_table(["id", "class"], enumerate(map(_cell, config.class_names)), text_columns=2),
         snippet=usage_snippet(processor, repo_id or "."),
         result_table=results_to_markdown(evaluation).strip() if evaluation else None,
-        evaluated_on=_evaluated_on(evaluation) if evaluation else None,
-        scored_classes="labelled or predicted anywhere"
-        if (evaluation or {}).get("scored_classes") == "union"
-        else "labelled anywhere",
-        training=_training(record),
-        seen=_seen(record),
-        last_modality=processor.modalities[-1],
+        fact_table=_fact_table(record),
     )
-
-
-def _seen(record: TrainingRecord) -> str:
-    """The data that formed the weights, as far as it is known."""
-    if record.dataset is None:
-        return "data that is not recorded here"
-    start = record.finetuned_from or record.backbone
-    return f"the data set {record.dataset}" + (f", and before that what `{start}` had" if start else " only")
-
-
-def _evaluated_on(evaluation: Mapping[str, Any]) -> str:
-    dataset = evaluation.get("dataset")
-    split = evaluation.get("split")
-    rows = f"{evaluation['rows']} rows" + (", those it was trained on" if evaluation.get("trained_on") else "")
-    where = f"split `{split}`" if split else "rows that are not named"
-    return f"{where} of {dataset} ({rows})" if dataset else f"{where} ({rows})"
 
 
 def _eval_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
@@ -117,8 +98,8 @@ def _eval_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def _cell(text: Any) -> str:
-    """Text that stays in its cell of a Markdown table."""
-    return " ".join(str(text).split()).replace("|", r"\|").replace("<", "&lt;")
+    """Text that is no HTML and stays on its line."""
+    return " ".join(str(text).split()).replace("<", "&lt;")
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -128,25 +109,21 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _modality_table(processor: Any, units: Mapping[str, str | None]) -> str:
-    lines = ["| modality | bands | unit | level | factor | mean | std | nodata |", "|---" * 8 + "|"]
-    for index, name in enumerate(processor.modalities):
-        cells = [
+    header = ["modality", "bands", "unit", "level", "factor", "mean", "std", "nodata"]
+    lines = [
+        [
             f"`{name}`",
             processor.modality_channels[index],
-            units.get(name) or "not recorded",
+            _cell(units.get(name) or "not recorded"),
             processor.reference_level[index],
             f"{processor.rescale_factor[index]:.4g}",
             _numbers(processor.image_mean[index]),
             _numbers(processor.image_std[index]),
             ", ".join(f"{value:g}" for value in processor.nodata[index]) or "none",
         ]
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    return "\n".join(lines)
-
-
-def _class_table(config: Any) -> str:
-    rows = [f"| {index} | {_cell(config.id2label[index])} |" for index in range(config.num_labels)]
-    return "\n".join(["| id | class |", "|---|---|", *rows])
+        for index, name in enumerate(processor.modalities)
+    ]
+    return markdown_table(header, lines, text_columns=len(header))
 
 
 def usage_snippet(processor: Any, model: str) -> str:
@@ -157,39 +134,32 @@ def usage_snippet(processor: Any, model: str) -> str:
         model: Id on the Hub, or a folder.
     """
     entries = []
-    names = processor.modalities
-    for index, (name, channels) in enumerate(zip(names, processor.modality_channels, strict=True)):
-        if index == len(names) - 1 and index > 0:
-            entries.append(f'    "{name}": None,  # missing')
-            continue
+    for index, (name, channels) in enumerate(zip(processor.modalities, processor.modality_channels, strict=True)):
         shape = (SNIPPET_SIZE, SNIPPET_SIZE) if channels == 1 else (SNIPPET_SIZE, SNIPPET_SIZE, channels)
         value = sum(processor.image_mean[index]) / channels / processor.rescale_factor[index]
         if value in processor.nodata[index]:
             value += processor.image_std[index][0] / processor.rescale_factor[index]
         entries.append(f'    "{name}": np.full({shape}, {value:.4g}),  # your raster, an array or a PIL image')
-    return "\n".join(
-        [
-            "import numpy as np",
-            "import torch",
-            "from transformers import AutoImageProcessor, AutoModel",
-            "",
-            f'processor = AutoImageProcessor.from_pretrained("{model}", trust_remote_code=True)',
-            f'model = AutoModel.from_pretrained("{model}", trust_remote_code=True).eval()',
-            "images = {",
-            *entries,
-            "}",
-            "inputs = processor(images)",
-            "with torch.no_grad():",
-            "    outputs = model(**inputs)",
-            "label_map = processor.post_process_semantic_segmentation(outputs)[0]",
-            f"print(label_map.shape)  # ({SNIPPET_SIZE}, {SNIPPET_SIZE}), one class id per pixel",
-        ]
-    )
+    if len(entries) > 1:
+        entries[-1] = f'    "{processor.modalities[-1]}": None,  # missing'
+    images = "\n".join(entries)
+    return f"""import numpy as np
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{model}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{model}", trust_remote_code=True).eval()
+images = {{
+{images}
+}}
+inputs = processor(images)
+with torch.no_grad():
+    outputs = model(**inputs)
+label_map = processor.post_process_semantic_segmentation(outputs)[0]
+print(label_map.shape)  # ({SNIPPET_SIZE}, {SNIPPET_SIZE}), one class id per pixel"""
 
 
-def _training(record: TrainingRecord) -> str:
-    if record.steps is None:
-        return "How these weights were trained is not recorded."
+def _fact_table(record: TrainingRecord) -> str:
     facts = {
         "data set": record.dataset,
         "split": record.train_split,
@@ -203,6 +173,5 @@ def _training(record: TrainingRecord) -> str:
         "commit": record.commit,
         **{f"`{name}`": value for name, value in record.arguments.items()},
     }
-    rows = [f"| {name} | {_cell('not recorded' if value in (None, '') else value)} |" for name, value in facts.items()]
-    command = f"```bash\n{record.command}\n```" if record.command else "The command is not recorded."
-    return "\n".join([command, "", "| | |", "|---|---|", *rows])
+    lines = [[name, _cell("not recorded" if value in (None, "") else value)] for name, value in facts.items()]
+    return markdown_table(["", ""], lines, text_columns=2)

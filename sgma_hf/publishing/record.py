@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from ..data.whole_files import write_json
+
 
 RECORD_FILE = "training_record.json"
 # What decides the result; the rest of the arguments says where and how often to write.
@@ -95,11 +97,8 @@ class TrainingRecord:
     evaluation: dict[str, Any] | None = None
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Write `training_record.json` by a rename, so that no half file can be read."""
-        path = Path(directory) / RECORD_FILE
-        partial = path.with_name(f".{RECORD_FILE}.partial")
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        """Write `training_record.json`, whole or not at all."""
+        write_json(Path(directory) / RECORD_FILE, asdict(self))
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "TrainingRecord | None":

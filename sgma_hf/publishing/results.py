@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.whole_files import write_json
+from .tables import markdown_table
 
 
 def results_to_markdown(results: Mapping[str, Any]) -> str:
@@ -14,18 +15,17 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
         results: What `evaluate_modality_combinations` returned, or the same read back from JSON; under `agreement` it
             may hold what `evaluate_agreement` returned.
     """
-    classes = [str(name).replace("|", r"\|") for name in results["class_names"]]
-    header = ["modalities", "mIoU", "F1", "accuracy", *(f"IoU {name}" for name in classes), "rows"]
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    for name, scores in results["combinations"].items():
-        figures = [scores["miou"], scores["f1"], scores["accuracy"], *scores["iou"]]
-        lines.append(f"| {name} | " + " | ".join(map(_percent, figures)) + f" | {scores['rows']} |")
+    header = ["modalities", "mIoU", "F1", "accuracy", *(f"IoU {name}" for name in results["class_names"]), "rows"]
+    lines = [
+        [name, *map(_percent, [scores["miou"], scores["f1"], scores["accuracy"], *scores["iou"]]), scores["rows"]]
+        for name, scores in results["combinations"].items()
+    ]
     top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
     summary = (
         f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
         f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
     )
-    return "\n".join([*lines, "", summary, *_remarks(results)]) + "\n"
+    return "\n".join([markdown_table(header, lines), "", summary, *_remarks(results)]) + "\n"
 
 
 def _percent(score: float | None) -> str:

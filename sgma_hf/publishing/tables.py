@@ -1,10 +1,10 @@
 """Markdown tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[Any]], *, text_columns: int = 1) -> str:
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[Any]], *, text_columns: int = 1) -> str:
     """Write a table; the columns of text come first, those after them are aligned to the right.
 
     Args:

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..data.whole_files import write_text
+
 
 ROW_KEY = "_key"
 ROW_WEIGHTS_FILE = "row_weights.jsonl"
@@ -157,11 +159,8 @@ class RowWeightsFile:
 
     def __init__(self, directory: str | os.PathLike, first_epoch: int):
         self.path = Path(directory) / ROW_WEIGHTS_FILE
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in self._lines() if _epoch_of(line) < first_epoch]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str]:
         """Lines that were written to their end."""

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..data.command_line import did_you_mean
+
 
 # What every arm is trained with unless it says otherwise. At 0.5 all combinations of the modalities are about equally
 # frequent, which is best for arms that have no single-modality branch. The package's own defaults have an arm of their
@@ -36,94 +38,76 @@ class Arm:
 
 _NO_DROPOUT = {"modality_dropout": [0.0]}
 _LESS_DROPOUT = {"modality_dropout": [0.3]}
+_WITHOUT_BRANCH = {"mas_loss_weight": 0.0}
+_MEAN = {"fusion": "mean", **_WITHOUT_BRANCH}
+_PROJECTOR_MEAN_SINGLE = {"fusion": "projector_mean", "mas_loss_weight": 1.0}
+_ROW_SAMPLING = {"robustness_sampling": True}
 
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm(
-            "mean_no_dropout",
-            "mean of the encoder's features, trained with all modalities only",
-            config={"fusion": "mean", "mas_loss_weight": 0.0},
-            training=_NO_DROPOUT,
-        ),
-        Arm(
-            "mean",
-            "mean of the encoder's features; without adapters, nothing tells the encoder which modality it sees",
-            config={"fusion": "mean", "mas_loss_weight": 0.0},
-        ),
-        Arm(
-            "early",
-            "all bands concatenated before the encoder, zeros for what is missing; a full pass for every combination",
-            config={"fusion": "mean", "mas_loss_weight": 0.0},
-            early_fusion=True,
-        ),
-        Arm(
-            "early_less_dropout",
-            "early fusion with modality dropout 0.3",
-            config={"fusion": "mean", "mas_loss_weight": 0.0},
-            training=_LESS_DROPOUT,
-            early_fusion=True,
-        ),
-        Arm(
-            "pointwise_mean",
-            "mean of a 1x1 convolution of the encoder's features, one for each modality and stage",
-            config={"fusion": "pointwise_mean", "mas_loss_weight": 0.0},
-        ),
-        Arm(
-            "projector_mean",
-            "mean of the modality-specific projectors' output",
-            config={"fusion": "projector_mean", "mas_loss_weight": 0.0},
-        ),
-        Arm(
-            "projector_mean_single",
-            "mean of the projectors' output, and a branch that is trained on one modality, drawn uniformly",
-            config={"fusion": "projector_mean", "mas_loss_weight": 1.0},
-        ),
-        Arm(
-            "projector_mean_single_less_dropout",
-            "`projector_mean_single` with modality dropout 0.3",
-            config={"fusion": "projector_mean", "mas_loss_weight": 1.0},
-            training=_LESS_DROPOUT,
-        ),
-        Arm("sgf", "semantic-guided fusion without the sampling branch", config={"mas_loss_weight": 0.0}),
-        Arm(
-            "sgf_less_dropout",
-            "`sgf` with modality dropout 0.3",
-            config={"mas_loss_weight": 0.0},
-            training=_LESS_DROPOUT,
-        ),
-        Arm(
-            "mean_mas",
-            "modality-aware sampling with mean fusion, which has no robustness: a uniform draw",
-            config={"fusion": "mean", "mas_loss_weight": 1.0},
-        ),
-        Arm("sgma", "semantic-guided fusion and modality-aware sampling"),
-        Arm(
-            "sgma_uniform_draw",
-            "`sgma` whose single modality is drawn uniformly, not by robustness",
-            config={"mas_exponent": 0.0},
-        ),
-        Arm("sgma_no_dropout", "`sgma`, trained with all modalities only", training=_NO_DROPOUT),
-        Arm("sgma_less_dropout", "`sgma` with modality dropout 0.3", training=_LESS_DROPOUT),
-        Arm(
-            "sgma_row_sampling",
-            "`sgma`; rows sampled, and modalities dropped, by robustness and loss",
-            training={"robustness_sampling": True},
-        ),
-        Arm(
-            "sgma_recipe",
-            "`sgma` with modality dropout 0.3 and row sampling, as `sgma-hf train` does by default",
-            training={"robustness_sampling": True, **_LESS_DROPOUT},
-        ),
-    )
-}
+_ALL = (
+    Arm("mean_no_dropout", "mean of the encoder's features, trained with all modalities only", _MEAN, _NO_DROPOUT),
+    Arm("mean", "mean of the encoder's features; without adapters, nothing tells it which modality it sees", _MEAN),
+    Arm(
+        "early",
+        "all bands concatenated before the encoder, zeros for what is missing; a full pass for every combination",
+        _MEAN,
+        early_fusion=True,
+    ),
+    Arm("early_less_dropout", "early fusion with modality dropout 0.3", _MEAN, _LESS_DROPOUT, early_fusion=True),
+    Arm(
+        "pointwise_mean",
+        "mean of a 1x1 convolution of the encoder's features, one for each modality and stage",
+        {"fusion": "pointwise_mean", **_WITHOUT_BRANCH},
+    ),
+    Arm(
+        "projector_mean",
+        "mean of the modality-specific projectors' output",
+        {"fusion": "projector_mean", **_WITHOUT_BRANCH},
+    ),
+    Arm(
+        "projector_mean_single",
+        "mean of the projectors' output, and a branch that is trained on one modality, drawn uniformly",
+        _PROJECTOR_MEAN_SINGLE,
+    ),
+    Arm(
+        "projector_mean_single_less_dropout",
+        "`projector_mean_single` with modality dropout 0.3",
+        _PROJECTOR_MEAN_SINGLE,
+        _LESS_DROPOUT,
+    ),
+    Arm("sgf", "semantic-guided fusion without the sampling branch", _WITHOUT_BRANCH),
+    Arm("sgf_less_dropout", "`sgf` with modality dropout 0.3", _WITHOUT_BRANCH, _LESS_DROPOUT),
+    Arm(
+        "mean_mas",
+        "modality-aware sampling with mean fusion, which has no robustness: a uniform draw",
+        {"fusion": "mean", "mas_loss_weight": 1.0},
+    ),
+    Arm("sgma", "semantic-guided fusion and modality-aware sampling"),
+    Arm(
+        "sgma_uniform_draw",
+        "`sgma` whose single modality is drawn uniformly, not by robustness",
+        {"mas_exponent": 0.0},
+    ),
+    Arm("sgma_no_dropout", "`sgma`, trained with all modalities only", training=_NO_DROPOUT),
+    Arm("sgma_less_dropout", "`sgma` with modality dropout 0.3", training=_LESS_DROPOUT),
+    Arm(
+        "sgma_row_sampling",
+        "`sgma`; rows sampled, and modalities dropped, by robustness and loss",
+        training=_ROW_SAMPLING,
+    ),
+    Arm(
+        "sgma_recipe",
+        "`sgma` with modality dropout 0.3 and row sampling, as `sgma-hf train` does by default",
+        training={**_ROW_SAMPLING, **_LESS_DROPOUT},
+    ),
+)
+ARMS = {arm.name: arm for arm in _ALL}
 
 
 def select_arms(names: Sequence[str]) -> list[Arm]:
     """Look arms up by name.
 
     Args:
-        names: Names of arms, each once; `["all"]` takes every arm that is not the same as one before it.
+        names: Names of arms, each once; `["all"]` takes every arm.
 
     Returns:
         The arms, in the order of the names.
@@ -132,11 +116,12 @@ def select_arms(names: Sequence[str]) -> list[Arm]:
         ValueError: If a name is unknown or repeated, or there is none.
     """
     if list(names) == ["all"]:
-        definitions = [arm.definition() for arm in ARMS.values()]
-        return [arm for index, arm in enumerate(ARMS.values()) if definitions[index] not in definitions[:index]]
-    unknown = sorted(set(names) - set(ARMS))
-    if unknown or not names:
-        raise ValueError(f"Unknown arms {unknown}; expected some of {list(ARMS)}, or 'all' alone.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"`arms` repeats a name: {list(names)}; name each arm once.")
+        return list(ARMS.values())
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"The arms are {list(names)}; expected some of {', '.join(ARMS)}, each once, or all.")
+    for name in names:
+        if name not in ARMS:
+            raise ValueError(
+                f"There is no arm {name!r}{did_you_mean(name, ARMS) or '.'} The arms are {', '.join(ARMS)}."
+            )
     return [ARMS[name] for name in names]

@@ -13,6 +13,24 @@ from .paired_statistics import PairedDifference, Spread, paired_difference, spre
 Figure = Callable[[Mapping[str, Any]], float | None]
 
 
+def at(*keys: str | int) -> Figure:
+    """The figure at a path in a run; None where something on the way is None or not there.
+
+    Args:
+        *keys: Keys of dictionaries and indices of lists.
+    """
+
+    def figure(run: Mapping[str, Any]) -> float | None:
+        value: Any = run
+        for key in keys:
+            if value is None:
+                return None
+            value = value.get(key) if isinstance(value, Mapping) else value[key]
+        return value
+
+    return figure
+
+
 @dataclass
 class Experiment:
     """Arms that were trained on the same data with the same settings.
@@ -20,7 +38,7 @@ class Experiment:
     Attributes:
         dataset: Its name, fingerprint, modalities and classes, as the first run has them.
         settings: Those that the training depends on.
-        training: The training arguments of all arms; none if no run recorded them.
+        training: The training arguments of all arms.
         runs: The runs by arm and seed, arms in the order of `ARMS`, others after them.
         left_out: Runs of an arm by an earlier definition of it, which are in no table.
         replaced: Runs that were done again with other scores; the later ones are in the tables.
@@ -28,8 +46,8 @@ class Experiment:
 
     dataset: dict[str, Any]
     settings: dict[str, Any]
+    training: dict[str, Any]
     runs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
     left_out: int = 0
     replaced: int = 0
 
@@ -64,17 +82,22 @@ class Experiment:
         """A figure's mean difference between two arms, over their common seeds."""
         return paired_difference(self.figures(first, figure), self.figures(second, figure))
 
-    def score(self, name: str) -> Figure:
-        """The figure of that name in the reported results, for instance `average_miou`."""
-        return lambda run: self.results(run)[name]
+    def score(self, *keys: str | int) -> Figure:
+        """The figure at a path in the reported results, for instance `average_miou`."""
+        return at("results", self.settings["report_split"], *keys)
+
+    def holding(self, key: str) -> "Experiment | None":
+        """The runs that hold figures of a kind, `corruptions` for instance; None if there is none."""
+        runs = {arm: {seed: run for seed, run in seeds.items() if key in run} for arm, seeds in self.runs.items()}
+        runs = {arm: seeds for arm, seeds in runs.items() if seeds}
+        return Experiment(self.dataset, self.settings, self.training, runs) if runs else None
 
 
 def group_runs(rows: Sequence[Mapping[str, Any]]) -> list[Experiment]:
     """Sort runs into experiments.
 
     Where an arm's definition, or the package's default model, changed between two runs, its last line decides which
-    definition counts. A training argument that a run lacks, because it is older, is that of the first run with the
-    same settings that has it.
+    definition counts.
 
     Args:
         rows: Runs as `read_rows` returns them, the newest last.
@@ -89,23 +112,14 @@ def group_runs(rows: Sequence[Mapping[str, Any]]) -> list[Experiment]:
         raise ValueError("There is no run in the results; run `sgma-hf compare` first, or correct the file's name.")
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        key = [row["dataset"]["name"], row["dataset"]["fingerprint"], training_settings(row)]
-        groups.setdefault(json.dumps(key, sort_keys=True), []).append(row)
-    experiments = []
-    for group in groups.values():
-        first: dict[str, Any] = {}
-        for row in group:
-            first = {**row.get("training_arguments", {}), **first}
-        trainings: dict[str, list[Mapping[str, Any]]] = {}
-        for row in group:
-            key = json.dumps({**first, **row.get("training_arguments", {})}, sort_keys=True)
-            trainings.setdefault(key, []).append(row)
-        experiments += [_experiment(part, json.loads(key)) for key, part in trainings.items()]
-    return experiments
+        data = (row["dataset"]["name"], row["dataset"]["fingerprint"])
+        key = json.dumps([*data, training_settings(row), row["training_arguments"]], sort_keys=True)
+        groups.setdefault(key, []).append(row)
+    return [_experiment(group) for group in groups.values()]
 
 
-def _experiment(rows: Sequence[Mapping[str, Any]], training: dict[str, Any]) -> Experiment:
-    experiment = Experiment(dict(rows[0]["dataset"]), training_settings(rows[0]), training=training)
+def _experiment(rows: Sequence[Mapping[str, Any]]) -> Experiment:
+    experiment = Experiment(dict(rows[0]["dataset"]), training_settings(rows[0]), rows[0]["training_arguments"])
     definitions = {row["arm"]: definition(row) for row in rows}  # the last one stays
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
@@ -114,8 +128,8 @@ def _experiment(rows: Sequence[Mapping[str, Any]], training: dict[str, Any]) -> 
             continue
         runs = found.setdefault(row["arm"], {})
         earlier = runs.get(row["seed"])
-        if earlier is None or _have_equal_scores(earlier, row):
-            runs[row["seed"]] = _joined(earlier or {}, row)
+        if earlier is None or _scores(experiment, earlier) == _scores(experiment, row):
+            runs[row["seed"]] = _joined(earlier or row, row)
         else:
             runs[row["seed"]] = dict(row)
             experiment.replaced += 1
@@ -124,18 +138,14 @@ def _experiment(rows: Sequence[Mapping[str, Any]], training: dict[str, Any]) -> 
     return experiment
 
 
-def _have_equal_scores(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two runs evaluated the same weights: every score of the reported split is equal to the last bit."""
-    split = second["settings"]["report_split"]
-    scores = (
-        {name: (found["miou"], found["iou"]) for name, found in run["results"][split]["combinations"].items()}
-        for run in (first, second)
-    )
-    return next(scores) == next(scores)
+def _scores(experiment: Experiment, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Every score of the reported split: runs that are equal in them, to the last bit, evaluated the same weights."""
+    combinations = experiment.results(run)["combinations"]
+    return {name: (scores["miou"], scores["iou"]) for name, scores in combinations.items()}
 
 
 def _joined(earlier: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """The same weights, evaluated on more or less: what only the earlier run has is kept."""
-    results = {**earlier.get("results", {}), **row["results"]}
-    counts = {**earlier.get("dataset", {}).get("rows", {}), **row["dataset"]["rows"]}
+    counts = {**earlier["dataset"]["rows"], **row["dataset"]["rows"]}
+    results = {**earlier["results"], **row["results"]}
     return {**earlier, **row, "results": results, "dataset": {**row["dataset"], "rows": counts}}

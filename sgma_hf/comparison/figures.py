@@ -1,5 +1,9 @@
-"""Figures as they stand in the cells of a table."""
+"""Figures as they stand in the cells of a table, and tables of the arms."""
 
+from collections.abc import Callable, Mapping
+
+from ..publishing.tables import markdown_table
+from .experiments import Experiment, Figure
 from .paired_statistics import PairedDifference, Spread
 
 
@@ -11,7 +15,7 @@ def percent(found: Spread | None, digits: int = 1) -> str:
     return number(found, digits, scale=100)
 
 
-def number(found: Spread | None, digits: int = 1, *, scale: float = 1) -> str:
+def number(found: Spread | None, digits: int = 2, *, scale: float = 1) -> str:
     """A figure's mean and standard deviation; the mean alone for one seed.
 
     Args:
@@ -26,11 +30,28 @@ def number(found: Spread | None, digits: int = 1, *, scale: float = 1) -> str:
 
 
 def change(difference: PairedDifference | None, digits: int = 1) -> str:
-    """A difference of fractions in points, with its interval if there is one: `+1.2 [+0.4, +2.0]`."""
+    """A difference of fractions in points, with its interval if there is one; bold where that leaves out 0."""
     if difference is None:
         return NOTHING
     mean = 100 * difference.mean
     if difference.half_width is None:
         return f"{mean:+.{digits}f}"
     half = 100 * difference.half_width
-    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+    text = f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+    return text if difference.verdict == "open" else f"**{text}**"
+
+
+def arm_table(
+    experiment: Experiment, columns: Mapping[str, Figure], show: Callable[[Spread | None], str] = percent
+) -> str:
+    """A line for each arm, with the mean and the standard deviation over its seeds.
+
+    Args:
+        experiment: The runs.
+        columns: Figures by the names of their columns.
+        show: Writes a cell.
+    """
+    lines = [
+        [f"`{arm}`", *(show(experiment.spread(arm, figure)) for figure in columns.values())] for arm in experiment.runs
+    ]
+    return markdown_table(["arm", *columns], lines)

@@ -1,7 +1,8 @@
-"""The results card of a comparison: Markdown whose every figure is computed from the lines of `sgma-hf compare`."""
+"""The results card of a comparison: tables whose every figure is computed from the lines of `sgma-hf compare`."""
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from ..data.whole_files import write_text
 from ..publishing.tables import markdown_table
 from .arms import ARMS
-from .experiments import Experiment, Figure, group_runs
-from .figures import change, number, percent
-from .paired_statistics import spread
-from .report_extras import at, corruption_sections, detection_table, reliance_section
+from .experiments import Experiment, Figure, at, group_runs
+from .figures import NOTHING, arm_table, change, number, percent
+from .paired_statistics import PairedDifference, spread
+from .report_extras import corruption_sections, detection_table, reliance_section
 from .runs import ABSENCE_PROBABILITIES
 
 
@@ -25,40 +26,36 @@ PARTS = (
     ("late instead of early fusion", "pointwise_mean", "early"),
     ("weights of each modality's own", "pointwise_mean", "mean"),
     ("the projectors' context at several scales", "projector_mean", "pointwise_mean"),
-    ("a single-modality branch, with the projectors' mean", "projector_mean_single", "projector_mean"),
-    ("a single-modality branch, with mean fusion", "mean_mas", "mean"),
-    ("a single-modality branch drawn by robustness, with SGF", "sgma", "sgf"),
-    (
-        "a single-modality branch drawn by robustness, with SGF and less dropout",
-        "sgma_less_dropout",
-        "sgf_less_dropout",
-    ),
+    ("a branch of single modalities, with the projectors' mean", "projector_mean_single", "projector_mean"),
+    ("the branch, with mean fusion", "mean_mas", "mean"),
+    ("the branch drawn by robustness, with SGF", "sgma", "sgf"),
+    ("the branch drawn by robustness, with SGF and less dropout", "sgma_less_dropout", "sgf_less_dropout"),
     ("a draw by robustness instead of a uniform one", "sgma", "sgma_uniform_draw"),
-    ("filter, prototypes and perceptrons, without a branch", "sgf", "projector_mean"),
-    ("filter, prototypes and perceptrons, with a branch", "sgma", "projector_mean_single"),
+    ("SGF's filter, prototypes and perceptrons, without a branch", "sgf", "projector_mean"),
+    ("SGF's, with a branch", "sgma", "projector_mean_single"),
+    ("SGF's, with a branch and less dropout", "sgma_less_dropout", "projector_mean_single_less_dropout"),
     ("less dropout, with early fusion", "early_less_dropout", "early"),
-    (
-        "less dropout, with the projectors' mean and a branch",
-        "projector_mean_single_less_dropout",
-        "projector_mean_single",
-    ),
+    ("less dropout, with a branch", "projector_mean_single_less_dropout", "projector_mean_single"),
     ("less dropout, with SGMA", "sgma_less_dropout", "sgma"),
-    (
-        "filter, prototypes and perceptrons, with a branch and less dropout",
-        "sgma_less_dropout",
-        "projector_mean_single_less_dropout",
-    ),
     ("row sampling", "sgma_row_sampling", "sgma"),
     ("row sampling, with less dropout", "sgma_recipe", "sgma_less_dropout"),
 )
-# What a difference's verdict says of the first arm; None where the two share no seed.
-_VERDICTS = {
-    "ahead": "leads {} by more than the 95 % interval",
-    "behind": "trails {} by more than the 95 % interval",
-    "open": "cannot be told from {} by an interval",
-    None: "has no seed in common with {}",
-}
 README_BEGIN, README_END = "<!-- measured: compare -->", "<!-- end of measured -->"
+_INTRODUCTION = (
+    "Written by `sgma-hf results-card` from the lines of `sgma-hf compare`. mIoU and IoU in %; Average, Top-1 and "
+    "Last-1 are the mean over all combinations of the modalities, the best and the worst; ± is the standard deviation "
+    "over seeds. No checkpoint is chosen: the weights are those of the last step."
+)
+_MATRIX_NOTE = (
+    "Each arm against every other, over the seeds that both have. Wins and losses: the 95 % t-interval of the mean "
+    "difference leaves out 0; ties: it does not. Above: arms with a lower mean; in brackets those below by more than "
+    "either arm's standard deviation."
+)
+_LIMITS = (
+    "Intervals are over seeds, on the same rows: they say nothing of another place or sensor. They are not corrected "
+    "for the number of comparisons. One seed has no interval. Encoders start from random weights: figures compare "
+    "with each other, not with those of papers."
+)
 
 
 def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -77,19 +74,18 @@ def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(experiment.dataset["name"] for experiment in experiments))
     if len(names) > 1:
         raise ValueError(f"The results are of several data sets, {names}; a card has one: choose by `dataset`.")
-    parts = [
-        f"# Results on `{names[0]}`",
-        "Written by `sgma-hf results-card` from the lines that `sgma-hf compare` wrote: no figure was typed by hand. "
-        "mIoU and IoU in %. Average, Top-1 and Last-1 are the mean over all combinations of the modalities, the best "
-        "and the worst; ± is the standard deviation over seeds.",
-    ]
+    parts = [f"# Results on `{names[0]}`", _INTRODUCTION]
+    level = "##" if len(experiments) == 1 else "###"
     for experiment, title in zip(experiments, _titles(experiments), strict=True):
-        parts += _sections(experiment, heading=title if len(experiments) > 1 else None)
+        if len(experiments) > 1:
+            parts.append(f"## {title}")
+        for heading, *texts in _sections(experiment):
+            parts += [f"{level} {heading}", *texts]
     return "\n\n".join(parts) + "\n"
 
 
 def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the compact table of the newest model and loss, one line per arm, and in sentences what it shows.
+    """Write the compact table of the newest model and loss, one line per arm, and who wins against whom.
 
     Trainings on other rows, some of them incomplete, get a table below; other models and losses, what single parts
     add and what damaged modalities cost are for the card.
@@ -103,29 +99,13 @@ def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
     for experiment, title in zip(experiments, _titles(experiments), strict=True):
         if {**experiment.settings, "missing": None} != {**main.settings, "missing": None}:
             continue
-        lines = [
-            [f"`{arm}`", *(percent(experiment.spread(arm, experiment.score(key))) for key in SCORES.values())]
-            for arm in experiment.runs
-        ]
-        parts.append(
-            f"`{experiment.dataset['name']}`, {title}; reported on its `{experiment.settings['report_split']}` split; "
-            f"no checkpoint was chosen: the weights are those of the last step; {_seeds(experiment)}; "
-            f"{_hardware(experiment)}; {_commits(experiment)}:"
-        )
-        parts.append(markdown_table(["arm", *SCORES], lines))
+        facts = _facts(experiment)
+        told = (f"{name} {facts[name]}" for name in ("report_split", "seeds", "hardware", "commit"))
+        parts.append(f"`{experiment.dataset['name']}`, {title}; {'; '.join(told)}; weights of the last step:")
+        parts.append(_scores_table(experiment))
         if experiment is main:
-            parts.append(_bullets(_findings(experiment)))
-            parts += detection_table(experiment, MAIN_ARM)
+            parts += [_MATRIX_NOTE, _matrix(experiment), _LIMITS, *detection_table(experiment, MAIN_ARM)]
     return "\n\n".join(parts)
-
-
-def _findings(experiment: Experiment) -> Iterator[str]:
-    """What a reader of the short table should know."""
-    arm = RECIPE_ARM if RECIPE_ARM in experiment.runs else MAIN_ARM
-    others = [other for other in experiment.runs if other != arm]
-    if arm in experiment.runs and others:
-        yield from (_verdict(experiment, name, arm, others) for name in SCORES)
-    yield _limits(experiment)
 
 
 def write_into_readme(path: str | os.PathLike, text: str) -> None:
@@ -138,8 +118,7 @@ def write_into_readme(path: str | os.PathLike, text: str) -> None:
     Raises:
         ValueError: If the file does not hold the marks, in this order.
     """
-    path = Path(path)
-    content = path.read_text(encoding="utf-8")
+    content = Path(path).read_text(encoding="utf-8")
     pattern = re.escape(README_BEGIN) + r"\n.*?" + re.escape(README_END)
     if content.count(README_BEGIN) != 1 or not re.search(pattern, content, flags=re.DOTALL):
         raise ValueError(f"{path} does not hold {README_BEGIN!r} once and {README_END!r} after it; add both lines.")
@@ -147,126 +126,92 @@ def write_into_readme(path: str | os.PathLike, text: str) -> None:
     write_text(path, re.sub(pattern, lambda _: block, content, count=1, flags=re.DOTALL))
 
 
-def _sections(experiment: Experiment, heading: str | None) -> list[str]:
-    level = "##" if heading is None else "###"
-    parts = [] if heading is None else [f"## {heading[0].upper()}{heading[1:]}"]
-
-    def add(title: str, *texts: str | None) -> None:
-        kept = [text for text in texts if text]
-        if kept:
-            parts.extend([f"{level} {title}", *kept])
-
-    add("What was run", _what_was_run(experiment), _arms(experiment))
-    add("All combinations of the modalities", _main_table(experiment), _scored_on(experiment))
-    for main, others in _opponents(experiment):
-        add(
-            f"`{main}` against every other arm",
-            "Mean difference over the seeds that both arms have, in points of mIoU, and its 95 % t-interval in "
-            f"brackets; positive where `{main}` is better.",
-            _difference_table(experiment, [(arm, main, arm) for arm in others]),
-        )
-    add("What each part adds", _parts(experiment))
-    add("What this shows, and what it does not", shown(experiment))
-    add("IoU per class, all modalities there", _class_table(experiment))
-    add(
+def _sections(experiment: Experiment) -> Iterator[tuple[str, ...]]:
+    """Headings, each with its texts."""
+    yield "What was run", markdown_table(["what", "value"], list(_facts(experiment).items()), text_columns=2)
+    yield "Arms", "All have modality dropout 0.5 and no row sampling unless they say otherwise.", _arms(experiment)
+    yield "All combinations of the modalities", _scores_table(experiment, combinations=True), *_scored_on(experiment)
+    yield "Wins, ties, losses", _MATRIX_NOTE, _matrix(experiment), _highest(experiment), _LIMITS
+    for main in (MAIN_ARM, RECIPE_ARM):
+        others = [arm for arm in experiment.runs if arm != main]
+        if main in experiment.runs and others:
+            yield (
+                f"`{main}` against every other arm",
+                f"Mean difference in points of mIoU with its 95 % interval, bold where that leaves out 0; positive "
+                f"where `{main}` is better.",
+                _difference_table(experiment, {f"`{arm}`": (main, arm) for arm in others}),
+            )
+    pairs = {f"{what}: `{a}` − `{b}`": (a, b) for what, a, b in PARTS if {a, b} <= experiment.runs.keys()}
+    if pairs:
+        yield "What each part adds", _difference_table(experiment, pairs)
+    everything = "+".join(experiment.dataset["modalities"])
+    iou = {
+        name: experiment.score("combinations", everything, "iou", index)
+        for index, name in enumerate(experiment.dataset["class_names"])
+    }
+    yield "IoU per class, all modalities there", arm_table(experiment, iou)
+    yield (
         "Expectation where modalities fail by chance",
         "Every modality is absent with probability p, independently of the others; the case that all are is left out "
         "and the rest renormalised: E = sum over combinations of (1 - p)^k p^(M - k) mIoU / (1 - p^M), for "
         "combinations of k of the M modalities.",
-        _bernoulli_table(experiment),
+        arm_table(
+            experiment, {f"p = {p:g}": experiment.score("bernoulli_miou", f"{p:g}") for p in ABSENCE_PROBABILITIES}
+        ),
     )
-    add(
+    yield (
         "Cost",
         "Multiply-accumulates of one image of crop size with all modalities (matrix products and convolutions, by "
         "torch's counter), and seconds as they passed, whatever else the machine did.",
         _cost_table(experiment),
     )
     choosing = _choosing_table(experiment)
-    note = "Choices between recipes may use these figures; no claim does."
-    add("On the choosing split", choosing and note, choosing)
-    for title, *texts in (*corruption_sections(experiment, MAIN_ARM), *reliance_section(experiment, MAIN_ARM)):
-        add(title, *texts)
-    return parts
-
-
-def _opponents(experiment: Experiment) -> Iterator[tuple[str, list[str]]]:
-    """Each arm that stands for SGMA, like for like and as the package trains it, and all the other arms."""
-    for main in (MAIN_ARM, RECIPE_ARM):
-        others = [arm for arm in experiment.runs if arm != main]
-        if main in experiment.runs and others:
-            yield main, others
-
-
-def _title(experiment: Experiment) -> str:
-    settings = experiment.settings
-    missing = settings["missing"]
-    rows = "as converted"
-    if missing:
-        rows = "lacking " + ", ".join(f"`{name}` in {100 * share:g} %" for name, share in missing.items())
-    return f"{settings['max_steps']} steps, training rows {rows}"
-
-
-def _titles(experiments: Sequence[Experiment]) -> list[str]:
-    """What each experiment is, with whatever tells it from the others of its data set."""
-    facts = [_facts(experiment) for experiment in experiments]
-    titles = []
-    for experiment, own in zip(experiments, facts, strict=True):
-        name = experiment.dataset["name"]
-        rivals = [other for other, one in zip(facts, experiments, strict=True) if one.dataset["name"] == name]
-        differing = [
-            f"{fact} {text}" for fact, text in own.items() if any(other.get(fact, text) != text for other in rivals)
-        ]
-        titles.append(", ".join([_title(experiment), *differing]))
-    return titles
+    if choosing:
+        yield "On the choosing split", "Choices between recipes may use these figures; no claim does.", choosing
+    yield from corruption_sections(experiment, MAIN_ARM)
+    yield from reliance_section(experiment, MAIN_ARM)
 
 
 def _facts(experiment: Experiment) -> dict[str, str]:
-    """What decides an experiment beside steps and missing rows, as words."""
-    values = {**experiment.settings, **experiment.training}
-    facts = {name: str(value) for name, value in values.items() if name not in ("max_steps", "missing")}
-    facts["backbone_config"] = _encoder(experiment.settings["backbone_config"])
-    return {"content": experiment.dataset["fingerprint"], **facts}
+    """What was run, in the words of settings and arguments."""
+    dataset, runs = experiment.dataset, experiment.all_runs
+    fewer = [f"`{arm}` {_listing(one)}" for arm, one in experiment.runs.items() if len(one) < len(experiment.seeds)]
+    rows = {split: part for run in runs for split, part in run["dataset"]["rows"].items()}
+    per_modality = [
+        (split, ", ".join(f"{name} {n}" for name, n in zip(dataset["modalities"], part["per_modality"], strict=True)))
+        for split, part in rows.items()
+    ]
+    hours = sum(sum(run["seconds"].values()) for run in runs) / 3600
+    return {
+        "content": dataset["fingerprint"],
+        "classes": ", ".join(dataset["class_names"]),
+        **{f"rows of {split}": f"{rows[split]['count']}: {there}" for split, there in per_modality},
+        **{name: _text(value) for name, value in {**experiment.settings, **experiment.training}.items()},
+        "seeds": _listing(experiment.seeds) + (f" ({'; '.join(fewer)})" if fewer else ""),
+        "hardware": _each(
+            runs, lambda run: "{processor}, {threads} thread(s), {cores} cores".format(**run["hardware"])
+        ),
+        "commit": _each(runs, _commit),
+        "versions": _each(runs, lambda run: _text(run["versions"])),
+        "runs": f"{len(runs)}, {hours:.1f} hours",
+        "runs left out, of arms whose definition changed since": str(experiment.left_out),
+        "runs replaced by later ones with other scores": str(experiment.replaced),
+    }
 
 
-def _encoder(config: Mapping[str, Any]) -> str:
-    """An encoder's configuration in words: `pvt_v2, depths 1/1/1/1`."""
-
-    def text(value: Any) -> str:
-        return "/".join(map(str, value)) if isinstance(value, list) else str(value)
-
-    return ", ".join(
-        [str(config["model_type"]), *(f"{key} {text(value)}" for key, value in config.items() if key != "model_type")]
-    )
+def _text(value: Any) -> str:
+    """A setting in words: `model_type pvt_v2, depths 1/1/1/1`."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "/".join(map(_text, value))
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _adapters(settings: Mapping[str, Any]) -> str:
-    size = settings["modality_adapter_size"]
-    return f"an adapter of {size} hidden channels before it for each modality" if size else "no adapters before it"
-
-
-def _loss(settings: Mapping[str, Any]) -> str:
-    weight = settings["dice_loss_weight"]
-    return "cross-entropy" + (f" and, with weight {weight:g}, a Dice loss" if weight else " alone")
-
-
-def _optimiser(experiment: Experiment) -> str:
-    training, rate = experiment.training, f"AdamW at {experiment.settings['learning_rate']:g}"
-    if not training:
-        return f"{rate}, with weight decay, warm-up and schedule as `SgmaTrainingArguments` of the commit has them"
-    warmup = training["warmup_steps"]
-    length = f"{100 * warmup:g} % of the steps" if warmup < 1 else f"{warmup:g} steps"
-    power = (training["lr_scheduler_kwargs"] or {}).get("power")
-    return (
-        f"{rate} (`{training['optim']}`), weight decay {training['weight_decay']:g}, warm-up over {length}, "
-        f"{training['lr_scheduler_type']} schedule" + ("" if power is None else f" of power {power:g}")
-    )
-
-
-def _seeds(experiment: Experiment) -> str:
-    """All seeds, and those of the arms that have not all."""
-    seeds = experiment.seeds
-    fewer = [f"`{arm}` {_listing(runs)}" for arm, runs in experiment.runs.items() if len(runs) < len(seeds)]
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {_listing(seeds)}" + (f" ({'; '.join(fewer)})" if fewer else "")
+def _commit(run: Mapping[str, Any]) -> str:
+    if run["commit"] is None:
+        return "not recorded"
+    return run["commit"][:10] + (" with uncommitted changes" if run["commit_has_changes"] else "")
 
 
 def _listing(seeds: Iterable[int]) -> str:
@@ -277,64 +222,19 @@ def _each(runs: Sequence[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], 
     return "; ".join(dict.fromkeys(key(run) for run in runs))
 
 
-def _hardware(experiment: Experiment) -> str:
-    def describe(run: Mapping[str, Any]) -> str:
-        hardware = run["hardware"]
-        return f"{hardware['processor']}, {hardware['threads']} thread(s) per run on {hardware['cores']} cores"
-
-    return _each(experiment.all_runs, describe)
-
-
-def _commits(experiment: Experiment) -> str:
-    def describe(run: Mapping[str, Any]) -> str:
-        if run["commit"] is None:
-            return "not recorded"
-        return run["commit"][:10] + (" with uncommitted changes" if run["commit_has_changes"] else "")
-
-    return "commit " + _each(experiment.all_runs, describe)
-
-
-def _what_was_run(experiment: Experiment) -> str:
-    dataset, settings, runs = experiment.dataset, experiment.settings, experiment.all_runs
-    choosing = sorted({split for run in runs for split in run["results"]} - {settings["report_split"]})
-    versions = _each(runs, lambda run: ", ".join(f"{name} {text}" for name, text in run["versions"].items()))
-    counts = {split: part["count"] for run in runs for split, part in run["dataset"]["rows"].items()}
-    training = runs[0]["dataset"]["rows"][settings["train_split"]]
-    present = ", ".join(
-        f"`{name}` in {have}" for name, have in zip(dataset["modalities"], training["per_modality"], strict=True)
-    )
-    total = sum(sum(run["seconds"].values()) for run in runs) / 3600
-    lines = [
-        f"Data: `{dataset['name']}`, content {dataset['fingerprint']}; modalities {_names(dataset['modalities'])}; "
-        f"classes {', '.join(dataset['class_names'])}.",
-        f"Rows: {', '.join(f'{count} of `{split}`' for split, count in counts.items())}. Of those trained on: "
-        f"{present}.",
-        f"Trained on `{settings['train_split']}`, reported on `{settings['report_split']}`, which is evaluated once, "
-        "at the end; no checkpoint was chosen: the weights are those of the last step, whatever they score. "
-        + (
-            f"For choices between recipes there is {_names(choosing)}."
-            if choosing
-            else "No other split was evaluated."
-        ),
-        f"The same for all arms: encoder {_encoder(settings['backbone_config'])}, from random weights, "
-        f"{_adapters(settings)}; decode head "
-        f"{settings['decoder_hidden_size']} wide; {settings['max_steps']} steps of {settings['batch_size']} crops of "
-        f"{settings['crop_size']} pixels, turned and flipped; {_loss(settings)}; {_optimiser(experiment)}; "
-        f"{_seeds(experiment)}. "
-        "Evaluated in windows of the crops' size.",
-        f"{_hardware(experiment)}; {_commits(experiment)}; {versions}; {total:.1f} hours for {len(runs)} runs.",
-    ]
-    if experiment.left_out:
-        lines.append(
-            f"{experiment.left_out} runs of arms whose definition changed since are in the results and in no table."
-        )
-    if experiment.replaced:
-        lines.append(f"Runs done again with other scores: {experiment.replaced}; the tables hold the later ones.")
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+def _titles(experiments: Sequence[Experiment]) -> list[str]:
+    """The steps of each experiment, and whatever tells it from the others of its data set."""
+    facts = []
+    for one in experiments:
+        decided = ("content", *one.settings, *one.training)
+        facts.append({name: text for name, text in _facts(one).items() if name in decided})
+    titles = []
+    for experiment, own in zip(experiments, facts, strict=True):
+        name = experiment.dataset["name"]
+        rivals = [other for other, one in zip(facts, experiments, strict=True) if one.dataset["name"] == name]
+        differing = [f"{fact} {text}" for fact, text in own.items() if any(other[fact] != text for other in rivals)]
+        titles.append(", ".join([f"{experiment.settings['max_steps']} steps", *differing]))
+    return titles
 
 
 def _arms(experiment: Experiment) -> str:
@@ -342,170 +242,88 @@ def _arms(experiment: Experiment) -> str:
         [f"`{arm}`", ARMS[arm].description if arm in ARMS else "not an arm of this version", len(runs)]
         for arm, runs in experiment.runs.items()
     ]
-    note = "All arms have modality dropout 0.5 and no row sampling unless they say otherwise."
-    return f"{markdown_table(['arm', 'what it is', 'runs'], lines, text_columns=2)}\n\n{note}"
+    return markdown_table(["arm", "what it is", "runs"], lines, text_columns=2)
 
 
-def _main_table(experiment: Experiment) -> str:
-    combinations = list(experiment.results(experiment.all_runs[0])["combinations"])
-
-    def miou(name: str) -> Figure:
-        return lambda run: experiment.results(run)["combinations"][name]["miou"]
-
-    figures = [miou(name) for name in combinations] + [experiment.score(key) for key in SCORES.values()]
-    lines = [[f"`{arm}`", *(percent(experiment.spread(arm, item)) for item in figures)] for arm in experiment.runs]
-    return markdown_table(["arm", *combinations, *SCORES], lines)
+def _scores_table(experiment: Experiment, *, combinations: bool = False) -> str:
+    names = experiment.results(experiment.all_runs[0])["combinations"] if combinations else []
+    columns = {name: experiment.score("combinations", name, "miou") for name in names}
+    return arm_table(experiment, columns | {name: experiment.score(key) for name, key in SCORES.items()})
 
 
-def _scored_on(experiment: Experiment) -> str | None:
+def _scored_on(experiment: Experiment) -> Iterator[str]:
     """Which combinations are scored on less than others, because their modalities are not there."""
-    counts: dict[str, Mapping[str, Any]] = {}
-    for run in experiment.all_runs:  # lines of older versions lack some of the counts
-        for name, scores in experiment.results(run)["combinations"].items():
-            counts[name] = {
-                **counts.get(name, {}),
-                **{key: value for key, value in scores.items() if value is not None},
-            }
-    windows = max(scores.get("rows", 0) for scores in counts.values())
-    parts = []
-    for name, scores in counts.items():
-        facts = []
-        rows = scores.get("rows", windows)
-        complete, uncovered = scores.get("rows_complete", rows), scores.get("uncovered_share", 0)
-        if rows < windows:
-            facts.append(f"{rows} of {windows} windows")
-        if complete < rows:
-            facts.append(f"{rows - complete} with a part of it only")
-        if uncovered >= 5e-5:
-            facts.append(f"without {100 * uncovered:.2f} % of the labelled pixels, which nothing of it covers")
-        if facts:
-            parts.append(f"`{name}` on {', '.join(facts)}")
-    if not parts:
-        return None
-    return (
-        "The columns are scored on what there is of their modalities, so not all on the same pixels: "
-        f"{'; '.join(parts)}."
-    )
+    combinations = experiment.results(experiment.all_runs[0])["combinations"]
+    windows = max(scores["rows"] for scores in combinations.values())
+    lines = [
+        [f"`{name}`", scores["rows"], scores["rows"] - scores["rows_complete"], f"{100 * uncovered:.2f}"]
+        for name, scores in combinations.items()
+        for uncovered in [scores["uncovered_share"] or 0]
+        if scores["rows"] < windows or scores["rows_complete"] < scores["rows"] or uncovered >= 5e-5
+    ]
+    if lines:
+        header = [
+            "combination",
+            f"windows, of {windows}",
+            "of these with a part of it only",
+            "labelled pixels left out, %",
+        ]
+        yield "Not all columns are scored on the same pixels, as some modalities are not everywhere:"
+        yield markdown_table(header, lines)
 
 
-def _difference_table(experiment: Experiment, pairs: Sequence[tuple[str, str, str]]) -> str:
-    """Lines (label, first arm, second arm): first - second."""
+def _matrix(experiment: Experiment) -> str:
+    """Wins, ties and losses of every arm against all others, by score."""
     lines = []
-    for label, first, second in pairs:
-        found = [experiment.difference(first, second, experiment.score(key)) for key in SCORES.values()]
-        count = max((difference.count for difference in found if difference), default=0)
-        lines.append([f"`{label}`" if label in experiment.runs else label, *map(change, found), count])
-    return markdown_table(["", *SCORES, "seeds"], lines)
+    for arm in experiment.runs:
+        cells = [_against_others(experiment, arm, experiment.score(key)) for key in SCORES.values()]
+        lines.append([f"`{arm}`", *(verdicts for verdicts, _ in cells), *(above for _, above in cells)])
+    header = ["arm", *(f"{name}: wins / ties / losses" for name in SCORES), *(f"{name}: above" for name in SCORES)]
+    return markdown_table(header, lines)
 
 
-def _parts(experiment: Experiment) -> str | None:
-    pairs = [(label, first, second) for label, first, second in PARTS if {first, second} <= set(experiment.runs)]
-    if not pairs:
-        return None
-    labelled = [(f"{label}: `{first}` − `{second}`", first, second) for label, first, second in pairs]
-    return _difference_table(experiment, labelled)
-
-
-def shown(experiment: Experiment) -> str:
-    """Say what the figures show, in sentences that follow from them.
-
-    Args:
-        experiment: The runs.
-
-    Returns:
-        A Markdown list.
-    """
-    lines = []
-    for main, others in _opponents(experiment):
-        lines += [_verdict(experiment, name, main, others) for name in SCORES]
-    lines += _highest(experiment)
-    return _bullets([*lines, _limits(experiment)])
-
-
-def _limits(experiment: Experiment) -> str:
-    """What no figure of a comparison shows."""
-    if len(experiment.seeds) == 1:
-        seeds = "One seed shows neither spread nor interval: no order of two arms is established by it."
-    else:
-        seeds = (
-            f"The intervals are over the seeds that two arms share, of {len(experiment.seeds)} seeds, on the same "
-            "rows: they say how well so few seeds fix the mean difference over seeds, not what another place or "
-            "sensor would give. They are not corrected for the number of comparisons: of twenty without any "
-            "difference, one leaves out 0 by chance on average."
-        )
-    return (
-        f"{seeds} An encoder from random weights, {experiment.settings['max_steps']} steps: figures compare with each "
-        "other, not with those of papers, and which arm leads may change with longer training or a pretrained encoder."
-    )
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _highest(experiment: Experiment) -> Iterator[str]:
-    """Say which arm has the highest mean of each score, over the seeds that all arms have."""
-    seeds = experiment.shared_seeds
-    if not seeds:
-        yield "There is no seed that all arms have, so no arm is named as the highest."
-        return
-    where = "" if seeds == experiment.seeds else f" over the seeds that all arms have ({_listing(seeds)})"
-    for name, key in SCORES.items():
-        means = {
-            arm: spread([experiment.results(runs[seed])[key] for seed in seeds])
-            for arm, runs in experiment.runs.items()
-        }
-        known = {arm: found for arm, found in means.items() if found is not None}
-        if known:
-            best = max(known, key=lambda arm: known[arm].mean)
-            yield f"The highest mean {name}{where} is that of `{best}`, {percent(known[best])}."
-
-
-def _verdict(experiment: Experiment, name: str, main: str, others: Sequence[str]) -> str:
-    """In one sentence: against which arms one leads, trails, or neither."""
-    figure = experiment.score(SCORES[name])
-    found: dict[str, list[str]] = {phrase: [] for phrase in _VERDICTS.values()}
-    compared = higher = beyond_spread = 0
-    for arm in others:
-        difference = experiment.difference(main, arm, figure)
-        found[_VERDICTS[None if difference is None else difference.verdict]].append(arm)
-        if difference is None:
+def _against_others(experiment: Experiment, arm: str, figure: Figure) -> tuple[str, str]:
+    own = experiment.spread(arm, figure)
+    verdicts: Counter[str] = Counter()
+    compared = higher = clearly = 0
+    for other in experiment.runs:
+        found = None if other == arm else experiment.difference(arm, other, figure)
+        if found is None:
             continue
         compared += 1
-        higher += difference.mean > 0
-        spreads = [experiment.spread(one, figure) for one in (main, arm)]
-        deviations = [one.deviation for one in spreads if one is not None and one.deviation is not None]
-        beyond_spread += len(deviations) == 2 and difference.mean > max(deviations)
-    text = f"{name}: `{main}` is above {higher} of {compared} arms in the mean over the seeds that they share"
-    if len(experiment.seeds) == 1:
-        return f"{text}."
-    parts = [phrase.format(f"{len(arms)} ({_names(arms)})") for phrase, arms in found.items() if arms]
-    return f"{text}, above {beyond_spread} by more than either arm's standard deviation. It {', '.join(parts)}."
+        verdicts[found.verdict] += found.half_width is not None
+        higher += found.mean > 0
+        clearly += _is_clear(found, own, experiment.spread(other, figure))
+    counts = " / ".join(str(verdicts[name]) for name in ("ahead", "open", "behind"))
+    return counts if verdicts.total() else NOTHING, f"{higher} ({clearly}) of {compared}"
 
 
-def _class_table(experiment: Experiment) -> str:
-    everything = "+".join(experiment.dataset["modalities"])
-
-    def iou(index: int) -> Figure:
-        return lambda run: experiment.results(run)["combinations"][everything]["iou"][index]
-
-    classes = experiment.dataset["class_names"]
-    lines = [
-        [f"`{arm}`", *(percent(experiment.spread(arm, iou(index))) for index in range(len(classes)))]
-        for arm in experiment.runs
-    ]
-    return markdown_table(["arm", *classes], lines)
+def _is_clear(difference: PairedDifference, *spreads: Any) -> bool:
+    deviations = [found.deviation for found in spreads if found is not None and found.deviation is not None]
+    return len(deviations) == 2 and difference.mean > max(deviations)
 
 
-def _bernoulli_table(experiment: Experiment) -> str:
-    def expectation(absent: str) -> Figure:
-        return lambda run: experiment.results(run)["bernoulli_miou"][absent]
+def _highest(experiment: Experiment) -> str:
+    """Which arm has the highest mean of each score, over the seeds that all arms have."""
+    seeds, lines = experiment.shared_seeds, []
+    for name, key in SCORES.items():
+        figures = {arm: experiment.figures(arm, experiment.score(key)) for arm in experiment.runs}
+        means = {arm: spread([found[seed] for seed in seeds]) for arm, found in figures.items()}
+        known = {arm: found for arm, found in means.items() if found is not None}
+        best = max(known, key=lambda arm: known[arm].mean) if known else None
+        lines.append([name, f"`{best}`" if best else NOTHING, percent(known.get(best))])
+    where = f"its mean over the seeds that all arms have ({_listing(seeds) or 'none'})"
+    return markdown_table(["score", "arm of the highest mean", where], lines, text_columns=2)
 
-    keys = [f"{absent:g}" for absent in ABSENCE_PROBABILITIES]
-    lines = [
-        [f"`{arm}`", *(percent(experiment.spread(arm, expectation(key))) for key in keys)] for arm in experiment.runs
-    ]
-    return markdown_table(["arm", *(f"p = {key}" for key in keys)], lines)
+
+def _difference_table(experiment: Experiment, pairs: Mapping[str, tuple[str, str]]) -> str:
+    """Label -> (first arm, second arm): first - second."""
+    lines = []
+    for label, (first, second) in pairs.items():
+        found = [experiment.difference(first, second, experiment.score(key)) for key in SCORES.values()]
+        count = max((difference.count for difference in found if difference), default=0)
+        lines.append([label, *map(change, found), count])
+    return markdown_table(["", *SCORES, "seeds"], lines)
 
 
 def _cost_table(experiment: Experiment) -> str:

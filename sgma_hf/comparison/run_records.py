@@ -15,7 +15,7 @@ logger = logging.get_logger(__name__)
 
 FORMAT_VERSION = 1
 _TYPES = {"arm": str, "seed": int} | dict.fromkeys(
-    ("dataset", "settings", "arm_definition", "model_config", "results"), dict
+    ("dataset", "settings", "arm_definition", "model_config", "training_arguments", "results"), dict
 )
 
 

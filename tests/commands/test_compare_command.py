@@ -198,7 +198,7 @@ def test_a_process_that_is_killed_is_tried_once_more(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--arms", "magic"], "Unknown arms"),
+        (["--arms", "magic"], "There is no arm 'magic'"),
         (["--report_split", "night"], "no split 'night'"),
         (["--report_split", "validation"], "chooses"),
         (["--missing", "thermal=0.5"], "thermal"),

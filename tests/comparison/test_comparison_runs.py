@@ -54,10 +54,11 @@ def test_arms_are_what_their_names_say(scenes):
     assert recipe == {name: getattr(default, name) for name in recipe}
 
 
-def test_all_leaves_out_arms_that_are_another_one():
-    names = [arm.name for arm in select_arms(["all"])]
-    definitions = [ARMS[name].definition() for name in names]
+def test_all_takes_every_arm_and_no_two_are_the_same():
+    arms = select_arms(["all"])
+    definitions = [arm.definition() for arm in arms]
     assert all(definition not in definitions[:index] for index, definition in enumerate(definitions))
+    assert list(ARMS) == [arm.name for arm in arms]
     assert [arm.name for arm in select_arms(["sgma", "mean"])] == ["sgma", "mean"]
 
 
@@ -65,6 +66,8 @@ def test_all_leaves_out_arms_that_are_another_one():
 def test_unknown_and_repeated_arms_are_refused(names):
     with pytest.raises(ValueError, match="arms"):
         select_arms(names)
+    with pytest.raises(ValueError, match=r"There is no arm 'sgma_recepie'; did you mean sgma_recipe\? The arms are"):
+        select_arms(["sgma_recepie"])
 
 
 def test_run_describes_itself_and_its_figures(scenes):
@@ -99,14 +102,7 @@ def test_run_describes_itself_and_its_figures(scenes):
         assert not is_recorded(other.identity(row["dataset"]["fingerprint"]), [row])
     assert not is_recorded(run.identity("0" * 16), [row])
     identity = run.identity(row["dataset"]["fingerprint"])
-    old = {key: value for key, value in row.items() if key != "training_arguments"}  # before these fields existed
-    assert is_recorded(identity, [old])
-    paper = {"dice_loss_weight": 0.0, "modality_adapter_size": 0}  # which older lines have, and do not say
-    plain = identity | {"settings": identity["settings"] | paper, "model_config": identity["model_config"] | paper}
-    for part in ("settings", "model_config"):
-        old[part] = {key: value for key, value in row[part].items() if key not in paper}
-    assert is_recorded(plain, [old])
-    assert not is_recorded(plain | {"model_config": row["model_config"] | {"dice_loss_weight": 0.5}}, [old])
+    assert not is_recorded(identity | {"model_config": row["model_config"] | {"dice_loss_weight": 0.5}}, [row])
     assert {"weight_decay", "warmup_steps", "sampling_hardness", "noise_std"} <= set(row["training_arguments"])
     changed = identity["training_arguments"] | {"warmup_steps": 0.1}
     assert not is_recorded(identity | {"training_arguments": changed}, [row])

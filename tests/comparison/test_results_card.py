@@ -8,7 +8,7 @@ from comparison_fixtures import made_up_run
 from sgma_hf.commands import results_card as command
 from sgma_hf.comparison.experiments import group_runs
 from sgma_hf.comparison.paired_statistics import PairedDifference, paired_difference, spread
-from sgma_hf.comparison.report import readme_block, results_card, shown, write_into_readme
+from sgma_hf.comparison.report import readme_block, results_card, write_into_readme
 from sgma_hf.evaluation.corruption_scores import ALL_MODALITIES
 
 
@@ -41,7 +41,7 @@ def test_card_holds_the_hand_worked_figures():
     # Average 62 ± 2; mean 52 ± sqrt(3) = 1.7; combinations a 30 ± 0 and b as Average
     assert "| `sgma` | 30.0 ± 0.0 | 62.0 ± 2.0 | 70.0 ± 0.0 | 62.0 ± 2.0 | 30.0 ± 0.0 | 70.0 ± 0.0 |" in card
     assert "| `mean` | 30.0 ± 0.0 | 52.0 ± 1.7 | 70.0 ± 0.0 | 52.0 ± 1.7 |" in card
-    assert "| `mean` | +10.0 [+7.5, +12.5] | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | 3 |" in card
+    assert "| `mean` | **+10.0 [+7.5, +12.5]** | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | 3 |" in card
     # early: differences -2, 2, 0: 0 ± 4.303 * 2 / sqrt(3)
     assert "| `early` | +0.0 [-5.0, +5.0] |" in card
     # pointwise_mean - early: -12, -7, -11: -10 ± 4.303 * sqrt(7) / sqrt(3) = 6.57
@@ -50,51 +50,49 @@ def test_card_holds_the_hand_worked_figures():
         for run, value in zip(three_seeds()[3:6], (0.5, 0.53, 0.53), strict=True)
     ]
     parts = results_card(three_seeds() + pointwise)
-    assert "| late instead of early fusion: `pointwise_mean` − `early` | -10.0 [-16.6, -3.4] |" in parts
+    assert "| late instead of early fusion: `pointwise_mean` − `early` | **-10.0 [-16.6, -3.4]** |" in parts
     assert "| weights of each modality's own: `pointwise_mean` − `mean` | +0.0 [+0.0, +0.0] |" in parts
     assert "| `sgma` | 60.0 ± 0.0 | 80.0 ± 0.0 |" in card  # per class, of a+b
     assert "| `sgma` | 2,014,819 | 0.305 | 180 ± 0 | 20 ± 0 |" in card
-    assert "`a` in 7, `b` in 5" in card
-    assert "the weights are those of the last step" in card and "No other split was evaluated" in card
-    assert "CPU (imagined), 1 thread(s) per run on 2 cores; commit 0000000000; sgma_hf 0.1.0, torch 2.13.0" in card
-    assert "0.5 hours for 9 runs" in card  # 9 times 200 seconds
+    assert "| rows of train | 7: a 7, b 5 |" in card and "rows of validation" not in card
+    assert "the weights are those of the last step" in card and "On the choosing split" not in card
+    assert "| hardware | CPU (imagined), 1 thread(s), 2 cores |" in card and "| commit | 0000000000 |" in card
+    assert "| versions | sgma_hf 0.1.0, torch 2.13.0 |" in card
+    assert "| runs | 9, 0.5 hours |" in card  # 9 times 200 seconds
     assert "nan" not in card and "None" not in card
 
 
-def test_sentences_follow_from_the_figures():
-    text = shown(group_runs(three_seeds())[0])
-    assert (
-        "Average: `sgma` is above 1 of 2 arms in the mean over the seeds that they share, above 1 by more than either "
-        "arm's standard deviation. It leads 1 (`mean`) by more than the 95 % interval, cannot be told from 1 "
-        "(`early`) by an interval." in text
-    )
-    assert "The highest mean Last-1 is that of `mean`, 30.0 ± 0.0." in text  # the first of equals
-    assert "of 3 seeds, on the same rows: they say how well so few seeds fix the mean difference" in text
-    behind = [made_up_run("sgma", seed, 0.4 + 0.01 * seed) for seed in range(3)] + three_seeds()[3:6]
-    assert "trails 1 (`mean`) by more than the 95 % interval" in shown(group_runs(behind)[0])
-    apart = shown(group_runs([made_up_run("sgma", 0, 0.6), made_up_run("mean", 1, 0.5)])[0])
-    assert "Average: `sgma` is above 0 of 0 arms" in apart and "It has no seed in common with 1 (`mean`)." in apart
-    single = shown(group_runs([made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5)])[0])
-    assert "One seed shows neither spread nor interval" in single
-    assert "leads" not in single.split("which arm leads")[0]
+def _matrix(rows):
+    """Lines of the matrix by arm: wins / ties / losses and above, by score."""
+    section = results_card(rows).split(" Wins, ties, losses\n")[1].split("\n\n")[1]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()[2:]]
+    return {arm.strip("`"): figures for arm, *figures in cells}
+
+
+def test_matrix_counts_wins_ties_and_losses():
+    found = _matrix(three_seeds())
+    # Average: 10 ahead of mean, even with early; above mean alone, by 10 where deviations are 2 and 1.7
+    assert found["sgma"] == ["1 / 1 / 0", "0 / 2 / 0", "0 / 2 / 0", "1 (1) of 2", "0 (0) of 2", "0 (0) of 2"]
+    # early - mean: 12, 7, 11: 10 in the mean, its interval 6.6 either way
+    assert found["mean"][0] == "0 / 0 / 2" and found["early"][0] == "1 / 1 / 0"
+    apart = _matrix([made_up_run("sgma", 0, 0.6), made_up_run("mean", 1, 0.5)])
+    assert apart["sgma"][0] == "–" and apart["sgma"][3] == "0 (0) of 0"  # no seed in common
+    single = _matrix([made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5)])
+    assert single["sgma"][0] == "–" and single["sgma"][3] == "1 (0) of 1"  # neither interval nor deviation
+    card = results_card(three_seeds())
+    assert "| Last-1 | `mean` | 30.0 ± 0.0 |" in card  # the first of equals
+    assert "One seed has no interval" in card and "not corrected for the number of comparisons" in card
 
 
 def test_card_says_where_columns_are_scored_on_less():
     run = made_up_run("sgma", 0, 0.6)
-    older = made_up_run("mean", 0, 0.5)  # from before the shares were kept
-    for line in (run, older):
-        for name, rows, complete in (("a", 6, 6), ("b", 2, 2), ("a+b", 6, 2)):
-            line["results"]["test"]["combinations"][name] |= {"rows": rows, "rows_complete": complete}
-    assert "not all on the same pixels: `b` on 2 of 6 windows; `a+b` on 4 with a part of it only." in results_card(
-        [older]
-    )
-    for name, share in (("a", 0.0), ("b", 0.5), ("a+b", 0.0)):
-        run["results"]["test"]["combinations"][name] |= {"uncovered_share": share}
-    card = results_card([run, older])
-    assert (
-        "`b` on 2 of 6 windows, without 50.00 % of the labelled pixels, which nothing of it covers; `a+b` on" in card
-    )
-    assert "scored on what there is" not in results_card(three_seeds())
+    for name, rows, complete, share in (("a", 6, 6, 0.0), ("b", 2, 2, 0.5), ("a+b", 6, 2, None)):
+        counts = {"rows": rows, "rows_complete": complete, "uncovered_share": share}
+        run["results"]["test"]["combinations"][name] |= counts
+    card = results_card([run])
+    assert "| combination | windows, of 6 | of these with a part of it only | labelled pixels left out, % |" in card
+    assert "| `b` | 2 | 0 | 50.00 |\n| `a+b` | 6 | 4 | 0.00 |\n" in card and "| `a` | 6" not in card
+    assert "same pixels" not in results_card(three_seeds())
 
 
 def test_runs_of_other_trainings_and_older_definitions_are_kept_apart():
@@ -103,12 +101,11 @@ def test_runs_of_other_trainings_and_older_definitions_are_kept_apart():
     first, second = group_runs(rows)
     assert list(first.runs) == ["mean", "early", "sgma"] and list(second.runs) == ["mean", "sgma"]
     card = results_card(rows)
-    assert "## 500 steps, training rows as converted" in card
-    assert "## 500 steps, training rows lacking `a` in 30 %" in card
+    assert "\n## 500 steps, missing none\n" in card and "\n## 500 steps, missing a 0.3\n" in card
     changed = made_up_run("mean", 5, 0.9, model_config={"fusion": "other"})
     (experiment,) = group_runs([*three_seeds(), changed])
     assert list(experiment.runs["mean"]) == [5] and experiment.left_out == 3
-    assert "3 runs of arms whose definition changed" in results_card([*three_seeds(), changed])
+    assert "| runs left out, of arms whose definition changed since | 3 |" in results_card([*three_seeds(), changed])
 
 
 def test_a_run_evaluated_twice_counts_once_with_all_its_figures():
@@ -120,64 +117,52 @@ def test_a_run_evaluated_twice_counts_once_with_all_its_figures():
     run = experiment.runs["sgma"][0]
     assert run["reliance"] == {"stages": None} and set(run["results"]) == {"test", "validation"}
     card = results_card([earlier, again])
-    assert "| `sgma` | `validation` | 60.0 | 30.0 | 70.0 |" in card and "3 of `validation`" in card
+    assert "| `sgma` | `validation` | 60.0 | 30.0 | 70.0 |" in card and "| rows of validation | 3: a 3, b 3 |" in card
 
 
 def test_a_run_done_again_with_other_scores_replaces_all_of_the_first():
     earlier = made_up_run("sgma", 0, 0.6, reliance={"stages": None})
     (experiment,) = group_runs([earlier, made_up_run("sgma", 0, 0.61)])
     assert "reliance" not in experiment.runs["sgma"][0] and experiment.replaced == 1
-    assert "Runs done again with other scores: 1;" in results_card([earlier, made_up_run("sgma", 0, 0.61)])
+    assert "with other scores | 1 |" in results_card([earlier, made_up_run("sgma", 0, 0.61)])
 
 
 def test_headings_name_what_differs():
-    arguments = {"warmup_steps": 0.05, "weight_decay": 0.01, "optim": "adamw_torch"}
-    arguments |= {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 0.9}}
-    old, first = made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5, training_arguments=arguments)
-    (experiment,) = group_runs([old, first])  # the older line does not say, and counts as equal
-    assert list(experiment.runs) == ["mean", "sgma"]
-    card = results_card([old, first])
-    assert (
-        "AdamW at 0.001 (`adamw_torch`), weight decay 0.01, warm-up over 5 % of the steps, polynomial schedule of "
-        "power 0.9; seed 0." in card
-    )
-    assert "encoder pvt_v2, hidden_sizes 8/8/16/16, depths 1/1/1/1, num_attention_heads 1/1/2/2" in card
-    assert "as `SgmaTrainingArguments` of the commit has them" in results_card([old])
-    second = made_up_run("mean", 1, 0.5, training_arguments=arguments | {"warmup_steps": 0.1})
+    first, second = made_up_run("mean", 0, 0.5), made_up_run("mean", 1, 0.5)
+    second["training_arguments"] = first["training_arguments"] | {"warmup_steps": 0.1}
     third = made_up_run("mean", 1, 0.5)
     third["settings"] |= {"crop_size": 64, "backbone_config": {"model_type": "resnet", "depths": [1, 2]}}
-    heading = "500 steps, training rows as converted, "
-    card, block = results_card([old, first, second, third]), readme_block([old, first, second, third])
+    heading = "500 steps, "
+    card, block = results_card([first, second, third]), readme_block([first, second, third])
     for text in (card, block):
-        assert f"{heading}crop_size 128, backbone_config pvt_v2, hidden_sizes 8/8/16/16" in text
+        assert f"{heading}crop_size 128, backbone_config model_type pvt_v2, hidden_sizes 8/8/16/16" in text
         assert "warmup_steps 0.05" in text and "warmup_steps 0.1" in text and "weight_decay 0.01," not in text
-    assert f"{heading}crop_size 64, backbone_config resnet, depths 1/2" in card
+    assert f"{heading}crop_size 64, backbone_config model_type resnet, depths 1/2" in card
     assert "resnet" not in block  # another model is for the card
 
 
-def test_readme_block_says_what_the_first_table_shows_and_adds_incomplete_trainings():
+def test_readme_block_shows_the_first_experiment_and_adds_incomplete_trainings():
     recipe = [made_up_run("sgma_recipe", seed, 0.53 + 0.01 * seed) for seed in range(3)]
     incomplete = made_up_run("sgma", 0, 0.4)
     incomplete["settings"] |= {"missing": {"a": 0.3}}
     block = readme_block([*three_seeds(), *recipe, incomplete])
-    assert "Average: `sgma_recipe` is above 1 of 3 arms" in block and "Average: `sgma` is" not in block
-    assert "The highest mean" not in block and "What each part adds" not in block  # that is for the card
-    assert "training rows lacking `a` in 30 %" in block and "| `sgma` | 40.0 | 30.0 | 70.0 |" in block
-    assert block.count("An encoder from random weights") == 1
+    assert "| `sgma_recipe` | 0 / 1 / 2 |" in block
+    assert "highest mean" not in block and "What each part adds" not in block  # that is for the card
+    assert "500 steps, missing a 0.3; report_split test; seeds 0; hardware CPU (imagined)" in block
+    assert "| `sgma` | 40.0 | 30.0 | 70.0 |" in block
+    assert block.count("Encoders start from random weights") == 1
 
 
 def test_the_highest_mean_is_over_seeds_that_all_arms_have():
     rows = [made_up_run("sgma", 0, 0.6), made_up_run("sgma", 1, 0.2), made_up_run("mean", 0, 0.5)]
-    text = shown(group_runs(rows)[0])
-    assert "The highest mean Average over the seeds that all arms have (0) is that of `sgma`, 60.0." in text
-    assert "seeds 0, 1 (`mean` 0)" in results_card(rows)
-    assert "no seed that all arms have" in shown(group_runs(rows[1:])[0])
+    card = results_card(rows)
+    assert "the seeds that all arms have (0) |" in card and "| Average | `sgma` | 60.0 |" in card
+    assert "| seeds | 0, 1 (`mean` 0) |" in card
+    assert "seeds that all arms have (none) |" in results_card(rows[1:])
 
 
 def test_the_recipe_of_the_package_is_set_against_all_arms_too():
     rows = [made_up_run("sgma", 0, 0.6), made_up_run("sgma_recipe", 0, 0.7), made_up_run("mean", 0, 0.5)]
-    text = shown(group_runs(rows)[0])
-    assert "Average: `sgma` is above 1 of 2 arms" in text and "Average: `sgma_recipe` is above 2 of 2 arms" in text
     card = results_card(rows)
     section = card.split("`sgma_recipe` against every other arm")[1].split("##")[0]
     assert "| `sgma` | +10.0 " in section and "| `mean` | +20.0 " in section
@@ -185,28 +170,13 @@ def test_the_recipe_of_the_package_is_set_against_all_arms_too():
     assert "against every other arm" not in results_card(rows[2:])
 
 
-def test_older_lines_have_the_defaults_of_fields_that_came_later():
-    lacking = made_up_run("mean", 0, 0.5)
-    newer = made_up_run("mean", 1, 0.5, model_config={"fusion": "sgf", "dice_loss_weight": 0.0})
-    (experiment,) = group_runs([lacking, newer])
-    assert list(experiment.runs["mean"]) == [0, 1] and experiment.left_out == 0
-    newer["model_config"]["num_attention_heads"] = 1
-    (experiment,) = group_runs([lacking, newer])
-    assert list(experiment.runs["mean"]) == [1] and experiment.left_out == 1
-
-
 def test_runs_with_and_without_a_dice_loss_stand_apart():
-    older = made_up_run("mean", 0, 0.5)  # from before there was one: neither settings nor model name it
-    without = made_up_run("mean", 1, 0.5, model_config={"fusion": "sgf", "dice_loss_weight": 0.0})
-    without["settings"]["dice_loss_weight"] = 0.0
-    dice = made_up_run("mean", 0, 0.6, model_config={"fusion": "sgf", "dice_loss_weight": 1.0})
-    dice["settings"]["dice_loss_weight"] = 1.0
-    first, second = group_runs([older, without, dice])
-    assert list(first.runs["mean"]) == [0, 1] and first.settings["dice_loss_weight"] == 0.0
-    assert list(second.runs["mean"]) == [0] and second.settings["dice_loss_weight"] == 1.0
-    text = results_card([older, without, dice])
-    assert "cross-entropy alone" in text and "cross-entropy and, with weight 1, a Dice loss" in text
-    assert "dice_loss_weight 1.0" in text.split("\n## ")[2]  # in its heading: else the two would be told by nothing
+    without, dice = made_up_run("mean", 0, 0.5), made_up_run("mean", 0, 0.6)
+    without["settings"]["dice_loss_weight"], dice["settings"]["dice_loss_weight"] = 0.0, 1.0
+    first, second = group_runs([without, dice])
+    assert list(first.runs["mean"]) == [0] == list(second.runs["mean"])
+    text = results_card([without, dice])
+    assert "## 500 steps, dice_loss_weight 0\n" in text and "## 500 steps, dice_loss_weight 1\n" in text
 
 
 def scores_of(miou):
@@ -237,22 +207,23 @@ def test_corruptions_and_reliance_get_their_sections():
     card = results_card(rows)
     assert "| `noise_1`, all modalities | 40.0 |" in card
     assert "| `noise_1`, one modality | 15.0 |" in card  # the mean of 10 and 20
-    assert "| `noise_1` | a | 70.0 | 50.0 | 60.0 | 0.80 | – | – | 0.95 | 1.05 | – |" in card
-    assert "better than without that modality in 1 of 2 cases" in card
-    assert "better left out than used with these damages: b: `noise_1`." in card
-    lower = "are lower in damaged cells than in the same ones undamaged, with every seed, in {} of 2 cases."
-    assert f"- Maps of robustness {lower.format(1)}" in card and f"- Maps of agreement {lower.format(2)}" in card
+    assert "| `noise_1` | a | yes | 70.0 | 50.0 | 60.0 | 0.80 | – | – | 0.95 | 1.05 | – |" in card
+    assert "| `noise_1` | b | no | 70.0 | 60.0 | 50.0 | 0.40 |" in card
+    assert "| `noise_1` | all modalities | – | 70.0 | – | 30.0 | – |" in card
+    assert "| prediction is better with the damaged modality than without it | 1 | 2 |" in card
+    assert "| prediction is better without it | 1 | 2 |" in card
+    lower = "is lower in damaged cells than in the same ones undamaged"
+    assert f"| robustness {lower} | 1 | 2 |" in card and f"| agreement {lower} | 2 | 2 |" in card
     areas = "| corruption | robustness, cells | robustness, windows | agreement, cells | agreement, windows |"
     block = readme_block(rows)
     for text in (card, block):  # means of 0.8 and 0.4, of 0.95 and 0.55, of 1.05 and 0.65
         assert areas in text and "| `noise_1` | 0.60 | – | 0.75 | 0.85 |" in text
-    assert "better left out" not in block
+    assert "better without it" not in block
     assert "| mean | a | -0.25 | 0.75 | -0.25 | 0.75 |" in card
-    assert "negative with every seed for 1 of 2 modalities; it goes from -0.25 to 0.50." in card
-    assert (
-        "is right in 66.0 %, one drawn by chance in 50.0 %, and always `a`, the best single choice, in 60.0 %" in card
-    )
-    assert "the maps choose better than that with every seed" in card
+    assert "| the mean map's correlation with a modality's errors is negative | 1 | 2 |" in card
+    assert "| all | 66.0 | 50.0 | 70.0 | 60.0 | 40.0 |" in card
+    better = "| the modality most relied on is right more often than always the same one |"
+    assert f"{better} 2 | 2 |" in card
     # a second seed, for which nothing of this holds, and another list of corruptions
     worse = choice | {"relied_on": {"mean": 0.62}, "always": {"a": 0.64, "b": 0.4}}
     other = reliance | {"choice": {"overall": worse, "classes": [worse, worse]}}
@@ -260,7 +231,7 @@ def test_corruptions_and_reliance_get_their_sections():
     card = results_card([*rows, made_up_run("sgma", 1, 0.6, corruptions=noise_2, reliance=other)])
     assert "Whether the maps" not in card  # neither corruption has figures of both seeds
     assert "| `noise_1`, all modalities | – |" in card and "| `noise_2`, one modality | – |" in card
-    assert "is right in 64.0 ± 2.8 %" in card and "in 62.0 ± 2.8 %: the maps do not choose better" in card
+    assert "| all | 64.0 ± 2.8 |" in card and "| 62.0 ± 2.8 | 40.0 ± 0.0 |" in card and f"{better} 1 | 2 |" in card
 
 
 def test_readme_block_is_replaced_and_nothing_else(tmp_path):
@@ -272,7 +243,7 @@ def test_readme_block_is_replaced_and_nothing_else(tmp_path):
     text = readme.read_text()
     assert text.startswith(before) and text.endswith("<!-- end of measured -->" + after)
     assert "| `sgma` | 62.0 ± 2.0 | 30.0 ± 0.0 | 70.0 ± 0.0 |" in text
-    assert text.count("| `mean` |") == 1 and "seeds 0, 1, 2" in text
+    assert text.count("| `mean` | 52.0 ") == 1 and "seeds 0, 1, 2" in text
     readme.write_text("# Title\n")
     with pytest.raises(ValueError, match="measured: compare"):
         write_into_readme(readme, "x")

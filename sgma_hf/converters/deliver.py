@@ -6,13 +6,15 @@
 Files are found by the components of their paths, whatever lies above them.
 """
 
+import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ..data.windows import Window
 from ..model.configuration_sgma import IGNORE_INDEX
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.check import fewer_than_published
@@ -236,16 +238,18 @@ class DeliverReader(BenchmarkDataset):
             remedy = unpacking_hint(contents.archives, ("DELIVER",)) or f"Get DELIVER from {_HOMEPAGE}"
             reason = "holds no img/<condition>/<split>/<scene>/<frame>_rgb_front.png (nor the other folders)"
             return Survey([], [Problem("missing", str(source), reason, remedy)])
-        folders = {column: self._folder(column) for column in _FOLDERS}
-        absent = [column for column in folders if not any(column in columns for columns in found.values())]
+        absent = [column for column in _FOLDERS if not any(column in columns for columns in found.values())]
         problems = [self._absent_folder(source, column, contents) for column in absent]
         scenes = []
-        for (split, condition, folder, frame), columns in sorted(found.items(), key=_frame_order):
-            name = f"{condition}/{split}/{folder}/{frame}"
-            scene = Scene(name, SPLIT_FOLDERS[split], {column: columns.get(column) for column in _FOLDERS})
+        for name in sorted(found, key=lambda name: (list(SPLIT_FOLDERS).index(name.split("/")[1]), name)):
+            split = SPLIT_FOLDERS[name.split("/")[1]]
+            scene = Scene(name, split, {column: found[name].get(column) for column in _FOLDERS})
             scenes.append(scene)
-            lacking = [column for column in folders if column not in columns and column not in absent]
-            problems += [self._absent_file(scene, column) for column in lacking]
+            for column in _FOLDERS:
+                if column not in found[name] and column not in absent:
+                    what = f"{self._folder(column)}/{name}_{_FOLDERS[column][1]}_front.png"
+                    reason = "is not there, though other files of this frame are"
+                    problems.append(Problem("missing", what, reason, _REMEDY, scene.key))
         protocol = self.description.splits[self.split]
         problems += fewer_than_published(protocol, scenes, lambda split: _REMEDY)
         return Survey(scenes, problems + _count_notes(scenes))
@@ -253,10 +257,10 @@ class DeliverReader(BenchmarkDataset):
     def _folder(self, column: str) -> str:
         return str(self.choices["depth"]) if column == "depth" else _FOLDERS[column][0]
 
-    def _columns_by_frame(self, files: Iterable[Path]) -> dict[tuple[str, str, str, str], dict[str, Path]]:
-        """Path by column, by (folder of the split, condition, scene, frame); of copies the shallowest counts."""
+    def _columns_by_frame(self, files: Iterable[Path]) -> dict[str, dict[str, Path]]:
+        """Path by column, by `condition/split/scene/frame`; of copies the shallowest counts."""
         columns = {(self._folder(column), word): column for column, (_, word) in _FOLDERS.items()}
-        found: dict[tuple[str, str, str, str], dict[str, Path]] = {}
+        found: dict[str, dict[str, Path]] = {}
         for path in files:
             match = _FRAME_FILE.fullmatch(path.name)
             if match is None or len(path.parts) < 5:
@@ -264,13 +268,8 @@ class DeliverReader(BenchmarkDataset):
             folder, condition, split, scene = path.parts[-5:-1]
             column = columns.get((folder.lower(), match[2].lower()))
             if column is not None and condition in CONDITIONS and split in SPLIT_FOLDERS:
-                key = (split, condition, scene, match[1])
-                found.setdefault(key, {}).setdefault(column, path)
+                found.setdefault(f"{condition}/{split}/{scene}/{match[1]}", {}).setdefault(column, path)
         return found
-
-    def _absent_file(self, scene: Scene, column: str) -> Problem:
-        what = f"{self._folder(column)}/{scene.name}_{_FOLDERS[column][1]}_front.png"
-        return Problem("missing", what, "is not there, though other files of this frame are", _REMEDY, scene.key)
 
     def _absent_folder(self, source: Path, column: str, contents: FolderContents) -> Problem:
         folder = self._folder(column)
@@ -285,7 +284,7 @@ class DeliverReader(BenchmarkDataset):
         paths = [scene.files[column] for column in ("rgb", LABEL, "depth", "lidar", "event")]
         return self.readers.open(next(path for path in paths if path is not None)).size
 
-    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
+    def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray:
         """Read a window of one image; see the functions of this module for what becomes of its channels."""
         reader, size = self.readers.open(scene.files[column]), self.scene_size(scene)
         is_smaller = reader.size != size and reader.size[0] * size[1] == reader.size[1] * size[0]
@@ -309,11 +308,6 @@ class DeliverReader(BenchmarkDataset):
         )
 
 
-def _frame_order(item: tuple[tuple[str, str, str, str], Mapping[str, Path]]) -> tuple[int, str, str, str]:
-    split, *rest = item[0]
-    return (list(SPLIT_FOLDERS).index(split), *rest)
-
-
 def _count_notes(scenes: Sequence[Scene]) -> list[Problem]:
     """One note per split: frames by condition and by kind, found and published."""
     notes = []
@@ -335,13 +329,5 @@ class Deliver(BenchmarkBuilder):
     reader = DeliverReader
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; see `benchmarks.command`.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        The exit status.
-    """
-    return run_command(DeliverReader, argv)
+# The command line, see `benchmarks.command`.
+main = functools.partial(run_command, DeliverReader)

@@ -6,6 +6,7 @@
 What the contest published is in `dfc2023_facts`; which rows are labelled and held out is decided here.
 """
 
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.windows import Window
 from ..rasters.files import read_info
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.check import fewer_than_published
@@ -274,7 +276,7 @@ class Dfc2023Reader(BenchmarkDataset):
             return scene.extra.size
         return super().scene_size(scene)
 
-    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
+    def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray | None:
         """Read a window: RGB and height as stored, SAR in decibels, the label drawn from its annotations.
 
         Heights and backscatter are NaN where there is nothing; None if there is nothing anywhere.
@@ -335,13 +337,5 @@ class Dfc2023(BenchmarkBuilder):
     reader = Dfc2023Reader
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; see `benchmarks.command`.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        The exit status.
-    """
-    return run_command(Dfc2023Reader, argv)
+# The command line, see `benchmarks.command`.
+main = functools.partial(run_command, Dfc2023Reader)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..data.windows import Window
 from ..model.configuration_sgma import IGNORE_INDEX
 from .benchmarks.dataset import LABEL, BenchmarkDataset, Choice, Problem, Scene, Survey, different_size
 from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
@@ -217,14 +218,14 @@ class IsprsDataset(BenchmarkDataset):
         clutter = "clutter is 255 (five-class protocol)" if self.choices["classes"] == 5 else "clutter is a class"
         return [f"`label`: {kind}; {clutter}"]
 
-    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
+    def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray:
         """Read a window of the label or of heights; a subclass reads the images."""
         if column == LABEL:
             colors = self.stored(scene, column, window)
             return decode_isprs_label(colors, num_classes=self.choices["classes"], is_eroded=self.is_eroded)
         return self._heights(scene, column, window)
 
-    def _heights(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
+    def _heights(self, scene: Scene, column: str, window: Window) -> np.ndarray:
         """Heights of a window, (height, width).
 
         A raster may lack its last column or row, as those of Potsdam's tile 3_13 do. What is not there is NaN in
@@ -234,8 +235,8 @@ class IsprsDataset(BenchmarkDataset):
         reader, size = self.readers.open(scene.files[column]), self.scene_size(scene)
         if not all(0 <= full - own <= 1 for full, own in zip(size, reader.size, strict=True)):
             raise ValueError(different_size(reader.size, size))
-        rows = np.arange(window[0], window[0] + window[2])
-        columns = np.arange(window[1], window[1] + window[3])
+        rows = np.arange(window.top, window.top + window.height)
+        columns = np.arange(window.left, window.left + window.width)
         own_rows, own_columns = np.minimum(rows, reader.size[0] - 1), np.minimum(columns, reader.size[1] - 1)
         top, left = int(own_rows[0]), int(own_columns[0])
         values = reader.read((top, left, int(own_rows[-1]) - top + 1, int(own_columns[-1]) - left + 1))

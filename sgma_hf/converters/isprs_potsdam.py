@@ -6,6 +6,7 @@
 `DESCRIPTION` says what is peculiar about the files.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..data.windows import Window
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.command import run_command
 from .benchmarks.dataset import (
@@ -244,7 +246,7 @@ class Potsdam(IsprsDataset):
         """RGBIR, RGB or IRRG."""
         return next(kind for kind in ("RGBIR", "RGB", "IRRG") if self.patterns[kind].fullmatch(path.name))
 
-    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
+    def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray:
         """Read a window; the RGBIR file gives both rgb and nir."""
         if column not in ("rgb", "nir"):
             return super().read_file(scene, column, window)
@@ -270,10 +272,5 @@ class IsprsPotsdam(BenchmarkBuilder):
     reader = Potsdam
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line of Potsdam; see `benchmarks.command`.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-    """
-    return run_command(Potsdam, argv)
+# The command line, see `benchmarks.command`.
+main = functools.partial(run_command, Potsdam)

@@ -6,6 +6,7 @@
 `DESCRIPTION` says what is peculiar about the files.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..data.windows import Window
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.command import run_command
 from .benchmarks.dataset import LABEL, OBSERVED, Choice, DatasetDescription, Modality, Scene, SplitProtocol
@@ -142,7 +144,7 @@ class Vaihingen(IsprsDataset):
             LABEL: labels[0] if labels else None,
         }
 
-    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray:
+    def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray:
         """Read a window."""
         if column == "irrg":
             return self.stored(scene, column, window, "3 x uint8")
@@ -160,10 +162,5 @@ class IsprsVaihingen(BenchmarkBuilder):
     reader = Vaihingen
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line of Vaihingen; see `benchmarks.command`.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-    """
-    return run_command(Vaihingen, argv)
+# The command line, see `benchmarks.command`.
+main = functools.partial(run_command, Vaihingen)

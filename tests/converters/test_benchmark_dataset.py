@@ -212,12 +212,13 @@ def test_metadata_holds_the_statistics_of_the_training_rows(source, tmp_path):
 def test_shards_do_not_depend_on_processes_and_hold_whole_scenes(source):
     dataset = Potsdam(ConversionOptions(tile=16))
     scenes = dataset.find(source).scenes
-    sizes = [(40, 40)] * len(scenes)
+    sizes = {scene.key: (40, 40) for scene in scenes}
     # 9 tiles of 16 x 16, 6 bytes each pixel
     shards = plan_shards(dataset, scenes, sizes, max_bytes=3 * 9 * 256 * 6)
-    assert [len(shard.scenes) for shard in shards] == [3] * 8 + [3] * 4 + [2]
-    assert shards[0].name == "train-00000-of-00008.parquet" and shards[-1].name == "test-00004-of-00005.parquet"
-    assert [len(shard.scenes) for shard in plan_shards(dataset, scenes, sizes, max_bytes=1)] == [1] * 38
+    assert [len(group) for group in shards.values()] == [3] * 8 + [3] * 4 + [2]
+    names = list(shards)
+    assert names[0] == "train-00000-of-00008.parquet" and names[-1] == "test-00004-of-00005.parquet"
+    assert [len(group) for group in plan_shards(dataset, scenes, sizes, max_bytes=1).values()] == [1] * 38
 
 
 # interruptions

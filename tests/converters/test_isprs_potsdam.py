@@ -22,6 +22,7 @@ from sgma_hf.converters.benchmarks.dataset import ConversionOptions
 from sgma_hf.converters.isprs import decode_isprs_label
 from sgma_hf.converters.isprs_potsdam import DESCRIPTION, SPLIT_TILES, TILES, IsprsPotsdam, Potsdam, main
 from sgma_hf.data.rows import decode_row, load_rows
+from sgma_hf.data.windows import Window
 
 
 pytest.importorskip("rasterio")
@@ -144,13 +145,13 @@ def test_rows_have_the_one_schema_and_ids_begin_with_the_tile(converted):
 def test_normalized_heights_keep_their_decimetres_and_the_short_tile_repeats_its_last_column(source):
     dataset = Potsdam()
     scenes = {scene.name: scene for scene in dataset.find(source).scenes}
-    height = dataset.read(scenes["3_13"], "ndsm", (0, 0, SIZE, SIZE))
+    height = dataset.read(scenes["3_13"], "ndsm", Window(0, 0, SIZE, SIZE))
     assert height.shape == (SIZE, SIZE) and height.dtype == np.uint8
     np.testing.assert_array_equal(height[:, -1], height[:, -2])
     expected = tile_decimetres("3_13").astype(int)
     # flat blocks of 8 pixels change by a grey level or two in JPEG of quality 95
     assert np.abs(height[:, :-1].astype(int) - expected[:, :-1]).max() <= 3
-    last = dataset.read(scenes["3_13"], "ndsm", (4, SIZE - 1, 6, 1))
+    last = dataset.read(scenes["3_13"], "ndsm", Window(4, SIZE - 1, 6, 1))
     np.testing.assert_array_equal(last, height[4:10, -1:])
     dataset.readers.close()
 
@@ -191,7 +192,7 @@ def test_lossy_label_is_taken_from_the_archive_for_participants_where_it_is_ther
 def test_eroded_labels_of_both_spellings(tmp_path, labels):
     root = write_potsdam(tmp_path, tiles=["2_10", "4_12", "5_15"], labels=labels)
     dataset = Potsdam(ConversionOptions(choices={"labels": "eroded", "classes": 6}))
-    found = {scene.name: dataset.read(scene, "label", (0, 0, SIZE, SIZE)) for scene in dataset.find(root).scenes}
+    found = {scene.name: dataset.read(scene, "label", Window(0, 0, SIZE, SIZE)) for scene in dataset.find(root).scenes}
     dataset.readers.close()
     for tile in ("2_10", "4_12"):
         expected = tile_ids(tile)

@@ -19,6 +19,7 @@ from sgma_hf.converters.benchmarks.check import survey_source
 from sgma_hf.converters.benchmarks.dataset import ConversionOptions
 from sgma_hf.converters.isprs_vaihingen import DESCRIPTION, SPLIT_TILES, IsprsVaihingen, Vaihingen, main
 from sgma_hf.data.rows import decode_row, load_rows
+from sgma_hf.data.windows import Window
 
 
 pytest.importorskip("rasterio")
@@ -81,7 +82,7 @@ def test_eroded_labels_leave_the_unused_area_alone(source):
     for area in (1, 2):
         name, size = f"area{area}", area_size(area)
         expected = np.where(seams(tile_ids(name, size)), 255, tile_ids(name, size))
-        np.testing.assert_array_equal(dataset.read(scenes[name], "label", (0, 0, *size)), expected)
+        np.testing.assert_array_equal(dataset.read(scenes[name], "label", Window(0, 0, *size)), expected)
     dataset.readers.close()
 
 
@@ -104,7 +105,7 @@ def test_height_of_area_11_beside_the_archive_is_preferred(tmp_path):
     scenes = scenes_of(dataset, root)
     assert scenes["area11"].files["dsm"].parent == root
     np.testing.assert_array_equal(
-        dataset.read(scenes["area11"], "dsm", (0, 0, *area_size(11))), tile_heights("good", area_size(11))
+        dataset.read(scenes["area11"], "dsm", Window(0, 0, *area_size(11))), tile_heights("good", area_size(11))
     )
     assert scenes["area13"].files["dsm"].parent.name == "dsm"
     dataset.readers.close()

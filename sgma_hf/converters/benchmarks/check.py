@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from ...data.windows import Window
 from ...model.configuration_sgma import IGNORE_INDEX
 from .dataset import LABEL, SPLITS, BenchmarkDataset, Problem, Scene, SplitProtocol, Survey
 from .job_pool import run_jobs
@@ -74,7 +75,7 @@ def _check_column(dataset: BenchmarkDataset, scene: Scene, column: str, result: 
     rows = max(1, _STRIP_PIXELS // width)
     counts = np.zeros(IGNORE_INDEX + 1, dtype=np.int64)
     for top in range(0, height, rows):
-        values = dataset.read(scene, column, (top, 0, min(rows, height - top), width))
+        values = dataset.read(scene, column, Window(top, 0, min(rows, height - top), width))
         if values is None:
             return
         if column == LABEL:
@@ -154,7 +155,7 @@ class CheckReport:
         rows: Counter[str] = Counter()
         for scene, check in zip(self.survey.scenes, self.checks, strict=False):
             labelled[scene.split] += check.has_label
-            rows[scene.split] += sum(1 for _ in tiling.windows(check.size, scene.split)) if check.size else 0
+            rows[scene.split] += len(tiling.windows(check.size, scene.split)) if check.size else 0
         excluded = f" (excluded: {', '.join(self.dataset.options.exclude)})" if self.dataset.options.exclude else ""
         lines = [f"{'split':<12}{'scenes':>8}{'published':>11}{'labelled':>10}{'rows':>9}{excluded}"]
         for split in (split for split in SPLITS if split in found or split in published):
@@ -211,10 +212,7 @@ def survey_source(dataset: BenchmarkDataset, source: Path) -> Survey:
     scenes = [scene for scene in survey.scenes if scene.key not in excluded]
     problems = [problem for problem in survey.problems if problem.scene not in excluded]
     if any(problem.kind == "missing" for problem in problems):
-        better = better_source(
-            source,
-            lambda contents: sum(dataset.file_pattern.fullmatch(path.name) is not None for path in contents.files),
-        )
+        better = better_source(source, dataset.file_pattern)
         if better is not None:
             reason = "more of the data set lies above it"
             problems.insert(0, Problem("note", f"--source {source}", reason, f"Did you mean --source {better}?"))

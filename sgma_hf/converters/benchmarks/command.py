@@ -8,6 +8,7 @@ Files that are missing or damaged stop a conversion before it writes anything.
 """
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -172,7 +173,7 @@ def _check(report: CheckReport, out: Path, fingerprint: str, num_proc: int) -> s
     start = time.monotonic()
     report.checks = check_scenes(report.dataset, report.survey.scenes, num_proc=num_proc)
     seconds = time.monotonic() - start
-    num_pixels = sum(check.size[0] * check.size[1] for check in report.checks if check.size is not None)
+    num_pixels = sum(math.prod(check.size) for check in report.checks if check.size is not None)
     return describe_rate("checked", num_pixels, seconds, num_proc)
 
 

@@ -11,10 +11,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +41,6 @@ _SHARD_BYTES = 300 * 2**20  # of rows before compression
 # `load_dataset` takes .json and .parquet anywhere in a folder for data, unless they lie in a hidden one.
 _PLAN = "plan.record"
 _HIDDEN_DATA = Path("dataset", ".data")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A Parquet file to be.
-
-    Args:
-        name: Its final name.
-        split: The split it is of.
-        scenes: Whose rows it holds.
-    """
-
-    name: str
-    split: str
-    scenes: tuple[Scene, ...]
 
 
 def _recorded_options(dataset: BenchmarkDataset) -> dict[str, Any]:
@@ -86,6 +71,10 @@ def find_conversion(out: Path, fingerprint: str) -> bool:
 
 def _work_path(out: Path) -> Path:
     return out.absolute().with_name(f".{out.absolute().name}.partial")
+
+
+def _record_path(work: Path, name: str) -> Path:
+    return work / f"{Path(name).stem}.record"
 
 
 def load_checks(out: Path, fingerprint: str) -> list[SceneCheck] | None:
@@ -132,74 +121,64 @@ def work_folder(out: Path, fingerprint: str, checks: Sequence[SceneCheck]) -> It
 def plan_shards(
     dataset: BenchmarkDataset,
     scenes: Sequence[Scene],
-    sizes: Sequence[Sequence[int]],
+    sizes: Mapping[str, Sequence[int]],
     max_bytes: int = _SHARD_BYTES,
-) -> list[Shard]:
+) -> dict[str, list[Scene]]:
     """Divide scenes into shards of about `max_bytes`, whatever the number of processes; whole scenes, in order.
 
     Args:
         dataset: The reader.
         scenes: The scenes.
-        sizes: (height, width) of each.
+        sizes: (height, width) by the scene's key.
         max_bytes: Of a shard's rows before compression; a larger scene is one shard.
+
+    Returns:
+        Scenes, all of one split, by the name of the Parquet file that is to hold their rows.
     """
     maker = RowMaker(dataset)
-    shards: list[Shard] = []
+    shards: dict[str, list[Scene]] = {}
     for split in SPLITS:
         groups: list[list[Scene]] = []
         filled = 0
-        for scene, size in zip(scenes, sizes, strict=True):
-            if scene.split != split:
-                continue
-            num_bytes = maker.num_bytes(size, split)
+        for scene in (scene for scene in scenes if scene.split == split):
+            num_bytes = maker.num_bytes(sizes[scene.key], split)
             if not groups or filled + num_bytes > max_bytes:
                 groups.append([])
                 filled = 0
             groups[-1].append(scene)
             filled += num_bytes
-        names = [f"{split}-{index:05d}-of-{len(groups):05d}.parquet" for index in range(len(groups))]
-        shards += [Shard(name, split, tuple(group)) for name, group in zip(names, groups, strict=True)]
+        for index, group in enumerate(groups):
+            shards[f"{split}-{index:05d}-of-{len(groups):05d}.parquet"] = group
     return shards
 
 
-def _record_path(work: Path, shard: Shard) -> Path:
-    return work / f"{Path(shard.name).stem}.record"
-
-
-def convert_shard(dataset: BenchmarkDataset, shard: Shard, work: Path) -> dict[str, Any]:
+def convert_shard(dataset: BenchmarkDataset, name: str, scenes: Sequence[Scene], work: Path) -> dict[str, Any]:
     """Write one shard and, when it is whole, its record.
 
     Args:
         dataset: The reader.
-        shard: What to write.
+        name: Final name of the file.
+        scenes: Whose rows it holds.
         work: The work folder.
 
     Returns:
-        The record: statistics, ids of rows that were made incomplete, digest of the rows.
+        The record: statistics, what was taken from which row, digest of the rows.
     """
     maker = RowMaker(dataset)
     statistics = SplitStatistics.of(maker.metadata)
     digest = hashlib.sha256()
-    taken: dict[str, list[str]] = {}
-    num_pixels = 0
-    with replace_file(work / _HIDDEN_DATA / shard.name) as partial:
+    withheld: dict[str, list[str]] = {}
+    with replace_file(work / _HIDDEN_DATA / name) as partial:
         with contextlib.closing(ShardWriter(partial, maker.metadata.features().arrow_schema)) as writer:
-            for scene in shard.scenes:
-                for item in maker.rows(scene):
-                    row = encode_row(maker.metadata, item.row_id, item.images, item.label)
-                    writer.write(row)
-                    digest_row(digest, row)
-                    statistics.update(item.images, item.label)
-                    if item.taken:
-                        taken[item.row_id] = item.taken
-                    num_pixels += item.num_pixels
-    record = {
-        "statistics": statistics.state(),
-        "digest": digest.hexdigest(),
-        "withheld": taken,
-        "num_pixels": num_pixels,
-    }
-    write_text(_record_path(work, shard), json.dumps(record))  # an empty modality's minimum is an infinity
+            for item in (row for scene in scenes for row in maker.rows(scene)):
+                row = encode_row(maker.metadata, item.row_id, item.images, item.label)
+                writer.write(row)
+                digest_row(digest, row)
+                statistics.update(item.images, item.label)
+                if item.taken:
+                    withheld[item.row_id] = item.taken
+    record = {"statistics": statistics.state(), "digest": digest.hexdigest(), "withheld": withheld}
+    write_text(_record_path(work, name), json.dumps(record))  # an empty modality's minimum is an infinity
     return record
 
 
@@ -237,25 +216,24 @@ def convert_benchmark(
         raise ValueError("There are no sound scenes to convert.")
     check_output(out, overwrite=overwrite)
     sizes = {scene.key: check.size for scene, check in zip(report.survey.scenes, report.checks, strict=True)}
-    shards = plan_shards(report.dataset, scenes, [sizes[scene.key] for scene in scenes], max_shard_bytes)
+    shards = plan_shards(report.dataset, scenes, sizes, max_shard_bytes)
     with work_folder(out, fingerprint, report.checks) as work:
-        records = {shard.name: _read(_record_path(work, shard)) for shard in shards}
-        waiting = [shard for shard in shards if not records[shard.name]]
+        records = {name: _read(_record_path(work, name)) for name in shards}
+        waiting = [name for name in shards if not records[name]]
         num_done = len(shards) - len(waiting)
         if num_done:
             logger.warning(f"Going on with an interrupted conversion: {num_done} shards are done.")
-        jobs = [(report.dataset, shard, work) for shard in waiting]
+        jobs = [(report.dataset, name, shards[name], work) for name in waiting]
         start, pixels = time.monotonic(), 0
         with tqdm(total=len(shards), initial=num_done, desc="converting", unit="shard") as progress:
             for index, record in run_jobs(convert_shard, jobs, num_proc):
-                records[waiting[index].name] = record
-                pixels += record["num_pixels"]
+                records[waiting[index]] = record
+                pixels += sum(math.prod(sizes[scene.key]) for scene in shards[waiting[index]])
                 rate = pixels / 1e6 / (time.monotonic() - start)
                 progress.set_postfix_str(f"{rate:.1f} MPixel/s", refresh=False)
                 progress.update()
         rate = describe_rate("converted", pixels, time.monotonic() - start, num_proc)
-        done = [(shard, records[shard.name]) for shard in shards]
-        summary = _finish(report, work, out, done, fingerprint=fingerprint, command=command)
+        summary = _finish(report, work, out, records, fingerprint=fingerprint, command=command)
     return f"{summary}\n{rate}"
 
 
@@ -276,7 +254,7 @@ def _finish(
     report: CheckReport,
     work: Path,
     out: Path,
-    done: Sequence[tuple[Shard, dict[str, Any]]],
+    records: Mapping[str, Mapping[str, Any]],
     *,
     fingerprint: str,
     command: str,
@@ -286,9 +264,10 @@ def _finish(
     statistics: dict[str, SplitStatistics] = {}
     digest = hashlib.sha256()
     withheld: dict[str, list[str]] = {}
-    for shard, record in done:
-        statistics.setdefault(shard.split, SplitStatistics.of(metadata)).merge_state(record["statistics"])
-        digest.update(f"{shard.split} {record['digest']}".encode())
+    for name, record in records.items():
+        split = name.partition("-")[0]
+        statistics.setdefault(split, SplitStatistics.of(metadata)).merge_state(record["statistics"])
+        digest.update(f"{split} {record['digest']}".encode())
         withheld.update(record["withheld"])
     training = statistics.get("train")
     metadata = dataclasses.replace(metadata, statistics=training.as_dict("train") if training else None)
@@ -304,17 +283,11 @@ def _finish(
     }
     write_json(hidden.parent / RECORD_FILE, content)
     card = build_benchmark_card(
-        report,
-        metadata,
-        statistics,
-        withheld=withheld,
-        command=command,
-        fingerprint=digest.hexdigest()[:32],
+        report, metadata, statistics, withheld=withheld, command=command, fingerprint=digest.hexdigest()[:32]
     )
     write_text(hidden.parent / "README.md", card)
-    names = {shard.name for shard, _ in done}
     for path in hidden.iterdir():
-        if path.name not in names:
+        if path.name not in records:
             path.unlink()  # half a shard of a run that was killed
     hidden.rename(hidden.with_name("data"))
     publish_folder(hidden.parent, out.absolute())

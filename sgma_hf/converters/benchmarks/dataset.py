@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ...data.metadata import DatasetMetadata
+from ...data.windows import Window
 from ...rasters.raw_windows import WindowReaders
 
 
@@ -288,23 +289,18 @@ class BenchmarkDataset(ABC):
         return self.readers.open(path).size
 
     @abstractmethod
-    def read_file(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
-        """Read a window of a modality, or of the label, that the scene has a file for; see `read`.
+    def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray | None:
+        """Read a window of a modality, or of the label, that the scene has a file for; `read` says what is returned.
 
-        The driver reads strips as wide as the scene and cuts them, so that no raster has to fit in memory; keep files
-        open by reading through `self.readers`.
+        Scenes are read in strips as wide as they are, so that no raster has to fit in memory; keep files open by
+        reading through `self.readers`.
 
         Raises:
-            ValueError: If the file cannot be read, has another size, or holds something unknown; `read` names it.
+            ValueError: If the file cannot be read, has another size, or holds something unknown.
         """
 
-    def read(self, scene: Scene, column: str, window: tuple[int, int, int, int]) -> np.ndarray | None:
-        """Read a window of a modality, or of the label.
-
-        Args:
-            scene: The scene.
-            column: A modality's name or `label`.
-            window: (top, left, height, width) in pixels of the scene; it lies inside.
+    def read(self, scene: Scene, column: str, window: Window) -> np.ndarray | None:
+        """Read a window, which lies inside the scene, of a modality or of the label.
 
         Returns:
             A modality: (height, width) if it has one channel, else (height, width, channels), in the declared dtype.
@@ -321,13 +317,13 @@ class BenchmarkDataset(ABC):
         except ValueError as error:
             raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
-    def stored(self, scene: Scene, column: str, window: tuple[int, int, int, int], expected: str = "") -> np.ndarray:
-        """All bands of a window as the file holds them, (height, width, channels).
+    def stored(self, scene: Scene, column: str, window: Window, expected: str = "") -> np.ndarray:
+        """All bands of a window of a file that the scene has, as they are, (height, width, channels).
 
         Args:
-            scene: A scene that has the file.
-            column: Its column.
-            window: (top, left, height, width) in pixels of the scene.
+            scene: The scene.
+            column: A modality's name or `label`.
+            window: Pixels of the scene.
             expected: Number of bands and their dtype, `3 x uint8`; empty takes all.
 
         Raises:

@@ -31,8 +31,8 @@ def save_preview(dataset: BenchmarkDataset, scenes: Sequence[Scene], path: Path)
     """
     if not scenes:
         raise ValueError("There are no sound scenes to draw.")
-    by_split = {split: [scene for scene in scenes if scene.split == split] for split in SPLITS}
-    firsts = [found[0] for found in by_split.values() if found]
+    first_of = {scene.split: scene for scene in reversed(scenes)}
+    firsts = [first_of[split] for split in SPLITS if split in first_of]
     chosen = [*firsts, *(scene for scene in scenes if scene not in firsts)][:_ROWS_SHOWN]
     boards = [_board(dataset, scene) for scene in chosen]
     picture = Image.new("RGB", (max(board.width for board in boards), sum(board.height for board in boards)), "white")

@@ -1,7 +1,8 @@
 """Lists what lies under a folder, and tells where the data lie when the folder is the wrong one."""
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,36 +70,36 @@ def unpacking_hint(archives: Iterable[Path], names: Iterable[str]) -> str:
     wanted = {name.lower() for name in names}
     hints = []
     for path in archives:
-        stem = path.name.lower().split(".")[0]
-        if path.name.lower() not in wanted and stem not in wanted:
-            continue
-        target = path.with_name(path.name.split(".")[0])
-        if path.suffix.lower() in (".rar", ".7z"):
-            hints.append(f"unrar x '{path}' '{target}/' (or: 7z x -o'{target}' '{path}', bsdtar -xf)")
-        elif path.suffix.lower() == ".zip":
-            hints.append(f"unzip '{path}' -d '{target}'")
-        else:
-            hints.append(f"mkdir '{target}' && tar -xf '{path}' -C '{target}'")
+        name, stem = path.name.lower(), path.name.partition(".")[0]
+        if name in wanted or stem.lower() in wanted:
+            target = path.with_name(stem)
+            if name.endswith((".rar", ".7z")):
+                hints.append(f"unrar x '{path}' '{target}/' (or: 7z x -o'{target}' '{path}', bsdtar -xf)")
+            elif name.endswith(".zip"):
+                hints.append(f"unzip '{path}' -d '{target}'")
+            else:
+                hints.append(f"mkdir '{target}' && tar -xf '{path}' -C '{target}'")
     return f"It is still packed; unpack it: {'; '.join(hints)}" if hints else ""
 
 
-def better_source(source: Path, count: Callable[[FolderContents], int]) -> Path | None:
-    """A folder above `source` in which more of the data set is found, None if there is none.
+def better_source(source: Path, pattern: re.Pattern) -> Path | None:
+    """A folder above `source` in which more files of the data set are found, None if there is none.
 
     Args:
         source: What the user gave.
-        count: How many files of the data set the contents of a folder hold.
+        pattern: Full match of the names of its files.
     """
+
+    def count(contents: FolderContents) -> int:
+        return sum(pattern.fullmatch(path.name) is not None for path in contents.files)
+
     best, most = None, count(walk_files(source, max_files=_PARENT_FILES))
-    parent = source.absolute()
-    for _ in range(_PARENTS_ASKED):
-        parent = parent.parent
+    for parent in list(source.absolute().parents)[:_PARENTS_ASKED]:
         if parent == Path(parent.anchor):
             break
         contents = walk_files(parent, max_depth=_PARENT_DEPTH, max_files=_PARENT_FILES)
         if not contents.is_whole:
             break
-        found = count(contents)
-        if found > most:
-            best, most = parent, found
+        if count(contents) > most:
+            best, most = parent, count(contents)
     return best

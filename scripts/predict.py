@@ -1,7 +1,7 @@
 """Predict a label map, a colour picture and robustness maps from the rasters at hand.
 
 Example:
-    python scripts/predict.py --model outputs/weedmap --nir nir.png --red red.png --out map.png
+    python scripts/predict.py --model outputs/weedmap --nir nir.png --red red.png --output map.png
 """
 
 import sys

@@ -208,7 +208,9 @@ def test_console_command_lists_its_commands_and_refuses_others(capsys):
     listed = capsys.readouterr().out
     assert all(f"  {name} " in listed for name in COMMANDS)
     assert main(["fly"]) == 2
-    assert "unknown command 'fly'" in capsys.readouterr().err
+    assert capsys.readouterr().err == "sgma-hf: there is no command fly; `sgma-hf --help` lists them\n"
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == "sgma-hf: there is no command trian; did you mean train?\n"
     assert main([]) == 2
     assert "no command given" in capsys.readouterr().err
 

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from sgma_hf.data.command_line import did_you_mean
+
 
 # Command -> (module, one line of help). Modules are imported when their command is called: `sgma-hf --help` answers
 # at once, and a missing extra stops only the commands that need it.
@@ -54,9 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(_usage())
         return 0
-    if not argv or argv[0] not in COMMANDS:
-        problem = f"unknown command {argv[0]!r}" if argv else "no command given"
-        print(f"sgma-hf: {problem}\n\n{_usage()}", file=sys.stderr)
+    if not argv:
+        print(f"sgma-hf: no command given\n\n{_usage()}", file=sys.stderr)
         return 2
-    module, _ = COMMANDS[argv[0]]
+    command = argv[0].replace("_", "-")
+    if command not in COMMANDS:
+        hint = did_you_mean(command, COMMANDS) or "; `sgma-hf --help` lists them"
+        print(f"sgma-hf: there is no command {argv[0]}{hint}", file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[command]
     return importlib.import_module(module).main(argv[1:]) or 0

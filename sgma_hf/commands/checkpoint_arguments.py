@@ -1,40 +1,48 @@
-"""What `--model` and `--device` name, checked before anything slow is done."""
+"""What `--model` and `--device` name, checked before anything slow is imported or done."""
 
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from transformers import AutoConfig, AutoImageProcessor
+from sgma_hf.data.command_line import check_folder_or_id
 
 
-def load_processor(model: str) -> Any:
-    """The image processor of an SGMA checkpoint.
+def checkpoint_modalities(model: str) -> list[str]:
+    """The modalities of an SGMA checkpoint.
 
     Args:
         model: A folder, or an id on the Hub.
 
     Raises:
-        ValueError: If it is neither, or a checkpoint of another model.
+        ValueError: If it is a checkpoint of another model.
+        OSError: If it is no checkpoint.
     """
-    try:
-        config = AutoConfig.from_pretrained(model)
-        if config.model_type == "sgma":
-            return AutoImageProcessor.from_pretrained(model)
-    except OSError as error:
-        raise ValueError(f"`--model {model}` cannot be loaded: {_why_not(model, error)}") from error
-    raise ValueError(f"`--model {model}` is a checkpoint of {config.model_type!r}; expected one of SGMA.")
+    check_folder_or_id(model, "--model")
+    path = Path(model, "config.json") if Path(model).exists() else _from_hub(model)
+    if not path.is_file():
+        raise FileNotFoundError(f"--model {model} has no config.json; give the folder of a checkpoint.")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_type") != "sgma":
+        raise ValueError(f"--model {model} is a checkpoint of {config.get('model_type')!r}; expected one of SGMA.")
+    return config["modalities"]
 
 
-def _why_not(model: str, error: OSError) -> str:
-    if Path(model).is_dir():
-        return str(error)
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
     try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return "there is no such folder."
-    return f"there is no such folder, and from the Hub: {str(error).splitlines()[0]}"
+        return Path(hf_hub_download(model, "config.json"))
+    except OSError as error:  # all of the Hub's errors are some, and of many lines
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"--model {model}: there is no such folder, and from the Hub: {reason}") from error
+
+
+def load_processor(model: str) -> Any:
+    """The image processor of an SGMA checkpoint; errors as of `checkpoint_modalities`."""
+    from transformers import AutoImageProcessor
+
+    checkpoint_modalities(model)
+    return AutoImageProcessor.from_pretrained(model)
 
 
 def choose_device(name: str | None, *, local_rank: int = 0) -> str:
@@ -43,13 +51,13 @@ def choose_device(name: str | None, *, local_rank: int = 0) -> str:
     Raises:
         ValueError: If it is no device of torch, or one that is not there.
     """
+    import torch
+
     if name is None:
         return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # an assertion says that torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"`--device {name}` cannot be used: {reason.rstrip('.')}. Leave it out, or give cpu."
-        ) from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"`--device {name}` cannot be used: {reason}. Leave it out, or give cpu.") from error
     return name

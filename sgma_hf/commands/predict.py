@@ -1,6 +1,6 @@
 """`sgma-hf predict`: predict a map from the rasters at hand, whatever their size, grid and gaps.
 
-    sgma-hf predict --model DIR_OR_ID --rgb rgb.tif --nir nir.tif --out map.tif
+    sgma-hf predict --model DIR_OR_ID --rgb rgb.tif --nir nir.tif --output map.tif
 
 The checkpoint's modalities are the flags; any of them may be left out, but not all.
 """
@@ -11,15 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from transformers import AutoConfig, AutoModelForSemanticSegmentation
-
-import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
-from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
-from sgma_hf.model.configuration_sgma import IGNORE_INDEX
-from sgma_hf.prediction.map_files import EXTRAS, PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
-from sgma_hf.prediction.maps import RasterPrediction, predict_raster
-from sgma_hf.rasters.scene import RasterInput
+from sgma_hf.commands.checkpoint_arguments import checkpoint_modalities, choose_device
+from sgma_hf.data.command_line import Parser, report_errors
+from sgma_hf.prediction import EXTRAS
 
 
 DESCRIPTION = """\
@@ -33,7 +27,7 @@ raster are missing data there. Tiles are predicted one after the other and blend
 the height of the map.
 """
 OUTPUTS = """\
-output files, for --out DIR/map.tif or DIR/map.png:
+output files, for --output DIR/map.tif or DIR/map.png:
   DIR/map.tif                          class ids, uint8; 255 where no modality covers. Cloud Optimized GeoTIFF with
                                        colour table and class names, on the grid's CRS and transform
   DIR/map_confidence.tif               --extras confidence: probability of the class, and entropy from 0 to 1
@@ -59,123 +53,99 @@ several processes share the strips, and the map is the same:
 """
 
 
-def _parser(modalities: Sequence[str] | None) -> argparse.ArgumentParser:
+def _parser(modalities: Sequence[str] | None) -> Parser:
     """The parser for a checkpoint's modalities; None for a general help, before there is a checkpoint."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sgma-hf predict",
         description=DESCRIPTION,
         epilog=OUTPUTS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR_OR_ID", help="checkpoint: a folder, or an id on the Hub"
-    )
-    parser.add_argument("--out", required=True, metavar="FILE", help="label map to write: .png, .tif or .tiff")
-    parser.add_argument(
-        "--like", metavar="FILE", help="raster whose grid the map gets; default: the first file on the command line"
-    )
-    parser.add_argument(
-        "--extras",
-        nargs="+",
-        action="extend",
-        choices=EXTRAS,
-        help="more files to write; PNG: robustness, which is the default there",
-    )
-    parser.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="side of the tiles; default: that of the training crops"
-    )
-    parser.add_argument(
-        "--stride", type=int, metavar="PIXELS", help="from tile to tile; default: about three quarters of the tile"
-    )
-    parser.add_argument("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
-    parser.add_argument(
-        "--resampling",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the strips of a run that died")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR_OR_ID", help="checkpoint: a folder, or an id on the Hub")
+    output = "label map to write: .png, .tif or .tiff"
+    add("--output", required=True, metavar="FILE", help=output, former=("--out",))
+    add("--like", metavar="FILE", help="raster whose grid the map gets; default: the first file on the command line")
+    extras = "more files to write; PNG: robustness, which is the default there"
+    add("--extras", nargs="+", action="extend", choices=EXTRAS, help=extras)
+    tile_size = "side of the tiles; default: that of the training crops"
+    add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
+    add("--stride", type=int, metavar="PIXELS", help="from tile to tile; default: about three quarters of the tile")
+    add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
+    resampling = "how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME"
+    add("--resampling", nargs="+", action="extend", metavar="NAME", help=resampling)
+    add("--resume", action="store_true", help="go on with the strips of a run that died")
+    add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     group = parser.add_argument_group("modalities, one or more")
     # Suppressed defaults leave the namespace with what was given, in the order of the command line.
+    given = {"nargs": "+", "action": "extend", "metavar": "FILE", "default": argparse.SUPPRESS}
     for name in modalities or ():
-        group.add_argument(
-            f"--{name}",
-            nargs="+",
-            action="extend",
-            metavar="FILE",
-            default=argparse.SUPPRESS,
-            help=f"raster of modality {name}",
-        )
+        group.add_argument(f"--{name}", **given, help=f"raster of modality {name}")
     if modalities is None:
-        group.add_argument(
-            "--<modality>", metavar="FILE", help="give --model with --help to see those of a checkpoint"
-        )
+        group.add_argument("--<modality>", **given, help="give --model with --help to see those of a checkpoint")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+@report_errors("sgma-hf predict", on_stop="the same command with --resume goes on from here", also=(TypeError,))
+def main(argv: list[str] | None = None) -> None:
     """Predict, write the files and say what they are.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 1 after one line that says what was wrong; wrong flags exit with 2, as argparse does.
     """
     argv = sys.argv[1:] if argv is None else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
-    model_name = first.parse_known_args(argv)[0].model
-    try:
-        if model_name is None:
-            _parser(None).parse_args(argv)  # prints the help, or that --model is missing
-        processor = load_processor(model_name)
-        parser = _parser(processor.modalities)
-        args, unknown = parser.parse_known_args(argv)
-        rasters = {name: paths for name, paths in vars(args).items() if name in processor.modalities}
-        modalities = ", ".join(f"--{name}" for name in processor.modalities)
-        if unknown:
-            parser.error(f"unknown: {' '.join(unknown)}. The modalities of {args.model} are {modalities}")
-        if not rasters:
-            parser.error(f"no raster given; give at least one of {modalities}")
-        _predict(args, rasters, processor)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"sgma-hf predict: {error}", file=sys.stderr)
-        return 1
-    return 0
+    model = first.parse_known_args(argv)[0].model
+    if model is None:
+        _parser(None).parse_args(argv)  # prints the help, or that --model is missing
+    modalities = checkpoint_modalities(model)
+    flags = ", ".join(f"--{name}" for name in modalities)
+    parser = _parser(modalities)
+    parser.known_flags = f" (the modalities of {model} are {flags})"
+    args = parser.parse_args(argv)
+    rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
+    if not rasters:
+        parser.error(f"no raster given; give at least one of {flags}")
+    _predict(args, rasters, _resampling(args.resampling or ["bilinear"]))
 
 
-def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], processor: Any) -> None:
+def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling: str | dict[str, str]) -> None:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    from sgma_hf.prediction.map_files import PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
+    from sgma_hf.prediction.maps import predict_raster
+    from sgma_hf.rasters.scene import RasterInput
+
     device = choose_device(args.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     config = AutoConfig.from_pretrained(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model)
     extras = args.extras
     if extras is None:
-        is_picture = args.out.lower().endswith(PNG_SUFFIXES)
+        is_picture = args.output.lower().endswith(PNG_SUFFIXES)
         extras = ["robustness"] if is_picture and config.fusion == "sgf" else []
     # What cannot be written is said before gigabytes of weights are loaded.
     inputs = [RasterInput.parse(path).path for paths in rasters.values() for path in paths]
     layers = plan_layers(config, list(rasters), extras)
-    check_writable(plan_outputs(args.out, layers, inputs, processor.modalities).label_map)
+    check_writable(plan_outputs(args.output, layers, inputs, processor.modalities).label_map)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
     prediction = predict_raster(
         model,
         processor,
         rasters,
-        args.out,
+        args.output,
         like=args.like,
         extras=extras,
-        tile_size=args.tile,
+        tile_size=args.tile_size,
         stride=args.stride,
         batch_size=args.batch_size,
-        resampling=_resampling(args.resampling or ["bilinear"]),
+        resampling=resampling,
         resume=args.resume,
         progress_bar=True,
     )
     if os.environ.get("RANK", "0") == "0":
-        _report(prediction, model.config)
+        _report(prediction, config)
 
 
 def _resampling(texts: list[str]) -> str | dict[str, str]:
@@ -191,35 +161,35 @@ def _resampling(texts: list[str]) -> str | dict[str, str]:
     return dict(text.split("=", 1) for text in texts)
 
 
-def _report(prediction: RasterPrediction, config: Any) -> None:
+def _report(prediction: Any, config: Any) -> None:
+    """Say what the map is made of, what it shows, and what is in each file."""
     height, width = prediction.size
     missing = [name for name in config.modalities if name not in prediction.modalities]
     print(
         f"{height} x {width} pixels from {', '.join(prediction.modalities)}; missing: {', '.join(missing) or 'none'}"
     )
-    counts = prediction.class_pixels
-    for index in np.argsort(-counts[: config.num_labels], kind="stable"):
-        if counts[index]:
-            print(f"  {counts[index] / counts.sum():6.1%}  {config.id2label[int(index)]}")
-    if counts[IGNORE_INDEX]:
-        print(f"  {counts[IGNORE_INDEX] / counts.sum():6.1%}  covered by no modality ({IGNORE_INDEX})")
+    counts, names = prediction.class_pixels.tolist(), config.class_names
+    for count, name in sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0]):
+        if count:
+            print(f"  {count / sum(counts):6.1%}  {name}")
+    if counts[255]:
+        print(f"  {counts[255] / sum(counts):6.1%}  covered by no modality (255)")
     if prediction.agreement:
         shown = (f"{name} {'-' if mean is None else f'{mean:.2f}'}" for name, mean in prediction.agreement.items())
         print(f"mean agreement of each modality alone with the others: {', '.join(shown)}")
-    is_png = prediction.files["labels"].suffix.lower() in PNG_SUFFIXES
     meanings = {
-        "labels": "class ids, 255 = no data" + (" (PNG: no georeference)" if is_png else ""),
+        "labels": "class ids, 255 = no data" + (" (PNG: no georeference)" if "color" in prediction.files else ""),
         "color": "the same in colours",
         "confidence": "bands: probability of the class; entropy, 0..1",
-        "probabilities": f"bands: {', '.join(str(config.id2label[index]) for index in range(config.num_labels))}",
+        "probabilities": f"bands: {', '.join(names)}",
         "robustness": "bands: reliance on each modality, 0..1",
         "decision": "the modality relied on most, named in the tags; 255 = no data",
         "agreement": "bands: agreement of each modality alone with the others, 0..1",
     }
     space = max(len(str(path)) for path in prediction.files.values())
     for name, path in prediction.files.items():
-        modality = name.removeprefix("robustness_")
-        print(f"{path!s:<{space}}  {meanings.get(name) or f'reliance on {modality}, 0..255 = 0..1'}")
+        meaning = meanings.get(name) or f"reliance on {name.removeprefix('robustness_')}, 0..255 = 0..1"
+        print(f"{path!s:<{space}}  {meaning}")
     for path in prediction.removed:
         print(f"{path!s:<{space}}  removed: it belonged to an earlier map")
     if config.fusion != "sgf":

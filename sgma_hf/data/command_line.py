@@ -3,8 +3,10 @@
 import argparse
 import difflib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -24,6 +26,8 @@ class Parser(argparse.ArgumentParser):
         >>> [parser.parse_args(["--tile-size", "8"]).tile_size, parser.parse_args(["--tile=8"]).tile_size]
         [8, 8]
     """
+
+    known_flags = ""  # what to say beside a flag that there is not
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._former: dict[str, str] = {}  # old spelling, with underscores -> flag
@@ -63,7 +67,7 @@ class Parser(argparse.ArgumentParser):
                 return
             is_known = given in flags or (self.allow_abbrev and any(flag.startswith(given) for flag in flags))
             if given.startswith("--") and " " not in given and not is_known:
-                self.error(f"there is no flag {given}{did_you_mean(given, flags)}")
+                self.error(f"there is no flag {given}{did_you_mean(given, flags)}{self.known_flags}")
 
     def error(self, message: str) -> Any:
         """End the process with one line and status 2."""
@@ -93,8 +97,33 @@ def _plain(flag: str) -> str:
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean X?` with the nearest of the known words, empty if none is near."""
-    nearest = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    names = {word.lstrip("-"): word for word in known}  # dashes would make all flags alike
+    nearest = difflib.get_close_matches(given.lstrip("-"), names, n=1)
+    return f"; did you mean {names[nearest[0]]}?" if nearest else ""
+
+
+def check_folder_or_id(given: str, what: str) -> None:
+    """Refuse what is no folder here and cannot be meant to be on the Hub, before the Hub is asked.
+
+    Only OWNER/NAME can be an id, and is none where a folder of the owner's name is here.
+
+    Args:
+        given: What was given.
+        what: What it is, for the message: `--model`.
+
+    Raises:
+        FileNotFoundError: With the nearest folder, if one is near.
+    """
+    path = Path(given)
+    if path.exists():
+        return
+    absent = next(part for part in (*reversed(path.parents), path) if not part.exists())
+    here = [entry.name for entry in absent.parent.iterdir() if entry.is_dir()] if absent.parent.is_dir() else []
+    near = [absent.with_name(name) / path.relative_to(absent) for name in difflib.get_close_matches(absent.name, here)]
+    near = [folder for folder in near if folder.is_dir()]
+    if near or path.parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+        hint = f"; did you mean {near[0]}?" if near else ", and an id on the Hub is OWNER/NAME."
+        raise FileNotFoundError(f"{what} {given}: there is no such folder{hint}")
 
 
 def report_errors(

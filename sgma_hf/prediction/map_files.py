@@ -18,10 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 from ..model.configuration_sgma import IGNORE_INDEX
 from ..rasters.files import PILLOW_ERRORS, Georeference, open_quietly, require_rasterio
 from ..visualization.palette import colorize, default_palette
+from . import EXTRAS
 
 
 PNG_SUFFIXES, TIFF_SUFFIXES = (".png",), (".tif", ".tiff")
-EXTRAS = ("confidence", "probabilities", "robustness", "decision", "agreement")
 COG_BLOCK = 512
 ROWS_AT_ONCE = 64  # when strips are put together
 # In every file: what it holds, a key of `OutputPlan.files`, and of which run, see `StripStore.run`.

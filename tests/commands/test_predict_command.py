@@ -81,7 +81,7 @@ def test_map_is_what_the_model_says_without_the_modality_left_out(
 ):
     files, images = rasters
     out = tmp_path / "new" / "map.png"
-    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--out", str(out)]) == 0
+    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--output", str(out)]) == 0
     ids, shares = predicted(model, processor, {"rgb": images["rgb"], "sar": images["sar"]})
     written = np.asarray(Image.open(out))
     assert written.dtype == np.uint8
@@ -105,17 +105,17 @@ def test_reliance_of_an_earlier_picture_is_removed_by_name_and_no_file_of_others
 ):
     files, _ = rasters
     out = tmp_path / "new" / "map.png"
-    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--out", str(out)]) == 0
+    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--output", str(out)]) == 0
     theirs = tmp_path / "new" / "map_robustness_dsm.png"
     Image.new("L", (4, 4)).save(theirs)
-    assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", str(out)]) == 0
+    assert main(["--model", checkpoint, *flags(files, "rgb"), "--output", str(out)]) == 0
     names = ["map.png", "map_color.png", "map_robustness_dsm.png", "map_robustness_rgb.png"]
     assert sorted(path.name for path in out.parent.iterdir()) == names
     assert (
         f"{out.parent / 'map_robustness_sar.png'}  removed: it belonged to an earlier map" in capsys.readouterr().out
     )
     pytest.importorskip("rasterio")
-    assert main(["--model", checkpoint, *flags(files, "dsm"), "--out", str(out)]) == 1
+    assert main(["--model", checkpoint, *flags(files, "dsm"), "--output", str(out)]) == 2
     assert "map_robustness_dsm.png, beside map.png, would replace a file" in capsys.readouterr().err
     assert Image.open(theirs).size == (4, 4)
 
@@ -124,7 +124,7 @@ def test_raster_of_another_resolution_with_a_gap(model, processor, checkpoint, r
     pytest.importorskip("rasterio")
     files, images = rasters
     out = tmp_path / "map.png"
-    assert main(["--model", checkpoint, *flags(files, "rgb", "dsm"), "--out", str(out)]) == 0
+    assert main(["--model", checkpoint, *flags(files, "rgb", "dsm"), "--output", str(out)]) == 0
     ids, shares = predicted(model, processor, {"rgb": images["rgb"], "dsm": images["dsm"]})
     # The processor takes the reference level from the pixels of the file, the command from those of the map's grid.
     assert (np.asarray(Image.open(out)) == ids).mean() > 0.97
@@ -136,7 +136,7 @@ def test_pixels_that_nothing_covers_are_255_and_transparent(checkpoint, rasters,
     pytest.importorskip("rasterio")
     files, _ = rasters
     out = tmp_path / "map.png"
-    assert main(["--model", checkpoint, *flags(files, "dsm"), "--out", str(out)]) == 0
+    assert main(["--model", checkpoint, *flags(files, "dsm"), "--output", str(out)]) == 0
     ids = np.asarray(Image.open(out))
     assert ids.shape == (HEIGHT // 2, WIDTH // 2)
     assert (ids[:, 20:] == 255).all() and (ids[:, :20] < 5).all()
@@ -156,7 +156,7 @@ def test_geotiff_keeps_the_place_of_the_first_raster(model, processor, checkpoin
     dsm_file = write_geotiff(tmp_path / "dsm.tif", dsm, left=500000.0 - 16, top=4800000.0 + 8, pixel=2.0)
     out = tmp_path / "map.tif"
     extras = ["--extras", "robustness"]
-    assert main(["--model", checkpoint, "--rgb", rgb_file, "--dsm", dsm_file, "--out", str(out), *extras]) == 0
+    assert main(["--model", checkpoint, "--rgb", rgb_file, "--dsm", dsm_file, "--output", str(out), *extras]) == 0
     images = {"rgb": np.moveaxis(rgb, 0, -1), "dsm": dsm[0, 4:24, 8:36]}
     ids, shares = predicted(model, processor, images)
     with rasterio.open(out) as result, rasterio.open(rgb_file) as reference:
@@ -178,11 +178,11 @@ def test_first_raster_on_the_command_line_is_the_grid(checkpoint, tmp_path):
     rgb = write_geotiff(tmp_path / "rgb.tif", np.ones((3, 48, 48), dtype=np.uint8))
     dsm = write_geotiff(tmp_path / "dsm.tif", np.ones((1, 32, 40), dtype=np.float32), left=500008.0)
     out = tmp_path / "map.tif"
-    assert main(["--model", checkpoint, "--dsm", dsm, "--rgb", rgb, "--out", str(out)]) == 0
+    assert main(["--model", checkpoint, "--dsm", dsm, "--rgb", rgb, "--output", str(out)]) == 0
     with rasterio.open(out) as result:
         assert result.shape == (32, 40)
         assert result.transform.c == 500008.0
-    assert main(["--model", checkpoint, "--rgb", rgb, "--dsm", dsm, "--out", str(out)]) == 0
+    assert main(["--model", checkpoint, "--rgb", rgb, "--dsm", dsm, "--output", str(out)]) == 0
     with rasterio.open(out) as result:
         assert result.shape == (48, 48)
 
@@ -191,7 +191,7 @@ def test_rasters_that_do_not_overlap_are_named(checkpoint, tmp_path, capsys):
     rgb = write_geotiff(tmp_path / "rgb.tif", np.ones((3, 40, 40), dtype=np.uint8))
     dsm = write_geotiff(tmp_path / "dsm.tif", np.ones((1, 40, 40), dtype=np.float32), left=600000.0)
     out = tmp_path / "map.tif"
-    assert main(["--model", checkpoint, "--rgb", rgb, "--dsm", dsm, "--out", str(out)]) == 1
+    assert main(["--model", checkpoint, "--rgb", rgb, "--dsm", dsm, "--output", str(out)]) == 2
     message = capsys.readouterr().err
     assert "dsm.tif does not overlap" in message
     assert not out.exists()
@@ -203,7 +203,7 @@ def test_repeated_flag_adds_a_file(checkpoint, tmp_path):
     right = write_geotiff(tmp_path / "r.tif", np.ones((3, 40, 40), dtype=np.uint8), left=500040.0)
     out = tmp_path / "map.tif"
     flags = ["--rgb", left, "--rgb", right, "--extras", "confidence", "--extras", "decision"]
-    assert main(["--model", checkpoint, *flags, "--out", str(out)]) == 0
+    assert main(["--model", checkpoint, *flags, "--output", str(out)]) == 0
     with rasterio.open(out) as result:
         assert result.shape == (40, 80) and (result.read(1) < 5).all()
     assert (tmp_path / "map_confidence.tif").exists() and (tmp_path / "map_decision.tif").exists()
@@ -223,14 +223,15 @@ def test_array_with_channels_first_is_read_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--thermal", "x.tif"], "unknown: --thermal x.tif. The modalities of"),
-        (["--rg", "x.tif"], "--rgb, --dsm, --sar"),
+        (["--thermal", "x.tif"], "there is no flag --thermal (the modalities of"),
+        (["--rg", "x.tif"], "there is no flag --rg; did you mean --rgb? (the modalities of"),
+        (["--rg", "x.tif"], "are --rgb, --dsm, --sar)\n"),
         ([], "no raster given; give at least one of --rgb, --dsm, --sar"),
     ],
 )
 def test_wrong_flags_are_answered_with_the_modalities(checkpoint, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_info:
-        main(["--model", checkpoint, *arguments, "--out", str(tmp_path / "map.png")])
+        main(["--model", checkpoint, *arguments, "--output", str(tmp_path / "map.png")])
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -268,10 +269,10 @@ def test_earlier_files_stay_if_the_run_fails(checkpoint, rasters, tmp_path, caps
     elif content is None:
         Image.fromarray(np.zeros((40, 40), dtype=np.uint8)).save(source)
     outputs = tmp_path / "out"
-    assert main(["--model", checkpoint, *flags(rasters[0], "rgb"), "--out", str(outputs / "map.png")]) == 0
+    assert main(["--model", checkpoint, *flags(rasters[0], "rgb"), "--output", str(outputs / "map.png")]) == 0
     before = snapshot(outputs)
     assert set(before) == {"map.png", "map_color.png", "map_robustness_rgb.png"}
-    assert main(["--model", checkpoint, "--rgb", str(source), "--out", str(outputs / "map.png")]) == 1
+    assert main(["--model", checkpoint, "--rgb", str(source), "--output", str(outputs / "map.png")]) == 2
     assert message in capsys.readouterr().err
     assert snapshot(outputs) == before
     assert sorted(path.name for path in outputs.iterdir()) == sorted(before)  # the hidden folder is gone, too
@@ -287,7 +288,7 @@ def test_failure_while_writing_leaves_the_earlier_files(checkpoint, rasters, tmp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sgma_hf.prediction.map_files.colorize", full_disk)  # after the label map, before the rest
-    assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", str(outputs / "map.png")]) == 1
+    assert main(["--model", checkpoint, *flags(files, "rgb"), "--output", str(outputs / "map.png")]) == 2
     assert "No space left" in capsys.readouterr().err
     assert snapshot(outputs) == {"map.png": b"earlier"}
     assert len(list(outputs.iterdir())) == 1
@@ -297,9 +298,9 @@ def test_second_run_replaces_everything_of_the_first(checkpoint, rasters, tmp_pa
     files, _ = rasters
     outputs = tmp_path / "out"
     out = str(outputs / "map.png")
-    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--out", out]) == 0
+    assert main(["--model", checkpoint, *flags(files, "rgb", "sar"), "--output", out]) == 0
     first = snapshot(outputs)
-    assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", out]) == 0
+    assert main(["--model", checkpoint, *flags(files, "rgb"), "--output", out]) == 0
     second = snapshot(outputs)
     assert set(first) - set(second) == {"map_robustness_sar.png"}
     assert first["map_robustness_rgb.png"] != second["map_robustness_rgb.png"]
@@ -320,24 +321,27 @@ def test_output_that_cannot_be_written_stops_before_the_work(checkpoint, rasters
         (tmp_path / "map.jpg", "ends in .png, .tif or .tiff"),
         (files["rgb"], "is also an input"),
     ):
-        assert main(["--model", checkpoint, *flags(files, "rgb"), "--out", str(out)]) == 1
+        assert main(["--model", checkpoint, *flags(files, "rgb"), "--output", str(out)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("sgma-hf predict: ") and message in error
 
 
 def test_checkpoint_that_is_none_is_refused(tmp_path, capsys):
-    assert main(["--model", str(tmp_path / "nowhere"), "--rgb", "x.png", "--out", "map.png"]) == 1
-    assert "nowhere` cannot be loaded: there is no such folder.\n" in capsys.readouterr().err
+    (tmp_path / "here").mkdir()
+    assert main(["--model", str(tmp_path / "heer"), "--rgb", "x.png", "--output", "map.png"]) == 2
+    assert f"heer: there is no such folder; did you mean {tmp_path / 'here'}?\n" in capsys.readouterr().err
+    assert main(["--model", str(tmp_path / "here"), "--rgb", "x.png", "--output", "map.png"]) == 2
+    assert "here has no config.json" in capsys.readouterr().err
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
-    assert main(["--model", str(tmp_path), "--rgb", "x.png", "--out", "map.png"]) == 1
+    assert main(["--model", str(tmp_path), "--rgb", "x.png", "--output", "map.png"]) == 2
     assert "is a checkpoint of 'segformer'; expected one of SGMA" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_device_that_is_not_there_is_refused(checkpoint, rasters, tmp_path, capsys):
     for device in ("cuda", "warp"):
-        arguments = ["--model", checkpoint, *flags(rasters[0], "rgb"), "--out", str(tmp_path / "map.png")]
-        assert main([*arguments, "--device", device]) == 1
+        arguments = ["--model", checkpoint, *flags(rasters[0], "rgb"), "--output", str(tmp_path / "map.png")]
+        assert main([*arguments, "--device", device]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"sgma-hf predict: `--device {device}` cannot be used: ") and error.count("\n") == 1
 
@@ -349,6 +353,6 @@ def test_model_without_robustness_says_so(rasters, tmp_path, capsys):
     model.save_pretrained(folder)
     SgmaImageProcessor(model.config.modalities, model.config.modality_channels).save_pretrained(folder)
     out = tmp_path / "out" / "map.png"
-    assert main(["--model", str(folder), *flags(files, "rgb"), "--out", str(out)]) == 0
+    assert main(["--model", str(folder), *flags(files, "rgb"), "--output", str(out)]) == 0
     assert "no robustness maps: this checkpoint fuses by 'mean'" in capsys.readouterr().out
     assert sorted(path.name for path in out.parent.iterdir()) == ["map.png", "map_color.png"]

@@ -9,7 +9,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from sgma_hf.data import command_line
-from sgma_hf.data.command_line import Parser, report_errors
+from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
 
 
 class CommandParser(Parser, HfArgumentParser):
@@ -96,6 +96,26 @@ def test_what_is_wrong_is_said_in_one_line(capsys):
 def test_abbreviations_are_as_the_parser_wants_them(capsys):
     assert parser().parse_args(["--outp", "x"]).output == "x"
     assert "did you mean --output" in refused(capsys, "--outpu", "x", made=parser(allow_abbrev=False))
+
+
+def test_a_folder_that_is_not_there_is_refused_and_an_id_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "weedmap" / "checkpoint-5").mkdir(parents=True)
+    for given in ("outputs", "outputs/weedmap", str(tmp_path), "org/name", "OpenGVLab/pvt_v2_b2"):
+        check_folder_or_id(given, "--model")
+    nearest = {
+        "outputs/weedmpa": "outputs/weedmap",
+        "outptus/weedmap": "outputs/weedmap",
+        "ouputs/weedmap/checkpoint-5": "outputs/weedmap/checkpoint-5",
+        "./output": "outputs",
+        f"{tmp_path}/ouputs": f"{tmp_path}/outputs",
+    }
+    for given, near in nearest.items():
+        with pytest.raises(FileNotFoundError, match=f"--model {given}: there is no such folder; did you mean {near}"):
+            check_folder_or_id(given, "--model")
+    for given in ("weedmap", "./xyz", "../xyz/a", "/xyz/a", "outputs/other", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="there is no such folder, and an id on the Hub is OWNER/NAME"):
+            check_folder_or_id(given, "--model")
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_agreement_is_that_of_the_model_and_only_where_two_modalities_are(tmp_pa
     processor.save_pretrained(tmp_path / "model")
     files = {name: str(path) for name, path in files.items()}
     command = ["--model", str(tmp_path / "model"), "--rgb", files["rgb"], "--dsm", files["dsm"], "--device", "cpu"]
-    assert main([*command, "--tile", "64", "--out", str(tmp_path / "map.tif"), "--extras", "agreement"]) == 0
+    assert main([*command, "--tile_size", "64", "--output", str(tmp_path / "map.tif"), "--extras", "agreement"]) == 0
     means = ", ".join(f"{name} {mean:.2f}" for name, mean in result.agreement.items())
     assert f"mean agreement of each modality alone with the others: {means}\n" in capsys.readouterr().out
 
@@ -448,11 +448,11 @@ def test_two_processes_write_the_same_files(tmp_path):
     SgmaImageProcessor(["rgb", "dsm"], [3, 1]).save_pretrained(tmp_path / "model")
     rgb = np.random.default_rng(5).integers(1, 255, (3, 150, 70)).astype(np.uint8)
     rgb_file = write_tiff(tmp_path / "rgb.tif", rgb)
-    arguments = ["--model", str(tmp_path / "model"), "--rgb", rgb_file, "--tile", "32", "--stride", "24"]
+    arguments = ["--model", str(tmp_path / "model"), "--rgb", rgb_file, "--tile_size", "32", "--stride", "24"]
     arguments += ["--extras", "confidence", "--device", "cpu"]
-    assert main([*arguments, "--out", str(tmp_path / "one" / "map.tif")]) == 0
+    assert main([*arguments, "--output", str(tmp_path / "one" / "map.tif")]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(ROOT / "scripts" / "predict.py"), *arguments, "--out", str(tmp_path / "two" / "map.tif")]
+    script = [str(ROOT / "scripts" / "predict.py"), *arguments, "--output", str(tmp_path / "two" / "map.tif")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     run = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr

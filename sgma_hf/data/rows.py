@@ -17,6 +17,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
 from .codec import decode_raster
+from .command_line import check_folder_or_id
 
 
 logger = logging.get_logger(__name__)
@@ -49,7 +50,7 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
             outside the dataset.
     """
     source = str(directory_or_id)
-    check_is_there(source)
+    check_folder_or_id(source, "data set")
     names = get_dataset_split_names(source)
     chosen = split if split in names else SPLIT_ALIASES.get(split, split)
     if chosen not in names:
@@ -62,19 +63,6 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
             rows = rows.cast_column(name, Image(mode=feature.mode, decode=False))
             _refuse_foreign_files(rows, name, source)
     return rows
-
-
-def check_is_there(directory_or_id: str | os.PathLike) -> None:
-    """Raise a FileNotFoundError if a data set is meant to be in a folder that is not there, without asking the Hub.
-
-    Only `owner/name` may be one of the Hub, unless a folder of the owner's name is here.
-    """
-    path = Path(directory_or_id)
-    if not path.exists() and (len(path.parts) != 2 or path.parent.is_dir()):
-        raise FileNotFoundError(
-            f"there is no folder {str(directory_or_id)!r}. Correct the path of the data set; one of the Hub is named "
-            "owner/name."
-        )
 
 
 def _refuse_foreign_files(rows: Dataset, column: str, source: str) -> None:

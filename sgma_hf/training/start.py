@@ -18,11 +18,11 @@ from transformers import (
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
+from ..data.command_line import check_folder_or_id
 from ..data.metadata import DatasetMetadata, check_meaning
 from ..data.processor_fitting import fit_processor, refit_processor
 from ..data.rows import (
     SPLIT_ALIASES,
-    check_is_there,
     labelled_rows,
     load_rows,
     present_modalities,
@@ -72,7 +72,13 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
         OSError: If there is no such data set, model or encoder.
     """
     check_arguments(arguments)
-    check_is_there(arguments.dataset)
+    for what, given in (
+        ("data set", arguments.dataset),
+        ("--model", arguments.model),
+        ("--backbone", arguments.backbone),
+    ):
+        if given is not None:
+            check_folder_or_id(given, what)
     metadata = DatasetMetadata.load(arguments.dataset)
     modalities = _modalities(arguments, metadata)
     train_rows = _rows_to_train_on(arguments, modalities)

@@ -83,7 +83,9 @@ def test_a_mistyped_flag_and_a_data_set_that_is_not_there_are_named(arguments, t
     line = refusal(main, flags(arguments, lerning_rate="1e-3"), capsys)
     assert line == "sgma-hf train: there is no flag --lerning_rate; did you mean --learning_rate?"
     line = refusal(main, flags(arguments, dataset=tmp_path / "scens"), capsys)
-    assert line.startswith(f"sgma-hf train: there is no folder {str(tmp_path / 'scens')!r}")
+    assert line.startswith(f"sgma-hf train: data set {tmp_path / 'scens'}: there is no such folder")
+    line = refusal(main, flags(arguments, backbone=tmp_path / "pvt"), capsys)
+    assert line.startswith(f"sgma-hf train: --backbone {tmp_path / 'pvt'}: there is no such folder")
 
 
 def test_help_shows_fifteen_flags_and_names_the_flag_that_shows_all(capsys):

@@ -1,43 +1,40 @@
 """Turns anybody's folders of rasters into a dataset.
 
-    python dataset_scripts/rasters.py --source weedmap --out data/weedmap --modalities nir red green --nodata nir=0
-    python dataset_scripts/rasters.py --source trees --out data/trees --modalities rgb hsi chm --val-fraction 0.2 \
-        --group-distance 60
-    python dataset_scripts/rasters.py --source plots --out data/plots --modalities rgb=rgbn:1,2,3 nir=rgbn:4
+    sgma-hf convert-rasters --source weedmap --output data/weedmap --modalities nir red green --nodata nir=0
+    sgma-hf convert-rasters --source trees --output data/trees --modalities rgb hsi chm --val_fraction 0.2 \
+        --group_distance 60
+    sgma-hf convert-rasters --source plots --output data/plots --modalities rgb=rgbn:1,2,3 nir=rgbn:4
 
-See `source_layout` for the folders it understands, `raster_io.read_on_extent` for what happens to rasters of other
-resolution or extent, `class_maps` for `--classes`. A scene is held in memory whole.
+See `folders.layout` for the folders it understands, `read_on_extent` for what happens to rasters of other resolution
+or extent, `folders.class_maps` for `--classes`. A scene is held in memory whole.
 """
 
-import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers.utils import logging
 
 from ..data.codec import whole_numbers
+from ..data.command_line import Parser, report_errors
 from ..data.metadata import DatasetMetadata
 from ..model.configuration_sgma import check_modalities
 from ..publishing.push import add_push_arguments, push_as_asked
 from ..rasters.alpha import check_alpha
 from ..rasters.bands import ALL_BANDS, BandSelection, share_files
 from ..rasters.files import Georeference, RasterInfo, read_info, read_on_extent, read_raster
-from .folders.class_maps import ClassMap, count_values, describe_unmapped
+from .folders.class_maps import ClassMap, count_values
 from .folders.layout import SceneFiles, find_scenes
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
 from .folders.spatial_groups import choose_validation, group_scenes
 from .folders.tiling import Tiling, cut
 from .writing.card import command_for_card
 from .writing.parquet import ParquetDatasetWriter, check_output
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -149,31 +146,30 @@ def convert_rasters(
     empty = 0
     with writer:
         for scene in tqdm(scenes, desc="converting", unit="scene"):
-            empty += _write_scene(writer, scene, plans, class_map, options)
-    notes = [f"{empty} tiles without data in any modality were left out."] if empty else []
-    return "\n".join([writer.summary(), *notes])
+            for row_id, images, label in _rows(scene, plans, class_map, Tiling(options.tile, options.stride)):
+                if all(array is None for array in images.values()):
+                    empty += 1
+                else:
+                    writer.write(scene.files.split, row_id, images, label)
+    note = f"\n{empty} tiles without data in any modality were left out." if empty else ""
+    return writer.summary() + note
 
 
 def _check_options(source: Path, out: Path, modalities: Sequence[str], options: ConversionOptions) -> None:
     """Refuse what can be refused before any file is read."""
     check_modalities(list(modalities), [options.absent.get(name, 1) for name in modalities])
-    named = {
-        "--absent": options.absent,
-        "--nodata": options.nodata,
-        "--units": options.units,
-        "`bands`": options.bands,
-    }
+    named = {"--absent": options.absent, "--nodata": options.nodata, "--units": options.units, "bands": options.bands}
     for flag, entries in named.items():
         unknown = sorted(set(entries) - set(modalities))
         if unknown:
             raise ValueError(f"{flag} names {unknown}; the modalities are {list(modalities)}.")
     if (options.group_distance is not None or options.group_regex is not None) and options.val_fraction is None:
-        raise ValueError("Groups are for setting validation scenes aside: give --val-fraction too.")
+        raise ValueError("Groups are for setting validation scenes aside: give --val_fraction too.")
     if options.classes is not None and options.label is None:
         raise ValueError("--classes needs labels; leave out --label none.")
     Tiling(options.tile, options.stride)
     if options.overwrite and source.absolute().resolve().is_relative_to(out.absolute().resolve()):
-        raise ValueError(f"--overwrite would remove the source: {source} is in --out {out}.")
+        raise ValueError(f"--overwrite would remove the source: {source} is in --output {out}.")
     check_output(out, overwrite=options.overwrite)
 
 
@@ -207,19 +203,16 @@ def _class_map(scenes: Sequence[_Scene], options: ConversionOptions) -> ClassMap
         class_map = ClassMap.load(options.classes, ignore_unmapped=options.ignore_unmapped)
     by_colour = class_map is not None and class_map.by_colour
     nodata = {int(info.nodata) for info in labelled if info.nodata is not None}
-    found: Counter = Counter()
-    first: Path | None = None
+    found = {}
     for info in tqdm(labelled, desc="labels", unit="scene"):
-        values, valid = _read_label(info, by_colour=by_colour)
-        counts = count_values(values, valid, by_colour=by_colour, path=info.path)
-        if class_map is not None and first is None and class_map.unmapped(counts, nodata=nodata):
-            first = info.path
-        found.update(counts)
+        found[info.path] = count_values(*_read_label(info, by_colour=by_colour), by_colour=by_colour, path=info.path)
+    total = sum(found.values(), Counter())
     if class_map is None:
-        return ClassMap.identity(found, nodata=nodata)
-    unmapped = class_map.unmapped(found, nodata=nodata)
+        return ClassMap.identity(total, nodata=nodata)
+    unmapped = class_map.unmapped(total, nodata=nodata)
     if unmapped and not class_map.ignore_unmapped:
-        raise ValueError(describe_unmapped(unmapped, first))
+        first = next(path for path, counts in found.items() if unmapped.keys() & counts)
+        raise ValueError(class_map.describe_unmapped(unmapped, first))
     return class_map
 
 
@@ -236,8 +229,8 @@ def _set_validation_aside(scenes: Sequence[_Scene], options: ConversionOptions) 
         return
     if any(scene.files.split == "validation" for scene in scenes):
         raise ValueError(
-            "The source has a validation split already, so --val-fraction is ambiguous. Leave it out, or call that "
-            "split something else: --split-as valid=test."
+            "The source has a validation split already, so --val_fraction is ambiguous. Leave it out, or call that "
+            "split something else: --split_as valid=test."
         )
     training = [scene for scene in scenes if scene.files.split == "train"]
     groups = group_scenes(
@@ -247,58 +240,60 @@ def _set_validation_aside(scenes: Sequence[_Scene], options: ConversionOptions) 
         regex=options.group_regex,
     )
     tiling = Tiling(options.tile, options.stride)
-    sizes = [len(tiling.windows(scene.size, scene.files.split)) for scene in training]
+    sizes = [len(tiling.windows(scene.size, "train")) for scene in training]
     chosen = choose_validation(groups, sizes, options.val_fraction, options.seed)
     for scene, is_validation in zip(training, chosen, strict=True):
         if is_validation:
             scene.files.split = "validation"
 
 
-def _write_scene(
-    writer: ParquetDatasetWriter,
-    scene: _Scene,
-    plans: Sequence[ModalityPlan],
-    class_map: ClassMap | None,
-    options: ConversionOptions,
-) -> int:
-    """Write the rows of a scene; returns how many tiles were left out because no modality has data there."""
+def _rows(
+    scene: _Scene, plans: Sequence[ModalityPlan], class_map: ClassMap | None, tiling: Tiling
+) -> Iterator[tuple[str, dict[str, np.ndarray | None], np.ndarray | None]]:
+    """Id, rasters (None where there is no data) and label of each tile of a scene."""
     rasters = {}
     for plan in plans:
-        info = scene.infos[plan.name]
+        info, nodata = scene.infos[plan.name], plan.option
         if info is not None:
-            option = plan.option
             rasters[plan.name] = read_on_extent(
-                info, scene.grid, scene.size, nodata=option.values, use_declared_nodata=option.use_declared
+                info, scene.grid, scene.size, nodata=nodata.values, use_declared_nodata=nodata.use_declared
             )
     label = None
-    if scene.label is not None and class_map is not None:
+    if scene.label is not None:
         label = class_map.apply(*_read_label(scene.label, by_colour=class_map.by_colour))
-    empty, split, tiling = 0, scene.files.split, Tiling(options.tile, options.stride)
-    for window in tiling.windows(scene.size, split):
-        top, left, height, width = window
-        images = {
-            plan.name: plan.store(cut(rasters[plan.name], scene.size, window), scene.files.rasters[plan.name])
-            if plan.name in rasters
-            else None
-            for plan in plans
-        }
-        if all(array is None for array in images.values()):
-            empty += 1
-            continue
-        row_id = scene.files.name if options.tile is None else f"{scene.files.name}_y{top:05d}_x{left:05d}"
-        tile_label = None
-        if label is not None:
-            tile_label = tiling.label(label[top : top + height, left : left + width], window, split)
-        writer.write(split, row_id, images, tile_label)
-    return empty
+    for window in tiling.windows(scene.size, scene.files.split):
+        images = dict.fromkeys(scene.infos)
+        for plan in plans:
+            if plan.name in rasters:
+                part = cut(rasters[plan.name], scene.size, window)
+                images[plan.name] = plan.store(part, scene.files.rasters[plan.name])
+        place = "" if tiling.tile is None else f"_y{window.top:05d}_x{window.left:05d}"
+        part = None if label is None else tiling.label(label[window.slices], window, scene.files.split)
+        yield scene.files.name + place, images, part
 
 
-def _pairs(entries: Sequence[str], flag: str) -> dict[str, str]:
+def _pairs(
+    entries: Sequence[str], flag: str, convert: Callable[[str], Any] = str, expected: str = "NAME=VALUE"
+) -> dict[str, Any]:
     """`NAME=VALUE` arguments as a dict."""
-    pairs = dict(entry.partition("=")[::2] for entry in entries)
-    if any(not value for value in pairs.values()) or len(pairs) != len(entries):
-        raise ValueError(f"{flag} {' '.join(entries)}: expected NAME=VALUE, each name once.")
+    pairs = {}
+    try:
+        for name, _, text in (entry.partition("=") for entry in entries):
+            if not text or name in pairs:
+                raise ValueError
+            pairs[name] = convert(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} {' '.join(entries)}: expected {expected}, each name once.") from error
     return pairs
+
+
+def _nodata(text: str) -> NodataOption:
+    """`0`, `-9999,-32768`, or `none` (whatever the files declare)."""
+    if text == "none":
+        return NodataOption(use_declared=False)
+    return NodataOption(
+        tuple(value for value in map(float, text.split(",")) if np.isfinite(value))
+    )  # NaN always counts
 
 
 def _modalities(entries: Sequence[str]) -> dict[str, tuple[str, BandSelection]]:
@@ -313,39 +308,17 @@ def _modalities(entries: Sequence[str]) -> dict[str, tuple[str, BandSelection]]:
     return modalities
 
 
-def _nodata_options(entries: Sequence[str]) -> dict[str, NodataOption]:
-    """`nir=0`, `dsm=-9999,-32768`, `rgb=none` (whatever the files declare)."""
-    options = {}
-    for name, text in _pairs(entries, "--nodata").items():
-        if text == "none":
-            options[name] = NodataOption(use_declared=False)
-            continue
-        try:
-            values = tuple(float(part) for part in text.split(","))
-        except ValueError as error:
-            raise ValueError(f"--nodata {name}={text}: expected numbers, separated by commas, or `none`.") from error
-        options[name] = NodataOption(tuple(value for value in values if np.isfinite(value)))  # NaN always counts
-    return options
-
-
-def _absent(entries: Sequence[str]) -> dict[str, int]:
-    """Bands by name, of `dsm=1`."""
-    try:
-        return {name: int(count) for name, count in _pairs(entries, "--absent").items()}
-    except ValueError as error:
-        raise ValueError(f"--absent {' '.join(entries)}: expected NAME=BANDS, a whole number, as in dsm=1.") from error
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rasters",
+def _parser() -> Parser:
+    parser = Parser(
+        prog="sgma-hf convert-rasters",
         description="Turn a folder of rasters into a dataset: a folder per modality (nir/x.png, label/x.png, or "
         "nir/x_nir.png, label/x_label.png) or per scene (x/nir.tif, x/label.tif), with or without split folders "
         "(train, valid, ...). Absent files become null.",
     )
     add = parser.add_argument
+    several = {"nargs": "+", "action": "extend", "default": []}
     add("--source", type=Path, required=True, help="folder of the rasters")
-    add("--out", type=Path, required=True, help="folder to make; load_dataset(folder) reads it")
+    add("--output", type=Path, required=True, former=["--out"], help="folder to make; load_dataset(folder) reads it")
     add(
         "--modalities",
         nargs="+",
@@ -357,29 +330,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--absent",
-        nargs="+",
-        default=[],
-        action="extend",
+        **several,
         metavar="NAME=BANDS",
         help="modality that no scene has, null in every row, and how many bands a model takes of it: dsm=1",
     )
     add("--label", default="label", help="folder or file stem of the labels, or none (default: label)")
-    add("--nodata", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="value of no data: nir=0")
-    add("--units", nargs="+", default=[], action="extend", metavar="NAME=UNIT", help="for the record: dsm=m sar=dB")
+    add("--nodata", **several, metavar="NAME=VALUE", help="value of no data: nir=0")
+    add("--units", **several, metavar="NAME=UNIT", help="for the record: dsm=m sar=dB")
     add("--classes", type=Path, help='json: ["soil", "crop"] or [{"name": "crop", "value": 7 or "color": [r, g, b]}]')
-    add("--ignore-unmapped", action="store_true", help="ignore label values that --classes does not have")
-    add("--tile", type=int, help="cut scenes into tiles of so many label pixels")
-    add("--stride", type=int, help="pixels from tile to tile of training scenes (default: --tile)")
-    add("--val-fraction", type=float, help="share of the training rows to set aside as validation, by whole scenes")
-    add("--group-distance", type=float, metavar="METRES", help="scenes closer than this stay on one side")
-    add("--group-regex", help="scenes whose names give the same match (its first group) stay on one side")
+    add("--ignore_unmapped", action="store_true", help="ignore label values that --classes does not have")
+    add("--tile_size", dest="tile", type=int, former=["--tile"], help="cut scenes into tiles of so many label pixels")
+    add("--stride", type=int, help="pixels from tile to tile of training scenes (default: --tile_size)")
+    add("--val_fraction", type=float, help="share of the training rows to set aside as validation, by whole scenes")
+    add("--group_distance", type=float, metavar="METRES", help="scenes closer than this stay on one side")
+    add("--group_regex", help="scenes whose names give the same match (its first group) stay on one side")
     add("--seed", type=int, default=0, help="decides which scenes are set aside (default: 0)")
-    add("--split-as", nargs="+", default=[], action="extend", metavar="FOLDER=SPLIT", help="e.g. valid=test")
-    add("--overwrite", action="store_true", help="replace an earlier dataset in --out")
+    add("--split_as", dest="split_names", **several, metavar="FOLDER=SPLIT", help="e.g. valid=test")
+    add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
     add_push_arguments(parser)
     return parser
 
 
+@report_errors("sgma-hf convert-rasters", on_stop="nothing was written; the same command starts anew")
 def main(argv: list[str] | None = None) -> int:
     """Command line of the raster converter; see the module's docstring.
 
@@ -387,39 +359,23 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        0, or 1 after one line that says what was wrong.
+        0, or 2 after one line that says what was wrong.
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
-    try:
-        modalities = _modalities(arguments.modalities)
-        options = ConversionOptions(
-            label=None if arguments.label == "none" else arguments.label,
-            folders={name: folder for name, (folder, _) in modalities.items()},
-            bands={name: bands for name, (_, bands) in modalities.items()},
-            absent=_absent(arguments.absent),
-            nodata=_nodata_options(arguments.nodata),
-            units=_pairs(arguments.units, "--units"),
-            classes=arguments.classes,
-            ignore_unmapped=arguments.ignore_unmapped,
-            tile=arguments.tile,
-            stride=arguments.stride,
-            val_fraction=arguments.val_fraction,
-            group_distance=arguments.group_distance,
-            group_regex=arguments.group_regex,
-            seed=arguments.seed,
-            split_names=_pairs(arguments.split_as, "--split-as"),
-            overwrite=arguments.overwrite,
-        )
-        summary = convert_rasters(
-            arguments.source,
-            arguments.out,
-            list(modalities),
-            options=options,
-            command=command_for_card("dataset_scripts/rasters.py", argv, ("--source", "--out", "--classes")),
-        )
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"rasters: {error}\n")
-        return 1
+    modalities = _modalities(arguments.modalities)
+    given = vars(arguments) | {
+        "label": None if arguments.label == "none" else arguments.label,
+        "folders": {name: folder for name, (folder, _) in modalities.items()},
+        "bands": {name: bands for name, (_, bands) in modalities.items()},
+        "absent": _pairs(arguments.absent, "--absent", int, "NAME=BANDS, a whole number, as in dsm=1"),
+        "nodata": _pairs(arguments.nodata, "--nodata", _nodata, "NAME=VALUE, numbers and commas between, or `none`"),
+        "units": _pairs(arguments.units, "--units"),
+        "split_names": _pairs(arguments.split_names, "--split_as"),
+    }
+    options = ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
+    command = command_for_card("dataset_scripts/rasters.py", argv, ("--source", "--output", "--classes"))
+    summary = convert_rasters(arguments.source, arguments.output, list(modalities), options=options, command=command)
     sys.stdout.write(f"{summary}\n")
-    return push_as_asked(arguments, "rasters")
+    push_as_asked(arguments)
+    return 0

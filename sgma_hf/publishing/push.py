@@ -117,26 +117,19 @@ def _check_card(path: Path) -> None:
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--push ORG/NAME` and `--public` to a converter's command line, for `push_as_asked`."""
-    parser.add_argument("--push", metavar="ORG/NAME", help="upload --out to the Hub, as a private dataset")
+    parser.add_argument("--push", metavar="ORG/NAME", help="upload --output to the Hub, as a private dataset")
     parser.add_argument("--public", action="store_true", help="with --push: make a public dataset")
 
 
-def push_as_asked(arguments: argparse.Namespace, program: str) -> int:
-    """Push `arguments.out` if `--push` was given.
+def push_as_asked(arguments: argparse.Namespace) -> None:
+    """Push `arguments.output` if `--push` was given, and print where it is.
 
     Args:
-        arguments: With `out`, `push` and `public`.
-        program: Name in front of an error's line.
+        arguments: With `output`, `push` and `public`.
 
-    Returns:
-        0, or 1 after one line that says what was wrong.
+    Raises:
+        ValueError, OSError: As `push_dataset`.
     """
-    if not arguments.push:
-        return 0
-    try:
-        url = push_dataset(arguments.out, arguments.push, private=not arguments.public)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{program}: {error}\n")
-        return 1
-    sys.stdout.write(f"{url}\n")
-    return 0
+    if arguments.push:
+        url = push_dataset(arguments.output, arguments.push, private=not arguments.public)
+        sys.stdout.write(f"{url}\n")

@@ -36,7 +36,7 @@ def tiff(path: Path, values, **profile) -> Path:
 
 
 def run(source, out, *arguments) -> int:
-    return main(["--source", str(source), "--out", str(out), *map(str, arguments)])
+    return main(["--source", str(source), "--output", str(out), *map(str, arguments)])
 
 
 def decoded(out, split="train"):
@@ -119,7 +119,7 @@ def test_absence_is_said_on_purpose(plain, tmp_path, capsys):
     ]
     for modalities, absent, *messages in cases:
         flags = ("--absent", *absent) if absent else ()
-        assert run(plain, tmp_path / "out", "--modalities", *modalities, *flags) == 1
+        assert run(plain, tmp_path / "out", "--modalities", *modalities, *flags) == 2
         error = capsys.readouterr().err
         assert all(message in error for message in messages), error
     assert not (tmp_path / "out").exists()
@@ -168,7 +168,7 @@ def test_modality_that_meets_no_label_is_refused(tmp_path, capsys):
     source = tmp_path / "plots"
     for folder, name in (("rgb", "a"), ("dsm", "a_height"), ("label", "a_label")):
         save(source / folder / f"{name}.png", field(1))
-    assert run(source, tmp_path / "out", "--modalities", "rgb", "dsm") == 1
+    assert run(source, tmp_path / "out", "--modalities", "rgb", "dsm") == 2
     error = capsys.readouterr().err
     assert "no scene has both 'dsm' and a label; dsm/a_height.png and label/a_label.png are taken for" in error
     assert "Give the files of one scene equal stems" in error
@@ -241,7 +241,7 @@ def four_bands(tmp_path):
 
 
 def test_fourth_band_is_not_taken_for_alpha_unasked(four_bands, tmp_path, capsys):
-    assert run(four_bands, tmp_path / "out", "--modalities", "rgbn") == 1
+    assert run(four_bands, tmp_path / "out", "--modalities", "rgbn") == 2
     error = capsys.readouterr().err
     assert "tagged as alpha but holds 80" in error and "`:1,2,3,4`" in error and "`:1,2,3,alpha`" in error
     assert not (tmp_path / "out").exists()
@@ -266,9 +266,9 @@ def test_modalities_share_files_by_bands(four_bands, tmp_path):
 
 
 def test_bands_that_are_not_there(four_bands, plain, tmp_path, capsys):
-    assert run(four_bands, tmp_path / "out", "--modalities", "rgbn:1,5") == 1
+    assert run(four_bands, tmp_path / "out", "--modalities", "rgbn:1,5") == 2
     assert "has the bands 1 to 4; bands [1, 5] were asked for" in capsys.readouterr().err
-    assert run(plain, tmp_path / "out", "--modalities", "nir:1,alpha") == 1
+    assert run(plain, tmp_path / "out", "--modalities", "nir:1,alpha") == 2
     assert "no band tagged as alpha" in capsys.readouterr().err
 
 
@@ -295,10 +295,10 @@ def test_classes_by_value_merge_ignore_and_rename(plain, tmp_path, capsys):
     metadata = DatasetMetadata.load(tmp_path / "out")
     assert (metadata.class_names, metadata.palette) == (["plant"], [[10, 11, 12]])
     classes.write_text(json.dumps(["soil"]))
-    assert run(plain, tmp_path / "other", "--modalities", "nir", "--classes", classes) == 1
+    assert run(plain, tmp_path / "other", "--modalities", "nir", "--classes", classes) == 2
     error = capsys.readouterr().err
-    assert "1 (24 pixels)" in error and "--ignore-unmapped" in error and not (tmp_path / "other").exists()
-    assert run(plain, tmp_path / "other", "--modalities", "nir", "--classes", classes, "--ignore-unmapped") == 0
+    assert "1 (24 pixels)" in error and "--ignore_unmapped" in error and not (tmp_path / "other").exists()
+    assert run(plain, tmp_path / "other", "--modalities", "nir", "--classes", classes, "--ignore_unmapped") == 0
     np.testing.assert_array_equal(decoded(tmp_path / "other")["a"][1], [[0, 255, 255, 255, 0, 0]] * 4)
 
 
@@ -316,13 +316,13 @@ def test_colour_coded_labels(tmp_path, as_palette, capsys):
     classes = tmp_path / "classes.json"
     entries = [{"name": "car", "color": car}, {"name": "road", "colors": [road, [9, 9, 9]]}]
     classes.write_text(json.dumps(entries))
-    assert run(tmp_path / "in", tmp_path / "out", "--modalities", "nir", "--classes", classes) == 1
+    assert run(tmp_path / "in", tmp_path / "out", "--modalities", "nir", "--classes", classes) == 2
     assert "(1, 2, 3) (1 pixels)" in capsys.readouterr().err
     classes.write_text(json.dumps([*entries, {"ignore": True, "color": odd}]))
     assert run(tmp_path / "in", tmp_path / "out", "--modalities", "nir", "--classes", classes) == 0
     np.testing.assert_array_equal(decoded(tmp_path / "out")["a"][1], [[1, 0, 255]])
     if not as_palette:
-        assert run(tmp_path / "in", tmp_path / "other", "--modalities", "nir") == 1
+        assert run(tmp_path / "in", tmp_path / "other", "--modalities", "nir") == 2
         assert "colour-coded" in capsys.readouterr().err
 
 
@@ -352,7 +352,7 @@ def test_declared_nodata_of_labels_is_ignored_unless_it_has_a_class(tmp_path):
 )
 def test_bad_class_files(plain, tmp_path, capsys, content, message):
     (tmp_path / "classes.json").write_text(content)
-    assert run(plain, tmp_path / "out", "--modalities", "nir", "--classes", tmp_path / "classes.json") == 1
+    assert run(plain, tmp_path / "out", "--modalities", "nir", "--classes", tmp_path / "classes.json") == 2
     assert message in capsys.readouterr().err
 
 
@@ -360,10 +360,10 @@ def test_labels_that_are_none(tmp_path, capsys):
     save(tmp_path / "in" / "nir" / "a.png", field(1, (1, 2)))
     tiff(tmp_path / "in2" / "a" / "label.tif", np.array([[[0.5, 1.0]]], dtype=np.float32))
     tiff(tmp_path / "in2" / "a" / "nir.tif", np.array([[[1, 1]]], dtype=np.uint8))
-    assert run(tmp_path / "in2", tmp_path / "out", "--modalities", "nir") == 1
+    assert run(tmp_path / "in2", tmp_path / "out", "--modalities", "nir") == 2
     assert "fractions such as 0.5" in capsys.readouterr().err
     save(tmp_path / "in" / "label" / "a.png", np.array([[300, 1]], dtype=np.uint16))
-    assert run(tmp_path / "in", tmp_path / "out", "--modalities", "nir") == 1
+    assert run(tmp_path / "in", tmp_path / "out", "--modalities", "nir") == 2
     assert "Map them with --classes" in capsys.readouterr().err
 
 
@@ -371,7 +371,7 @@ def test_tiles_cover_everything_and_carry_their_place(tmp_path):
     values = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
     save(tmp_path / "in" / "nir" / "a.png", values)
     save(tmp_path / "in" / "label" / "a.png", values % 3)
-    run(tmp_path / "in", tmp_path / "out", "--modalities", "nir", "--tile", 4, "--stride", 3)
+    run(tmp_path / "in", tmp_path / "out", "--modalities", "nir", "--tile_size", 4, "--stride", 3)
     rows = decoded(tmp_path / "out")
     assert list(rows) == ["a_y00000_x00000", "a_y00000_x00003", "a_y00001_x00000", "a_y00001_x00003"]
     np.testing.assert_array_equal(rows["a_y00001_x00003"][0]["nir"], values[1:, 3:])
@@ -383,7 +383,7 @@ def test_pixels_of_a_test_scene_are_labelled_once_whatever_the_stride(tmp_path):
     for split in ("train", "test"):
         save(tmp_path / "in" / split / "nir" / "a.png", values)
         save(tmp_path / "in" / split / "label" / "a.png", values % 3)
-    run(tmp_path / "in", tmp_path / "out", "--modalities", "nir", "--tile", 4, "--stride", 2)
+    run(tmp_path / "in", tmp_path / "out", "--modalities", "nir", "--tile_size", 4, "--stride", 2)
     assert len(decoded(tmp_path / "out", "train")) == 4 * 3
     rows = decoded(tmp_path / "out", "test")
     times = np.zeros((10, 7), dtype=int)
@@ -469,10 +469,10 @@ def test_validation_takes_whole_groups_near_the_fraction():
 
 
 def test_val_fraction_and_renamed_splits(plain, tmp_path, capsys):
-    arguments = ("--modalities", "nir", "--val-fraction", 0.34)
-    assert run(plain, tmp_path / "out", *arguments) == 1
-    assert "--split-as valid=test" in capsys.readouterr().err
-    assert run(plain, tmp_path / "out", *arguments, "--split-as", "valid=test") == 0
+    arguments = ("--modalities", "nir", "--val_fraction", 0.34)
+    assert run(plain, tmp_path / "out", *arguments) == 2
+    assert "--split_as valid=test" in capsys.readouterr().err
+    assert run(plain, tmp_path / "out", *arguments, "--split_as", "valid=test") == 0
     ids = [sorted(decoded(tmp_path / "out", split)) for split in ("train", "validation", "test")]
     assert [len(part) for part in ids] == [2, 1, 1] and ids[2] == ["d"] and sorted(ids[0] + ids[1]) == ["a", "b", "c"]
 
@@ -487,9 +487,9 @@ def test_wrong_sources_are_explained(plain, tmp_path, capsys):
         (tmp_path / "nowhere", ["nir"], "is not a folder"),
     ]
     for source, modalities, message in cases:
-        assert run(source, tmp_path / "out", "--modalities", *modalities) == 1
+        assert run(source, tmp_path / "out", "--modalities", *modalities) == 2
         assert message in capsys.readouterr().err
-    assert run(plain, tmp_path / "out", "--modalities", "nir", "--label", "mask") == 1
+    assert run(plain, tmp_path / "out", "--modalities", "nir", "--label", "mask") == 2
     assert "--label none" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fields"]
 
@@ -498,15 +498,15 @@ def test_wrong_options_are_explained(plain, tmp_path, capsys):
     cases = [
         (("--nodata", "dsm=0"), "--nodata names ['dsm']"),
         (("--nodata", "nir"), "expected NAME=VALUE"),
-        (("--nodata", "nir=x"), "expected numbers"),
+        (("--nodata", "nir=x"), "expected NAME=VALUE, numbers"),
         (("--nodata", "nir=300"), "cannot hold that value"),
         (("--stride", "3"), "needs a tile size"),
-        (("--group-distance", "60"), "--val-fraction"),
+        (("--group_distance", "60"), "--val_fraction"),
     ]
     for arguments, message in cases:
-        assert run(plain, tmp_path / "out", "--modalities", "nir", *arguments) == 1
+        assert run(plain, tmp_path / "out", "--modalities", "nir", *arguments) == 2
         assert message in capsys.readouterr().err
-    assert run(plain, plain.parent, "--modalities", "nir", "--overwrite") == 1
+    assert run(plain, plain.parent, "--modalities", "nir", "--overwrite") == 2
     assert "would remove the source" in capsys.readouterr().err and plain.is_dir()
 
 
@@ -515,22 +515,35 @@ def test_a_damaged_file_is_named_and_nothing_is_left(plain, tmp_path, capsys):
         plain / "train" / "red" / "c.png", np.random.default_rng(0).integers(0, 255, (4, 6), dtype=np.uint8)
     )
     damaged.write_bytes(damaged.read_bytes()[:50])
-    assert run(plain, tmp_path / "out", "--modalities", "nir", "red") == 1
+    assert run(plain, tmp_path / "out", "--modalities", "nir", "red") == 2
     assert str(damaged) in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fields"]
 
 
 def test_files_that_do_not_fit_together(plain, tmp_path, capsys):
     save(plain / "train" / "red" / "c.png", np.zeros((4, 6, 3), dtype=np.uint8))
-    assert run(plain, tmp_path / "out", "--modalities", "nir", "red") == 1
+    assert run(plain, tmp_path / "out", "--modalities", "nir", "red") == 2
     assert "1 band(s)" in capsys.readouterr().err
     save(plain / "train" / "red" / "c.png", field(1, (4, 12)))
-    assert run(plain, tmp_path / "out", "--modalities", "nir", "red") == 1
+    assert run(plain, tmp_path / "out", "--modalities", "nir", "red") == 2
     assert "proportions" in capsys.readouterr().err
     save(plain / "train" / "red" / "c.png", field(1))
     save(plain / "train" / "red" / "c.jpg", field(1))
-    assert run(plain, tmp_path / "out", "--modalities", "nir", "red") == 1
+    assert run(plain, tmp_path / "out", "--modalities", "nir", "red") == 2
     assert "differ only in their suffix" in capsys.readouterr().err
+
+
+def test_former_flags_go_on_working(plain, tmp_path, capsys):
+    arguments = ["--source", str(plain), "--modalities", "nir", "--split-as", "valid=test", "--val-fraction", "0.5"]
+    assert main([*arguments, "--out", str(tmp_path / "former"), "--tile", "3"]) == 0
+    assert main([*arguments, "--output", str(tmp_path / "out"), "--tile_size", "3"]) == 0
+    for split in ("train", "validation", "test"):
+        assert list(decoded(tmp_path / "former", split)) == list(decoded(tmp_path / "out", split))
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0 and "usage: sgma-hf convert-rasters" in shown
+    assert "--tile_size" in shown and "--val_fraction" in shown and "--out " not in shown
 
 
 @real_data
@@ -554,7 +567,7 @@ def test_real_weedmap(tmp_path):
 
 @real_data
 def test_real_trees_keep_three_resolutions_and_split_in_space(tmp_path):
-    arguments = ("--modalities", "rgb", "hsi", "chm", "--val-fraction", 0.25, "--group-distance", 60)
+    arguments = ("--modalities", "rgb", "hsi", "chm", "--val_fraction", 0.25, "--group_distance", 60)
     assert run(Path(DATA) / "trees", tmp_path / "out", *arguments) == 0
     metadata = DatasetMetadata.load(tmp_path / "out")
     assert metadata.modality_channels == [3, 369, 1]
@@ -590,7 +603,7 @@ def test_real_aerial_lacks_modalities(tmp_path):
 
 @real_data
 def test_real_sentinel_has_many_bands(tmp_path):
-    assert run(Path(DATA) / "sentinel", tmp_path / "out", "--modalities", "s2", "s1", "dem", "--tile", 112) == 0
+    assert run(Path(DATA) / "sentinel", tmp_path / "out", "--modalities", "s2", "s1", "dem", "--tile_size", 112) == 0
     metadata = DatasetMetadata.load(tmp_path / "out")
     assert metadata.modality_channels == [12, 2, 1] and metadata.modality_dtypes == ["int16", "float32", "int16"]
     rows = decoded(tmp_path / "out")

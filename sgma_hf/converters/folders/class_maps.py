@@ -1,8 +1,9 @@
 """From the values or colours of somebody's label files to class ids 0..K-1, 255 ignored."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ class ClassMap:
     Args:
         names: Of the ids 0, 1, ...
         palette: [red, green, blue] per class.
-        sources: Class id (or 255) of each value that occurs in label files: an int, or a (red, green, blue) tuple.
+        sources: Class id (or 255) of each value that occurs in label files; a colour is 65536 red + 256 green + blue.
         by_colour: Whether the labels are colour-coded.
         ignore_unmapped: Whether a value without an entry becomes 255 instead of an error.
     """
 
     names: list[str]
     palette: list[list[int]]
-    sources: dict[Any, int]
+    sources: dict[int, int]
     by_colour: bool = False
     ignore_unmapped: bool = False
 
@@ -49,7 +50,7 @@ class ClassMap:
             entries = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"Cannot read the classes from {path}: {error}") from error
-        if isinstance(entries, list) and entries and all(isinstance(entry, str) for entry in entries):
+        if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):
             entries = [{"name": name, "value": index} for index, name in enumerate(entries)]
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(
@@ -58,43 +59,43 @@ class ClassMap:
             )
         by_colour = not any("value" in entry or "values" in entry for entry in entries)
         class_map = cls([], [], {}, by_colour=by_colour, ignore_unmapped=ignore_unmapped)
-        colours: list[list[int] | None] = []
-        for entry in entries:
-            class_map._add(entry, colours, path)
-        if not 1 <= len(class_map.names) <= IGNORE_INDEX:
-            raise ValueError(f"{path} names {len(class_map.names)} classes; expected 1 to {IGNORE_INDEX}.")
+        colours: dict[str, list[int] | None] = {}  # in the order of the ids
+        try:
+            for entry in entries:
+                class_map._add(entry, colours)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if not 1 <= len(colours) <= IGNORE_INDEX:
+            raise ValueError(f"{path} names {len(colours)} classes; expected 1 to {IGNORE_INDEX}.")
+        class_map.names = list(colours)
         defaults = default_palette(len(colours))
-        class_map.palette = [colour or default for colour, default in zip(colours, defaults, strict=True)]
+        class_map.palette = [colour or default for colour, default in zip(colours.values(), defaults, strict=True)]
         return class_map
 
-    def _add(self, entry: Mapping[str, Any], colours: list[list[int] | None], path: Path) -> None:
+    def _add(self, entry: Mapping[str, Any], colours: dict[str, list[int] | None]) -> None:
         """Take one object of the file."""
-        shown = [_colour(value, path) for value in _as_list(entry, "color")]
-        sources = shown if self.by_colour else [_integer(value, path) for value in _as_list(entry, "value")]
+        shown = [_colour(value) for value in _as_list(entry, "color")]
+        sources = list(map(_code, shown)) if self.by_colour else list(map(_integer, _as_list(entry, "value")))
         if not sources:
-            wanted = "`color`" if self.by_colour else "`value`"
-            raise ValueError(f"{path}: {dict(entry)} has no {wanted} (nor the plural).")
-        if entry.get("ignore"):
-            index = IGNORE_INDEX
-        else:
+            raise ValueError(f"{dict(entry)} has no {'`color`' if self.by_colour else '`value`'} (nor the plural).")
+        index = IGNORE_INDEX
+        if not entry.get("ignore"):
             name = entry.get("name")
             if not isinstance(name, str) or not name:
-                raise ValueError(f"{path}: {dict(entry)} needs a `name` (or `ignore`: true).")
-            if name not in self.names:
-                self.names.append(name)
-                colours.append(list(shown[0]) if shown else None)
-            index = self.names.index(name)
+                raise ValueError(f"{dict(entry)} needs a `name` (or `ignore`: true).")
+            colours.setdefault(name, shown[0] if shown else None)
+            index = list(colours).index(name)
         for source in sources:
             if source in self.sources:
-                raise ValueError(f"{path}: {source} is given twice.")
+                raise ValueError(f"{self._show(source)} is given twice.")
             self.sources[source] = index
 
     @classmethod
-    def identity(cls, found: Mapping[int, int], *, nodata: set[int]) -> "ClassMap":
+    def identity(cls, found: Iterable[int], *, nodata: set[int]) -> "ClassMap":
         """Ids as they are: classes `class_0` to the largest id found; 255 and declared nodata are ignored.
 
         Args:
-            found: How often each value occurs.
+            found: The values that occur.
             nodata: Values that label files declare as nodata.
 
         Raises:
@@ -105,15 +106,29 @@ class ClassMap:
             raise ValueError(f"The label files hold nothing but nodata ({sorted(found)}).")
         if ids[0] < 0 or ids[-1] > IGNORE_INDEX:
             raise ValueError(
-                f"The label files hold {_listed(ids)}; class ids are 0..{IGNORE_INDEX - 1}. Map them with --classes."
+                f"The label files hold {ids[:_MAX_LISTED]}{' ...' * (len(ids) > _MAX_LISTED)}; class ids are "
+                f"0..{IGNORE_INDEX - 1}. Map them with --classes."
             )
         names = [f"class_{index}" for index in range(ids[-1] + 1)]
         return cls(names, default_palette(len(names)), {index: index for index in ids})
 
-    def unmapped(self, found: Mapping[Any, int], *, nodata: set[int]) -> dict[Any, int]:
+    def unmapped(self, found: Mapping[int, int], *, nodata: set[int]) -> dict[int, int]:
         """The values that have no class, with their counts; 255 and declared nodata need none unless colour-coded."""
         free = set() if self.by_colour else nodata | {IGNORE_INDEX}
         return {value: count for value, count in found.items() if value not in self.sources and value not in free}
+
+    def describe_unmapped(self, unmapped: Mapping[int, int], path: Path) -> str:
+        """The error for values without a class."""
+        counts = sorted(unmapped.items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{self._show(value)} ({count} pixels)" for value, count in counts[:_MAX_LISTED])
+        more = f" and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
+        return (
+            f'Label values without a class: {listed}{more}; first in {path}. Add them to --classes (with "ignore": '
+            "true if they mean nothing), or pass --ignore_unmapped."
+        )
+
+    def _show(self, source: int) -> Any:
+        return tuple(source.to_bytes(3, "big")) if self.by_colour else source
 
     def apply(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Class ids of one label raster.
@@ -125,20 +140,19 @@ class ClassMap:
         Returns:
             uint8 (height, width); what has no class is 255.
         """
-        codes, lookup = _codes(values, self.by_colour), {_code(key): index for key, index in self.sources.items()}
-        present = np.unique(codes)
-        table = np.array([lookup.get(int(code), IGNORE_INDEX) for code in present], dtype=np.uint8)
-        label = table[np.searchsorted(present, codes)]
-        return np.where(valid, label, np.uint8(IGNORE_INDEX))
+        codes, known = _codes(values, self.by_colour), np.array(sorted(self.sources))
+        ids = np.array([self.sources[code] for code in known.tolist()], dtype=np.uint8)
+        nearest = np.searchsorted(known[:-1], codes)
+        return np.where(valid & (known[nearest] == codes), ids[nearest], np.uint8(IGNORE_INDEX))
 
 
 def count_values(values: np.ndarray, valid: np.ndarray, *, by_colour: bool, path: Path) -> Counter:
-    """How often each value (or colour) occurs in a label raster.
+    """How often each value (or colour, as in `ClassMap.sources`) occurs in a label raster.
 
     Args:
         values: (height, width, channels).
         valid: bool (height, width); other pixels are not counted.
-        by_colour: Whether to count (red, green, blue) tuples.
+        by_colour: Whether the three channels are a colour.
         path: The file, for errors.
 
     Raises:
@@ -150,35 +164,17 @@ def count_values(values: np.ndarray, valid: np.ndarray, *, by_colour: bool, path
     if not by_colour and channels != 1:
         raise ValueError(f"{path} has {channels} bands, so it is colour-coded. Give the colours with --classes.")
     present, counts = np.unique(_codes(values, by_colour)[valid], return_counts=True)
-    keys = [_colour_of(code) if by_colour else int(code) for code in present]
-    return Counter(dict(zip(keys, counts.tolist(), strict=True)))
-
-
-def describe_unmapped(unmapped: Mapping[Any, int], path: Path) -> str:
-    """The error for values without a class."""
-    counts = sorted(unmapped.items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{value} ({count} pixels)" for value, count in counts[:_MAX_LISTED])
-    more = f" and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
-    return (
-        f'Label values without a class: {listed}{more}; first in {path}. Add them to --classes (with "ignore": true '
-        "if they mean nothing), or pass --ignore-unmapped."
-    )
+    return Counter(dict(zip(present.tolist(), counts.tolist(), strict=True)))
 
 
 def _codes(values: np.ndarray, by_colour: bool) -> np.ndarray:
     """One integer per pixel, (height, width)."""
-    if not by_colour:
-        return values[..., 0].astype(np.int64)
-    red, green, blue = (values[..., band].astype(np.int64) for band in range(3))
+    return _code(np.moveaxis(values, -1, 0).astype(np.int64)) if by_colour else values[..., 0]
+
+
+def _code(colour: Any) -> Any:
+    red, green, blue = colour
     return red << 16 | green << 8 | blue
-
-
-def _code(key: Any) -> int:
-    return key[0] << 16 | key[1] << 8 | key[2] if isinstance(key, tuple) else key
-
-
-def _colour_of(code: int) -> tuple[int, int, int]:
-    return int(code) >> 16 & 255, int(code) >> 8 & 255, int(code) & 255
 
 
 def _as_list(entry: Mapping[str, Any], key: str) -> list[Any]:
@@ -189,23 +185,16 @@ def _as_list(entry: Mapping[str, Any], key: str) -> list[Any]:
     return [*([entry[key]] if key in entry else []), *plural]
 
 
-def _integer(value: Any, path: Path) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{path}: a label value is a whole number, got {value!r}.")
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"a label value is a whole number, got {value!r}.")
     return value
 
 
-def _colour(value: Any, path: Path) -> tuple[int, int, int]:
-    if isinstance(value, str) and len(value) == 7 and value.startswith("#"):
-        try:
-            value = list(bytes.fromhex(value[1:]))
-        except ValueError:
-            value = [value]
-    is_colour = isinstance(value, list) and len(value) == 3
-    if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
-        raise ValueError(f'{path}: a colour is [red, green, blue] in 0..255 or "#rrggbb", got {value!r}.')
-    return tuple(value)
-
-
-def _listed(values: list[int]) -> str:
-    return f"{values[:_MAX_LISTED]}" + (" ..." if len(values) > _MAX_LISTED else "")
+def _colour(value: Any) -> list[int]:
+    parts = value
+    if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
+        parts = list(bytes.fromhex(value[1:]))
+    if not isinstance(parts, list) or [type(part) for part in parts] != [int] * 3 or not set(parts) <= set(range(256)):
+        raise ValueError(f'a colour is [red, green, blue] in 0..255 or "#rrggbb", got {value!r}.')
+    return parts

@@ -8,7 +8,8 @@ Two layouts, each with or without split folders (`train`, `valid`, `test`, ...) 
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,14 +62,12 @@ def find_scenes(
     if not source.is_dir():
         raise FileNotFoundError(f"--source {source} is not a folder.")
     split_names = {**SPLIT_ALIASES, **(split_names or {})}
-    wanted = [*folders.values(), *([label] if label else [])]
-    scenes: list[SceneFiles] = []
-    for root, split in _split_roots(source, split_names):
-        scenes += _scenes_of_root(root, split, folders, label)
+    roots = _split_roots(source, split_names)
+    scenes = [scene for root, split in roots for scene in _scenes_of_root(root, split, folders, label)]
     found = {name for scene in scenes for name, path in scene.rasters.items() if path is not None}
     has_labels = any(scene.label is not None for scene in scenes)
     if not found and not has_labels:
-        raise ValueError(_nothing_found(source, wanted, split_names))
+        raise ValueError(_nothing_found(source, _wanted(folders, label), split_names))
     there = sorted(found & set(absent))
     if there:
         raise ValueError(f"--absent names {there}, but --source {source} holds such files. Leave it out of --absent.")
@@ -78,16 +77,20 @@ def find_scenes(
         names.append(f"{label} (the label; --label none if there is none)")
     if names:
         hint = f" If no scene has it, say how many bands it would have: --absent {lacking[0]}=1." if lacking else ""
-        raise ValueError(
-            f"--source {source} holds no file for {', '.join(names)}. It holds {_contents(source, split_names)}.{hint}"
-        )
-    apart = [name for name in folders if name in found and not any(s.label and s.rasters[name] for s in scenes)]
-    if has_labels and apart:
-        raise ValueError(_never_labelled(source, scenes, apart[0]))
-    clashes = _clashes(scenes)
+        raise ValueError(f"--source {source} holds no file for {', '.join(names)}. It holds {_contents(roots)}.{hint}")
+    for name in folders:
+        if has_labels and name in found and not any(scene.label and scene.rasters[name] for scene in scenes):
+            raise ValueError(_never_labelled(source, scenes, name))
+    counts = Counter((scene.split, scene.name) for scene in scenes)
+    clashes = [name for (_, name), count in counts.items() if count > 1]
     if clashes:
         raise ValueError(f"--source {source}: split folders that mean one split hold the same names: {clashes[:5]}.")
     return sorted(scenes, key=lambda scene: (scene.split, scene.name))
+
+
+def _wanted(folders: Mapping[str, str], label: str | None) -> list[str]:
+    """Names of the folders, or of the files of a scene's folder."""
+    return [*folders.values(), *([label] if label else [])]
 
 
 def _split_roots(source: Path, split_names: Mapping[str, str]) -> list[tuple[Path, str]]:
@@ -97,12 +100,15 @@ def _split_roots(source: Path, split_names: Mapping[str, str]) -> list[tuple[Pat
 
 
 def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: str | None) -> list[SceneFiles]:
-    wanted = [*folders.values(), *([label] if label else [])]
+    wanted = _wanted(folders, label)
     if any((root / name).is_dir() for name in wanted):
-        files = _by_scene_names({name: _files_by_stem(root / name) for name in wanted})
+        paths = {name: sorted((root / name).rglob("*")) for name in wanted}
+        files = _by_scene_names({name: _by_name(paths[name], _stem_in(root / name)) for name in wanted})
     else:
-        files = _files_by_scene(root, wanted)
-    names = sorted({name for found in files.values() for name in found})
+        paths = [path for scene in _folders(root) for path in sorted(scene.iterdir())]
+        files = {
+            name: _by_name([p for p in paths if p.stem == name], lambda path: path.parent.name) for name in wanted
+        }
     return [
         SceneFiles(
             name=name,
@@ -110,18 +116,21 @@ def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: s
             rasters={modality: files[folder].get(name) for modality, folder in folders.items()},
             label=files[label].get(name) if label else None,
         )
-        for name in names
+        for name in sorted({name for found in files.values() for name in found})
     ]
 
 
-def _files_by_stem(folder: Path) -> dict[str, Path]:
-    """Raster files under a folder, by relative path without suffix."""
-    if not folder.is_dir():
-        return {}
+def _stem_in(folder: Path) -> Callable[[Path], str]:
+    return lambda path: path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _by_name(paths: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:
+    """The raster files among some paths."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if _is_raster(path):
-            _add(found, path.relative_to(folder).with_suffix("").as_posix(), path)
+    for path in filter(_is_raster, paths):
+        if (name := name_of(path)) in found:
+            raise ValueError(f"{found[name]} and {path} differ only in their suffix; keep the one that counts.")
+        found[name] = path
     return found
 
 
@@ -138,38 +147,12 @@ def _by_scene_names(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str,
     return renamed
 
 
-def _files_by_scene(root: Path, wanted: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Raster files `scene/<wanted>.*`, by what they hold and scene."""
-    files: dict[str, dict[str, Path]] = {name: {} for name in wanted}
-    for scene in _folders(root):
-        for path in sorted(scene.iterdir()):
-            if path.stem in files and _is_raster(path):
-                _add(files[path.stem], scene.name, path)
-    return files
-
-
-def _add(found: dict[str, Path], name: str, path: Path) -> None:
-    if name in found:
-        raise ValueError(f"{found[name]} and {path} differ only in their suffix; keep the one that counts.")
-    found[name] = path
-
-
 def _is_raster(path: Path) -> bool:
     return path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
-def _clashes(scenes: Iterable[SceneFiles]) -> list[str]:
-    seen: set[tuple[str, str]] = set()
-    clashes = []
-    for scene in scenes:
-        if (scene.split, scene.name) in seen:
-            clashes.append(scene.name)
-        seen.add((scene.split, scene.name))
-    return clashes
 
 
 def _never_labelled(source: Path, scenes: Sequence[SceneFiles], modality: str) -> str:
@@ -183,33 +166,29 @@ def _never_labelled(source: Path, scenes: Sequence[SceneFiles], modality: str) -
     )
 
 
-def _contents(source: Path, split_names: Mapping[str, str]) -> str:
+def _contents(roots: Sequence[tuple[Path, str]]) -> str:
     """What there is, for an error: folder names, and the stems in them that recur."""
-    root = _split_roots(source, split_names)[0][0]
-    folders = [path.name for path in _folders(root)]
-    stems = sorted({path.stem for folder in _folders(root)[:20] for path in folder.iterdir() if _is_raster(path)})
+    folders = _folders(roots[0][0])
+    stems = sorted({path.stem for folder in folders[:20] for path in folder.iterdir() if _is_raster(path)})
     files = f", with files such as {stems[:8]}" if stems else ""
-    return f"the folders {folders[:12]}{' ...' if len(folders) > 12 else ''}{files}" if folders else "no folders"
+    names = [path.name for path in folders]
+    return f"the folders {names[:12]}{' ...' if len(names) > 12 else ''}{files}" if names else "no folders"
 
 
 def _nothing_found(source: Path, wanted: list[str], split_names: Mapping[str, str]) -> str:
     """The error for a wrong --source, with the right one if it is near."""
-    message = (
-        f"--source {source} holds neither folders {wanted} nor scene folders with files of these names "
-        f"({', '.join(RASTER_SUFFIXES)}); it holds {_contents(source, split_names)}."
-    )
     near = [*_folders(source)[:50], source.parent, source.parent.parent]
-    best = max(near, key=lambda path: _num_found(path, wanted, split_names))
-    if _num_found(best, wanted, split_names) == 0:
-        return f"{message} Give the folder that holds them."
-    return f"{message} Did you mean {best}?"
+    count, best = max(((_num_found(path, wanted, split_names), path) for path in near), key=lambda pair: pair[0])
+    return (
+        f"--source {source} holds neither folders {wanted} nor scene folders with files of these names "
+        f"({', '.join(RASTER_SUFFIXES)}); it holds {_contents(_split_roots(source, split_names))}. "
+        + (f"Did you mean {best}?" if count else "Give the folder that holds them.")
+    )
 
 
 def _num_found(path: Path, wanted: list[str], split_names: Mapping[str, str]) -> int:
     """How many of the wanted names a folder has, in either layout."""
-    found: set[str] = set()
-    for root, _ in _split_roots(path, split_names):
-        found.update(name for name in wanted if (root / name).is_dir())
-        for scene in _folders(root)[:50]:
-            found.update(file.stem for file in scene.iterdir() if file.stem in wanted and _is_raster(file))
-    return len(found)
+    roots = [root for root, _ in _split_roots(path, split_names)]
+    scenes = [scene for root in roots for scene in _folders(root)[:50]]
+    stems = {file.stem for scene in scenes for file in scene.iterdir() if _is_raster(file)}
+    return sum(name in stems or any((root / name).is_dir() for root in roots) for name in set(wanted))

@@ -56,16 +56,15 @@ class ModalityPlan:
         if not raster.valid.any():
             return None
         values = raster.values.astype(self.dtype)
-        holes = ~raster.valid
         if self.fill is not None and not np.isnan(self.fill):
             # Interpolation can hit the fill value by chance; data that does is moved by the least step.
             clash = raster.valid & (values == self.fill).all(axis=-1)
             if clash.any():
                 values[clash] = self._beside_fill()
-        if holes.any():
+        if not raster.valid.all():
             if self.fill is None:
                 raise ValueError(f"{path} has pixels without data; name a value for them: --nodata {self.name}=VALUE.")
-            values[holes] = self.fill
+            values[~raster.valid] = self.fill
         return values
 
     def _beside_fill(self) -> float:
@@ -94,12 +93,13 @@ def plan_modality(
         ValueError: If files differ in their number of bands, or the values have no lossless form.
     """
     infos = [info for info, _, _ in files]
-    odd = next((info for info in infos if info.channels != infos[0].channels), None)
-    if odd is not None:
-        raise ValueError(
-            f"Modality {name!r}: {infos[0].path} has {infos[0].channels} band(s), {odd.path} has {odd.channels}. "
-            "All files of a modality have the same bands."
-        )
+    channels = infos[0].channels
+    for info in infos:
+        if info.channels != channels:
+            raise ValueError(
+                f"Modality {name!r}: {infos[0].path} has {channels} band(s), {info.path} has {info.channels}. All "
+                "files of a modality have the same bands."
+            )
     dtypes = sorted({info.dtype for info in infos})
     dtype = np.result_type(*dtypes).name
     if dtype not in SUPPORTED_DTYPES:
@@ -107,23 +107,19 @@ def plan_modality(
     if len(dtypes) > 1:
         logger.warning(f"Modality {name!r} has files of {dtypes}; all are stored as {dtype}.")
     declared = {info.nodata for info in infos} if option.use_declared else {None}
-    common = next(iter(declared)) if len(declared) == 1 else None
-    given = _checked(name, option.values, dtype)
-    nodata = tuple(dict.fromkeys([*given, *([common] if common is not None else [])]))
-    layout = {"name": name, "channels": infos[0].channels, "option": option}
-    if nodata and (dtype != "float32" or len(declared) == 1):
-        return ModalityPlan(**layout, dtype=dtype, nodata=nodata, fill=nodata[0])
-    holes = len(declared) > 1 or any(
-        info.has_mask or not covers_whole_pixels(info, grid, size) for info, grid, size in files
-    )
-    if dtype == "float32":
-        return ModalityPlan(**layout, dtype=dtype, nodata=nodata, fill=float("nan"))
-    if not holes:
-        return ModalityPlan(**layout, dtype=dtype, nodata=(), fill=None)
+    common = declared - {None} if len(declared) == 1 else set()
+    nodata = tuple(dict.fromkeys([*_checked(name, option.values, dtype), *common]))
+    is_float = dtype == "float32"
+    if nodata and (len(declared) == 1 or not is_float):
+        return ModalityPlan(name, channels, dtype, nodata, fill=nodata[0], option=option)
+    if is_float:
+        return ModalityPlan(name, channels, dtype, nodata, fill=float("nan"), option=option)
+    if len(declared) == 1 and all(not info.has_mask and covers_whole_pixels(info, *place) for info, *place in files):
+        return ModalityPlan(name, channels, dtype, nodata=(), fill=None, option=option)
     if dtype == "int32":
         raise ValueError(f"Modality {name!r} (int32) has holes without a value; name one: --nodata {name}=VALUE.")
     logger.warning(f"Modality {name!r} ({dtype}) has holes without a value of their own: stored as float32 with NaN.")
-    return ModalityPlan(**layout, dtype="float32", nodata=(), fill=float("nan"))
+    return ModalityPlan(name, channels, "float32", nodata=(), fill=float("nan"), option=option)
 
 
 def _checked(name: str, values: Sequence[float], dtype: str) -> list[float]:

@@ -32,35 +32,27 @@ def group_scenes(
     Raises:
         ValueError: If a scene has no place but `distance` is given, or its name does not match.
     """
-    parents = list(range(len(names)))
-
-    def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
-        return index
-
+    pairs = [] if distance is None else _close_pairs(names, footprints, distance)
     if regex is not None:
         first: dict[str, int] = {}
-        for index, key in enumerate(_regex_keys(names, regex)):
-            parents[root(index)] = root(first.setdefault(key, index))
-    if distance is not None:
-        for one, other in _close_pairs(names, footprints, distance):
-            parents[root(one)] = root(other)
-    roots = [root(index) for index in range(len(names))]
-    numbers = {number: position for position, number in enumerate(dict.fromkeys(roots))}
-    return [numbers[number] for number in roots]
+        pairs += [(first.setdefault(key, index), index) for index, key in enumerate(_regex_keys(names, regex))]
+    groups = list(range(len(names)))  # a group has the number of its first scene
+    for pair in pairs:
+        one, other = sorted(groups[index] for index in pair)
+        if one != other:
+            groups = [one if group == other else group for group in groups]
+    return np.unique(groups, return_inverse=True)[1].tolist()
 
 
 def _regex_keys(names: Sequence[str], regex: str) -> list[str]:
     try:
         pattern = re.compile(regex)
     except re.error as error:
-        raise ValueError(f"--group-regex {regex!r} is not a regular expression: {error}.") from error
+        raise ValueError(f"--group_regex {regex!r} is not a regular expression: {error}.") from error
     matches = [pattern.search(name) for name in names]
     unmatched = [name for name, match in zip(names, matches, strict=True) if match is None]
     if unmatched:
-        raise ValueError(f"--group-regex {regex!r} does not match {unmatched[:5]} ({len(unmatched)} scenes in all).")
+        raise ValueError(f"--group_regex {regex!r} does not match {unmatched[:5]} ({len(unmatched)} scenes in all).")
     return [match.group(1) if pattern.groups and match.group(1) is not None else match.group(0) for match in matches]
 
 
@@ -69,28 +61,26 @@ def _close_pairs(
 ) -> list[tuple[int, int]]:
     """Pairs of scenes with less than `distance` metres between their bounding boxes."""
     if distance < 0:
-        raise ValueError(f"--group-distance is {distance}; expected metres, 0 or more.")
+        raise ValueError(f"--group_distance is {distance}; expected metres, 0 or more.")
     placeless = [name for name, (place, _) in zip(names, footprints, strict=True) if place is None or not place.crs]
     if placeless:
         raise ValueError(
-            f"--group-distance needs georeferenced scenes with a CRS; {placeless[:5]} have none ({len(placeless)} in "
-            "all). Group by name with --group-regex."
+            f"--group_distance needs georeferenced scenes with a CRS; {placeless[:5]} have none ({len(placeless)} in "
+            "all). Group by name with --group_regex."
         )
-    systems = {place.crs for place, _ in footprints}
-    units = {crs: metres_per_unit(crs) for crs in systems}
-    if len(systems) == 1 and None not in units.values():
-        metres = next(iter(units.values()))
-        boxes = np.array([place.bounds(size) for place, size in footprints]) * metres
+    units = {place.crs: metres_per_unit(place.crs) for place, _ in footprints}
+    if len(units) == 1 and None not in units.values():
+        boxes = np.array([place.bounds(size) for place, size in footprints]) * units.popitem()[1]
         scale = np.ones(len(boxes))
     else:  # several zones, or degrees: compare on a sphere, good to half a percent near each other
         degrees = np.array([lonlat_bounds(place, size) for place, size in footprints])
         boxes = degrees * _METRES_PER_DEGREE
         scale = np.cos(np.deg2rad((degrees[:, 1] + degrees[:, 3]) / 2))
     pairs = []
-    for index in range(len(boxes) - 1):
+    for index, (west, south, east, north) in enumerate(boxes):
         rest = boxes[index + 1 :]
-        gap_x = np.maximum(rest[:, 0] - boxes[index, 2], boxes[index, 0] - rest[:, 2]).clip(0) * scale[index]
-        gap_y = np.maximum(rest[:, 1] - boxes[index, 3], boxes[index, 1] - rest[:, 3]).clip(0)
+        gap_x = np.maximum(rest[:, 0] - east, west - rest[:, 2]).clip(0) * scale[index]
+        gap_y = np.maximum(rest[:, 1] - north, south - rest[:, 3]).clip(0)
         pairs += [(index, index + 1 + int(other)) for other in np.flatnonzero(np.hypot(gap_x, gap_y) < distance)]
     return pairs
 
@@ -111,21 +101,18 @@ def choose_validation(groups: Sequence[int], sizes: Sequence[int], fraction: flo
         ValueError: If the fraction is out of range or there is only one group.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"--val-fraction is {fraction}; expected a share between 0 and 1.")
+        raise ValueError(f"--val_fraction is {fraction}; expected a share between 0 and 1.")
     totals = np.bincount(groups, weights=sizes)
     if len(totals) < 2:
         raise ValueError(
-            "All training scenes are in one group, so none can be set aside for validation. Reduce --group-distance, "
-            "change --group-regex, or give the scenes split folders."
+            "All training scenes are in one group, so none can be set aside for validation. Reduce --group_distance, "
+            "change --group_regex, or give the scenes split folders."
         )
-    target = fraction * totals.sum()
-    chosen: set[int] = set()
-    taken = 0.0
+    target, taken, chosen = fraction * totals.sum(), 0.0, set()
     for group in np.random.default_rng(seed).permutation(len(totals)).tolist():
         # Taken if that brings the sum nearer to the target.
         if len(chosen) < len(totals) - 1 and abs(taken + totals[group] - target) < abs(taken - target):
             chosen.add(group)
             taken += totals[group]
-    if not chosen:
-        chosen.add(int(np.argmin(totals)))
+    chosen = chosen or {int(np.argmin(totals))}
     return [group in chosen for group in groups]

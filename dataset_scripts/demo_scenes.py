@@ -1,7 +1,7 @@
 """Write procedural scenes with colour, height and near infrared as a dataset.
 
 Example:
-    python dataset_scripts/demo_scenes.py --out data/demo --tiles 240 --size 128
+    python dataset_scripts/demo_scenes.py --output data/demo --tiles 240 --tile_size 128
 """
 
 import sys

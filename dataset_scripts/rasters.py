@@ -1,7 +1,7 @@
 """Turn folders of rasters into a dataset.
 
 Example:
-    python dataset_scripts/rasters.py --source weedmap --out data/weedmap --modalities nir red green --label label
+    python dataset_scripts/rasters.py --source weedmap --output data/weedmap --modalities nir red green --label label
 """
 
 import sys

@@ -120,7 +120,7 @@ def _train_and_evaluate(args: argparse.Namespace) -> dict[str, float]:
     flags = [part for name, value in TRAINING.items() for part in (f"--{name}", value)]
     return {
         "demo-scenes": _run(
-            "demo-scenes", "--out", dataset, "--tiles", args.tiles, "--seed", args.seed, "--overwrite"
+            "demo-scenes", "--output", dataset, "--tiles", args.tiles, "--seed", args.seed, "--overwrite"
         ),
         "train": _run(
             "train", "--dataset", dataset, "--output_dir", model, "--overwrite", "true",

@@ -1,6 +1,6 @@
 """Writes a dataset of procedural scenes in which no sensor suffices alone: colour, height and near infrared.
 
-    python dataset_scripts/demo_scenes.py --out data/demo --tiles 240 --size 128
+    sgma-hf demo-scenes --output data/demo --tiles 240 --tile_size 128
 
 The scenes hold the conflicts that fusion is about (see `scene_painting.paint_scene`). The training split is incomplete
 on purpose: some rows lack a modality, and some flights end inside the scene. Validation and test rows are complete.
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..data.command_line import Parser, report_errors
 from ..data.metadata import DatasetMetadata
 from ..publishing.push import add_push_arguments, push_as_asked
 from .scene_painting import PIXEL_SIZE, PaintedScene, paint_scene
@@ -28,6 +29,7 @@ PALETTE = ((187, 187, 187), (213, 94, 0), (240, 228, 66), (0, 158, 115), (0, 114
 SPLITS = ("train", "validation", "test")
 DSM_NODATA = -9999.0
 IMAGE_NODATA = 0
+NODATA = {"rgb": IMAGE_NODATA, "dsm": DSM_NODATA, "nir": IMAGE_NODATA}
 TILES_PER_SIDE = 2  # of a scene: small ones, so that the splits see many suns, slopes and lawns
 
 
@@ -37,7 +39,7 @@ def demo_metadata() -> DatasetMetadata:
         modalities=list(MODALITIES),
         modality_channels=[3, 1, 1],
         modality_dtypes=["uint8", "float32", "uint8"],
-        nodata=[[float(IMAGE_NODATA)], [DSM_NODATA], [float(IMAGE_NODATA)]],
+        nodata=[[float(NODATA[name])] for name in MODALITIES],
         units=[None, "m", None],
         class_names=list(CLASS_NAMES),
         palette=[list(colour) for colour in PALETTE],
@@ -94,7 +96,8 @@ def demo_rows(
                 rasters = _fly(rng, scene, coverage if incomplete else 0.0)
             top, left = (tile_size * part for part in divmod(tile, TILES_PER_SIDE))
             window = (slice(top, top + tile_size), slice(left, left + tile_size))
-            images = {name: _present(array[window], name) for name, array in rasters.items()}
+            tiles = {name: array[window] for name, array in rasters.items()}
+            images = {name: array if (array != NODATA[name]).any() else None for name, array in tiles.items()}
             if incomplete:
                 _drop_modalities(np.random.default_rng([seed, split_index, scene_index, tile]), images, missing)
             yield split, f"{split}_{scene_index:03d}_{tile}", images, scene.label[window]
@@ -111,13 +114,8 @@ def _fly(rng: np.random.Generator, scene: PaintedScene, coverage: float) -> dict
         if ends and name != whole:
             beyond = x * np.cos(angle) + y * np.sin(angle) > reach
             rasters[name] = rasters[name].copy()
-            rasters[name][beyond] = DSM_NODATA if name == "dsm" else IMAGE_NODATA
+            rasters[name][beyond] = NODATA[name]
     return rasters
-
-
-def _present(array: np.ndarray, name: str) -> np.ndarray | None:
-    """The tile, or None if the modality does not reach it."""
-    return array if (array != (DSM_NODATA if name == "dsm" else IMAGE_NODATA)).any() else None
 
 
 def _drop_modalities(rng: np.random.Generator, images: dict[str, np.ndarray | None], missing: float) -> None:
@@ -141,7 +139,7 @@ def write_demo_scenes(
     coverage: float = 0.25,
     overwrite: bool = False,
 ) -> str:
-    """Write the demo scenes as a dataset folder; the other arguments are those of `demo_rows`.
+    """Write the demo scenes as a dataset folder.
 
     Args:
         out: Folder to make.
@@ -166,17 +164,18 @@ def write_demo_scenes(
             "lack a modality, some modalities end inside the tile (nodata); validation and test are complete."
         ),
         command=(
-            f"python dataset_scripts/demo_scenes.py --out {Path(out).name} --tiles {num_tiles} --size {tile_size} "
+            f"sgma-hf demo-scenes --output {Path(out).name} --tiles {num_tiles} --tile_size {tile_size} "
             f"--seed {seed} --missing {missing:g} --coverage {coverage:g}"
         ),
         overwrite=overwrite,
     )
     with writer:
-        for split, row_id, images, label in tqdm(rows, total=num_tiles, desc="painting", unit="tile"):
-            writer.write(split, row_id, images, label)
+        for row in tqdm(rows, total=num_tiles, desc="painting", unit="tile"):
+            writer.write(*row)
     return writer.summary()
 
 
+@report_errors("sgma-hf demo-scenes", on_stop="nothing was written; the same command starts anew")
 def main(argv: list[str] | None = None) -> int:
     """Command line of the demo scenes; see the module's docstring.
 
@@ -184,39 +183,32 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        0, or 1 after one line that says what was wrong.
+        0, or 2 after one line that says what was wrong.
     """
-    parser = argparse.ArgumentParser(
-        prog="demo_scenes", description="Write a dataset of procedural scenes: RGB, height and near infrared."
+    parser = Parser(
+        prog="sgma-hf demo-scenes",
+        description="Write a dataset of procedural scenes: RGB, height and near infrared.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; load_dataset(folder) reads it")
-    parser.add_argument("--tiles", type=int, default=240, help="rows in all, 70 : 15 : 15 %% per split (default: 240)")
-    parser.add_argument("--size", type=int, default=128, help="side of a tile in pixels of 0.35 m (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same rows (default: 0)")
-    parser.add_argument(
-        "--missing", type=float, default=0.2, help="share of training rows that lack a modality (default: 0.2)"
-    )
-    parser.add_argument(
-        "--coverage",
-        type=float,
-        default=0.25,
-        help="chance that a modality ends inside a training scene (default: 0.25)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset in --out")
+    add = parser.add_argument
+    add("--output", type=Path, required=True, former=["--out"], help="folder to make; load_dataset(folder) reads it")
+    add("--tiles", type=int, default=240, help="rows in all, 70 : 15 : 15 %% per split")
+    add("--tile_size", type=int, default=128, former=["--size"], help="side of a tile in pixels of 0.35 m")
+    add("--seed", type=int, default=0, help="the same seed gives the same rows")
+    add("--missing", type=float, default=0.2, help="share of training rows that lack a modality")
+    add("--coverage", type=float, default=0.25, help="chance that a modality ends inside a training scene")
+    add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
     add_push_arguments(parser)
-    arguments = parser.parse_args(argv)
-    try:
-        summary = write_demo_scenes(
-            arguments.out,
-            num_tiles=arguments.tiles,
-            tile_size=arguments.size,
-            seed=arguments.seed,
-            missing=arguments.missing,
-            coverage=arguments.coverage,
-            overwrite=arguments.overwrite,
-        )
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"demo_scenes: {error}\n")
-        return 1
+    args = parser.parse_args(argv)
+    summary = write_demo_scenes(
+        args.output,
+        num_tiles=args.tiles,
+        tile_size=args.tile_size,
+        seed=args.seed,
+        missing=args.missing,
+        coverage=args.coverage,
+        overwrite=args.overwrite,
+    )
     sys.stdout.write(f"{summary}\n")
-    return push_as_asked(arguments, "demo_scenes")
+    push_as_asked(args)
+    return 0

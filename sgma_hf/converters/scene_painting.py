@@ -5,6 +5,7 @@ gently bent frame, so that houses face their streets. Heights cast shadows; what
 by a few reflectances per scene.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,22 +41,32 @@ class PaintedScene:
 
 
 @dataclass
-class _Streets:
-    """Street coordinates of every pixel and where the streets run, all in metres."""
+class _Suburb:
+    """A scene in the making: the street coordinates of every pixel, where the streets run, and the layers to paint."""
 
-    u: np.ndarray  # (H, W)
-    v: np.ndarray  # (H, W)
-    origin: np.ndarray  # (2,) x, y of u = v = 0
+    u: np.ndarray  # (H, W) metres
+    v: np.ndarray  # (H, W) metres
     across: np.ndarray  # (2,) unit vector of u in x, y
     main: np.ndarray  # centre lines of the streets along v, ascending u
     side: list[np.ndarray]  # per gap between main streets, centre lines v of the streets across it
-    width: float
+    width: float  # of a street
+    asphalt: np.ndarray  # (3,) reflectance
+    colour: np.ndarray  # (H, W, 3) reflectance
+    label: np.ndarray  # (H, W)
+    height: np.ndarray  # (H, W) metres above ground
 
-    def to_pixel(self, u: float, v: float) -> tuple[int, int]:
-        """Row and column of a place, up to the bend of the frame (a few metres)."""
-        x = self.origin[0] + u * self.across[0] - v * self.across[1]
-        y = self.origin[1] + u * self.across[1] + v * self.across[0]
-        return round(y / PIXEL_SIZE), round(x / PIXEL_SIZE)
+    @property
+    def size(self) -> int:
+        return len(self.label)
+
+    def window(self, u: float, v: float, radius: float) -> tuple[slice, slice] | None:
+        """Pixels that a thing within `radius` metres of a place can touch (the frame's bend included)."""
+        middle = self.size * PIXEL_SIZE / 2  # where u = v = 0
+        row = round((middle + u * self.across[1] + v * self.across[0]) / PIXEL_SIZE)
+        column = round((middle + u * self.across[0] - v * self.across[1]) / PIXEL_SIZE)
+        reach = int((radius + 9) / PIXEL_SIZE)
+        rows, columns = (slice(max(0, at - reach), min(self.size, at + reach)) for at in (row, column))
+        return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cell: float) -> np.ndarray:
@@ -77,27 +88,22 @@ def paint_scene(rng: np.random.Generator, size: int) -> PaintedScene:
         rng: Decides everything.
         size: Side in pixels.
     """
-    streets = _lay_out_streets(rng, size)
-    label = np.full((size, size), LOW_VEGETATION, dtype=np.uint8)
-    height = np.zeros((size, size), dtype=np.float32)  # metres above ground
-    asphalt = rng.uniform(0.30, 0.42) * np.array([1.0, rng.uniform(0.98, 1.02), rng.uniform(0.97, 1.06)])
-    colour = _paint_ground(rng, size)
-    _paint_streets(rng, streets, label, colour, asphalt)
-    for place in _house_places(rng, streets):
-        _paint_house(rng, streets, place, label=label, height=height, colour=colour, asphalt=asphalt)
-    _paint_trees(rng, streets, label, height, colour)
-    near_infrared = _near_infrared(rng, label, colour)
-    car_label = _paint_cars(rng, streets, label, colour)
-    return _sense(rng, height=height, colour=colour, near_infrared=near_infrared, label=car_label)
+    suburb = _lay_out(rng, size)
+    _paint_streets(rng, suburb)
+    for place in _house_places(rng, suburb):
+        _paint_house(rng, suburb, *place)
+    _paint_trees(rng, suburb)
+    near_infrared = _near_infrared(rng, suburb)
+    _paint_cars(rng, suburb)
+    return _sense(rng, suburb, near_infrared)
 
 
-def _lay_out_streets(rng: np.random.Generator, size: int) -> _Streets:
+def _lay_out(rng: np.random.Generator, size: int) -> _Suburb:
+    """Lawn and meadow, and where the streets will be."""
     extent = size * PIXEL_SIZE
     angle = rng.uniform(0, np.pi)
     across = np.array([np.cos(angle), np.sin(angle)])
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) * PIXEL_SIZE
-    origin = np.array([extent / 2, extent / 2])
-    dx, dy = x - origin[0], y - origin[1]
+    dy, dx = np.mgrid[0:size, 0:size].astype(np.float32) * PIXEL_SIZE - np.float64(extent / 2)
     u = dx * across[0] + dy * across[1] + 2.5 * smooth_noise(rng, size, 60 / PIXEL_SIZE)
     v = -dx * across[1] + dy * across[0] + 2.5 * smooth_noise(rng, size, 60 / PIXEL_SIZE)
     reach = extent * 0.75 + 20
@@ -106,11 +112,15 @@ def _lay_out_streets(rng: np.random.Generator, size: int) -> _Streets:
     for _ in range(len(main) - 1):
         lines = -reach + np.cumsum(rng.uniform(55, 95, size=int(2 * reach / 55) + 2))
         side.append(lines[rng.random(len(lines)) < 0.8])
-    return _Streets(u, v, origin, across, main, side, width=rng.uniform(5.5, 7.5))
+    width = rng.uniform(5.5, 7.5)
+    asphalt = rng.uniform(0.30, 0.42) * np.array([1.0, rng.uniform(0.98, 1.02), rng.uniform(0.97, 1.06)])
+    label = np.full((size, size), LOW_VEGETATION, dtype=np.uint8)
+    height = np.zeros((size, size), dtype=np.float32)
+    return _Suburb(u, v, across, main, side, width, asphalt, _ground(rng, size), label, height)
 
 
-def _paint_ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Lawn and meadow, reflectance (H, W, 3); parched lawn is nearly as grey as a street."""
+def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Reflectance of lawn and meadow; parched lawn is nearly as grey as a street."""
     parched = rng.uniform(0.0, 0.75)
     green, dry = np.array([0.23, 0.33, 0.15]), np.array([0.40, 0.37, 0.31])
     patches = parched + 0.25 * smooth_noise(rng, size, 25) + 0.08 * smooth_noise(rng, size, 5)
@@ -118,100 +128,78 @@ def _paint_ground(rng: np.random.Generator, size: int) -> np.ndarray:
     return ((1 - patches) * green + patches * dry) * (1 + 0.06 * smooth_noise(rng, size, 3))[..., None]
 
 
-def _paint_streets(
-    rng: np.random.Generator, streets: _Streets, label: np.ndarray, colour: np.ndarray, asphalt: np.ndarray
-) -> None:
+def _paint_streets(rng: np.random.Generator, suburb: _Suburb) -> None:
     """Carriageways with worn lanes and a centre line, and pavements beside them."""
-    size = label.shape[0]
-    distance = np.abs(streets.u[..., None] - streets.main).min(axis=-1)
-    gap = np.searchsorted(streets.main, streets.u) - 1  # which block, counted across the main streets
-    for index, lines in enumerate(streets.side):
+    u, v, colour = suburb.u, suburb.v, suburb.colour
+    to_main = np.abs(u[..., None] - suburb.main).min(axis=-1)
+    distance = to_main.copy()
+    gap = np.searchsorted(suburb.main, u) - 1  # which block, counted across the main streets
+    for index, lines in enumerate(suburb.side):
         if len(lines):
             inside = gap == index
-            across = np.abs(streets.v[inside][:, None] - lines).min(axis=-1)
-            distance[inside] = np.minimum(distance[inside], across)
-    half = streets.width / 2
+            distance[inside] = np.minimum(distance[inside], np.abs(v[inside][:, None] - lines).min(axis=-1))
+    half = suburb.width / 2
     pavement = (distance < half + 1.8) & (distance >= half)
     road = distance < half
-    texture = 1 + 0.05 * smooth_noise(rng, size, 20) + 0.02 * smooth_noise(rng, size, 2)
-    colour[pavement] = (asphalt * 1.28 * texture[..., None])[pavement]
-    colour[road] = (asphalt * texture[..., None])[road]
-    dashes = (np.abs(streets.u[..., None] - streets.main).min(axis=-1) < 0.2) & (streets.v % 6 < 3)
-    colour[dashes & road] = 0.72
-    label[pavement | road] = IMPERVIOUS
+    texture = 1 + 0.05 * smooth_noise(rng, suburb.size, 20) + 0.02 * smooth_noise(rng, suburb.size, 2)
+    colour[pavement] = (suburb.asphalt * 1.28 * texture[..., None])[pavement]
+    colour[road] = (suburb.asphalt * texture[..., None])[road]
+    colour[(to_main < 0.2) & (v % 6 < 3) & road] = 0.72
+    suburb.label[pavement | road] = IMPERVIOUS
 
 
-def _house_places(rng: np.random.Generator, streets: _Streets) -> Iterator[tuple[float, float, float, float]]:
+def _house_places(rng: np.random.Generator, suburb: _Suburb) -> Iterator[tuple[float, float, float, float]]:
     """Centres (u, v) of houses in rows along the main streets, the side they face (+-1) and the way to the street."""
-    reach = streets.main[-1]
-    for index, line in enumerate(streets.main):
+    for index, line in enumerate(suburb.main):
         for side in (-1.0, 1.0):
             block = index if side > 0 else index - 1
-            crossings = streets.side[block] if 0 <= block < len(streets.side) else np.array([])
-            v = streets.main[0] + rng.uniform(0, 15)
-            while v < reach:
-                setback = streets.width / 2 + 1.8 + rng.uniform(3.5, 6.0)
-                near_crossing = len(crossings) and np.abs(crossings - v).min() < streets.width / 2 + 10
+            crossings = suburb.side[block] if 0 <= block < len(suburb.side) else np.array([])
+            v = suburb.main[0] + rng.uniform(0, 15)
+            while v < suburb.main[-1]:
+                setback = suburb.width / 2 + 1.8 + rng.uniform(3.5, 6.0)
+                near_crossing = len(crossings) and np.abs(crossings - v).min() < suburb.width / 2 + 10
                 if not near_crossing and rng.random() < 0.85:
                     yield line + side * setback, v, side, setback
                 v += rng.uniform(16, 24)
 
 
-def _window(streets: _Streets, u: float, v: float, radius: float) -> tuple[slice, slice] | None:
-    """Pixels that a thing within `radius` metres of a place can touch (the frame's bend included)."""
-    row, column = streets.to_pixel(u, v)
-    reach = int((radius + 9) / PIXEL_SIZE)
-    size = streets.u.shape[0]
-    rows = slice(max(0, row - reach), min(size, row + reach))
-    columns = slice(max(0, column - reach), min(size, column + reach))
-    return (rows, columns) if rows.start < rows.stop and columns.start < columns.stop else None
-
-
 def _paint_house(
-    rng: np.random.Generator,
-    streets: _Streets,
-    place: tuple[float, float, float, float],
-    *,
-    label: np.ndarray,
-    height: np.ndarray,
-    colour: np.ndarray,
-    asphalt: np.ndarray,
+    rng: np.random.Generator, suburb: _Suburb, u_front: float, v_centre: float, side: float, setback: float
 ) -> None:
     """A house with a flat or gabled roof, an optional wing, and a drive to the street."""
-    u_front, v_centre, side, setback = place
     depth, breadth = rng.uniform(8, 12), rng.uniform(9, 14)
     eaves, pitch = rng.uniform(3.0, 7.0), rng.choice([0.0, rng.uniform(0.4, 0.8)])
     wing = rng.random() < 0.35
     # Three roofs in five are of the street's own grey: colour alone cannot tell them from it.
-    roof = asphalt * rng.uniform(0.94, 1.06) if rng.random() < 0.6 else np.array(_ROOF_COLOURS[rng.integers(4)])
+    is_grey = rng.random() < 0.6
+    roof = suburb.asphalt * rng.uniform(0.94, 1.06) if is_grey else np.array(_ROOF_COLOURS[rng.integers(4)])
     shade, drive_side = rng.uniform(0.95, 1.05), rng.choice([-1.0, 1.0])
-    window = _window(streets, u_front + side * depth / 2, v_centre, depth + breadth)
+    window = suburb.window(u_front + side * depth / 2, v_centre, depth + breadth)
     if window is None:
         return
-    u = (streets.u[window] - u_front) * side  # 0 at the front wall, growing away from the street
-    v = streets.v[window] - v_centre
+    label, colour = suburb.label[window], suburb.colour[window]
+    u = (suburb.u[window] - u_front) * side  # 0 at the front wall, growing away from the street
+    v = suburb.v[window] - v_centre
     drive = (np.abs(v - drive_side * (breadth / 2 - 1.6)) < 1.5) & (u < 1) & (u > -setback)
-    drive &= label[window] == LOW_VEGETATION
-    colour[window][drive] = asphalt * 1.15
-    label[window][drive] = IMPERVIOUS
+    drive &= label == LOW_VEGETATION
+    colour[drive] = suburb.asphalt * 1.15
+    label[drive] = IMPERVIOUS
     body = (u > 0) & (u < depth) & (np.abs(v) < breadth / 2)
     ridge = depth / 2 - np.abs(u - depth / 2)  # rises from both long walls
     if wing:
         annex = (u >= depth) & (u < depth + 4.5) & (np.abs(v + drive_side * breadth / 4) < breadth / 4)
         body |= annex
         ridge = np.where(annex, breadth / 4 - np.abs(v + drive_side * breadth / 4), ridge)
-    body &= label[window] != BUILDING
-    label[window][body] = BUILDING
-    height[window][body] = (eaves + pitch * ridge)[body]
+    body &= label != BUILDING
+    label[body] = BUILDING
+    suburb.height[window][body] = (eaves + pitch * ridge)[body]
     rows = 1 + 0.03 * np.sign(np.sin(u * 2 * np.pi / 0.9)) * (pitch > 0)  # courses of tiles
-    colour[window][body] = (roof * shade * rows[..., None])[body]
+    colour[body] = (roof * shade * rows[..., None])[body]
 
 
-def _paint_trees(
-    rng: np.random.Generator, streets: _Streets, label: np.ndarray, height: np.ndarray, colour: np.ndarray
-) -> None:
+def _paint_trees(rng: np.random.Generator, suburb: _Suburb) -> None:
     """Crowns along pavements, in gardens and in groves; domes with a rough surface."""
-    size = label.shape[0]
+    size = suburb.size
     groves = smooth_noise(rng, size, 60) > 0.9
     rough = smooth_noise(rng, size, 3)
     leaf = np.array([0.16, 0.25, 0.11]) * rng.uniform(0.85, 1.15)
@@ -220,65 +208,53 @@ def _paint_trees(
         row, column = rng.integers(0, size, size=2)
         radius, top, shade = rng.uniform(1.4, 4.2), rng.uniform(4, 14), rng.uniform(0.75, 1.2)
         tint = rng.normal(0, 0.012, size=3)
-        if label[row, column] != LOW_VEGETATION or not (groves[row, column] or rng.random() < 0.3):
+        if suburb.label[row, column] != LOW_VEGETATION or not (groves[row, column] or rng.random() < 0.3):
             continue
         reach = int(radius * 1.3 / PIXEL_SIZE) + 1
         window = (slice(max(0, row - reach), row + reach + 1), slice(max(0, column - reach), column + reach + 1))
         distance = np.hypot(y[window] - row, x[window] - column) * PIXEL_SIZE * (1 + 0.14 * rough[window])
         dome = top * (0.45 + 0.55 * np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, 1)))
-        crown = (distance < radius) & (dome > height[window])
-        height[window][crown] = (dome + 0.35 * rough[window])[crown]
+        crown = (distance < radius) & (dome > suburb.height[window])
+        suburb.height[window][crown] = (dome + 0.35 * rough[window])[crown]
         bright = shade * (0.72 + 0.4 * (1 - distance / radius)) * (1 + 0.16 * rough[window])
-        colour[window][crown] = ((leaf + tint) * bright[..., None])[crown]
-        label[window][crown] = TREE
+        suburb.colour[window][crown] = ((leaf + tint) * bright[..., None])[crown]
+        suburb.label[window][crown] = TREE
 
 
-def _paint_cars(rng: np.random.Generator, streets: _Streets, label: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Cars parked and driving along the main streets, in the colour image; returns the label with them."""
-    label = label.copy()
-    reach = streets.main[-1]
-    for line in streets.main:
-        for lane in (-1.0, 1.0):
-            for offset, spacing in ((streets.width / 2 - 1.0, 13.0), (streets.width / 4 - 0.3, 45.0)):
-                v = streets.main[0] + rng.uniform(0, spacing)
-                while v < reach:
-                    _paint_car(rng, streets, line + lane * offset, v, label=label, colour=colour)
-                    v += 5.6 + rng.exponential(spacing)
-    return label
+def _paint_cars(rng: np.random.Generator, suburb: _Suburb) -> None:
+    """Cars parked and driving along the main streets, in the colour image and the label."""
+    lanes = ((suburb.width / 2 - 1.0, 13.0), (suburb.width / 4 - 0.3, 45.0))  # way from the middle, mean gap
+    for line, side, (offset, spacing) in itertools.product(suburb.main, (-1.0, 1.0), lanes):
+        v = suburb.main[0] + rng.uniform(0, spacing)
+        while v < suburb.main[-1]:
+            _paint_car(rng, suburb, line + side * offset, v)
+            v += 5.6 + rng.exponential(spacing)
 
 
-def _paint_car(
-    rng: np.random.Generator,
-    streets: _Streets,
-    u_centre: float,
-    v_centre: float,
-    *,
-    label: np.ndarray,
-    colour: np.ndarray,
-) -> None:
+def _paint_car(rng: np.random.Generator, suburb: _Suburb, u_centre: float, v_centre: float) -> None:
     length, breadth = rng.uniform(4.0, 4.9), rng.uniform(1.75, 1.95)
-    paint = np.array(_CAR_COLOURS[rng.integers(len(_CAR_COLOURS))])
-    window = _window(streets, u_centre, v_centre, length)
+    paint = _CAR_COLOURS[rng.integers(len(_CAR_COLOURS))]
+    window = suburb.window(u_centre, v_centre, length)
     if window is None:
         return
-    u, v = streets.u[window] - u_centre, streets.v[window] - v_centre
+    u, v = suburb.u[window] - u_centre, suburb.v[window] - v_centre
     body = (np.abs(u) < breadth / 2) & (np.abs(v) < length / 2)
-    body &= label[window] == IMPERVIOUS  # crowns hide what stands below them
+    body &= suburb.label[window] == IMPERVIOUS  # crowns hide what stands below them
     glass = body & (np.abs(u) < breadth / 2 - 0.25) & ((np.abs(v - 0.75) < 0.4) | (np.abs(v + 1.35) < 0.3))
-    colour[window][body] = paint
-    colour[window][glass] = (0.10, 0.12, 0.15)
-    label[window][body] = CAR
+    suburb.colour[window][body] = paint
+    suburb.colour[window][glass] = (0.10, 0.12, 0.15)
+    suburb.label[window][body] = CAR
 
 
-def _near_infrared(rng: np.random.Generator, label: np.ndarray, colour: np.ndarray) -> np.ndarray:
+def _near_infrared(rng: np.random.Generator, suburb: _Suburb) -> np.ndarray:
     """Reflectance in the near infrared: high for all plants, low and alike for streets and roofs."""
-    size = label.shape[0]
     plants = rng.uniform(0.46, 0.60)
-    brightness = colour.mean(axis=-1)
+    brightness = suburb.colour.mean(axis=-1)
     dry = np.clip((brightness - 0.2) * 1.1, 0, 0.16)  # parched lawn is a little darker here
-    values = np.where(label == TREE, plants * np.clip(0.66 + 1.9 * brightness, 0.65, 1.15), plants * 1.04 - dry)
-    stone = np.isin(label, (IMPERVIOUS, BUILDING))
-    return np.where(stone, 0.12 + 0.33 * brightness, values) * (1 + 0.06 * smooth_noise(rng, size, 8))
+    leaves = plants * np.clip(0.66 + 1.9 * brightness, 0.65, 1.15)
+    values = np.where(suburb.label == TREE, leaves, plants * 1.04 - dry)
+    stone = np.isin(suburb.label, (IMPERVIOUS, BUILDING))
+    return np.where(stone, 0.12 + 0.33 * brightness, values) * (1 + 0.06 * smooth_noise(rng, suburb.size, 8))
 
 
 def _shadows(height: np.ndarray, direction: np.ndarray, elevation: float) -> np.ndarray:
@@ -295,18 +271,16 @@ def _shadows(height: np.ndarray, direction: np.ndarray, elevation: float) -> np.
     return shaded
 
 
-def _sense(
-    rng: np.random.Generator, *, height: np.ndarray, colour: np.ndarray, near_infrared: np.ndarray, label: np.ndarray
-) -> PaintedScene:
+def _sense(rng: np.random.Generator, suburb: _Suburb, near_infrared: np.ndarray) -> PaintedScene:
     """What three sensors record of a scene under its light, on its ground."""
-    size = height.shape[0]
+    size, height = suburb.size, suburb.height
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.deg2rad(rng.uniform(35, 60))
     sun = np.array([np.cos(azimuth), np.sin(azimuth)])
     slope_y, slope_x = np.gradient(height, PIXEL_SIZE)
     facing = 1 - 0.22 * np.clip(slope_x * sun[0] + slope_y * sun[1], -1.5, 1.5)
     light = np.where(_shadows(height, sun, elevation), rng.uniform(0.38, 0.5), facing)
     gain, haze, tint = rng.uniform(0.85, 1.35), rng.uniform(0.0, 0.08), rng.uniform(0.94, 1.06, size=3)
-    seen = (colour * light[..., None] * tint * gain + haze) ** (1 / 1.5)  # a camera's gamma
+    seen = (suburb.colour * light[..., None] * tint * gain + haze) ** (1 / 1.5)  # a camera's gamma
     rgb = seen + rng.normal(0, 0.014, size=seen.shape)
     nir = near_infrared * (0.35 + 0.65 * light) * rng.uniform(0.8, 1.2) + rng.normal(0, 0.018, size=height.shape)
 
@@ -317,7 +291,7 @@ def _sense(
     surface = np.pad(height, 1, mode="edge")
     surface = sum(surface[r : r + size, c : c + size] for r in range(3) for c in range(3)) / 9
     dsm = ground + surface + rng.normal(0, 0.07, size=height.shape)
-    return PaintedScene(_to_uint8(rgb), dsm.astype(np.float32), _to_uint8(nir), label)
+    return PaintedScene(_to_uint8(rgb), dsm.astype(np.float32), _to_uint8(nir), suburb.label)
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:

@@ -66,10 +66,10 @@ def test_demo_trains_evaluates_reloads_predicts_and_draws(small_training, tmp_pa
 
 
 def test_demo_stops_where_a_step_fails(small_training, tmp_path, capsys):
-    assert demo.main(["--output_dir", str(tmp_path / "out"), "--tiles", "2"]) == 1
+    assert demo.main(["--output_dir", str(tmp_path / "out"), "--tiles", "2"]) == 2
     error = capsys.readouterr().err
     assert "2 tiles cannot fill the splits" in error
-    assert "`sgma-hf demo-scenes` failed with status 1" in error
+    assert "`sgma-hf demo-scenes` failed with status 2" in error
     assert not (tmp_path / "out" / "demo.png").exists()
 
 

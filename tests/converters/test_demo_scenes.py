@@ -147,7 +147,7 @@ def test_bad_numbers_are_refused():
 
 def test_command_writes_a_dataset(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["--out", str(out), "--tiles", "8", "--size", "32", "--seed", "1"]) == 0
+    assert main(["--output", str(out), "--tiles", "8", "--tile_size", "32", "--seed", "1"]) == 0
     assert "train 6, validation 1, test 1 rows" in capsys.readouterr().out
     metadata = DatasetMetadata.load(out)
     assert metadata.modalities == ["rgb", "dsm", "nir"] and metadata.units == [None, "m", None]
@@ -160,5 +160,5 @@ def test_command_writes_a_dataset(tmp_path, capsys):
         np.testing.assert_array_equal(decoded_label, label)
         for name in metadata.modalities:
             np.testing.assert_array_equal(decoded[name], images[name])
-    assert main(["--out", str(out), "--tiles", "8"]) == 1
+    assert main(["--out", str(out), "--tiles", "8", "--size", "32"]) == 2
     assert "--overwrite" in capsys.readouterr().err

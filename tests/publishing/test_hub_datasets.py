@@ -68,8 +68,8 @@ for folder, repo_id in ((FEW, "org/public"), (BAD_CARD, "org/bad-card"), (NO_YAM
         push_dataset(folder, repo_id)
     except ValueError as error:
         print(f"{repo_id} refused: {error}")
-print("exit", main(["demo-scenes", "--out", "demo", "--tiles", "3", "--size", "32", "--push", "org/public"]))
-demo = ["demo-scenes", "--out", "demo", "--tiles", "3", "--size", "32", "--overwrite", "--push", "org/demo"]
+print("exit", main(["demo-scenes", "--output", "demo", "--tiles", "3", "--tile_size", "32", "--push", "org/public"]))
+demo = ["demo-scenes", "--output", "demo", "--tiles", "3", "--tile_size", "32", "--overwrite", "--push", "org/demo"]
 print("exit", main(demo), main(demo))
 """
 LOAD = """
@@ -150,7 +150,7 @@ def test_a_push_brings_parquet_metadata_and_card_and_nothing_else(pushed):
 def test_a_private_push_never_reaches_a_public_dataset(pushed):
     hub, run, _ = pushed
     assert "org/public refused: The repository org/public is public, and a private one was asked for" in run.stdout
-    assert "demo_scenes: The repository org/public is public" in run.stderr
+    assert "sgma-hf demo-scenes: The repository org/public is public" in run.stderr
     repository = hub.dataset("org/public")
     assert len(repository.history()) == 1 and not repository.private
 
@@ -164,8 +164,8 @@ def test_a_card_that_is_not_valid_leaves_no_repository_behind(pushed):
 
 def test_converters_push_or_say_in_one_line_why_not(pushed):
     hub, run, _ = pushed
-    assert "exit 1\n" in run.stdout and "exit 1 0" in run.stdout and hub.dataset("org/demo").private
-    assert "demo_scenes: The push to org/demo failed: the access token may not write there" in run.stderr
+    assert "exit 2\n" in run.stdout and "exit 2 0" in run.stdout and hub.dataset("org/demo").private
+    assert "sgma-hf demo-scenes: The push to org/demo failed: the access token may not write there" in run.stderr
     assert "Traceback" not in run.stderr
     assert len(hub.dataset("org/demo").history()) == 1
 

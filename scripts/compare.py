@@ -1,7 +1,7 @@
 """Train and evaluate several arms with several seeds on one data set, resumably, one JSON line per run.
 
 Example:
-    python scripts/compare.py --dataset data/mine --output runs/compare.jsonl --preset quick --jobs 2
+    python scripts/compare.py --dataset data/mine --output runs/compare.jsonl --preset quick --num_proc 2
 """
 
 import sys

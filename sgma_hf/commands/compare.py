@@ -13,17 +13,18 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from transformers import HfArgumentParser
 from transformers.utils import logging
 
+from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.comparison.arms import ARMS, select_arms
 from sgma_hf.comparison.compared_rows import content_fingerprint, load_metadata
 from sgma_hf.comparison.identity import is_recorded
 from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
 from sgma_hf.comparison.runs import Run, RunSettings, backbone_from_file, check_device, execute_run
+from sgma_hf.data.command_line import report_errors
 from sgma_hf.data.incomplete_rows import parse_shares
 from sgma_hf.data.rows import load_rows
 
@@ -44,9 +45,9 @@ class Failure(NamedTuple):
     trace: str
 
 
-@dataclass
-class CompareArguments:
-    """Arguments of `sgma-hf compare`."""
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments(RunSettings):
+    """Arguments of `sgma-hf compare`: the settings of all runs, some of them as text, and which runs."""
 
     dataset: str = field(metadata={"help": "Rows: a folder of a converter."})
     output: str = field(metadata={"help": "File of JSON lines; runs are added to it."})
@@ -62,42 +63,23 @@ class CompareArguments:
         default=None, metadata={"help": f"Arms, or all: {', '.join(ARMS)}; default: the preset's."}
     )
     seeds: list[int] | None = field(default=None, metadata={"help": "Seeds; default: the preset's."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    report_split: str = field(default="test", metadata={"help": "Split to report on; nothing may be chosen by it."})
-    choosing_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on too, for choices between recipes."}
-    )
     missing: str = field(
         default="",
         metadata={"help": "Make training rows incomplete: NAME=SHARE[,NAME=SHARE...] of rows that lose a modality."},
     )
-    max_steps: int = field(default=500, metadata={"help": "Training steps; the last one's weights are evaluated."})
-    batch_size: int = field(default=8, metadata={"help": "Crops per step."})
-    crop_size: int = field(default=128, metadata={"help": "Side of crops and evaluated windows in pixels."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate; encoders start at random."})
-    decoder_hidden_size: int = field(default=128, metadata={"help": "Width of the decode head."})
-    dice_loss_weight: float = field(
-        default=RunSettings.dice_loss_weight, metadata={"help": "Weight of the Dice loss, of all arms."}
-    )
-    modality_adapter_size: int = field(
-        default=RunSettings.modality_adapter_size,
-        metadata={"help": "Hidden channels of each modality's adapter before the encoder, of all arms."},
-    )
     backbone_config: str | None = field(
         default=None, metadata={"help": "JSON, or a file of it, of another encoder than the small PVT-v2."}
     )
-    corruptions: bool = field(default=False, metadata={"help": "Evaluate damaged inputs too."})
-    reliance: bool = field(
-        default=False, metadata={"help": "Compare robustness maps with the errors of single modalities too."}
+    num_proc: int = field(
+        default=1,
+        metadata={"help": "Runs at the same time, each in a process of its own.", "former": ("--jobs",)},
     )
-    jobs: int = field(default=1, metadata={"help": "Runs at the same time, each in a process of its own."})
-    threads: int = field(default=1, metadata={"help": "Threads of torch in each run."})
-    device: str = field(default="cpu", metadata={"choices": ["cpu", "cuda"], "help": "Where the models run."})
     max_gigabytes: float = field(
-        default=4.0, metadata={"help": "Memory that the decoded rows of a split may take, for each job."}
+        default=4.0, metadata={"help": "Memory that the decoded rows of a split may take, for each process."}
     )
 
 
+@report_errors("sgma-hf compare", on_stop="the same command goes on with the runs that are not in the output yet")
 def main(argv: list[str] | None = None) -> int:
     """Do the runs that the output does not hold yet, seed by seed.
 
@@ -105,12 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        0, or 1 if a run failed; the others are done all the same. Wrong arguments are raised.
+        0, or 1 if a run failed; the others are done all the same. 2 after wrong arguments, 130 after Ctrl-C.
     """
-    parser = HfArgumentParser(CompareArguments, prog="sgma-hf compare", description=__doc__)
-    (args,) = parser.parse_args_into_dataclasses(argv)
-    if args.jobs < 1:
-        raise ValueError(f"`--jobs` is {args.jobs}; expected at least 1.")
+    (args,) = DataclassParser(CompareArguments, prog="sgma-hf compare", description=__doc__).parse(argv)
+    if args.num_proc < 1:
+        raise ValueError(f"`--num_proc` is {args.num_proc}; expected at least 1.")
     runs = _planned_runs(args)
     prepare_file(args.output)
     recorded, fingerprint = read_rows(args.output), content_fingerprint(args.dataset)
@@ -133,32 +114,34 @@ def _planned_runs(args: CompareArguments) -> list[Run]:
     """All runs, seed by seed, after a check of everything that can be checked without training."""
     preset = PRESETS[args.preset]
     arms = select_arms(args.arms or preset["arms"])
-    seeds = preset["seeds"] if args.seeds is None else args.seeds
     check_device(args.device)
     metadata = load_metadata(args.dataset)
     missing = parse_shares(args.missing, "--missing")
     unknown = sorted(set(missing) - set(metadata.modalities))
     if unknown:
         raise ValueError(f"`--missing` names {unknown}; the modalities are {metadata.modalities}.")
-    sizes = {} if args.backbone_config is None else {"backbone_config": backbone_from_file(args.backbone_config)}
-    shared = "train_split report_split choosing_split max_steps batch_size crop_size learning_rate decoder_hidden_size"
-    shared += " dice_loss_weight modality_adapter_size corruptions reliance device threads"
-    settings = RunSettings(missing=missing, **{name: getattr(args, name) for name in shared.split()}, **sizes)
+    values = {setting.name: getattr(args, setting.name) for setting in fields(RunSettings)} | {"missing": missing}
+    if args.backbone_config is None:
+        del values["backbone_config"]
+    else:
+        values["backbone_config"] = backbone_from_file(args.backbone_config)
+    settings = RunSettings(**values)
     for split in filter(None, (settings.train_split, settings.report_split, settings.choosing_split)):
         load_rows(args.dataset, split)
+    seeds = preset["seeds"] if args.seeds is None else args.seeds
     return [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
 
 
 def _execute(runs: list[Run], args: CompareArguments) -> Iterator[tuple[Run, dict[str, Any] | Failure]]:
     """Yield every run with its row, or with what went wrong, as they end."""
-    if args.jobs == 1:
+    if args.num_proc == 1:
         for run in runs:
             yield run, _attempt(run, args.max_gigabytes)
         return
     # read when the child imports torch, before any argument reaches it
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     stopped = threading.Event()
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with ThreadPoolExecutor(args.num_proc) as pool:
         waiting = {pool.submit(_in_own_process, run, args.max_gigabytes, stopped): run for run in runs}
         try:
             for future in as_completed(waiting):

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
+from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.comparison.report import readme_block, results_card, write_into_readme
 from sgma_hf.comparison.run_records import read_rows
+from sgma_hf.data.command_line import report_errors
+from sgma_hf.data.whole_files import write_text
 
 
 @dataclass
@@ -23,6 +24,7 @@ class ResultsCardArguments:
     )
 
 
+@report_errors("sgma-hf results-card")
 def main(argv: list[str] | None = None) -> int:
     """Write the card, the README's table, or both.
 
@@ -30,10 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        0; errors are raised.
+        0, or 2 after one line that says what was wrong.
     """
-    parser = HfArgumentParser(ResultsCardArguments, prog="sgma-hf results-card", description=__doc__)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    parser = DataclassParser(ResultsCardArguments, prog="sgma-hf results-card", description=__doc__)
+    (args,) = parser.parse(argv)
     if args.output is None and args.readme is None:
         raise ValueError("Nothing to write: give `--output`, `--readme` or both.")
     absent = [path for path in args.results if not Path(path).is_file()]
@@ -46,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         if not rows:
             raise ValueError(f"The results hold no run on {args.dataset!r}; they are of {names}.")
     if args.output is not None:
-        card = results_card(rows)
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).write_text(card, encoding="utf-8")
+        write_text(args.output, results_card(rows))
         print(f"{args.output}: {len(rows)} runs")
     if args.readme is not None:
         write_into_readme(args.readme, readme_block(rows))

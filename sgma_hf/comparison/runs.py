@@ -11,7 +11,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from ..data.metadata import DatasetMetadata
 from ..data.processor_fitting import fit_processor
 from ..data.rows import SPLIT_ALIASES
 from ..evaluation.combinations import evaluate_modality_combinations
+from ..evaluation.corruption_scores import evaluate_corruptions
+from ..evaluation.reliance import reliance_error_agreement
 from ..model.configuration_sgma import SgmaConfig
 from ..model.image_processing_sgma import SgmaImageProcessor
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
@@ -43,45 +46,41 @@ ABSENCE_PROBABILITIES = (0.2, 0.1, 0.05)
 SMALL_PVT_V2 = {"model_type": "pvt_v2", "hidden_sizes": [32, 64, 160, 256], "depths": [1, 1, 1, 1]}
 
 
+def _setting(default: Any, text: str, **options: Any) -> Any:
+    """A setting whose help is that of the command's flag."""
+    return field(default=default, metadata={"help": text, **options})
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """What all runs of a comparison have in common; runs of equal settings may stand in one table.
 
-    Attributes:
-        train_split: Split to train on.
-        report_split: Split to report on; it must choose nothing.
-        choosing_split: Split to evaluate on as well, for choices between recipes; None for none.
-        missing: Share of the training rows that lose each modality on purpose.
-        max_steps: Optimiser steps; the weights of the last one are evaluated.
-        batch_size: Crops per step, and windows per forward pass of the evaluation.
-        crop_size: Side of the training crops and of the windows evaluated, in pixels.
-        learning_rate: Highest rate of AdamW.
-        decoder_hidden_size: Width of the decode head.
-        dice_loss_weight: Weight of the Dice loss beside the cross-entropy, of all arms.
-        modality_adapter_size: Hidden channels of each modality's adapter before the encoder, of all arms.
-        backbone_config: Configuration of the encoder, with its `model_type`.
-        corruptions: Whether to evaluate damaged inputs too.
-        reliance: Whether to compare robustness maps with the errors of single modalities too.
-        device: Where it runs, `cpu` or `cuda`. Only on the CPU do two runs of one seed give one result for certain.
-        threads: Threads of torch in each run; sums depend on them in the last bits.
+    What each setting is, its `help` says. `missing` is the share of training rows that lose each modality,
+    `backbone_config` the encoder's configuration with its `model_type`.
     """
 
-    train_split: str = "train"
-    report_split: str = "test"
-    choosing_split: str | None = None
+    train_split: str = _setting("train", "Split to train on.")
+    report_split: str = _setting("test", "Split to report on; nothing may be chosen by it.")
+    choosing_split: str | None = _setting(None, "Split to evaluate on too, for choices between recipes.")
     missing: dict[str, float] = field(default_factory=dict)
-    max_steps: int = 500
-    batch_size: int = 8
-    crop_size: int = 128
-    learning_rate: float = 1e-3
-    decoder_hidden_size: int = 128
-    dice_loss_weight: float = SgmaConfig.dice_loss_weight
-    modality_adapter_size: int = SgmaConfig.modality_adapter_size
+    max_steps: int = _setting(500, "Training steps; the last one's weights are evaluated.")
+    batch_size: int = _setting(8, "Crops per step, and windows per forward pass of the evaluation.")
+    crop_size: int = _setting(128, "Side of crops and evaluated windows in pixels.")
+    learning_rate: float = _setting(1e-3, "Highest learning rate of AdamW; encoders start at random.")
+    decoder_hidden_size: int = _setting(128, "Width of the decode head.")
+    dice_loss_weight: float = _setting(SgmaConfig.dice_loss_weight, "Weight of the Dice loss, of all arms.")
+    modality_adapter_size: int = _setting(
+        SgmaConfig.modality_adapter_size, "Hidden channels of each modality's adapter before the encoder, of all arms."
+    )
     backbone_config: dict[str, Any] = field(default_factory=lambda: dict(SMALL_PVT_V2))
-    corruptions: bool = False
-    reliance: bool = False
-    device: str = "cpu"
-    threads: int = 1
+    corruptions: bool = _setting(False, "Evaluate damaged inputs too.")
+    reliance: bool = _setting(False, "Compare robustness maps with the errors of single modalities too.")
+    device: str = _setting(
+        "cpu",
+        "Where the models run; only on the CPU do two runs of one seed give one result for certain.",
+        choices=["cpu", "cuda"],
+    )
+    threads: int = _setting(1, "Threads of torch in each run; sums depend on them in the last bits.")
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "crop_size", "decoder_hidden_size", "threads"):
@@ -215,41 +214,47 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
         ValueError: If the data set lacks a split or class names, its rows take too much memory, or there is no such
             device.
     """
-    settings, started = run.settings, time.perf_counter()
+    settings, seconds = run.settings, {}
     torch.set_num_threads(settings.threads)
     check_device(settings.device)
-    metadata = load_metadata(run.dataset)
-    fingerprint = content_fingerprint(run.dataset)
-    splits = [settings.report_split, *([settings.choosing_split] if settings.choosing_split else [])]
-    rows = {split: decoded_rows(run.dataset, split, metadata, max_gigabytes=max_gigabytes) for split in splits}
-    training_rows = decoded_rows(
-        run.dataset, settings.train_split, metadata, max_gigabytes=max_gigabytes, missing=settings.missing
-    )
-    seconds = {"load": time.perf_counter() - started}
-    model, processor, losses, seconds["train"] = _train(run, metadata, training_rows)
-    model.eval()
-    row = run.identity(fingerprint)
+    with _timed(seconds, "load"):
+        metadata = load_metadata(run.dataset)
+        row = run.identity(content_fingerprint(run.dataset))
+        splits = dict.fromkeys(filter(None, (settings.report_split, settings.choosing_split)))
+        rows = {split: decoded_rows(run.dataset, split, metadata, max_gigabytes=max_gigabytes) for split in splits}
+        training_rows = decoded_rows(
+            run.dataset, settings.train_split, metadata, max_gigabytes=max_gigabytes, missing=settings.missing
+        )
+    model, processor, losses = _train(run, metadata, training_rows, seconds)
     row["dataset"] |= _describe_rows(metadata, {settings.train_split: training_rows, **rows})
-    started = time.perf_counter()
-    results = {split: _evaluate(model, processor, rows[split], settings) for split in splits}
-    seconds["evaluate"] = time.perf_counter() - started
-    extras = _extras(model, processor, rows[settings.report_split], settings, seconds)
+    options = {"window_size": settings.crop_size, "batch_size": settings.batch_size}
+    with _timed(seconds, "evaluate"):
+        row["results"] = {split: _evaluate(model, processor, part, options) for split, part in rows.items()}
+    for name, evaluate in (("corruptions", evaluate_corruptions), ("reliance", reliance_error_agreement)):
+        if getattr(settings, name):
+            with _timed(seconds, name):
+                row[name] = evaluate(model, processor, rows[settings.report_split], **options)
     row |= {
         "checkpoint": "last step",
         **_environment(model.device),
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "seconds": seconds,
         "parameters": model.num_parameters(),
         "gmacs": giga_macs(model, settings.crop_size),
         "losses": losses,
-        "results": results,
-        **extras,
         "format_version": FORMAT_VERSION,
     }
     return finite(row)
 
 
-def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
-    """Return model and processor after the last step, the last losses logged, and the seconds it took."""
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - started, 2)
+
+
+def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]], seconds: dict[str, float]):
+    """Return model and processor after the last step, and the last losses logged."""
     settings = run.settings
     set_seed(run.seed)
     model = build_model(run.arm, settings, metadata)
@@ -265,25 +270,20 @@ def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
         arguments = _training_arguments(settings, folder, seed=run.seed, **run.arm.training)
         trainer = SgmaTrainer(model, arguments, processing_class=processor, train_dataset=rows)
         trainer.remove_callback(PrinterCallback)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
+        with _timed(seconds, "train"):
+            trainer.train()
     names = ("loss_sgf", "loss_mas", "loss")
     losses = {name: entry[name] for entry in trainer.state.log_history for name in names if name in entry}
-    return trainer.accelerator.unwrap_model(trainer.model), processor, losses, seconds
+    return trainer.accelerator.unwrap_model(trainer.model).eval(), processor, losses
 
 
 def _evaluate(
-    model: PreTrainedModel, processor: SgmaImageProcessor, rows: list[dict[str, Any]], settings: RunSettings
+    model: PreTrainedModel, processor: SgmaImageProcessor, rows: list[dict[str, Any]], options: dict[str, Any]
 ) -> dict[str, Any]:
-    results = evaluate_modality_combinations(
-        model, processor, rows, window_size=settings.crop_size, batch_size=settings.batch_size
-    )
+    results = evaluate_modality_combinations(model, processor, rows, **options)
     kept = ("miou", "iou", "accuracy", "pixels", "rows", "rows_complete", "uncovered_share")
-    combinations = {
-        name: {key: scores[key] for key in kept if key in scores} for name, scores in results["combinations"].items()
-    }
-    summary = ("average_miou", "top1_miou", "top1_combination", "last1_miou", "last1_combination")
+    combinations = {name: {key: scores[key] for key in kept} for name, scores in results["combinations"].items()}
+    summary = ("average_miou", "top1_miou", "top1_combination", "last1_miou", "last1_combination", "windows")
     miou = {name: scores["miou"] for name, scores in combinations.items()}
     return {
         "combinations": combinations,
@@ -292,7 +292,6 @@ def _evaluate(
             f"{absent:g}": bernoulli_expectation(miou, results["modalities"], absent)
             for absent in ABSENCE_PROBABILITIES
         },
-        "windows": results["windows"],
     }
 
 
@@ -336,25 +335,6 @@ def giga_macs(model: PreTrainedModel, crop_size: int) -> float:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model.eval()(pixel_values)
     return counter.get_total_flops() / 2 / 1e9
-
-
-def _extras(model, processor, rows, settings: RunSettings, seconds: dict[str, float]) -> dict[str, Any]:
-    """What is evaluated on request only; imported then, too."""
-    extras: dict[str, Any] = {}
-    options = {"window_size": settings.crop_size, "batch_size": settings.batch_size}
-    if settings.corruptions:
-        from ..evaluation.corruption_scores import evaluate_corruptions
-
-        started = time.perf_counter()
-        extras["corruptions"] = evaluate_corruptions(model, processor, rows, **options, seed=0)
-        seconds["corruptions"] = time.perf_counter() - started
-    if settings.reliance:
-        from ..evaluation.reliance import reliance_error_agreement
-
-        started = time.perf_counter()
-        extras["reliance"] = reliance_error_agreement(model, processor, rows, **options)
-        seconds["reliance"] = time.perf_counter() - started
-    return extras
 
 
 def _describe_rows(metadata: DatasetMetadata, rows: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -406,11 +386,9 @@ def backbone_from_file(path: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is neither.
     """
-    text = path if path.lstrip().startswith("{") else None
-    if text is None and Path(path).is_file():
-        text = Path(path).read_text(encoding="utf-8")
+    is_file = not path.lstrip().startswith("{") and Path(path).is_file()
     try:
-        config = json.loads(text or "")
+        config = json.loads(Path(path).read_text(encoding="utf-8") if is_file else path)
     except ValueError:
         config = None
     if not isinstance(config, dict) or "model_type" not in config:

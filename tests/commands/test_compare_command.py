@@ -1,6 +1,7 @@
 """`sgma-hf compare`: order, resumption, and files that a killed process leaves whole."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_run_that_fails_does_not_stop_the_others(scenes, executed, tmp_path, m
     assert [row["arm"] for row in read_rows(output)] == ["sgma", "mean"]
 
 
-def test_an_interruption_leaves_whole_lines_and_the_next_call_goes_on(scenes, executed, tmp_path, monkeypatch):
+def test_an_interruption_leaves_whole_lines_and_the_next_call_goes_on(scenes, executed, tmp_path, monkeypatch, capsys):
     output = tmp_path / "results.jsonl"
     pretend = compare.execute_run
 
@@ -91,8 +92,8 @@ def test_an_interruption_leaves_whole_lines_and_the_next_call_goes_on(scenes, ex
         return pretend(run, max_gigabytes=max_gigabytes)
 
     monkeypatch.setattr(compare, "execute_run", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run(scenes, output, "--arms", "mean", "sgma", "early")
+    assert run(scenes, output, "--arms", "mean", "sgma", "early") == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err
     assert [json.loads(line)["arm"] for line in output.read_text().splitlines()] == ["mean"]
     monkeypatch.setattr(compare, "execute_run", pretend)
     executed.clear()
@@ -144,12 +145,13 @@ def test_lines_are_mended_only_at_the_end(tmp_path):
     "content",
     ["a card", "# Title\n\ntext", '{"loss": 1}', '{\n "loss": 1', '{"loss": 1}\n{"lo', "[1]\n{"],
 )
-def test_a_file_of_something_else_is_left_alone(scenes, executed, tmp_path, content):
+def test_a_file_of_something_else_is_left_alone(scenes, executed, tmp_path, content, capsys):
     path = tmp_path / "other.txt"
     path.write_text(content)
-    for use in (lambda: run(scenes, path), lambda: append_row(path, made_up_run("mean", 0, 0.5))):
-        with pytest.raises(ValueError, match=r"other.txt, line \d: .*; expected a run"):
-            use()
+    assert run(scenes, path) == 2
+    assert re.search(r"other.txt, line \d: .*; expected a run", capsys.readouterr().err)
+    with pytest.raises(ValueError, match=r"other.txt, line \d: .*; expected a run"):
+        append_row(path, made_up_run("mean", 0, 0.5))
     assert path.read_text() == content and executed == []
 
 
@@ -169,20 +171,20 @@ def test_lines_that_are_no_run_are_named(tmp_path, changes, message):
         read_rows(path)
 
 
-def test_output_that_cannot_be_written_is_refused_before_anything_runs(scenes, executed, tmp_path):
+def test_output_that_cannot_be_written_is_refused_before_anything_runs(scenes, executed, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for output in (tmp_path, tmp_path / "file" / "results.jsonl"):
-        with pytest.raises(OSError, match=str(tmp_path)):
-            run(scenes, output)
+        assert run(scenes, output) == 2
+        assert str(tmp_path) in capsys.readouterr().err
     assert executed == []
 
 
 @pytest.mark.parametrize(("gpus", "message"), [(0, "finds no GPU"), (2, "CUDA_VISIBLE_DEVICES")])
-def test_gpus_that_a_run_would_not_be_on_are_refused(scenes, executed, tmp_path, monkeypatch, gpus, message):
+def test_gpus_that_a_run_would_not_be_on_are_refused(scenes, executed, tmp_path, monkeypatch, gpus, message, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    with pytest.raises(ValueError, match=message):
-        run(scenes, tmp_path / "results.jsonl", "--device", "cuda")
+    assert run(scenes, tmp_path / "results.jsonl", "--device", "cuda") == 2
+    assert message in capsys.readouterr().err
     assert executed == []
 
 
@@ -203,21 +205,37 @@ def test_a_process_that_is_killed_is_tried_once_more(tmp_path, monkeypatch):
         (["--report_split", "validation"], "chooses"),
         (["--missing", "thermal=0.5"], "thermal"),
         (["--missing", "rgb"], "--missing rgb"),
-        (["--jobs", "0"], "--jobs"),
+        (["--num_proc", "0"], "--num_proc"),
+        (["--jobs", "0"], "--num_proc"),  # as it was once called
+        (["--crop-size", "0"], "`crop_size` is 0"),
+        (["--dataset", "nowhere"], "no folder 'nowhere'"),
         (["--backbone_config", "none.json"], "model_type"),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_runs(scenes, executed, tmp_path, flags, message):
-    with pytest.raises(ValueError, match=message):
-        run(scenes, tmp_path / "results.jsonl", *flags)
+def test_wrong_arguments_are_refused_before_anything_runs(scenes, executed, tmp_path, flags, message, capsys):
+    assert run(scenes, tmp_path / "results.jsonl", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("sgma-hf compare: ") and error.count("\n") == 1
     assert executed == [] and not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--sedes", "1"], "no flag --sedes; did you mean --seeds?"), (["--preset", "quik"], "did you mean quick?")],
+)
+def test_mistyped_flags_and_choices_are_told(scenes, executed, tmp_path, flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(scenes, tmp_path / "results.jsonl", *flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert executed == []
 
 
 def test_a_spawned_process_gives_the_figures_of_this_one(scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command sets it for its children
     arms = ["--arms", "sgma", "--seeds", "3"]
     assert run(scenes, tmp_path / "here.jsonl", *arms) == 0
-    assert run(scenes, tmp_path / "there.jsonl", *arms, "--jobs", "2") == 0
+    assert run(scenes, tmp_path / "there.jsonl", *arms, "--num_proc", "2") == 0
     (here,), (there,) = (read_rows(tmp_path / f"{place}.jsonl") for place in ("here", "there"))
     assert here["results"] == there["results"]
     assert here["losses"] == there["losses"]

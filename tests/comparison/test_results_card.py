@@ -254,18 +254,18 @@ def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
     rows = [*three_seeds(), made_up_run("sgma", 0, 0.1, name="trees")]
     results.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["--results", str(results), "--output", str(output)]
-    with pytest.raises(ValueError, match=r"\['fields', 'trees'\]"):
-        command.main(arguments)
-    with pytest.raises(ValueError, match="no run on 'sea'"):
-        command.main([*arguments, "--dataset", "sea"])
-    with pytest.raises(FileNotFoundError, match="There is no file"):
-        command.main(["--results", str(tmp_path / "nothing.jsonl"), "--output", str(output)])
-    with pytest.raises(ValueError, match="--output"):
-        command.main(["--results", str(results)])
+    for flags, message in (
+        (arguments, "['fields', 'trees']"),
+        ([*arguments, "--dataset", "sea"], "no run on 'sea'"),
+        (["--results", str(tmp_path / "nothing.jsonl"), "--output", str(output)], "There is no file"),
+        (["--results", str(results)], "--output"),
+    ):
+        assert command.main(flags) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.startswith("sgma-hf results-card: ") and error.count("\n") == 1
     assert not output.exists()
     assert command.main([*arguments, "--dataset", "fields"]) == 0
     assert output.read_text() == results_card(three_seeds())
     assert "9 runs" in capsys.readouterr().out
     results.write_text("")
-    with pytest.raises(ValueError, match="no run"):
-        command.main(arguments)
+    assert command.main(arguments) == 2 and "no run" in capsys.readouterr().err

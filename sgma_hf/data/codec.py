@@ -9,38 +9,20 @@
 
 import io
 import os
-import struct
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
-from PIL import TiffImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import SAMPLEFORMAT
 
 from ..model.configuration_sgma import IGNORE_INDEX
-from ..model.image_transforms_sgma import shown_mode
+from ..model.image_transforms_sgma import DECODE_ERRORS, open_image, picture_values
 
 
 SUPPORTED_DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
 _PNG_LEVEL = 4  # as small as the default 6 on aerial images, in half the time
-_NPY_MAGIC = b"\x93NUMPY"
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_SAMPLE_FORMAT_TAG = 339
-_BITS_PER_SAMPLE_TAG = 258
-# What Pillow and numpy raise for damaged bytes; MemoryError and programming errors are let through.
-_DECODE_ERRORS = (
-    ValueError,
-    OSError,
-    EOFError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-    UnidentifiedImageError,
-    PILImage.DecompressionBombError,
-)
 
 
 def uses_image_column(channels: int, dtype: str) -> bool:
@@ -84,19 +66,15 @@ def encode_raster(array: np.ndarray | None, *, channels: int | None = None, dtyp
 def _encode_image(array: np.ndarray) -> bytes:
     """Lossless PNG or TIFF of (H, W) of any supported dtype or (H, W, 3) uint8."""
     buffer = io.BytesIO()
-    if array.dtype == np.uint8:
-        PILImage.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", compress_level=_PNG_LEVEL)
-        return buffer.getvalue()
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    size = (array.shape[1], array.shape[0])
-    mode = {"uint16": "I;16", "int16": "I;16", "int32": "I", "float32": "F"}[array.dtype.name]
-    image = PILImage.frombytes(mode, size, little.tobytes())
-    if array.dtype == np.uint16:
-        image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
-        return buffer.getvalue()
     # Pillow has no signed 16-bit mode to write, but the same bits with SampleFormat 2 are a proper int16 TIFF.
-    tags = {_SAMPLE_FORMAT_TAG: 2} if array.dtype == np.int16 else {}
-    image.save(buffer, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    is_int16 = array.dtype == np.int16
+    image = PILImage.fromarray(array.view(np.uint16) if is_int16 else array)
+    if array.dtype in (np.uint8, np.uint16):
+        image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
+    else:
+        tags = {SAMPLEFORMAT: 2} if is_int16 else {}
+        image.save(buffer, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
     return buffer.getvalue()
 
 
@@ -126,53 +104,16 @@ def decode_raster(value: Any, *, is_label: bool = False) -> np.ndarray | None:
             "a dict with `bytes` or `path`."
         )
     try:
-        if isinstance(value, PILImage.Image):
-            return _image_to_array(value, is_label=is_label)
-        content = Path(value).read_bytes() if isinstance(value, (str, os.PathLike)) else bytes(value)
-        if content.startswith(_NPY_MAGIC):
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        else:
-            _refuse_deep_colour_png(content)
-            with PILImage.open(io.BytesIO(content)) as image:
-                array = _image_to_array(image, is_label=is_label)
-    except _DECODE_ERRORS as error:
+        image = value
+        if not isinstance(value, PILImage.Image):
+            image = open_image(value if isinstance(value, (str, os.PathLike)) else io.BytesIO(value))
+        array = image if isinstance(image, np.ndarray) else picture_values(image, as_stored=is_label)
+    except DECODE_ERRORS as error:
         source = f" {str(value)!r}" if isinstance(value, (str, os.PathLike)) else ""
         raise ValueError(f"Cannot decode the raster{source}: {error}") from error
     if array.ndim not in (2, 3):
         raise ValueError(f"A raster is (height, width) or (height, width, channels); the stored one is {array.shape}.")
     return array
-
-
-def _refuse_deep_colour_png(content: bytes) -> None:
-    """Pillow opens 16-bit colour PNG as 8 bit without a word; bytes 24 and 25 are depth and colour type."""
-    if content.startswith(_PNG_MAGIC) and len(content) > 25 and content[24] == 16 and content[25] in (2, 4, 6):
-        raise ValueError(
-            "this PNG has 16 bits per colour band, which Pillow would squeeze to 8. Convert it with "
-            "dataset_scripts/rasters.py (extra `geo`), or store the array as .npy."
-        )
-
-
-def _image_to_array(image: PILImage.Image, *, is_label: bool) -> np.ndarray:
-    """Array of a PIL image in the dtype of its file."""
-    bits: tuple[int, ...] = ()
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = tuple(image.tag_v2.get(_BITS_PER_SAMPLE_TAG, ()))
-        if len(bits) > 1 and max(bits) > 8:
-            raise ValueError(
-                f"this TIFF has {max(bits)} bits per band in {len(bits)} bands, which Pillow would squeeze to 8. "
-                "Convert it with dataset_scripts/rasters.py (extra `geo`), or store the array as .npy."
-            )
-    image.load()
-    mode = image.mode
-    if mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    shown = shown_mode(image)
-    if shown != mode and not (is_label and mode in ("P", "PA", "L", "RGB")):
-        image = image.convert(shown)
-    array = np.array(image)
-    if mode == "I" and bits == (16,):
-        return array.astype(np.int16)
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def whole_numbers(values: np.ndarray, path: str | os.PathLike) -> np.ndarray:

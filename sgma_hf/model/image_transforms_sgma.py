@@ -1,13 +1,16 @@
 """What happens to single rasters on their way into SGMA: decoding, coverage, reference level, resampling, moments."""
 
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from .configuration_sgma import IGNORE_INDEX
 
@@ -17,7 +20,9 @@ REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
 LARGEST_VALUE = 3.4e38
 # Half of the footprint of a resampled pixel has to be there; the slack is for the rounding of float32 weights.
 MINIMUM_SUPPORT = 0.5 - 1e-5
-BITS_PER_SAMPLE_TAG = 258  # of TIFF
+# What PIL and NumPy raise for damaged bytes; MemoryError and programming errors are let through.
+DECODE_ERRORS = (ValueError, OSError, EOFError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
+_NPY_MAGIC = b"\x93NUMPY"
 
 
 @dataclass
@@ -33,17 +38,57 @@ class Raster:
         return self.values.shape[1], self.values.shape[2]
 
 
-def _open_file(path: str | os.PathLike) -> np.ndarray | Image.Image:
-    """Read an image file with PIL, or a `.npy` file; never unpickles."""
-    if str(path).endswith(".npy"):
-        return np.load(path, allow_pickle=False)
-    with Image.open(path) as image:
-        bits = image.tag_v2.get(BITS_PER_SAMPLE_TAG, ()) if image.format == "TIFF" else ()
-        # PIL opens colour images of 16 bits and hands out 8 of them without a word.
-        if len(image.getbands()) > 1 and (";16" in str(image.tile) or max(bits, default=8) > 8):
-            raise ValueError("a multi-band image of more than 8 bits, which PIL squeezes to 8; pass an array instead")
-        image.load()
-        return image
+def open_image(file: str | os.PathLike | BinaryIO) -> np.ndarray | Image.Image:
+    """Read a picture with PIL, or the array of a `.npy` file; never unpickles.
+
+    Args:
+        file: Path, or an open file, which is closed.
+
+    Raises:
+        DECODE_ERRORS: If it cannot be read, or see `picture_values`.
+    """
+    with open(file, "rb") if isinstance(file, str | os.PathLike) else file as opened:
+        magic = opened.read(len(_NPY_MAGIC))
+        opened.seek(0)
+        if magic == _NPY_MAGIC:
+            return np.load(opened, allow_pickle=False)
+        with Image.open(opened) as image:
+            _refuse_squeezed(image)
+            image.load()
+            return image
+
+
+def _refuse_squeezed(image: Image.Image) -> tuple[int, ...]:
+    """Refuse colours of more than 8 bits, of which PIL hands out 8 without a word; returns a TIFF's bits per band."""
+    bits = image.tag_v2.get(BITSPERSAMPLE, ()) if isinstance(image, TiffImageFile) else ()
+    deep = isinstance(image, ImageFile.ImageFile) and ";16" in str(image.tile)
+    if len(image.getbands()) > 1 and (deep or max(bits, default=8) > 8):
+        raise ValueError(
+            "it has several bands of more than 8 bits, which PIL would squeeze to 8. Pass an array, store it as .npy, "
+            "or convert it with `sgma-hf convert-rasters`"
+        )
+    return bits
+
+
+def picture_values(image: Image.Image, *, as_stored: bool) -> np.ndarray:
+    """Values of a picture in the dtype of its file, (height, width) or (height, width, bands).
+
+    Args:
+        image: The picture.
+        as_stored: Give indices of a palette, and no alpha for transparent colours, as labels need. Otherwise give the
+            colours that are seen, with alpha as the last band if anything may be transparent.
+
+    Raises:
+        ValueError: If it has more than 8 bits in several bands, which PIL does not give.
+    """
+    bits = _refuse_squeezed(image)
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if image.mode != shown_mode(image) and not (as_stored and image.mode in ("P", "PA", "L", "RGB")):
+        image = image.convert(shown_mode(image))
+    values = np.array(image)
+    dtype = np.int16 if image.mode == "I" and bits == (16,) else values.dtype.newbyteorder("=")
+    return values.astype(dtype, copy=False)
 
 
 def shown_mode(image: Image.Image) -> str:
@@ -56,15 +101,6 @@ def shown_mode(image: Image.Image) -> str:
     return "RGB" if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else image.mode
 
 
-def _read_picture(image: Image.Image, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values of a picture, and where it is not transparent, (height, width), or None if it has no alpha."""
-    shown = image if shown_mode(image) == image.mode else image.convert(shown_mode(image))
-    array = np.asarray(shown)
-    if shown.mode not in ("LA", "RGBA") or (shown is image and array.shape[2] == channels):
-        return array, None  # Where it counts as one of the modality's bands, a stored alpha band is values.
-    return array[..., :-1], array[..., -1] > 0
-
-
 def _decode(value: Any, *, channels: int | None, where: str) -> tuple[np.ndarray, np.ndarray | None, str | None]:
     """Turn what a user may pass into an array, its valid pixels or bands (or None) and its layout, where known.
 
@@ -72,11 +108,15 @@ def _decode(value: Any, *, channels: int | None, where: str) -> tuple[np.ndarray
     """
     try:
         if isinstance(value, str | os.PathLike):
-            value = _open_file(value)
+            value = open_image(value)
         if isinstance(value, Image.Image):
-            array, valid = (np.asarray(value), None) if channels is None else _read_picture(value, channels)
+            array, valid = picture_values(value, as_stored=channels is None), None
+            # Where it counts as one of the modality's bands, a stored alpha band is values.
+            stored = value.mode == shown_mode(value) and array.shape[-1] == channels
+            if channels is not None and shown_mode(value) in ("LA", "RGBA") and not stored:
+                array, valid = array[..., :-1], array[..., -1] > 0
             return array, valid, "pil"
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         name = f" {os.fspath(value)!r}" if isinstance(value, str | os.PathLike) else ""
         raise ValueError(
             f"{where}: the image{name} cannot be read ({error}). Replace the file, or pass an array, or None if the "

@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -63,6 +65,13 @@ def test_every_dtype_and_shape_survives_bit_for_bit(dtype, shape):
     assert decoded.dtype == array.dtype
     expected = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("dtype", EDGE_VALUES)
+def test_the_order_of_bytes_changes_nothing(dtype):
+    array = np.array(EDGE_VALUES[dtype], dtype=dtype).reshape(2, 2)
+    swapped = encode_raster(array.astype(array.dtype.newbyteorder(">")))
+    assert swapped == encode_raster(array)
 
 
 def test_float_specials_survive():
@@ -134,10 +143,14 @@ def test_decode_never_unpickles():
 
 
 def test_sixteen_bit_colour_is_refused_not_squeezed():
-    # Signature, header chunk of a 1 x 1 PNG with depth 16 and colour type 2.
-    head = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\0\0\0\x01" * 2 + bytes([16, 2, 0, 0, 0])
-    with pytest.raises(ValueError, match="16 bits per colour band"):
-        decode_raster(head)
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    for color_type, bands in ((2, 3), (4, 2), (6, 4)):  # of 1 x 1 pixel
+        header, row = struct.pack(">IIBBBBB", 1, 1, 16, color_type, 0, 0, 0), b"\0" + b"\1\2" * bands
+        chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b""))
+        with pytest.raises(ValueError, match="more than 8 bits"):
+            decode_raster(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
 def test_palette_images_are_indices_as_labels_and_colours_as_modalities():

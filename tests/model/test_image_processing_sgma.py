@@ -424,6 +424,8 @@ def test_sixteen_bit_colour_file_is_refused_as_pil_would_squeeze_it(tmp_path):
             file.write(np.full((3, 4, 4), 4000, np.uint16))
         with pytest.raises(ValueError, match="more than 8 bits"):
             plain(["rgb"], [3])({"rgb": tmp_path / name})
+        with Image.open(tmp_path / name) as opened, pytest.raises(ValueError, match="more than 8 bits"):
+            plain(["rgb"], [3])({"rgb": opened})
 
 
 def test_masked_label_is_ignored_there():

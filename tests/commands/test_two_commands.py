@@ -21,8 +21,8 @@ BENCHMARKS = {
     "isprs_potsdam": (isprs_potsdam.main, write_potsdam, [], ["rgb", "nir", "ndsm"]),
     "isprs_vaihingen": (isprs_vaihingen.main, write_vaihingen, [], ["irrg", "dsm"]),
     # the fixtures have fewer scenes than were published
-    "dfc2023": (dfc2023.main, write_shipped, ["--split", "cities", "--allow-missing"], ["rgb", "ndsm", "sar"]),
-    "deliver": (deliver.main, write_deliver, ["--allow-missing"], ["rgb", "depth", "event", "lidar"]),
+    "dfc2023": (dfc2023.main, write_shipped, ["--split", "cities", "--allow_missing"], ["rgb", "ndsm", "sar"]),
+    "deliver": (deliver.main, write_deliver, ["--allow_missing"], ["rgb", "depth", "event", "lidar"]),
 }
 
 
@@ -31,7 +31,7 @@ def test_from_the_folder_to_a_training_step(name, tmp_path, capsys):
     convert, write, flags, modalities = BENCHMARKS[name]
     source, out, run = write(tmp_path / "source"), tmp_path / name, tmp_path / "run"
     (tmp_path / "backbone.json").write_text(json.dumps(PVT_V2))
-    assert convert(["--source", str(source), "--out", str(out), "--num-proc", "1", *flags]) == 0
+    assert convert(["--source", str(source), "--output", str(out), "--num_proc", "1", *flags]) == 0
     rate = r"\d+\.\d MPixel in \d+\.\d s, \d+\.\d MPixel/s, 1 process\n"
     assert re.search(rf"^converted: {rate}checked: {rate}", capsys.readouterr().out, re.MULTILINE)
     values = {

@@ -50,7 +50,7 @@ def source(tmp_path_factory):
 
 
 def run(source, out, *flags):
-    return main(["--source", str(source), "--out", str(out), "--height", "dsm", "--tile", "16", *flags])
+    return main(["--source", str(source), "--output", str(out), "--height", "dsm", "--tile_size", "16", *flags])
 
 
 def contents(folder):
@@ -140,9 +140,9 @@ def test_value_for_no_data_is_freed_without_touching_the_rest():
 
 
 def test_incomplete_training_set_is_reproducible_and_tests_stay_complete(source, tmp_path):
-    flags = ["--missing", "dsm=0.3,nir=0.1", "--missing-seed", "4", "--coverage", "rgb=0.2,dsm=0.2"]
-    assert run(source, tmp_path / "a", *flags, "--num-proc", "1") == 0
-    assert run(source, tmp_path / "b", *flags, "--num-proc", "2") == 0
+    flags = ["--missing", "dsm=0.3,nir=0.1", "--missing_seed", "4", "--coverage", "rgb=0.2,dsm=0.2"]
+    assert run(source, tmp_path / "a", *flags, "--num_proc", "1") == 0
+    assert run(source, tmp_path / "b", *flags, "--num_proc", "2") == 0
     first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
     assert first == second
     rows, test = load_rows(tmp_path / "a", "train"), load_rows(tmp_path / "a", "test")
@@ -199,7 +199,7 @@ def test_statistics_of_shards_merge_to_those_of_all_rows():
 
 
 def test_metadata_holds_the_statistics_of_the_training_rows(source, tmp_path):
-    assert run(source, tmp_path / "out", "--tile", "40", "--split", "ssrs", "--num-proc", "1") == 0
+    assert run(source, tmp_path / "out", "--tile_size", "40", "--split", "ssrs", "--num_proc", "1") == 0
     statistics = DatasetMetadata.load(tmp_path / "out").statistics
     rows = load_rows(tmp_path / "out", "train")
     values = np.concatenate([decode_row(row, ["dsm"])[0]["dsm"].ravel() for row in rows]).astype(np.float64)
@@ -303,26 +303,26 @@ def test_interrupted_conversion_of_other_options_begins_anew(source, tmp_path, m
 
     with monkeypatch.context() as patched:
         patched.setattr(benchmark_converter, "publish_folder", stop)
-        assert run(source, tmp_path / "out", "--num-proc", "1") == 130
+        assert run(source, tmp_path / "out", "--num_proc", "1") == 130
     assert (tmp_path / ".out.partial").is_dir() and not (tmp_path / "out").exists()
-    assert run(source, tmp_path / "out", "--num-proc", "1", "--missing", "dsm=0.5") == 0
+    assert run(source, tmp_path / "out", "--num_proc", "1", "--missing", "dsm=0.5") == 0
     assert absent(load_rows(tmp_path / "out", "train"), "dsm")
     assert not (tmp_path / ".out.partial").exists()
 
 
 def test_the_same_command_again_changes_nothing_and_another_is_refused(source, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run(source, out, "--num-proc", "1") == 0
+    assert run(source, out, "--num_proc", "1") == 0
     before = contents(out)
     stamp = (out / "README.md").stat().st_mtime_ns
-    assert run(source, out, "--num-proc", "1") == 0
+    assert run(source, out, "--num_proc", "1") == 0
     assert "holds exactly this conversion already" in capsys.readouterr().out
     assert (out / "README.md").stat().st_mtime_ns == stamp
-    assert run(source, out, "--num-proc", "1", "--classes", "6") == 2
+    assert run(source, out, "--num_proc", "1", "--classes", "6") == 2
     assert "already holds a dataset" in capsys.readouterr().err and contents(out) == before
-    assert run(source, out, "--num-proc", "1", "--classes", "6", "--overwrite") == 0
+    assert run(source, out, "--num_proc", "1", "--classes", "6", "--overwrite") == 0
     assert DatasetMetadata.load(out).class_names[-1] == "clutter"
-    assert main(["--source", str(source), "--out", str(source), "--num-proc", "1"]) == 2
+    assert main(["--source", str(source), "--output", str(source), "--num_proc", "1"]) == 2
     assert "is or holds --source" in capsys.readouterr().err
 
 
@@ -351,7 +351,9 @@ def test_jobs_run_in_processes_and_errors_come_back():
 
 def test_converted_rows_train_a_model(source, tmp_path):
     out = tmp_path / "out"
-    assert run(source, out, "--num-proc", "1", "--missing", "dsm=0.4", "--coverage", "rgb=0.3", "--tile", "32") == 0
+    assert (
+        run(source, out, "--num_proc", "1", "--missing", "dsm=0.4", "--coverage", "rgb=0.3", "--tile_size", "32") == 0
+    )
     described = DatasetMetadata.load(out)
     rows = load_rows(out, "train").select(range(8))
     assert absent(rows, "dsm")
@@ -375,7 +377,7 @@ def test_card_says_what_load_dataset_and_people_need(source, tmp_path):
     from huggingface_hub import DatasetCard
 
     out = tmp_path / "out"
-    assert run(source, out, "--num-proc", "1", "--exclude", "7_10,2_10") == 0
+    assert run(source, out, "--num_proc", "1", "--exclude", "7_10,2_10") == 0
     card = DatasetCard.load(out / "README.md")
     head = card.data.to_dict()
     assert head["license"] == "other" and head["configs"][0]["data_files"][1]["split"] == "test"
@@ -390,7 +392,7 @@ def test_card_says_what_load_dataset_and_people_need(source, tmp_path):
         "do not redistribute",
         "10.5194/isprsannals-I-3-293-2012",
         "torchgeo/torchgeo issue 1727",
-        "python dataset_scripts/isprs_potsdam.py --source Potsdam --out out --height dsm",
+        "python dataset_scripts/isprs_potsdam.py --source Potsdam --output out --height dsm",
         "--exclude 7_10,2_10",
     ):
         assert expected in said, expected
@@ -401,17 +403,17 @@ def test_card_says_what_load_dataset_and_people_need(source, tmp_path):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("--source /data/ann/Potsdam/ --out ../out --tile 16", "--source Potsdam --out out --tile 16"),
+        ("--source /data/ann/Potsdam/ --output ../out --tile 16", "--source Potsdam --output out --tile 16"),
         ("--out=/data/a --sou=/data/b", "--out=a --sou=b"),  # argparse takes abbreviations
         ("--sou /data/b --push org/name", "--sou b --push org/name"),
         ("--source / --out --out", "--source / --out --out"),
     ],
 )
 def test_command_of_a_card_has_no_folders_of_its_author(given, told):
-    assert command_for_card("x.py", given.split(), ("--source", "--out")) == f"python x.py {told}"
+    assert command_for_card("x.py", given.split(), ("--source", "--output")) == f"python x.py {told}"
 
 
-def test_rate_is_in_pixels_of_the_reference_grid():
+def test_rate_is_in_pixels_of_the_scenes():
     assert describe_rate("checked", 72_000_000, 1.5, 2) == "checked: 72.0 MPixel in 1.5 s, 48.0 MPixel/s, 2 processes"
     assert describe_rate("converted", 0, 0.0, 1) == "converted: 0.0 MPixel in 0.0 s, 0.0 MPixel/s, 1 process"
 
@@ -421,7 +423,7 @@ def test_preview_shows_rows_without_converting(source, tmp_path):
 
     pytest.importorskip("matplotlib")
     path = tmp_path / "preview.png"
-    assert main(["--source", str(source), "--preview", str(path), "--tile", "16", "--missing", "nir=0.9"]) == 0
+    assert main(["--source", str(source), "--preview", str(path), "--tile_size", "16", "--missing", "nir=0.9"]) == 0
     with Image.open(path) as image:
         colors = {color for _, color in image.convert("RGB").getcolors(maxcolors=10**6)}
     assert {(0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0)} <= colors  # the official ones
@@ -447,9 +449,9 @@ def test_push_tells_the_terms_before_it_makes_a_private_repository(source, tmp_p
     monkeypatch.setattr(publishing, "HfApi", lambda token: Api())
     monkeypatch.setattr(publishing.DatasetCard, "validate", lambda self, repo_type: None)
     out = tmp_path / "out"
-    assert run(source, out, "--num-proc", "1", "--push", "org/potsdam") == 0
+    assert run(source, out, "--num_proc", "1", "--push", "org/potsdam") == 0
     assert calls == [("create", "org/potsdam", True, "dataset"), ("upload", "org/potsdam", "out", "dataset")]
-    assert run(source, out, "--num-proc", "1", "--push", "org/potsdam", "--public") == 0  # not converted again
+    assert run(source, out, "--num_proc", "1", "--push", "org/potsdam", "--public") == 0  # not converted again
     assert calls[2] == ("create", "org/potsdam", False, "dataset")
     assert "as a PUBLIC dataset" in capsys.readouterr().out or len(calls) == 4
 
@@ -463,13 +465,27 @@ def test_push_tells_the_terms_before_it_makes_a_private_repository(source, tmp_p
         ([], "nothing to do"),
         (["--check", "--push", "org/x"], "--push and --overwrite need --output"),
         (["--check", "--missing", "sar=0.5"], "--missing names ['sar']"),
-        (["--check", "--tile", "16", "--stride", "20"], "16 pixels every 20"),
+        (["--check", "--tile_size", "16", "--stride", "20"], "16 pixels every 20"),
         (["--check", "--coverage", "rgb"], "expected NAME=SHARE"),
     ],
 )
 def test_options_that_contradict_are_refused_before_any_file_is_read(tmp_path, capsys, flags, said):
     assert main(["--source", str(tmp_path / "nowhere"), *flags]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_former_flags_go_on_working_and_are_not_shown(source, tmp_path, capsys):
+    former = f"--out {tmp_path / 'a'} --tile 16 --num-proc 1 --missing-seed 3 --missing dsm=0.5 --height dsm"
+    today = f"--output {tmp_path / 'b'} --tile_size 16 --num_proc 1 --missing_seed 3 --missing dsm=0.5 --height dsm"
+    for flags in (former, today):
+        assert main(["--source", str(source), *flags.split()]) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert "--output DIR" in shown and "--tile_size" in shown and "--missing_seed" in shown
+    assert "--out " not in shown and "--tile " not in shown and "--missing-seed" not in shown
 
 
 def test_unknown_options_of_a_data_set_are_refused():
@@ -507,9 +523,12 @@ def test_both_sets_in_one_folder_are_told_apart(tmp_path):
     write_potsdam(tmp_path / "Potsdam", tiles=["2_10"])
     write_vaihingen(tmp_path / "Vaihingen", areas=[1])
     out = tmp_path / "out"
-    assert vaihingen(["--source", str(tmp_path), "--out", str(out), "--allow-missing", "--num-proc", "1"]) == 0
+    flags = ["--source", str(tmp_path), "--allow_missing", "--num_proc", "1", "--output"]
+    assert vaihingen([*flags, str(out)]) == 0
     assert load_rows(out, "train")["id"] == ["area1_y00000_x00000"]
-    assert main(["--source", str(tmp_path), "--out", str(tmp_path / "two"), "--allow-missing", "--num-proc", "1"]) == 0
+    assert (
+        main(["--source", str(tmp_path), "--output", str(tmp_path / "two"), "--allow_missing", "--num_proc", "1"]) == 0
+    )
     images, _ = decode_row(load_rows(tmp_path / "two", "train")[0], ["rgb", "nir"])
     np.testing.assert_array_equal(images["nir"], tile_bands("2_10", 4)[..., 3])
 

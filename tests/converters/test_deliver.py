@@ -43,7 +43,7 @@ def as_published(monkeypatch):
 
 
 def run(source, *arguments):
-    return deliver.main(["--source", str(source), "--num-proc", "1", *map(str, arguments)])
+    return deliver.main(["--source", str(source), "--num_proc", "1", *map(str, arguments)])
 
 
 def row_id(scene):
@@ -51,7 +51,7 @@ def row_id(scene):
 
 
 def test_every_folder_becomes_its_column(source, tmp_path, as_published):
-    assert run(source, "--out", tmp_path / "out") == 0
+    assert run(source, "--output", tmp_path / "out") == 0
     splits = {"train": SCENES[:3], "validation": SCENES[3:5], "test": SCENES[5:]}
     for split, scenes in splits.items():
         rows = decoded(tmp_path / "out", split)
@@ -69,7 +69,7 @@ def test_every_folder_becomes_its_column(source, tmp_path, as_published):
 
 
 def test_events_of_half_the_size_are_repeated(source, tmp_path, as_published):
-    run(source, "--out", tmp_path / "out")
+    run(source, "--output", tmp_path / "out")
     images, _ = decoded(tmp_path / "out", "validation")[row_id(LOW_RESOLUTION)]
     small = pixels(LOW_RESOLUTION)["event"]
     assert small.shape == (SIZE // 2, SIZE // 2, 3)
@@ -79,8 +79,8 @@ def test_events_of_half_the_size_are_repeated(source, tmp_path, as_published):
 
 
 def test_events_are_resized_alike_in_tiles(source, tmp_path, as_published):
-    run(source, "--out", tmp_path / "whole")
-    run(source, "--out", tmp_path / "tiles", "--tile", 12)
+    run(source, "--output", tmp_path / "whole")
+    run(source, "--output", tmp_path / "tiles", "--tile_size", 12)
     whole, _ = decoded(tmp_path / "whole", "validation")[row_id(LOW_RESOLUTION)]
     tiles = decoded(tmp_path / "tiles", "validation")
     assert len(tiles) == 2 * 9
@@ -90,7 +90,7 @@ def test_events_are_resized_alike_in_tiles(source, tmp_path, as_published):
 
 
 def test_depth_as_stored_keeps_8_and_16_bits(source, tmp_path, as_published):
-    assert run(source, "--out", tmp_path / "out", "--depth", "depth") == 0
+    assert run(source, "--output", tmp_path / "out", "--depth", "depth") == 0
     metadata = DatasetMetadata.load(tmp_path / "out")
     assert metadata.modality_dtypes[1] == "uint16" and metadata.nodata[1] == [0.0]
     rows = decoded(tmp_path / "out", "train")
@@ -176,8 +176,8 @@ def test_absent_files_and_folders_are_named(source, tmp_path, capsys, as_publish
     report = capsys.readouterr().out
     assert f"event/{row_id(MOTION)}_event_front.png: is not there" in report
     assert "folder hha/: has no images of this kind at all. Pass --depth depth" in report
-    assert run(source, "--out", tmp_path / "out") == 2 and not (tmp_path / "out").exists()
-    assert run(source, "--out", tmp_path / "out", "--allow-missing") == 0
+    assert run(source, "--output", tmp_path / "out") == 2 and not (tmp_path / "out").exists()
+    assert run(source, "--output", tmp_path / "out", "--allow_missing") == 0
     rows = decoded(tmp_path / "out", "train")
     assert all(images["depth"] is None for images, _ in rows.values())
     assert [name for name, (images, _) in rows.items() if images["event"] is None] == [row_id(MOTION)]
@@ -197,8 +197,8 @@ def test_damaged_files_are_named_and_the_rest_is_checked(source, tmp_path, capsy
     assert f"{truncated}: is damaged" in report
     assert f"{unknown}: holds the ids [77]" in report
     assert f"{resized}: has 30 x 32 pixels, its scene 32 x 32" in report
-    assert run(source, "--out", tmp_path / "out") == 2 and not (tmp_path / "out").exists()
-    assert run(source, "--out", tmp_path / "out", "--skip-damaged") == 0
+    assert run(source, "--output", tmp_path / "out") == 2 and not (tmp_path / "out").exists()
+    assert run(source, "--output", tmp_path / "out", "--skip_damaged") == 0
     assert row_id(SCENES[0]) not in decoded(tmp_path / "out", "train")
     assert len(decoded(tmp_path / "out", "test")) == 1
 
@@ -218,7 +218,7 @@ def test_nothing_there(tmp_path, capsys):
 
 
 def test_modalities_can_be_taken_from_training_rows(source, tmp_path, as_published):
-    assert run(source, "--out", tmp_path / "out", "--missing", "lidar=1,event=1") == 0
+    assert run(source, "--output", tmp_path / "out", "--missing", "lidar=1,event=1") == 0
     rows = decoded(tmp_path / "out", "train")
     assert all(images["lidar"] is None and images["event"] is None for images, _ in rows.values())
     for split in ("validation", "test"):
@@ -227,7 +227,7 @@ def test_modalities_can_be_taken_from_training_rows(source, tmp_path, as_publish
 
 
 def test_rows_stream_and_train(source, tmp_path, as_published):
-    run(source, "--out", tmp_path / "out")
+    run(source, "--output", tmp_path / "out")
     assert_streams_the_same(tmp_path / "out", "train")
     assert 0 < train_one_step(tmp_path / "out", tmp_path / "model") < np.inf
 

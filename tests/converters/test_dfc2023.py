@@ -54,11 +54,11 @@ def shipped(tmp_path, any_number):
 
 
 def run(source, *arguments):
-    return dfc2023.main(["--source", str(source), "--num-proc", "1", *map(str, arguments)])
+    return dfc2023.main(["--source", str(source), "--num_proc", "1", *map(str, arguments)])
 
 
 def test_labels_are_the_union_of_instances_in_all_encodings(shipped, tmp_path):
-    assert run(shipped, "--out", tmp_path / "out") == 0
+    assert run(shipped, "--output", tmp_path / "out") == 0
     rows = decoded(tmp_path / "out", "train")
     assert set(rows) == set(TRAIN_STEMS)
     for stem, (images, label) in rows.items():
@@ -72,7 +72,7 @@ def test_labels_are_the_union_of_instances_in_all_encodings(shipped, tmp_path):
 
 
 def test_sar_is_in_decibels_with_holes_where_there_is_no_logarithm(shipped, tmp_path):
-    run(shipped, "--out", tmp_path / "out")
+    run(shipped, "--output", tmp_path / "out")
     rows = decoded(tmp_path / "out", "train")
     for stem, (images, _) in rows.items():
         linear = pixels(stem)["sar"].astype(np.float64)
@@ -100,13 +100,13 @@ def test_sar_in_decibels_already_is_refused_and_then_taken_as_it_is(shipped, tmp
     Image.fromarray(to_decibels(pixels(DELHI)["sar"]) - 30).save(path)
     assert run(shipped, "--check", "--split", "random") == 1
     assert f"{path}: holds mostly negative values" in capsys.readouterr().out
-    assert run(shipped, "--out", tmp_path / "out", "--sar", "db") == 0
+    assert run(shipped, "--output", tmp_path / "out", "--sar", "db") == 0
     rows = decoded(tmp_path / "out", "train")
     np.testing.assert_array_equal(rows[DELHI][0]["sar"], to_decibels(pixels(DELHI)["sar"]) - 30)
 
 
 def test_validation_and_test_have_null_labels_and_heights_and_say_so(shipped, tmp_path, capsys):
-    assert run(shipped, "--out", tmp_path / "out", "--split", "official") == 0
+    assert run(shipped, "--output", tmp_path / "out", "--split", "official") == 0
     assert "test, column label: null in 1 of 1 rows: the contest did not publish it" in capsys.readouterr().out
     validation, test = decoded(tmp_path / "out", "validation"), decoded(tmp_path / "out", "test")
     assert list(validation) == ["P_0000", "P_0003"] and list(test) == ["P_0420"]
@@ -120,8 +120,8 @@ def test_validation_and_test_have_null_labels_and_heights_and_say_so(shipped, tm
 
 def test_layout_of_the_readme_gives_the_same_rows(tmp_path, any_number):
     source = write_documented(tmp_path / "documented")
-    run(source, "--out", tmp_path / "out", "--split", "official")
-    run(write_shipped(tmp_path / "shipped"), "--out", tmp_path / "other", "--split", "official")
+    run(source, "--output", tmp_path / "out", "--split", "official")
+    run(write_shipped(tmp_path / "shipped"), "--output", tmp_path / "other", "--split", "official")
     rows, other = decoded(tmp_path / "out", "train"), decoded(tmp_path / "other", "train")
     assert list(rows) == list(other)
     for stem, (images, label) in rows.items():
@@ -139,12 +139,12 @@ def test_a_track_alone_and_a_doubled_folder(tmp_path, any_number, deeper):
     target = tmp_path / "moved" / deeper
     target.parent.mkdir(parents=True)
     (base / "track2").rename(target)
-    assert run(tmp_path / "moved", "--out", tmp_path / "out", "--split", "cities") == 0
+    assert run(tmp_path / "moved", "--output", tmp_path / "out", "--split", "cities") == 0
     assert len(decoded(tmp_path / "out", "train")) == 3
 
 
 def test_a_roof_that_fills_a_window_stays_above_ground(shipped, tmp_path):
-    run(shipped, "--out", tmp_path / "out", "--split", "cities")
+    run(shipped, "--output", tmp_path / "out", "--split", "cities")
     metadata = DatasetMetadata.load(tmp_path / "out")
     processor = SgmaImageProcessor(metadata.modalities, metadata.modality_channels)
     roof, ground = (
@@ -157,17 +157,17 @@ def test_a_roof_that_fills_a_window_stays_above_ground(shipped, tmp_path):
 
 def test_height_folder_may_be_called_ndsm(shipped, tmp_path):
     (shipped / "track2" / "train" / "dsm").rename(shipped / "track2" / "train" / "nDSM")
-    assert run(shipped, "--out", tmp_path / "out", "--split", "cities") == 0
+    assert run(shipped, "--output", tmp_path / "out", "--split", "cities") == 0
     assert all(images["ndsm"] is not None for images, _ in decoded(tmp_path / "out", "train").values())
 
 
 def test_cities_are_held_out_whole(shipped, tmp_path):
-    run(shipped, "--out", tmp_path / "out", "--split", "cities")
+    run(shipped, "--output", tmp_path / "out", "--split", "cities")
     assert set(decoded(tmp_path / "out", "train")) == {BERLIN, DELHI, BRASILIA}
     assert set(decoded(tmp_path / "out", "validation")) == {EMPTY, SYDNEY}
     assert set(decoded(tmp_path / "out", "test")) == {COPENHAGEN}
     assert "sgma_hf's own, neither the contest's nor any paper's" in (tmp_path / "out" / "README.md").read_text()
-    run(shipped, "--out", tmp_path / "mm", "--split", "mm_sam")
+    run(shipped, "--output", tmp_path / "mm", "--split", "mm_sam")
     assert len(decoded(tmp_path / "mm", "train")) == 5 and list(decoded(tmp_path / "mm", "test")) == [COPENHAGEN]
 
 
@@ -210,7 +210,7 @@ def test_sensor_and_city_of_a_name(stem, place):
 
 
 def test_track_1_has_roof_types_and_no_heights(shipped, tmp_path):
-    assert run(shipped, "--out", tmp_path / "out", "--track", "1", "--split", "official") == 0
+    assert run(shipped, "--output", tmp_path / "out", "--track", "1", "--split", "official") == 0
     metadata = DatasetMetadata.load(tmp_path / "out")
     assert metadata.modalities == ["rgb", "sar"] and len(metadata.class_names) == 13
     rows = decoded(tmp_path / "out", "train")
@@ -231,14 +231,14 @@ def test_corrected_annotations_of_track_1_come_first(shipped, tmp_path):
     corrected = coco_file(stems, roofs=True)
     corrected["annotations"] = corrected["annotations"][:1]
     write_json(shipped / "roof_fine_train_corrected.json", corrected)
-    run(shipped, "--out", tmp_path / "out", "--track", "1", "--split", "mm_sam")
+    run(shipped, "--output", tmp_path / "out", "--track", "1", "--split", "mm_sam")
     assert np.unique(decoded(tmp_path / "out", "train")[BERLIN][1]).tolist() == [0, 1]
 
 
 def test_folder_without_a_track_in_its_name_is_told_by_its_annotations(tmp_path, any_number):
     base = write_shipped(tmp_path / "shipped")
     (base / "track1").rename(tmp_path / "dfc23")
-    assert run(tmp_path / "dfc23", "--out", tmp_path / "out", "--track", "1", "--split", "mm_sam") == 0
+    assert run(tmp_path / "dfc23", "--output", tmp_path / "out", "--track", "1", "--split", "mm_sam") == 0
     assert len(decoded(tmp_path / "out", "train")) == 2
     assert run(tmp_path / "dfc23", "--check", "--split", "cities") == 1
 
@@ -273,9 +273,9 @@ def test_damaged_files_are_named_and_the_rest_is_checked(shipped, tmp_path, caps
     assert f"{resized}: has 63 x 64 pixels, its scene 64 x 64" in report
     assert f"{grey}: holds bands of 1 x uint8, expected 3 x uint8" in report
     assert f"{path}: {BERLIN}: Annotation 1: Run lengths add up to 4097 pixels" in report
-    assert run(shipped, "--out", tmp_path / "out", "--split", "cities", "--allow-missing") == 2
+    assert run(shipped, "--output", tmp_path / "out", "--split", "cities", "--allow_missing") == 2
     assert not (tmp_path / "out").exists()
-    assert run(shipped, "--out", tmp_path / "out", "--split", "cities", "--allow-missing", "--skip-damaged") == 0
+    assert run(shipped, "--output", tmp_path / "out", "--split", "cities", "--allow_missing", "--skip_damaged") == 0
     rows = decoded(tmp_path / "out", "train")
     assert list(rows) == [BRASILIA] and rows[BRASILIA][0]["ndsm"] is None
 
@@ -284,9 +284,9 @@ def test_a_tile_that_the_split_cannot_place_is_damage(shipped, tmp_path, capsys)
     for column in ("rgb", "sar", "dsm"):
         folder = shipped / "track2" / "train" / column
         shutil.copy(folder / f"{DELHI}.tif", folder / "P_0420.tif")
-    assert run(shipped, "--out", tmp_path / "out", "--split", "cities") == 2
+    assert run(shipped, "--output", tmp_path / "out", "--split", "cities") == 2
     assert "P_0420: has no city in its name" in capsys.readouterr().err
-    assert run(shipped, "--out", tmp_path / "out", "--split", "cities", "--skip-damaged") == 0
+    assert run(shipped, "--output", tmp_path / "out", "--split", "cities", "--skip_damaged") == 0
     assert "skipped because of damage: train/P_0420" in capsys.readouterr().out
     assert set(decoded(tmp_path / "out", "train")) == {BERLIN, DELHI, BRASILIA}
     assert json.loads((tmp_path / "out" / "conversion.json").read_text())["skipped"] == ["train/P_0420"]
@@ -312,7 +312,7 @@ def test_annotations_that_do_not_parse_stop_the_conversion(shipped, tmp_path, ca
     assert run(shipped, "--check", "--split", "cities") == 1
     report = capsys.readouterr().out
     assert f"{path}: does not parse as JSON" in report and "train         " in report
-    assert run(shipped, "--out", tmp_path / "out", "--split", "cities", "--skip-damaged") == 2
+    assert run(shipped, "--output", tmp_path / "out", "--split", "cities", "--skip_damaged") == 2
     assert "the training tiles have no labels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -344,14 +344,14 @@ def test_declared_nodata_becomes_a_hole(shipped, tmp_path):
         place = rasterio.Affine(0.5, 0, 500000, 0, -0.5, 5800000)
         with rasterio.open(path, "w", nodata=nodata, crs="EPSG:32633", transform=place, **profile) as target:
             target.write(values, 1)
-    run(shipped, "--out", tmp_path / "out", "--split", "cities")
+    run(shipped, "--output", tmp_path / "out", "--split", "cities")
     images, _ = decoded(tmp_path / "out", "train")[BRASILIA]
     for column in ("ndsm", "sar"):
         assert np.isnan(images[column][:4]).all() and np.isfinite(images[column][4:]).all()
 
 
 def test_modalities_end_inside_training_tiles(shipped, tmp_path):
-    run(shipped, "--out", tmp_path / "out", "--split", "cities", "--coverage", "ndsm=1", "--missing", "sar=1")
+    run(shipped, "--output", tmp_path / "out", "--split", "cities", "--coverage", "ndsm=1", "--missing", "sar=1")
     for images, _ in decoded(tmp_path / "out", "train").values():
         assert images["sar"] is None
         assert 0 < np.isnan(images["ndsm"]).mean() < 1
@@ -360,7 +360,7 @@ def test_modalities_end_inside_training_tiles(shipped, tmp_path):
 
 
 def test_rows_stream_and_train(shipped, tmp_path):
-    run(shipped, "--out", tmp_path / "out", "--split", "official", "--tile", "32", "--missing", "ndsm=0.5")
+    run(shipped, "--output", tmp_path / "out", "--split", "official", "--tile_size", "32", "--missing", "ndsm=0.5")
     for split in ("train", "test"):
         assert_streams_the_same(tmp_path / "out", split)
     assert 0 < train_one_step(tmp_path / "out", tmp_path / "model") < np.inf
@@ -378,7 +378,7 @@ def test_builder_gives_the_converted_rows(shipped, tmp_path):
 
 
 def test_conversion_is_recorded(shipped, tmp_path):
-    run(shipped, "--out", tmp_path / "out", "--split", "official")
+    run(shipped, "--output", tmp_path / "out", "--split", "official")
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert record["unlabelled"] == ["test/P_0420", "validation/P_0000", "validation/P_0003"]
     assert record["options"]["choices"] == {"track": 2, "sar": "linear", "split_seed": 0}

@@ -37,8 +37,8 @@ def source(tmp_path_factory):
 def converted(source, tmp_path_factory):
     """With absolute heights, six classes and tiles that overlap."""
     out = tmp_path_factory.mktemp("converted") / "potsdam"
-    flags = ["--height", "dsm", "--classes", "6", "--tile", "24", "--num-proc", "1"]
-    assert main(["--source", str(source), "--out", str(out), *flags]) == 0
+    flags = ["--height", "dsm", "--classes", "6", "--tile_size", "24", "--num_proc", "1"]
+    assert main(["--source", str(source), "--output", str(out), *flags]) == 0
     return out
 
 
@@ -202,7 +202,7 @@ def test_eroded_labels_of_both_spellings(tmp_path, labels):
 
 def test_test_tiles_without_labels_are_rows_with_a_null_label(tmp_path, capsys):
     root = write_potsdam(tmp_path / "source", labels="participants")
-    assert main(["--source", str(root), "--out", str(tmp_path / "out"), "--num-proc", "1"]) == 0
+    assert main(["--source", str(root), "--output", str(tmp_path / "out"), "--num_proc", "1"]) == 0
     assert "full labels of 14 test tiles" in capsys.readouterr().out
     assert all(row["label"] is None for row in load_rows(tmp_path / "out", "test"))
     assert all(row["label"] is not None for row in load_rows(tmp_path / "out", "train"))
@@ -210,7 +210,7 @@ def test_test_tiles_without_labels_are_rows_with_a_null_label(tmp_path, capsys):
 
 
 def test_complete_copy_passes_its_check(source, capsys):
-    assert main(["--source", str(source), "--check", "--num-proc", "1", "--classes", "6"]) == 0
+    assert main(["--source", str(source), "--check", "--num_proc", "1", "--classes", "6"]) == 0
     said = capsys.readouterr().out
     assert "complete and sound" in said
     assert "train             24         24        24       24" in said
@@ -248,17 +248,17 @@ def test_what_is_damaged_is_named_and_the_rest_is_still_checked(tmp_path, capsys
     assert [scene.name for scene in report.sound_scenes()] == ["5_15"]
     assert sum(report.checks[-1].class_pixels) > 0
     out = tmp_path / "out"
-    flags = ["--source", str(root), "--out", str(out), "--allow-missing", "--num-proc", "1"]
+    flags = ["--source", str(root), "--output", str(out), "--allow_missing", "--num_proc", "1"]
     capsys.readouterr()
     assert main(flags) == 2
     assert "nothing was written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    assert main([*flags, "--skip-damaged"]) == 0
+    assert main([*flags, "--skip_damaged"]) == 0
     said = capsys.readouterr().out
     assert "skipped because of damage: train/2_10, train/2_11, train/2_12, train/3_10, train/3_11" in said
     assert datasets.load_dataset(str(out)).num_rows == {"test": 1}
     assert "train/2_10, train/2_11" in (out / "README.md").read_text()
-    assert main(["--source", str(root), "--check", "--num-proc", "1"]) == 1
+    assert main(["--source", str(root), "--check", "--num_proc", "1"]) == 1
 
 
 def test_what_is_missing_is_named_with_the_archive_that_has_it(tmp_path, capsys):
@@ -274,10 +274,10 @@ def test_what_is_missing_is_named_with_the_archive_that_has_it(tmp_path, capsys)
         problem.remedy for what, problem in said.items() if what.startswith("rgb of 36")
     )
     assert not report.is_sound
-    flags = ["--source", str(root), "--height", "dsm", "--out", str(tmp_path / "out"), "--num-proc", "1"]
+    flags = ["--source", str(root), "--height", "dsm", "--output", str(tmp_path / "out"), "--num_proc", "1"]
     assert main(flags) == 2
     assert "--allow_missing" in capsys.readouterr().err
-    assert main([*flags, "--allow-missing"]) == 0
+    assert main([*flags, "--allow_missing"]) == 0
     assert [row["dsm"] for row in load_rows(tmp_path / "out", "train")] == [None]
 
 
@@ -285,8 +285,8 @@ def test_what_is_missing_is_named_with_the_archive_that_has_it(tmp_path, capsys)
 def test_wrong_folder_is_found_or_explained(tmp_path, capsys, place):
     root = write_potsdam(tmp_path / "data" / "Potsdam", tiles=["2_10", "5_15"])
     (root / "empty").mkdir()
-    flags = ["--source", str(root / place), "--num-proc", "1"]
-    status = main([*flags, "--out", str(tmp_path / "out"), "--allow-missing"])
+    flags = ["--source", str(root / place), "--num_proc", "1"]
+    status = main([*flags, "--output", str(tmp_path / "out"), "--allow_missing"])
     if place.startswith(".."):
         assert status == 0
         assert datasets.load_dataset(str(tmp_path / "out")).num_rows == {"train": 1, "test": 1}

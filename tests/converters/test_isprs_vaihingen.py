@@ -44,8 +44,8 @@ def test_named_splits_have_the_published_areas():
 
 def test_areas_of_all_sizes_survive_the_conversion(source, tmp_path):
     out = tmp_path / "vaihingen"
-    flags = ["--tile", "none", "--classes", "6", "--num-proc", "1"]
-    assert main(["--source", str(source), "--out", str(out), *flags]) == 0
+    flags = ["--tile_size", "none", "--classes", "6", "--num_proc", "1"]
+    assert main(["--source", str(source), "--output", str(out), *flags]) == 0
     for split, areas in (("train", VAIHINGEN_TRAIN), ("test", VAIHINGEN_TEST)):
         rows = load_rows(out, split)
         assert rows["id"] == [f"area{area}" for area in areas]
@@ -60,7 +60,9 @@ def test_areas_of_all_sizes_survive_the_conversion(source, tmp_path):
 
 
 def test_areas_smaller_than_a_tile_give_smaller_rows(source, tmp_path):
-    assert main(["--source", str(source), "--out", str(tmp_path / "out"), "--tile", "40", "--num-proc", "1"]) == 0
+    assert (
+        main(["--source", str(source), "--output", str(tmp_path / "out"), "--tile_size", "40", "--num_proc", "1"]) == 0
+    )
     label = decode_row(load_rows(tmp_path / "out", "train")[0], [])[1]
     assert area_size(1) == (40, 48) and label.shape == (40, 40)
     by_area = [row for row in load_rows(tmp_path / "out", "test") if row["id"].startswith("area10_")]
@@ -127,7 +129,7 @@ def test_check_names_what_is_absent_and_what_is_broken(tmp_path, capsys):
     root = write_vaihingen(tmp_path, areas=[1, 2, 3])
     truncate(root / "ISPRS_semantic_labeling_Vaihingen" / "top" / "top_mosaic_09cm_area3.tif")
     (root / "ISPRS_semantic_labeling_Vaihingen.zip").write_bytes(b"PK")
-    assert main(["--source", str(root), "--check", "--num-proc", "1"]) == 1
+    assert main(["--source", str(root), "--check", "--num_proc", "1"]) == 1
     said = capsys.readouterr().out
     assert "irrg of 30 tiles (area5, area7," in said and "unzip '" in said
     assert "top_mosaic_09cm_area3.tif" in said and "Damaged (1)" in said

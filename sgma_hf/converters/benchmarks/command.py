@@ -20,13 +20,7 @@ from ...publishing.push import push_dataset as push_folder
 from ..writing.card import command_for_card
 from ..writing.parquet import check_output
 from .check import CheckReport, check_scenes, listed, survey_source
-from .converter import (
-    conversion_fingerprint,
-    convert_benchmark,
-    describe_rate,
-    find_conversion,
-    load_checks,
-)
+from .converter import conversion_fingerprint, convert_benchmark, describe_rate, find_conversion, load_checks
 from .dataset import BenchmarkDataset, ConversionOptions, DatasetDescription
 from .job_pool import default_processes
 from .preview import save_preview
@@ -140,7 +134,7 @@ def _convert(report: CheckReport, arguments: argparse.Namespace, command: str) -
         sys.stdout.write(f"{out} holds exactly this conversion already\n")
     else:
         check_output(out, overwrite=arguments.overwrite)
-        check_rate = _check(report, out, fingerprint, arguments.num_proc)
+        checking = _check(report, out, fingerprint, arguments.num_proc)
         damaged = report.of_kind("damaged")
         if damaged and not arguments.skip_damaged:
             raise ValueError(
@@ -156,10 +150,9 @@ def _convert(report: CheckReport, arguments: argparse.Namespace, command: str) -
             command=command,
         )
         skipped = report.damaged_scenes()
-        parts = [summary, check_rate]
-        parts += [f"skipped because of damage: {', '.join(skipped)}"] if skipped else []
-        said = report.of_kind("missing") + damaged + report.of_kind("note")
-        sys.stdout.write("\n".join([*parts, listed(said)]).rstrip() + "\n")
+        skipping = f"skipped because of damage: {', '.join(skipped)}" if skipped else ""
+        said = listed(report.of_kind("missing") + damaged + report.of_kind("note"))
+        sys.stdout.write("\n".join(filter(None, [summary, checking, skipping, said])) + "\n")
     if arguments.push:
         push_dataset(report.dataset.description, out, arguments.push, private=not arguments.public)
 
@@ -172,9 +165,8 @@ def _check(report: CheckReport, out: Path, fingerprint: str, num_proc: int) -> s
         return "checked: by the run that was interrupted"
     start = time.monotonic()
     report.checks = check_scenes(report.dataset, report.survey.scenes, num_proc=num_proc)
-    seconds = time.monotonic() - start
     num_pixels = sum(math.prod(check.size) for check in report.checks if check.size is not None)
-    return describe_rate("checked", num_pixels, seconds, num_proc)
+    return describe_rate("checked", num_pixels, time.monotonic() - start, num_proc)
 
 
 def push_dataset(description: DatasetDescription, out: Path, repo_id: str, *, private: bool) -> None:

@@ -220,19 +220,18 @@ def convert_benchmark(
     with work_folder(out, fingerprint, report.checks) as work:
         records = {name: _read(_record_path(work, name)) for name in shards}
         waiting = [name for name in shards if not records[name]]
-        num_done = len(shards) - len(waiting)
-        if num_done:
-            logger.warning(f"Going on with an interrupted conversion: {num_done} shards are done.")
+        if len(waiting) < len(shards):
+            done = len(shards) - len(waiting)
+            logger.warning(f"Going on with an interrupted conversion: {done} of {len(shards)} shards are done.")
         jobs = [(report.dataset, name, shards[name], work) for name in waiting]
-        start, pixels = time.monotonic(), 0
-        with tqdm(total=len(shards), initial=num_done, desc="converting", unit="shard") as progress:
+        pixels = {name: sum(math.prod(sizes[scene.key]) for scene in group) for name, group in shards.items()}
+        to_do, total = sum(pixels[name] for name in waiting), sum(pixels.values())
+        start = time.monotonic()
+        with tqdm(total=total, initial=total - to_do, desc="converting", unit="pixel", unit_scale=True) as progress:
             for index, record in run_jobs(convert_shard, jobs, num_proc):
                 records[waiting[index]] = record
-                pixels += sum(math.prod(sizes[scene.key]) for scene in shards[waiting[index]])
-                rate = pixels / 1e6 / (time.monotonic() - start)
-                progress.set_postfix_str(f"{rate:.1f} MPixel/s", refresh=False)
-                progress.update()
-        rate = describe_rate("converted", pixels, time.monotonic() - start, num_proc)
+                progress.update(pixels[waiting[index]])
+        rate = describe_rate("converted", to_do, time.monotonic() - start, num_proc)
         summary = _finish(report, work, out, records, fingerprint=fingerprint, command=command)
     return f"{summary}\n{rate}"
 
@@ -242,7 +241,7 @@ def describe_rate(work: str, num_pixels: int, seconds: float, num_proc: int) -> 
 
     Args:
         work: What was done.
-        num_pixels: Of the reference grids, however many bands lie on them.
+        num_pixels: Of the scenes, however many bands they have.
         seconds: That it took.
         num_proc: Processes that did it.
     """

@@ -1,7 +1,7 @@
 """Draw how each modality learned over a training run.
 
 Example:
-    python scripts/plot_dynamics.py --run outputs/weedmap --out dynamics.png
+    python scripts/plot_dynamics.py --run outputs/weedmap --output dynamics.png
 """
 
 import sys

@@ -1,38 +1,29 @@
-"""`sgma-hf push-to-hub`: upload a checkpoint with its processor, code and card."""
+"""`sgma-hf push-to-hub`: upload a checkpoint with its processor, code and card, in one commit."""
 
 import json
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
-
-import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
-from sgma_hf.model.saving_sgma import push_folder
-from sgma_hf.publishing.model_card import MARKER, build_model_card
-from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
-from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord, dataset_name
-from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
+from sgma_hf.data.command_line import Parser, report_errors
 
 
-@dataclass
-class PushToHubArguments:
-    """Arguments of `sgma-hf push-to-hub`."""
-
-    model: str = field(metadata={"help": "Folder of a checkpoint, with its processor."})
-    repo_id: str = field(metadata={"help": "Repository on the Hub, organisation/name; made if it is not there."})
-    public: bool = field(default=False, metadata={"help": "Make a public repository if there is none yet."})
-    revision: str | None = field(default=None, metadata={"help": "Branch; made if it is not there."})
-    commit_message: str = field(default="Upload model", metadata={"help": "First line of the commit."})
-    max_shard_size: str = field(default="5GB", metadata={"help": "Split larger weights into files of this size."})
-    evaluation: str | None = field(
-        default=None,
-        metadata={"help": "Scores for the card: what `sgma-hf evaluate` wrote for these weights."},
-    )
-    license: str | None = field(default=None, metadata={"help": "Licence of the weights, for instance cc-by-4.0."})
+def _parser() -> Parser:
+    parser = Parser(prog="sgma-hf push-to-hub", description=__doc__)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="folder of a checkpoint, with its processor")
+    add("--repo_id", required=True, metavar="ORG/NAME", help="repository on the Hub; made if it is not there")
+    parser.add_switch("--public", help="make a public repository if there is none yet")
+    add("--revision", metavar="BRANCH", help="branch; made if it is not there")
+    add("--commit_message", default="Upload model", help="first line of the commit")
+    add("--max_shard_size", default="5GB", help="split larger weights into files of this size; default: 5GB")
+    add("--evaluation", metavar="FILE", help="scores for the card: what `sgma-hf evaluate` wrote for these weights")
+    add("--license", help="licence of the weights, for instance cc-by-4.0")
+    return parser
 
 
+@report_errors("sgma-hf push-to-hub")
 def main(argv: list[str] | None = None) -> int:
     """Load the checkpoint, write its card, and push all in one commit.
 
@@ -40,57 +31,45 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        0, or 1 after one line that says what was wrong.
+        0, or 1 after one line if the push failed.
     """
-    parser = HfArgumentParser(PushToHubArguments, prog="sgma-hf push-to-hub", description=__doc__)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    args = _parser().parse_args(argv)
     folder = Path(args.model)
     if not folder.is_dir():
-        print(f"sgma-hf push-to-hub: --model {args.model} is no folder of a checkpoint", file=sys.stderr)
-        return 1
-    try:
-        processor = AutoImageProcessor.from_pretrained(folder)
-        model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype="auto")
-        record = _record(folder, args.evaluation)
-        with tempfile.TemporaryDirectory() as staging:
-            model.save_pretrained(staging, max_shard_size=args.max_shard_size)
-            processor.save_pretrained(staging)
-            record.save(staging)
-            written = folder / "README.md"
-            if written.is_file() and MARKER not in written.read_text(encoding="utf-8"):
-                card = written.read_text(encoding="utf-8")
-            else:
-                card = str(
-                    build_model_card(model.config, processor, record, repo_id=args.repo_id, license=args.license)
-                )
-            (Path(staging) / "README.md").write_text(card, encoding="utf-8")
-            commit = _push(staging, args)
-    except (ValueError, OSError) as error:
-        print(f"sgma-hf push-to-hub: {error}", file=sys.stderr)
-        return 1
-    if commit is None:
-        return 1
-    print(commit)
+        raise FileNotFoundError(f"--model {args.model} is no folder of a checkpoint")
+
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    from sgma_hf.model.saving_sgma import push_folder
+    from sgma_hf.publishing.model_card import MARKER, build_model_card
+    from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
+
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype="auto")
+    record = _record(folder, args.evaluation)
+    written = folder / "README.md"
+    card = written.read_text(encoding="utf-8") if written.is_file() else ""
+    if not card or MARKER in card:  # else somebody has rewritten it
+        card = str(build_model_card(model.config, processor, record, repo_id=args.repo_id, license=args.license))
+    with tempfile.TemporaryDirectory() as staging:
+        model.save_pretrained(staging, max_shard_size=args.max_shard_size)
+        processor.save_pretrained(staging)
+        record.save(staging)
+        Path(staging, "README.md").write_text(card, encoding="utf-8")
+        options = {"private": not args.public, "revision": args.revision, "commit_message": args.commit_message}
+        try:
+            print(push_folder(staging, args.repo_id, **options).commit_url)
+        except PUSH_ERRORS as error:
+            print(f"sgma-hf push-to-hub: {explain_push_error(error, args.repo_id)}", file=sys.stderr)
+            return 1
     return 0
 
 
-def _push(staging: str, args: PushToHubArguments) -> str | None:
-    """Address of the commit, or None after one line."""
-    try:
-        return push_folder(
-            staging,
-            args.repo_id,
-            private=not args.public,
-            revision=args.revision,
-            commit_message=args.commit_message,
-        ).commit_url
-    except PUSH_ERRORS as error:
-        print(f"sgma-hf push-to-hub: {explain_push_error(error, args.repo_id)}", file=sys.stderr)
-        return None
-
-
-def _record(folder: Path, evaluation: str | None) -> TrainingRecord:
+def _record(folder: Path, evaluation: str | None) -> Any:
     """What the checkpoint's training recorded, with the scores of a file if one is given."""
+    from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord, dataset_name
+    from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
+
     record = TrainingRecord.load(folder) or TrainingRecord()
     digest = checkpoint_digest(folder)
     if evaluation is None:

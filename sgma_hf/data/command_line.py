@@ -45,6 +45,10 @@ class Parser(argparse.ArgumentParser):
         self._former.update({_plain(flag): action.option_strings[0] for flag in former})
         return action
 
+    def add_switch(self, name: str, *, help: str) -> argparse.Action:
+        """Add a flag that is true where it is given, and takes true or false as those of dataclasses do."""
+        return self.add_argument(name, nargs="?", type=_truth, const=True, default=False, metavar="BOOL", help=help)
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parse all arguments; those that are wrong end the process with one line and status 2."""
         self.refuse_unknown_flags(args)
@@ -93,6 +97,14 @@ class Parser(argparse.ArgumentParser):
 
 def _plain(flag: str) -> str:
     return "--" + flag[2:].replace("-", "_") if flag.startswith("--") else flag
+
+
+def _truth(text: str) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    try:
+        return words[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -8,8 +8,9 @@ import torch
 from tiny_models import spread_weights, tiny_model
 
 from sgma_hf import SgmaImageProcessor
-from sgma_hf.commands.export import PixelLogits, main
+from sgma_hf.commands.export import main
 from sgma_hf.model.cells_sgma import upsample_to_pixels
+from sgma_hf.prediction.export import PixelLogits
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_program_takes_other_sizes_if_asked_to(model, checkpoint, tmp_path, caps
     expected = upsample_to_pixels(model(**inputs).logits, 4, (96, 160))
     torch.testing.assert_close(program(**inputs), expected, atol=1e-4, rtol=1e-4)
     assert json.loads((tmp_path / "model.json").read_text())["size"] == "multiples of 32"
-    assert main(["--model", checkpoint, "--output", str(out), "--size", "72", "--dynamic_size"]) == 1
+    assert main(["--model", checkpoint, "--output", str(out), "--size", "72", "--dynamic_size"]) == 2
     assert "expects a multiple of 32, at least 64" in capsys.readouterr().err
 
 
@@ -89,13 +90,13 @@ def test_onnx_computes_the_logits_of_the_model(model, checkpoint, tmp_path):
 )
 def test_what_cannot_be_exported_is_said(checkpoint, tmp_path, capsys, monkeypatch, output, options, message):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    assert main(["--model", checkpoint, "--output", str(tmp_path / output), *options]) == 1
+    assert main(["--model", checkpoint, "--output", str(tmp_path / output), *options]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_file_that_computes_something_else_is_not_written(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sgma_hf.commands.export.TOLERANCE", -1.0)
-    assert main(["--model", checkpoint, "--output", str(tmp_path / "model.pt2"), "--size", "32"]) == 1
+    monkeypatch.setattr("sgma_hf.prediction.export.TOLERANCE", -1.0)
+    assert main(["--model", checkpoint, "--output", str(tmp_path / "model.pt2"), "--size", "32"]) == 2
     assert "It was not written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -59,6 +59,21 @@ def test_a_flag_declared_with_a_dash_is_found_either_way():
     assert made.parse_args(["--s2-after", "x"]).s2_after == made.parse_args(["--s2_after", "x"]).s2_after == ["x"]
 
 
+def test_a_switch_may_say_true_or_false(capsys):
+    made = parser()
+    made.add_switch("--keep_all", help="all")
+    output = ["--output", "x"]
+    for words, value in (
+        ([], False),
+        (["--keep-all"], True),
+        (["--keep_all", "true"], True),
+        (["--keep_all=no"], False),
+    ):
+        assert made.parse_args([*output, *words]).keep_all is value
+    said = refused(capsys, *output, "--keep_all", "perhaps", made=made)
+    assert said == "argument --keep_all: 'perhaps' is neither true nor false"
+
+
 def test_a_former_flag_works_and_is_not_shown():
     made = parser()
     assert made.parse_args(["--out", "x"]).output == made.parse_args(["--out=x"]).output == "x"

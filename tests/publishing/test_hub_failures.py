@@ -105,8 +105,8 @@ def test_the_command_pushes_or_says_in_one_line_why_not(pushes):
     assert [line for line in run.stdout.splitlines() if line.startswith("exit")] == [
         "exit 1",
         "exit 0",
-        "exit 1",
-        "exit 1",
+        "exit 2",
+        "exit 2",
     ]
     assert "sgma-hf push-to-hub: The push to org/refused failed: the access token may not write there" in run.stderr
     assert "--model nowhere is no folder of a checkpoint" in run.stderr

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,10 +30,10 @@ def push(monkeypatch):
     cards = []
 
     def take(folder, repo_id, **options):
-        cards.append((push_to_hub.Path(folder) / "README.md").read_text(encoding="utf-8"))
+        cards.append((Path(folder) / "README.md").read_text(encoding="utf-8"))
         return SimpleNamespace(commit_url="there")
 
-    monkeypatch.setattr(push_to_hub, "push_folder", take)
+    monkeypatch.setattr("sgma_hf.model.saving_sgma.push_folder", take)
 
     def run(folder, *arguments):
         code = push_to_hub.main(["--model", str(folder), "--repo_id", "org/name", *map(str, arguments)])
@@ -72,14 +73,14 @@ def test_scores_are_pushed_with_the_weights_that_they_are_of_and_no_others(tmp_p
         code, card = push(tmp_path / folder, "--evaluation", results)
         assert code == 0 and "Average 50.00" in card and "model-index" in card
     save(tmp_path / "mine", seed=1)  # trained again, into the same folder
-    assert push(tmp_path / "mine", "--evaluation", results) == (1, None)
+    assert push(tmp_path / "mine", "--evaluation", results) == (2, None)
     results.write_text(json.dumps(evaluation | {"label": "truth.tif"}))  # of one scene
-    assert push(tmp_path / "copy", "--evaluation", results) == (1, None)
+    assert push(tmp_path / "copy", "--evaluation", results) == (2, None)
     said = capsys.readouterr().err
     assert "has scores of other weights than those" in said and "has the scores of one scene" in said
     del evaluation[DIGEST_KEY]
     results.write_text(json.dumps(evaluation))
-    assert push(tmp_path / "copy", "--evaluation", results) == (1, None)
+    assert push(tmp_path / "copy", "--evaluation", results) == (2, None)
     assert "has scores without the `weights_sha256` of those" in capsys.readouterr().err
 
 

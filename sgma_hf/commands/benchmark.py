@@ -7,19 +7,18 @@ With `--sweep`, again for other numbers of modalities and classes, sizes, and sh
 """
 
 import itertools
-import json
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.utils import logging
 
 from sgma_hf import SgmaDataCollator, SgmaImageProcessor
+from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.converters.demo_scenes import demo_metadata, demo_rows
 from sgma_hf.cost.memory import measure_memory
+from sgma_hf.cost.overlaps import measure_scene_overlaps
 from sgma_hf.cost.raster_throughput import measure_raster_throughput
 from sgma_hf.cost.timing import (
     FUSIONS,
@@ -31,9 +30,10 @@ from sgma_hf.cost.timing import (
     measure_subsets,
 )
 from sgma_hf.data.codec import encode_raster
-from sgma_hf.prediction.sliding_window import measure_overlaps
+from sgma_hf.data.command_line import report_errors
+from sgma_hf.data.whole_files import write_json
 from sgma_hf.publishing.record import hardware_name
-from sgma_hf.rasters.scene import RasterScene
+from sgma_hf.publishing.tables import markdown_table
 from sgma_hf.training.arguments import PVT_V2_SIZES
 from sgma_hf.training.row_sampling import ROW_KEY, RowKey
 
@@ -88,6 +88,7 @@ class BenchmarkArguments:
     device: str = field(default="cpu", metadata={"help": "Where the models run: cpu, cuda, ..."})
 
 
+@report_errors("sgma-hf benchmark", on_stop="--output holds what was measured so far")
 def main(argv: list[str] | None = None) -> int:
     """Measure and print.
 
@@ -95,15 +96,10 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        0; errors are raised.
+        0, or 2 after one line that says what was wrong.
     """
-    parser = HfArgumentParser(BenchmarkArguments, prog="sgma-hf benchmark", description=__doc__)
-    (args,) = parser.parse_args_into_dataclasses(argv)
+    (args,) = DataclassParser(BenchmarkArguments, prog="sgma-hf benchmark", description=__doc__).parse(argv)
     torch.set_num_threads(args.threads)
-    if args.overlap_model is not None:
-        figures = {"arguments": vars(args), "overlaps": _measure_overlaps(args)}
-        print(_overlap_report(figures["overlaps"]))
-        return _write(figures, args.output)
     processor = hardware_name(torch.device(args.device))
     machine = {"processor": processor, "torch": torch.__version__, "threads": args.threads}
     case = BenchmarkCase(
@@ -116,117 +112,71 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed,
         device=args.device,
     )
-    if args.raster_throughput:
-        throughput = measure_raster_throughput(
-            case.build(),
-            tile_size=args.size,
-            tiles_per_side=args.raster_tiles,
-            batch_size=args.batch_size,
-            repeats=args.repeats,
-            seed=args.seed,
-        )
-        print(_throughput_report(throughput))
-        return _write({"arguments": vars(args), "machine": machine, "raster_throughput": throughput}, args.output)
     print(f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} thread(s)\n", flush=True)
     figures = {"arguments": vars(args), "machine": machine}
-    for measured, lines in _sections(args, case):
+    for measured, text in _sections(args, case):
         figures |= measured
-        print("\n".join([*lines, ""]), flush=True)
-        _write(figures, args.output)
+        print(f"{text}\n", flush=True)
+        if args.output is not None:
+            write_json(args.output, figures)
     return 0
 
 
-def _write(figures: dict, output: str | None) -> int:
-    if output is not None:
-        Path(output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return 0
+def _sections(args: BenchmarkArguments, case: BenchmarkCase) -> Iterator[tuple[dict, str]]:
+    """Measure what was asked for, section by section: the figures, and the text to print."""
+    if args.overlap_model is not None:
+        yield _overlaps(args)
+    elif args.raster_throughput:
+        yield _throughput(args, case)
+    else:
+        timed = measure_case(case, list(VARIANTS), repeats=args.repeats)
+        memory = measure_memory(case, list(VARIANTS)) if args.memory else None
+        yield {"time": timed, "memory": memory}, _variants_report(timed, memory)
+        subsets = measure_subsets(case, repeats=args.repeats)
+        yield {"subsets": subsets}, _subsets_report(subsets)
+        yield _loading(case, args.repeats)
+        yield _parameters(case)
+        if args.sweep:
+            sweep = list(_sweep(args, case))
+            yield {"sweep": sweep}, _sweep_table(sweep)
 
 
-def _measure_overlaps(args: BenchmarkArguments) -> list[dict[str, float]]:
-    """Disagreement of neighbouring tiles by overlap, the mean over all places of a scene that are two tiles wide."""
+def _overlaps(args: BenchmarkArguments) -> tuple[dict, str]:
     model = AutoModelForSemanticSegmentation.from_pretrained(args.overlap_model).eval()
     processor = AutoImageProcessor.from_pretrained(args.overlap_model)
     rasters = dict(text.partition("=")[::2] for text in args.overlap_rasters or [])
-    channels = dict(zip(processor.modalities, processor.modality_channels, strict=True))
-    nodata = dict(zip(processor.modalities, processor.nodata, strict=True))
-    tile = model.config.tile_size or min(processor.size.values())
-    measured = []
-    with RasterScene(rasters, channels=channels, nodata=nodata) as scene:
-        height, width = scene.grid.size
-        if height < tile or width < 2 * tile:
-            raise ValueError(f"The scene has {height} x {width} pixels; tiles of {tile} need {tile} x {2 * tile}.")
-        tops, lefts = range(0, height - tile + 1, tile), range(0, width - 2 * tile + 1, tile)
-        for top, left in logging.tqdm(list(itertools.product(tops, lefts)), desc="overlaps"):
-            images = scene.read(top, left, tile, 2 * tile)
-            if len(images) < len(rasters) or any(image.mask.any() for image in images.values()):
-                continue  # gaps have edges of their own
-            inputs = processor(images=[images], do_resize=False, input_data_format="channels_last")
-            measured.append(measure_overlaps(model, inputs["pixel_values"], inputs["modality_mask"], tile_size=tile))
-    if not measured:
-        raise ValueError("The scene has gaps wherever two tiles would lie; choose another one.")
-    return [
-        {"places": len(measured)} | {name: statistics.fmean(figure[name] for figure in figures) for name in figures[0]}
-        for figures in zip(*measured, strict=True)
-    ]
-
-
-def _overlap_report(overlaps: list[dict[str, float]]) -> str:
-    lines = ["overlap  labels that differ (middle)  gap of probability (middle)"]
-    for figure in overlaps:
-        labels = f"{figure['label_disagreement']:18.2%} ({figure['middle_label_disagreement']:6.2%})"
-        gap = f"{figure['probability_gap']:18.4f} ({figure['middle_probability_gap']:.4f})"
-        lines.append(f"{figure['overlap']:7.1%}  {labels}  {gap}")
-    return "\n".join([*lines, f"means over {overlaps[0]['places']} pairs of neighbouring tiles"])
-
-
-def _throughput_report(figures: dict[str, float]) -> str:
-    whole, model = 1000 * figures["raster_seconds"], 1000 * figures["model_seconds"]
-    return "\n".join(
+    overlaps = measure_scene_overlaps(model, processor, rasters)
+    lines = [
         [
-            f"whole prediction {whole:9.1f} ms  {figures['megapixels_per_second']:.3f} MPixel/s",
-            f"bare model       {model:9.1f} ms  on the same {figures['tiles']} tiles in memory",
-            f"throughput: {figures['throughput_share']:.1%} of the bare model's",
+            f"{figure['overlap']:.1%}",
+            *(f"{figure[f'{part}label_disagreement']:.2%}" for part in ("", "middle_")),
+            *(f"{figure[f'{part}probability_gap']:.4f}" for part in ("", "middle_")),
         ]
-    )
-
-
-def _sections(args: BenchmarkArguments, case: BenchmarkCase) -> Iterator[tuple[dict, list[str]]]:
-    """Measure a case and the sweep around it, section by section: the figures, and the lines to print."""
-    timed = measure_case(case, list(VARIANTS), repeats=args.repeats)
-    memory = measure_memory(case, list(VARIANTS)) if args.memory else None
-    lines = _variants_table("training step", timed["training"], (memory or {}).get("training"))
-    lines += ["", *_variants_table("inference", timed["inference"], (memory or {}).get("inference"))]
-    training, inference = (timed[kind]["to_sgma"][PACKAGE_DEFAULT] for kind in ("training", "inference"))
-    lines += ["", f"- {PACKAGE_DEFAULT}, to SGMA: training step {training:.3f}, inference {inference:.3f}"]
-    yield {"time": timed, "memory": memory}, lines
-    subsets = measure_subsets(case, repeats=args.repeats)
-    yield {"subsets": subsets}, _subsets_lines(subsets)
-    loading = _measure_loading(case, args.repeats)
-    line = (
-        f"- loading a batch {1000 * loading['batch_seconds']:.1f} ms, to the training step that it feeds: "
-        f"{loading['loading_to_compute']:.3f}"
-    )
-    yield {"loading": loading}, [line]
-    parameters = {variant: case.build(variant).num_parameters() for variant in ("SGMA", "mean fusion")}
-    parameters["added by SGF"] = parameters["SGMA"] - parameters["mean fusion"]
-    yield {"parameters": parameters}, ["- parameters: " + ", ".join(f"{name} {n:,}" for name, n in parameters.items())]
-    if not args.sweep:
-        return
-    present = [count for count in args.sweep_present if count <= args.num_modalities]
-    points = [
-        *({"num_modalities": count} for count in args.sweep_modalities),
-        *({"num_labels": count} for count in args.sweep_labels),
-        *({"size": side} for side in args.sweep_sizes),
-        *({"num_present": count} for count in present),
+        for figure in overlaps
     ]
-    swept = [name for name in FUSIONS if name != PACKAGE_DEFAULT]
-    sweep = []
-    for point in logging.tqdm(points, desc="sweep"):
-        sweep.append({"point": point} | measure_case(replace(case, **point), swept, repeats=args.sweep_repeats))
-    yield {"sweep": sweep}, _sweep_table(sweep)
+    head = ["overlap", "labels that differ", "in the middle", "gap of probability", "in the middle"]
+    table = markdown_table(head, lines, text_columns=0)
+    return {"overlaps": overlaps}, f"{table}\n\nmeans over {overlaps[0]['places']} pairs of neighbouring tiles"
 
 
-def _measure_loading(case: BenchmarkCase, repeats: int) -> dict[str, float]:
+def _throughput(args: BenchmarkArguments, case: BenchmarkCase) -> tuple[dict, str]:
+    figures = measure_raster_throughput(
+        case.build(),
+        tile_size=args.size,
+        tiles_per_side=args.raster_tiles,
+        batch_size=args.batch_size,
+        repeats=args.repeats,
+        seed=args.seed,
+    )
+    whole, model = 1000 * figures["raster_seconds"], 1000 * figures["model_seconds"]
+    return {"raster_throughput": figures}, (
+        f"- whole prediction {whole:.1f} ms, {figures['megapixels_per_second']:.3f} MPixel/s\n"
+        f"- bare model {model:.1f} ms, on the same {figures['tiles']} tiles in memory\n"
+        f"- throughput: {figures['throughput_share']:.1%} of the bare model's"
+    )
+
+
+def _loading(case: BenchmarkCase, repeats: int) -> tuple[dict, str]:
     """Loading against compute, on a batch of demo scenes, as large as the images and encoded as in a data set."""
     metadata = demo_metadata()
     case = replace(case, num_modalities=len(metadata.modalities), num_labels=len(metadata.class_names))
@@ -236,58 +186,80 @@ def _measure_loading(case: BenchmarkCase, repeats: int) -> dict[str, float]:
         rasters = {name: encode_raster(raster) for name, raster in images.items()}
         rows.append({"id": row_id, **rasters, "label": encode_raster(label), ROW_KEY: RowKey(0, index, 0)})
     processor = SgmaImageProcessor(metadata.modalities, metadata.modality_channels, nodata=metadata.nodata)
-    return measure_loading(case, rows, SgmaDataCollator(processor), repeats=repeats)
+    loading = measure_loading(case, rows, SgmaDataCollator(processor), repeats=repeats)
+    return {"loading": loading}, (
+        f"- loading a batch {1000 * loading['batch_seconds']:.1f} ms, to the training step that it feeds: "
+        f"{loading['loading_to_compute']:.3f}"
+    )
 
 
-def _subsets_lines(subsets: dict) -> list[str]:
-    return [
-        *(f"- {name}: {1000 * seconds:.1f} ms" for name, seconds in subsets["seconds"].items()),
-        f"- one modality present, to all: {subsets['one_to_all']:.3f}",
-        f"- all combinations from one encoding, to a plain loop: {subsets['one_encoding_to_loop']:.3f}; they agree in "
-        f"float64: {subsets['combinations_agree_in_float64']}",
-    ]
+def _parameters(case: BenchmarkCase) -> tuple[dict, str]:
+    parameters = {variant: case.build(variant).num_parameters() for variant in ("SGMA", "mean fusion")}
+    parameters["added by SGF"] = parameters["SGMA"] - parameters["mean fusion"]
+    return {"parameters": parameters}, "- parameters: " + ", ".join(f"{name} {n:,}" for name, n in parameters.items())
 
 
-def _variants_table(title: str, time: dict, memory: dict | None) -> list[str]:
-    lines = [
-        f"| {title} | ms | to mean fusion | to bare backbone | peak MiB | to mean fusion | to bare backbone |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, seconds in time["seconds"].items():
-        cells = [f"{1000 * seconds:.1f}", f"{time['to_mean_fusion'][name]:.3f}", f"{time['to_backbone'][name]:.3f}"]
-        if memory is None:
-            cells += ["", "", ""]
-        else:
-            mebibytes = memory["bytes"][name] / 2**20
-            cells += [
-                f"{mebibytes:.0f}",
-                f"{memory['to_mean_fusion'][name]:.3f}",
-                f"{memory['to_backbone'][name]:.3f}",
-            ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+def _sweep(args: BenchmarkArguments, case: BenchmarkCase) -> Iterator[dict]:
+    """Figures of the case with one number at a time changed."""
+    values = {
+        "num_modalities": args.sweep_modalities,
+        "num_labels": args.sweep_labels,
+        "size": args.sweep_sizes,
+        "num_present": [count for count in args.sweep_present if count <= args.num_modalities],
+    }
+    points = [{name: value} for name, numbers in values.items() for value in numbers]
+    variants = [name for name in FUSIONS if name != PACKAGE_DEFAULT]
+    for point in logging.tqdm(points, desc="sweep"):
+        yield {"point": point} | measure_case(replace(case, **point), variants, repeats=args.sweep_repeats)
 
 
-def _sweep_table(sweep: list[dict]) -> list[str]:
+def _subsets_report(subsets: dict) -> str:
+    return "\n".join(
+        [
+            *(f"- {name}: {1000 * seconds:.1f} ms" for name, seconds in subsets["seconds"].items()),
+            f"- one modality present, to all: {subsets['one_to_all']:.3f}",
+            f"- all combinations from one encoding, to a plain loop: {subsets['one_encoding_to_loop']:.3f}",
+            f"- both ways agree in float64: {subsets['combinations_agree_in_float64']}",
+        ]
+    )
+
+
+def _variants_report(timed: dict, memory: dict | None) -> str:
+    tables = []
+    for kind, title in (("training", "training step"), ("inference", "inference")):
+        head = [title, "ms", "to mean fusion", "to bare backbone", "peak MiB", "to mean fusion", "to bare backbone"]
+        lines = []
+        for name, seconds in timed[kind]["seconds"].items():
+            peaks = ["", "", ""]
+            if memory is not None:
+                peaks = [f"{memory[kind]['bytes'][name] / 2**20:.0f}", *_ratios(memory[kind], name)]
+            lines.append([name, f"{1000 * seconds:.1f}", *_ratios(timed[kind], name), *peaks])
+        tables.append(markdown_table(head, lines))
+    training, inference = (timed[kind]["to_sgma"][PACKAGE_DEFAULT] for kind in ("training", "inference"))
+    last = f"- {PACKAGE_DEFAULT}, to SGMA: training step {training:.3f}, inference {inference:.3f}"
+    return "\n\n".join([*tables, last])
+
+
+def _ratios(figures: dict, name: str) -> list[str]:
+    return [f"{figures[ratio][name]:.3f}" for ratio in ("to_mean_fusion", "to_backbone")]
+
+
+def _sweep_table(sweep: list[dict]) -> str:
     """SGMA's milliseconds, and in turn its ratios to mean fusion and the bare backbone, and the projected mean's."""
-    columns = ("ms", "to mean fusion", "to bare backbone", "projected mean to mean fusion")
-    lines = [
-        "| SGMA with | "
-        + " | ".join(f"{kind}: {name}" for kind in ("training", "inference") for name in columns)
-        + " |",
-        "|---|" + 8 * "---:|",
-    ]
+    kinds, columns = (
+        ("training", "inference"),
+        ("ms", "to mean fusion", "to bare backbone", "projected mean to mean fusion"),
+    )
+    lines = []
     for figures in sweep:
-        cells = []
-        for kind in ("training", "inference"):
-            time = figures[kind]
-            cells.append(f"{1000 * time['seconds']['SGMA']:.0f}")
-            ratios = (
-                time["to_mean_fusion"]["SGMA"],
-                time["to_backbone"]["SGMA"],
-                time["to_mean_fusion"]["projected mean"],
-            )
-            cells += [f"{ratio:.3f}" for ratio in ratios]
         ((factor, value),) = figures["point"].items()
-        lines.append(f"| {factor} {value} | {' | '.join(cells)} |")
-    return lines
+        cells = []
+        for kind in kinds:
+            projected = figures[kind]["to_mean_fusion"]["projected mean"]
+            cells += [
+                f"{1000 * figures[kind]['seconds']['SGMA']:.0f}",
+                *_ratios(figures[kind], "SGMA"),
+                f"{projected:.3f}",
+            ]
+        lines.append([f"{factor} {value}", *cells])
+    return markdown_table(["SGMA with", *(f"{kind}: {name}" for kind in kinds for name in columns)], lines)

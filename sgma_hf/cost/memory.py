@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .timing import BACKBONE, FUSIONS, MEAN_FUSION, BenchmarkCase
+from .timing import BACKBONE, MEAN_FUSION, BenchmarkCase, compared
 
 
 # Linux: 5 sets the recorded peak of the process back to what is resident now.
@@ -36,12 +36,9 @@ def measure_memory(case: BenchmarkCase, variants: Sequence[str]) -> dict[str, di
     figures = {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context, max_tasks_per_child=1) as pool:
-        for kind, names in (("training", variants), ("inference", [name for name in variants if name in FUSIONS])):
-            tasks = {
-                name: pool.submit(_step_peak, case, name, kind == "training", torch.get_num_threads())
-                for name in names
-            }
-            peaks = {name: task.result() for name, task in tasks.items()}
+        for kind, names in compared(variants).items():
+            steps = [(case, name, kind == "training", torch.get_num_threads()) for name in names]
+            peaks = dict(zip(names, pool.map(_step_peak, *zip(*steps, strict=True)), strict=True))
             figures[kind] = {
                 "bytes": peaks,
                 "to_mean_fusion": {name: peak / peaks[MEAN_FUSION] for name, peak in peaks.items()},

@@ -2,18 +2,17 @@
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
 from ..model.image_processing_sgma import SgmaImageProcessor
 from ..prediction.maps import predict_raster
 from ..prediction.sliding_window import default_stride
 from ..rasters.files import require_rasterio
+from .timing import median_ratio, time_in_turn
 
 
 @torch.no_grad()
@@ -57,8 +56,6 @@ def measure_raster_throughput(
     names, channels = model.config.modalities, model.config.modality_channels
     processor = SgmaImageProcessor(names, channels)
     batches: list[dict[str, torch.Tensor]] = []
-    seconds: dict[str, list[float]] = {"raster": [], "model": []}
-    on_gpu = model.device.type == "cuda"
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
         rasters = _write_rasters(Path(folder), dict(zip(names, channels, strict=True)), side, seed)
 
@@ -70,26 +67,16 @@ def measure_raster_throughput(
         def run_model() -> None:
             for batch in batches:
                 model(**batch)
-            if on_gpu:
-                torch.cuda.synchronize()
 
-        # The first round of each warms it up, and this one tells what the model was given.
         hook = model.register_forward_pre_hook(lambda module, args, inputs: batches.append(inputs), with_kwargs=True)
         predict()
         hook.remove()
-        run_model()
-        for _ in logging.tqdm(range(repeats), desc="rounds", leave=False):
-            for name, function in (("raster", predict), ("model", run_model)):
-                start = time.perf_counter()
-                function()
-                seconds[name].append(time.perf_counter() - start)
-    raster_seconds = statistics.median(seconds["raster"])
+        raster, alone = time_in_turn({"raster": predict, "model": run_model}, repeats).values()
+    raster_seconds = statistics.median(raster)
     return {
         "raster_seconds": raster_seconds,
-        "model_seconds": statistics.median(seconds["model"]),
-        "throughput_share": statistics.median(
-            model / raster for model, raster in zip(seconds["model"], seconds["raster"], strict=True)
-        ),
+        "model_seconds": statistics.median(alone),
+        "throughput_share": median_ratio(alone, raster),
         "megapixels": side**2 / 1e6,
         "megapixels_per_second": side**2 / 1e6 / raster_seconds,
         "tiles": sum(len(batch["pixel_values"]) for batch in batches),

@@ -9,13 +9,12 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
-from ..evaluation.metrics import confusion_matrix
 from ..model.cells_sgma import predicted_classes
 from ..model.configuration_sgma import SgmaConfig
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
@@ -91,33 +90,33 @@ class BenchmarkCase:
         }
         return {name: values.to(self.device) for name, values in batch.items()}
 
-    def passes(
-        self, variant: str, *, training: bool, model: SgmaForSemanticSegmentation | None = None
-    ) -> Callable[[], None]:
+    def passes(self, variant: str, *, training: bool) -> Callable[[], None]:
         """Make a function that does one training step, without the optimiser, or one inference of a variant.
 
         Args:
             variant: A name out of `VARIANTS`.
             training: Whether it is a training step.
-            model: The variant's model; None builds it.
         """
-        model, batch = self.build(variant) if model is None else model, self.batch()
+        model, batch = self.build(variant).train(training), self.batch()
         pairs = int(batch["modality_mask"].sum())
         stacked = batch["pixel_values"][:1, :3].repeat(pairs, 1, 1, 1)
         inputs = {name: values for name, values in batch.items() if training or name != "labels"}
 
         def run() -> None:
             if variant == BACKBONE:
-                maps = model.sgma.backbone(stacked).feature_maps
-                loss = sum(stage.mean() for stage in maps)
+                loss = sum(stage.mean() for stage in model.sgma.backbone(stacked).feature_maps)
             else:
                 loss = model(**inputs).loss
             if training:
                 loss.backward()
                 model.zero_grad()
 
-        model.train(training)
         return run if training else torch.no_grad()(run)
+
+
+def compared(variants: Sequence[str]) -> dict[str, list[str]]:
+    """The variants that differ in training, and in inference, which has no sampling branch."""
+    return {"training": list(variants), "inference": [name for name in variants if name in FUSIONS]}
 
 
 def measure_case(case: BenchmarkCase, variants: Sequence[str], *, repeats: int) -> dict[str, dict]:
@@ -125,8 +124,8 @@ def measure_case(case: BenchmarkCase, variants: Sequence[str], *, repeats: int) 
 
     Args:
         case: What to run.
-        variants: Names out of `VARIANTS`, SGMA, mean fusion and the bare backbone among them; inference has no
-            sampling branch, so there those of `FUSIONS` are run.
+        variants: Names out of `VARIANTS`, SGMA, mean fusion and the bare backbone among them; for inference those of
+            `FUSIONS` are run.
         repeats: Rounds, at least 1.
 
     Returns:
@@ -134,14 +133,11 @@ def measure_case(case: BenchmarkCase, variants: Sequence[str], *, repeats: int) 
         `to_backbone`.
     """
     figures = {}
-    for kind, names in (("training", variants), ("inference", [name for name in variants if name in FUSIONS])):
+    for kind, names in compared(variants).items():
         rounds = time_in_turn({name: case.passes(name, training=kind == "training") for name in names}, repeats)
-        figures[kind] = {
-            "seconds": {name: statistics.median(seconds) for name, seconds in rounds.items()},
-            "to_sgma": {name: _ratio(seconds, rounds[SGMA]) for name, seconds in rounds.items()},
-            "to_mean_fusion": {name: _ratio(seconds, rounds[MEAN_FUSION]) for name, seconds in rounds.items()},
-            "to_backbone": {name: _ratio(seconds, rounds[BACKBONE]) for name, seconds in rounds.items()},
-        }
+        figures[kind] = {"seconds": {name: statistics.median(seconds) for name, seconds in rounds.items()}}
+        for ratio, reference in (("to_sgma", SGMA), ("to_mean_fusion", MEAN_FUSION), ("to_backbone", BACKBONE)):
+            figures[kind][ratio] = {name: median_ratio(rounds[name], rounds[reference]) for name in names}
     return figures
 
 
@@ -151,7 +147,7 @@ def measure_subsets(case: BenchmarkCase, *, repeats: int) -> dict[str, float | b
 
     Returns:
         `seconds` of each, `one_to_all` and `one_encoding_to_loop` as ratios, and `combinations_agree_in_float64`:
-        whether both ways to evaluate all combinations count the same pixels.
+        whether both ways to evaluate all combinations predict the same.
     """
     model, pixel_values = case.build(), case.batch()["pixel_values"]
     subsets = [subset.to(case.device) for subset in _subsets(case)]
@@ -177,8 +173,8 @@ def measure_subsets(case: BenchmarkCase, *, repeats: int) -> dict[str, float | b
     every, one, cached, naive = rounds.values()
     return {
         "seconds": {name: statistics.median(seconds) for name, seconds in rounds.items()},
-        "one_to_all": _ratio(one, every),
-        "one_encoding_to_loop": _ratio(cached, naive),
+        "one_to_all": median_ratio(one, every),
+        "one_encoding_to_loop": median_ratio(cached, naive),
         "combinations_agree_in_float64": _combinations_agree(case),
     }
 
@@ -204,11 +200,11 @@ def measure_loading(
         model(**batch).loss.backward()
         model.zero_grad()
 
-    rounds = time_in_turn({"loading": lambda: collator(rows), "step": step}, repeats)
+    loading, compute = time_in_turn({"loading": lambda: collator(rows), "step": step}, repeats).values()
     return {
-        "batch_seconds": statistics.median(rounds["loading"]),
-        "step_seconds": statistics.median(rounds["step"]),
-        "loading_to_compute": _ratio(rounds["loading"], rounds["step"]),
+        "batch_seconds": statistics.median(loading),
+        "step_seconds": statistics.median(compute),
+        "loading_to_compute": median_ratio(loading, compute),
     }
 
 
@@ -225,29 +221,25 @@ def time_in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def _ratio(above: Sequence[float], below: Sequence[float]) -> float:
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Median of the ratios within the rounds."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def _subsets(case: BenchmarkCase) -> list[torch.Tensor]:
     """Every non-empty combination as a mask, (batch_size, num_modalities), the first modality alone first."""
     masks = [mask for mask in itertools.product([True, False], repeat=case.num_modalities) if any(mask)]
-    masks.sort(key=sum)
-    return [torch.tensor(mask).expand(case.batch_size, -1) for mask in masks]
+    return [torch.tensor(mask).expand(case.batch_size, -1) for mask in sorted(masks, key=sum)]
 
 
 def _combinations_agree(case: BenchmarkCase) -> bool:
-    """Whether both ways to evaluate all combinations count the same pixels, in float64 and on small images."""
-    model = case.build().cpu().double()
-    generator = torch.Generator().manual_seed(case.seed)
-    shape = (case.batch_size, sum(model.config.modality_channels), 64, 64)
-    pixel_values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    labels = torch.randint(case.num_labels, (case.batch_size, 64, 64), generator=generator)
+    """Whether both ways to evaluate all combinations predict the same, in float64 and on small images."""
+    small = replace(case, size=64, device="cpu")
+    model, pixel_values = small.build().double(), small.batch()["pixel_values"].double()
     encoding = model.encode(pixel_values)
-    for subset in _subsets(case):
+    for subset in _subsets(small):
         logits = model.fuse_and_decode(encoding, subset).logits, model(pixel_values, subset).logits
-        cached, naive = (predicted_classes(maps, (64, 64)).numpy() for maps in logits)
-        counts = [confusion_matrix(classes, labels.numpy(), case.num_labels) for classes in (cached, naive)]
-        if (counts[0] != counts[1]).any():
+        cached, naive = (predicted_classes(maps, (64, 64)) for maps in logits)
+        if not torch.equal(cached, naive):
             return False
     return True

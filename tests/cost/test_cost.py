@@ -1,0 +1,52 @@
+"""What is run to measure cost: the variants, the modalities that are present, peaks of memory."""
+
+import pytest
+from tiny_models import PVT_V2
+
+from sgma_hf.cost.memory import CLEAR_REFS, measure_memory
+from sgma_hf.cost.timing import VARIANTS, BenchmarkCase, median_ratio, time_in_turn
+from sgma_hf.training.arguments import PVT_V2_SIZES
+
+
+def test_one_variant_is_the_packages_own_and_the_others_the_papers():
+    for name in VARIANTS:
+        config = BenchmarkCase(PVT_V2, size=32).build(name).config
+        ours = (16, 1.0) if name == "SGMA with adapters and Dice" else (0, 0.0)
+        assert (config.modality_adapter_size, config.dice_loss_weight) == ours
+
+
+def test_only_the_modalities_that_are_present_are_run(monkeypatch):
+    case = BenchmarkCase(PVT_V2, size=32, batch_size=2, num_present=1)
+    batch = case.batch()
+    assert batch["pixel_values"].shape == (2, 5, 32, 32)
+    assert batch["modality_mask"].tolist() == [[True, False, False]] * 2
+    shapes = []
+    for name in ("SGMA", "bare backbone"):
+        model = case.build(name)
+        model.sgma.backbone.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape))
+        monkeypatch.setattr(BenchmarkCase, "build", lambda case, variant, model=model: model)
+        case.passes(name, training=False)()
+        monkeypatch.undo()
+    assert shapes == [(2, 3, 32, 32), (2, 3, 32, 32)]
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="peaks can be set back on Linux only")
+def test_memory_of_a_training_step_holds_the_gradients():
+    case = BenchmarkCase({"model_type": "pvt_v2", **PVT_V2_SIZES["pvt_v2_b0"]}, size=64, num_modalities=2)
+    figures = measure_memory(case, ["mean fusion", "bare backbone"])
+    peaks = figures["training"]["bytes"]
+    gradients = 4 * case.build("mean fusion").num_parameters()
+    assert peaks["mean fusion"] > gradients > figures["inference"]["bytes"]["mean fusion"] > 0
+    ratio = peaks["mean fusion"] / peaks["bare backbone"]
+    assert figures["training"]["to_backbone"] == {"mean fusion": pytest.approx(ratio), "bare backbone": 1}
+
+
+def test_functions_take_turns_after_a_round_that_is_not_counted():
+    calls = []
+    seconds = time_in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(rounds) for name, rounds in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_slow_spell_does_not_change_a_ratio():
+    assert median_ratio([2.0, 20.0, 2.2], [1.0, 10.0, 1.0]) == 2.0

@@ -6,9 +6,9 @@
 | fsdp_full | `pytorch_model_fsdp.bin` | `optimizer.bin` |
 | fsdp_sharded | `pytorch_model_fsdp_0/.metadata` and `*.distcp` | `optimizer_0/.metadata` and `*.distcp` |
 
-Beside them lie `config.json`, `scheduler.pt`, the random state of every process, `modality_sampler.json` (a checkpoint
-of transformers' own Trainer has none) and, written last, when all processes have written theirs, `trainer_state.json`.
-Under FSDP `model.safetensors` is there as well, but nothing is resumed from it.
+Beside them lie `config.json`, `scheduler.pt`, the random state of every process, `modality_sampler.json` and, written
+last, when all processes have written theirs, `trainer_state.json`. Under FSDP `model.safetensors` is there as well,
+but nothing is resumed from it.
 """
 
 import json
@@ -52,9 +52,8 @@ def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
         checkpoint: A folder `checkpoint-<step>` of `Trainer`.
     """
     checkpoint = Path(checkpoint)
-    if _read_json(checkpoint / TRAINER_STATE_NAME) is None or not (checkpoint / "config.json").is_file():
-        return False
-    if (checkpoint / SAMPLER_STATE_NAME).exists() and read_sampler_state(checkpoint) is None:
+    sampler_state = read_sampler_state(checkpoint)
+    if sampler_state is None or _read_json(checkpoint / TRAINER_STATE_NAME) is None:
         return False
     layout = checkpoint_layout(checkpoint)
     if layout == "fsdp_full":
@@ -63,7 +62,9 @@ def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
         parts = _has_shards(checkpoint / "pytorch_model_fsdp_0") and _has_shards(checkpoint / "optimizer_0")
     else:
         parts = _has_safetensors(checkpoint) and _has(checkpoint, "optimizer.pt")
-    return parts and _has(checkpoint, "scheduler.pt") and _has_random_states(checkpoint)
+    count = sampler_state["num_processes"]
+    random_states = ["rng_state.pth"] if count == 1 else [f"rng_state_{index}.pth" for index in range(count)]
+    return parts and _has(checkpoint, "config.json", "scheduler.pt", *random_states)
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -78,6 +79,30 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
         if match and is_complete_checkpoint(folder):
             steps[int(match[1])] = str(folder)
     return steps[max(steps)] if steps else None
+
+
+def checkpoint_to_resume(given: str | os.PathLike | Literal[True], output_dir: str | os.PathLike) -> str:
+    """Choose the checkpoint to resume from.
+
+    Args:
+        given: A folder `checkpoint-<step>`, or True for the last complete one of `output_dir`.
+        output_dir: Folder of the run.
+
+    Raises:
+        ValueError: If it is not complete, or there is none.
+    """
+    last = last_complete_checkpoint(output_dir if given is True else Path(given).parent)
+    if given is True and last is None:
+        raise ValueError(
+            f"{str(output_dir)!r} has no complete checkpoint to resume from. Leave `resume_from_checkpoint` out to "
+            "start, or correct `output_dir`."
+        )
+    if given is not True and not is_complete_checkpoint(given):
+        raise ValueError(
+            f"{str(given)!r} is not a complete checkpoint: saving it was interrupted, or it is another folder. The "
+            f"last complete one beside it: {last}."
+        )
+    return last if given is True else str(given)
 
 
 def remove_checkpoint(checkpoint: str | os.PathLike) -> None:
@@ -100,23 +125,42 @@ def read_sampler_state(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
     return _read_json(Path(checkpoint) / SAMPLER_STATE_NAME)
 
 
-def changed_config_fields(checkpoint: str | os.PathLike, config: SgmaConfig) -> dict[str, tuple[Any, Any]]:
-    """Compare the configuration that a checkpoint was saved with and that of a model.
+def check_continues(checkpoint: str | os.PathLike, config: SgmaConfig, *, layout: Layout, max_steps: int) -> None:
+    """Refuse a checkpoint that a run would not continue.
 
     Args:
         checkpoint: A folder `checkpoint-<step>` of `Trainer`.
         config: Of the model.
+        layout: The layout of checkpoints of the run.
+        max_steps: Last step of the run; 0 or less where epochs are counted.
 
-    Returns:
-        The checkpoint's value and the model's of each field that differs, those of the encoder by names such as
-        `backbone_config.depths`.
+    Raises:
+        ValueError: If the checkpoint is of another layout or model, or beyond the last step.
     """
+    saved_layout = checkpoint_layout(checkpoint)
+    if saved_layout != layout:
+        raise ValueError(
+            f"{str(checkpoint)!r} was saved in the layout {saved_layout!r}, this run resumes from {layout!r} only. "
+            "Start it with the same Accelerate configuration, or start anew from the model's weights."
+        )
     saved, given = _model_fields(type(config).from_pretrained(checkpoint)), _model_fields(config)
-    return {
-        name: (saved.get(name), given.get(name))
+    changed = [
+        f"`{name}` is {saved.get(name)} there, {given.get(name)} here"
         for name in sorted(saved.keys() | given.keys())
         if saved.get(name) != given.get(name)
-    }
+    ]
+    if changed:
+        raise ValueError(
+            f"{str(checkpoint)!r} is of another model than this run: {'; '.join(changed)}. Resume with all arguments "
+            "that it was started with, its training_record.json has the command, or start anew from the model's "
+            "weights."
+        )
+    step = _read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"]
+    if 0 < max_steps < step:
+        raise ValueError(
+            f"{str(checkpoint)!r} is of step {step}, and this run ends at `max_steps` {max_steps}: it would train "
+            "nothing. Raise `max_steps`, or start anew in another folder."
+        )
 
 
 def _model_fields(config: SgmaConfig) -> dict[str, Any]:
@@ -149,12 +193,3 @@ def _has_safetensors(folder: Path) -> bool:
 def _has_shards(folder: Path) -> bool:
     """Whether torch's distributed checkpoint is whole: `.metadata` is written when all processes are done."""
     return _has(folder, ".metadata") and any(folder.glob("*.distcp"))
-
-
-def _has_random_states(checkpoint: Path) -> bool:
-    """Whether there is one of every process; where their number is not known, those that are there are the first."""
-    state = read_sampler_state(checkpoint)
-    count = max(1, len(list(checkpoint.glob("rng_state_*.pth")))) if state is None else state["num_processes"]
-    if count == 1:
-        return _has(checkpoint, "rng_state.pth") or _has(checkpoint, "rng_state_0.pth")
-    return _has(checkpoint, *(f"rng_state_{index}.pth" for index in range(count)))

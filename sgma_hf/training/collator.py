@@ -14,7 +14,12 @@ from transformers import BaseImageProcessor
 
 from ..data.rows import decode_row
 from ..model.configuration_sgma import IGNORE_INDEX
+from .arguments import SgmaTrainingArguments
 from .row_sampling import ROW_KEY, RowKey
+
+
+# What a collator and the arguments of training both have.
+_AUGMENTATION = ("crop_size", "random_flip", "random_quarter_turns", "modality_dropout", "noise_std", "gain_range")
 
 
 @dataclass(frozen=True)
@@ -202,3 +207,31 @@ class SgmaDataCollator:
                 bands *= 1 + gain * draw.gain[index]
             if std:
                 bands += std * torch.from_numpy(generator.standard_normal(bands.shape, dtype=np.float32))
+
+
+def data_seed(args: SgmaTrainingArguments) -> int:
+    """The seed of everything that is drawn of the rows."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def collator_of(
+    args: SgmaTrainingArguments, processor: BaseImageProcessor, given: SgmaDataCollator | None
+) -> SgmaDataCollator:
+    """The collator that arguments describe, or a given one, which the arguments then describe: all else goes by them.
+
+    Raises:
+        TypeError: If the given one is of another class.
+    """
+    if given is None:
+        options = {name: getattr(args, name) for name in _AUGMENTATION}
+        return SgmaDataCollator(processor, seed=data_seed(args), with_row_index=True, **options)
+    if not isinstance(given, SgmaDataCollator):
+        raise TypeError(
+            f"`data_collator` is a {type(given).__name__}; expected an SgmaDataCollator, whose random choices can "
+            "be repeated and whose dropout is steered. Derive yours from it."
+        )
+    for name in _AUGMENTATION:
+        value = getattr(given, name)
+        setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)
+    given.with_row_index = True
+    return given

@@ -159,14 +159,8 @@ class RowWeightsFile:
 
     def __init__(self, directory: str | os.PathLike, first_epoch: int):
         self.path = Path(directory) / ROW_WEIGHTS_FILE
-        kept = [line for line in self._lines() if _epoch_of(line) < first_epoch]
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
-
-    def _lines(self) -> list[str]:
-        """Lines that were written to their end."""
-        if not self.path.is_file():
-            return []
-        return [line[:-1] for line in self.path.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        lines = self.path.read_text(encoding="utf-8").splitlines(True) if self.path.is_file() else []
+        write_text(self.path, "".join(line for line in lines if line.endswith("\n") and _epoch_of(line) < first_epoch))
 
     def write(self, epoch: int, weights: np.ndarray) -> None:
         """Append an epoch.

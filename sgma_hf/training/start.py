@@ -1,7 +1,7 @@
 """What a training starts from: rows with labels, and a model with its processor."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
 )
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
+from ..data.codec import decode_raster
 from ..data.command_line import check_folder_or_id
 from ..data.metadata import DatasetMetadata, check_meaning
 from ..data.processor_fitting import fit_processor, refit_processor
@@ -28,6 +29,7 @@ from ..data.rows import (
     present_modalities,
     with_modality_columns,
 )
+from ..evaluation.combinations import modality_combinations
 from ..model.configuration_sgma import SgmaConfig
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
@@ -36,6 +38,7 @@ from .arguments import PVT_V2_SIZES, SCHEDULES_BY_SCORE, RunArguments, SgmaTrain
 
 logger = logging.get_logger(__name__)
 
+SUMMARY_SCORES = ("average_miou", "top1_miou", "last1_miou")
 _NEW_MODEL_ARGUMENTS = (
     "modalities",
     "backbone",
@@ -255,3 +258,52 @@ def _backbone_config(arguments: RunArguments) -> Any:
             'file with a "model_type" and its fields.'
         )
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def check_dataset(name: str, dataset: Any) -> None:
+    """Raise a TypeError or ValueError unless it is None, several sets by name, or rows that can be counted."""
+    if dataset is None or isinstance(dataset, Mapping):
+        return
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"`{name}` is a {type(dataset).__name__} without a length; the order of rows is drawn from their number. "
+            "Load the data set without streaming."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"`{name}` has no rows; expected at least one.")
+
+
+def check_metric(
+    args: SgmaTrainingArguments, modalities: Sequence[str], eval_dataset: Sequence | Mapping[str, Sequence] | None
+) -> None:
+    """Refuse a `metric_for_best_model` that is no score of `SgmaTrainer.evaluate`: Trainer asks for it every time."""
+    name = args.metric_for_best_model
+    if name is None or args.eval_strategy == IntervalStrategy.NO:
+        return
+    scores = [*SUMMARY_SCORES, *(f"miou/{'+'.join(names)}" for names in modality_combinations(modalities))]
+    if isinstance(eval_dataset, Mapping):
+        scores = [f"{part}_{score}" for part in eval_dataset for score in scores]
+    if name.removeprefix("eval_") not in scores:
+        raise ValueError(f"`metric_for_best_model` is {name!r}; expected one of {scores}.")
+
+
+def modalities_of_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
+    """Which modalities each training row has, (num_rows, num_modalities); every row needs one."""
+    present = present_modalities(rows, modalities)
+    empty = np.flatnonzero(~present.any(1))
+    if len(empty):
+        names = [str(rows[int(index)].get("id", index)) for index in empty[:5]]
+        raise ValueError(
+            f"{len(empty)} of {len(present)} training rows have none of the modalities {list(modalities)}, among them "
+            f"{names}; leave such rows out of `train_dataset`."
+        )
+    return present
+
+
+def largest_side(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """Largest side in pixels of some rows, spread over the data set: what is trained on without crops."""
+    sides = []
+    for index in np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int):
+        label = decode_raster(rows[int(index)].get("label"), is_label=True)
+        sides += [] if label is None else label.shape[:2]
+    return int(max(sides, default=0)) or None

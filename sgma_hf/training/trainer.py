@@ -10,26 +10,22 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback, TrainerState
-from transformers.trainer_utils import IntervalStrategy, speed_metrics
+from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
-from ..data.codec import decode_raster
-from ..data.rows import present_modalities
-from ..evaluation.combinations import evaluate_modality_combinations, modality_combinations
+from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.prepared_rows import check_processor
 from ..publishing.record import TrainingRecord
 from .arguments import SgmaTrainingArguments
 from .checkpoints import (
     SAMPLER_STATE_NAME,
     TRAINER_STATE_NAME,
-    changed_config_fields,
-    checkpoint_layout,
-    is_complete_checkpoint,
-    last_complete_checkpoint,
+    check_continues,
+    checkpoint_to_resume,
     read_sampler_state,
     remove_checkpoint,
 )
-from .collator import SgmaDataCollator
+from .collator import SgmaDataCollator, collator_of, data_seed
 from .dynamics import LearningDynamics, feature_separation, modality_parameters
 from .hub_trainer import HubTrainer
 from .row_sampling import (
@@ -46,23 +42,18 @@ from .sharding import (
     fill_optimizer_state,
     whole_copy,
 )
+from .start import SUMMARY_SCORES, check_dataset, check_metric, largest_side, modalities_of_rows
 from .statistics import LogSums, TrainingStatistics, epoch_statistics
 
 
 logger = logging.get_logger(__name__)
 
-# What the collator and the arguments of training both have.
-_AUGMENTATION = ("crop_size", "random_flip", "random_quarter_turns", "modality_dropout", "noise_std", "gain_range")
-_SUMMARY_SCORES = ("average_miou", "top1_miou", "last1_miou")
 # What `Trainer` takes and this one has no use for: it evaluates every combination of the modalities itself.
 _WITHOUT_EFFECT = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
 
 
 class _EpochCallback(TrainerCallback):
-    """Prepares the sampler for the epoch that begins; a loader that skips batches after a resume does not tell it.
-
-    Also hands on what learning dynamics need: the gradients of every step, and the end of the last epoch.
-    """
+    """Tells the trainer of epochs, which a loader that skips batches after a resume does not, of steps and the end."""
 
     def __init__(self, trainer: "SgmaTrainer"):
         self.trainer = trainer
@@ -74,7 +65,7 @@ class _EpochCallback(TrainerCallback):
         self.trainer._add_gradients()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.trainer._end_training()
+        self.trainer._end_epoch()
 
 
 class SgmaTrainer(HubTrainer):
@@ -133,18 +124,12 @@ class SgmaTrainer(HubTrainer):
             )
         check_processor(model.config, processing_class)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            _check_dataset(name, dataset)
-        _check_metric(args, model.config.modalities, eval_dataset)
-        if data_collator is None:
-            options = {name: getattr(args, name) for name in _AUGMENTATION}
-            data_collator = SgmaDataCollator(processing_class, seed=_data_seed(args), **options)
-        else:
-            _describe_collator(args, data_collator)
-        data_collator.with_row_index = True
+            check_dataset(name, dataset)
+        check_metric(args, model.config.modalities, eval_dataset)
         super().__init__(
             model,
             args,
-            data_collator=data_collator,
+            data_collator=collator_of(args, processing_class, data_collator),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -155,7 +140,9 @@ class SgmaTrainer(HubTrainer):
         self._unused_parameters = UnusedParameters(model, self.accelerator) if self.is_fsdp_enabled else None
         # First of all: those that report to others stop doing so at the end of training.
         self.callback_handler.callbacks.insert(0, _EpochCallback(self))
-        self._present = None if train_dataset is None else _check_rows(train_dataset, processing_class.modalities)
+        self._present = (
+            None if train_dataset is None else modalities_of_rows(train_dataset, processing_class.modalities)
+        )
         self.dynamics: LearningDynamics | None = None
         self._row_weights: RowWeightsFile | None = None
 
@@ -180,21 +167,10 @@ class SgmaTrainer(HubTrainer):
                 "`accelerate launch`, or choose one by the environment variable CUDA_VISIBLE_DEVICES, for instance "
                 "CUDA_VISIBLE_DEVICES=0."
             )
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"{self.args.output_dir!r} has no complete checkpoint to resume from. Leave "
-                    "`resume_from_checkpoint` out to start, or correct `output_dir`."
-                )
-        elif resume_from_checkpoint and not is_complete_checkpoint(resume_from_checkpoint):
-            last = last_complete_checkpoint(Path(resume_from_checkpoint).parent)
-            raise ValueError(
-                f"{str(resume_from_checkpoint)!r} is not a complete checkpoint: saving it was interrupted, or it is "
-                f"another folder. The last complete one beside it: {last}."
-            )
+        if resume_from_checkpoint:
+            resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         # Not earlier: a model that is only evaluated keeps the size that it was trained on.
-        self.model.config.tile_size = self.args.crop_size or _largest_side(self.train_dataset)
+        self.model.config.tile_size = self.args.crop_size or largest_side(self.train_dataset)
         if resume_from_checkpoint:
             self._check_continues(resume_from_checkpoint)
         self._start_statistics(resume_from_checkpoint)
@@ -202,33 +178,17 @@ class SgmaTrainer(HubTrainer):
 
     def _check_continues(self, checkpoint: str) -> None:
         """Refuse a checkpoint that this run would not continue; the number of processes alone may differ."""
-        layout, expected = checkpoint_layout(checkpoint), "plain"
+        layout = "plain"
         if self.is_fsdp_enabled:
             whole = "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
-            expected = "fsdp_full" if whole else "fsdp_sharded"
-        if layout != expected:
-            raise ValueError(
-                f"{str(checkpoint)!r} was saved in the layout {layout!r}, this run resumes from {expected!r} only. "
-                "Start it with the same Accelerate configuration, or start anew from the model's weights."
-            )
-        changed = changed_config_fields(checkpoint, self.model.config)
-        if changed:
-            fields = "; ".join(f"`{name}` is {there} there, {here} here" for name, (there, here) in changed.items())
-            raise ValueError(
-                f"{str(checkpoint)!r} is of another model than this run: {fields}. Resume with all arguments that it "
-                "was started with, its training_record.json has the command, or start anew from the model's weights."
-            )
-        state = TrainerState.load_from_json(Path(checkpoint) / TRAINER_STATE_NAME)
-        if 0 < self.args.max_steps < state.global_step:
-            raise ValueError(
-                f"{str(checkpoint)!r} is of step {state.global_step}, and this run ends at `max_steps` "
-                f"{self.args.max_steps}: it would train nothing. Raise `max_steps`, or start anew in another folder."
-            )
+            layout = "fsdp_full" if whole else "fsdp_sharded"
+        check_continues(checkpoint, self.model.config, layout=layout, max_steps=self.args.max_steps)
         self._compare_arguments(checkpoint)
         if self.args.auto_find_batch_size:  # Trainer goes on with the batch that was found
+            state = TrainerState.load_from_json(Path(checkpoint) / TRAINER_STATE_NAME)
             self._train_batch_size = state.train_batch_size
-        saved = read_sampler_state(checkpoint) or {}
-        rows = saved.get("rows_per_step", self._rows_per_step())
+        saved = read_sampler_state(checkpoint)
+        rows = saved["rows_per_step"]
         if rows != self._rows_per_step() and not self.args.ignore_data_skip:
             raise ValueError(
                 f"{str(checkpoint)!r} was trained with {rows} rows per step by {saved['num_processes']} processes; "
@@ -270,8 +230,8 @@ class SgmaTrainer(HubTrainer):
         )
         self.dynamics = LearningDynamics(list(config.modalities), config.class_names)
         self._row_weights = None
-        saved = read_sampler_state(checkpoint) if checkpoint else None
-        if saved is not None:
+        if checkpoint:
+            saved = read_sampler_state(checkpoint)
             self.sampling_state = SamplingState.from_dict(saved["state"])
             self.dynamics.load(saved["dynamics"])
             if self.is_world_process_zero():
@@ -283,10 +243,7 @@ class SgmaTrainer(HubTrainer):
         self._modality_parameters = modality_parameters(self.model, self.model.config.num_modalities)
         state = self.sampling_state
         if state.epoch != epoch:  # else resumed in mid-epoch: its weights stay
-            summary = self.statistics.summary(self.accelerator)
-            if state.epoch >= 0:
-                self._record_dynamics(summary)
-            state = SamplingState(epoch, state.frozen.updated_by(epoch_statistics(summary)))
+            state = SamplingState(epoch, state.frozen.updated_by(epoch_statistics(self._end_epoch())))
             self.statistics.clear()
             self.sampling_state = state
         if not self.args.robustness_sampling:
@@ -319,12 +276,13 @@ class SgmaTrainer(HubTrainer):
         if is_first or self.is_fsdp_enabled:
             self.statistics.add_gradients(self._modality_parameters, counted=is_first)
 
-    def _end_training(self) -> None:
+    def _end_epoch(self) -> dict[str, Any]:
+        """Record how each modality learned in the epoch that has ended, if one has, and return what it showed."""
+        summary = self.statistics.summary(self.accelerator)
         if self.sampling_state.epoch >= 0:
-            self._record_dynamics(self.statistics.summary(self.accelerator))
-
-    def _record_dynamics(self, summary: Mapping[str, Any]) -> None:
-        self._log_dynamics(self.dynamics.add_epoch(summary, epoch=self.state.epoch, step=self.state.global_step))
+            epoch, step = self.state.epoch, self.state.global_step
+            self._log_dynamics(self.dynamics.add_epoch(summary, epoch=epoch, step=step))
+        return summary
 
     def _log_dynamics(self, logs: dict[str, float]) -> None:
         if logs:
@@ -392,7 +350,7 @@ class SgmaTrainer(HubTrainer):
         processes = self.accelerator.num_processes
         self.sampler = ModalityAwareSampler(
             len(self.train_dataset),
-            _data_seed(self.args),
+            data_seed(self.args),
             # Accelerate would repeat rows, to deal out as many to every process.
             multiple=1 if processes == 1 else processes * self._train_batch_size,
         )
@@ -517,7 +475,7 @@ class SgmaTrainer(HubTrainer):
             accelerator=self.accelerator,
         )
         self.record_evaluation(results, model, dataset)
-        metrics = {f"{metric_key_prefix}_{name}": results[name] for name in _SUMMARY_SCORES}
+        metrics = {f"{metric_key_prefix}_{name}": results[name] for name in SUMMARY_SCORES}
         for name, scores in results["combinations"].items():
             metrics[f"{metric_key_prefix}_miou/{name}"] = scores["miou"]
         metrics = {name: score for name, score in metrics.items() if score is not None}
@@ -526,67 +484,3 @@ class SgmaTrainer(HubTrainer):
         self._record_separation(model, dataset, metric_key_prefix)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _data_seed(args: SgmaTrainingArguments) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
-
-
-def _describe_collator(args: SgmaTrainingArguments, collator: SgmaDataCollator) -> None:
-    """Let the arguments say what a given collator does: sampling, the size trained on and the record go by them."""
-    if not isinstance(collator, SgmaDataCollator):
-        raise TypeError(
-            f"`data_collator` is a {type(collator).__name__}; expected an SgmaDataCollator, whose random choices can "
-            "be repeated and whose dropout is steered. Derive yours from it."
-        )
-    for name in _AUGMENTATION:
-        value = getattr(collator, name)
-        setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)
-
-
-def _check_dataset(name: str, dataset: Any) -> None:
-    if dataset is None or isinstance(dataset, Mapping):
-        return
-    if not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"`{name}` is a {type(dataset).__name__} without a length; the order of rows is drawn from their number. "
-            "Load the data set without streaming."
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"`{name}` has no rows; expected at least one.")
-
-
-def _check_metric(
-    args: SgmaTrainingArguments, modalities: Sequence[str], eval_dataset: Sequence | Mapping[str, Sequence] | None
-) -> None:
-    """Refuse a `metric_for_best_model` that is no score of `SgmaTrainer.evaluate`: Trainer asks for it every time."""
-    name = args.metric_for_best_model
-    if name is None or args.eval_strategy == IntervalStrategy.NO:
-        return
-    scores = [*_SUMMARY_SCORES, *(f"miou/{'+'.join(names)}" for names in modality_combinations(modalities))]
-    if isinstance(eval_dataset, Mapping):
-        scores = [f"{part}_{score}" for part in eval_dataset for score in scores]
-    if name.removeprefix("eval_") not in scores:
-        raise ValueError(f"`metric_for_best_model` is {name!r}; expected one of {scores}.")
-
-
-def _check_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
-    """Which modalities each training row has, (num_rows, num_modalities); every row needs one."""
-    present = present_modalities(rows, modalities)
-    empty = np.flatnonzero(~present.any(1))
-    if len(empty):
-        names = [str(rows[int(index)].get("id", index)) for index in empty[:5]]
-        raise ValueError(
-            f"{len(empty)} of {len(present)} training rows have none of the modalities {list(modalities)}, among them "
-            f"{names}; leave such rows out of `train_dataset`."
-        )
-    return present
-
-
-def _largest_side(rows: Sequence[Mapping[str, Any]]) -> int | None:
-    """Largest side in pixels of some rows, spread over the data set: what is trained on without crops."""
-    sides = []
-    for index in np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int):
-        label = decode_raster(rows[int(index)].get("label"), is_label=True)
-        sides += [] if label is None else label.shape[:2]
-    return int(max(sides, default=0)) or None

@@ -10,11 +10,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSemanticSegmentation, HfArgumentParser
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands import evaluate_scene
+from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
+from sgma_hf.data.command_line import check_folder_or_id, report_errors
 from sgma_hf.data.metadata import DatasetMetadata, check_meaning
 from sgma_hf.data.rows import load_rows, with_modality_columns
 from sgma_hf.evaluation.agreement_scores import evaluate_agreement
@@ -65,34 +67,30 @@ class EvaluateArguments:
     num_workers: int = field(default=0, metadata={"help": "Processes that read rows; 0 reads in this one."})
 
 
-def main(argv: list[str] | None = None) -> int:
+@report_errors("sgma-hf evaluate", also=(TypeError,))
+def main(argv: list[str] | None = None) -> None:
     """Evaluate, write the JSON file and print the table.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 1 after one line that says what was wrong; wrong flags exit with 2, as argparse does.
     """
     argv = sys.argv[1:] if argv is None else argv
     flags = {argument.partition("=")[0] for argument in argv}
     if "--label" in flags:
-        return evaluate_scene.main(argv)
-    parser = HfArgumentParser(EvaluateArguments, prog="sgma-hf evaluate", description=__doc__, allow_abbrev=False)
+        evaluate_scene.main(argv)
+        return
+    parser = DataclassParser(EvaluateArguments, prog="sgma-hf evaluate", description=__doc__, allow_abbrev=False)
+    parser.refuse_unknown_flags(argv)
     if not flags & {"--dataset", "--help", "-h"}:
         parser.error("nothing to score: give rows by `--dataset`, or a scene by `--label` and its rasters")
-    try:
-        (args,) = parser.parse_args_into_dataclasses(argv)
-        results = _score_rows(args)
-        save_results(results, args.output)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"sgma-hf evaluate: {error}", file=sys.stderr)
-        return 1
+    (args,) = parser.parse(argv)
+    results = _score_rows(args)
+    save_results(results, args.output)
     print(results_to_markdown(results))
-    return 0
 
 
 def _score_rows(args: EvaluateArguments) -> dict[str, Any]:
+    check_folder_or_id(args.dataset, "--dataset")
     device = choose_device(args.device)
     processor = load_processor(args.model)
     rows = load_rows(args.dataset, args.split)

@@ -9,7 +9,6 @@ The checkpoint is scored on every non-empty combination of the rasters that are 
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,81 +16,77 @@ from transformers import AutoModelForSemanticSegmentation
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
+from sgma_hf.data.command_line import Parser
 from sgma_hf.evaluation.scenes import evaluate_scene, score_map
 from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.publishing.tables import markdown_table
 from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 from sgma_hf.rasters.files import require_rasterio
 from sgma_hf.rasters.scene import RasterInput
 from sgma_hf.visualization.charts import plot_robustness_matrix
 
 
-def _parser(modalities: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(modalities: Sequence[str]) -> Parser:
+    parser = Parser(
         prog="sgma-hf evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--label", required=True, metavar="FILE[:BAND]", help="raster of class ids, one band; 255 and nodata: none"
-    )
+    add = parser.add_argument
+    label = "raster of class ids, one band; 255 and nodata: none"
+    add("--label", required=True, metavar="FILE[:BAND]", help=label)
     scored = parser.add_mutually_exclusive_group(required=True)
     scored.add_argument("--model", metavar="DIR_OR_ID", help="checkpoint to score")
     scored.add_argument("--map", metavar="FILE", help="map to score, as `sgma-hf predict` writes them")
-    parser.add_argument("--output", metavar="FILE", help="JSON file to write the results to")
-    parser.add_argument("--plot", metavar="FILE", help="picture of the reliance on each modality by class: .png, .pdf")
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="side of the tiles; default: that of training")
-    parser.add_argument("--stride", type=int, metavar="PIXELS", help="from tile to tile")
-    parser.add_argument("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
+    add("--output", metavar="FILE", help="JSON file to write the results to")
+    add("--plot", metavar="FILE", help="picture of the reliance on each modality by class: .png, .pdf")
+    tile_size = "side of the tiles; default: that of training"
+    add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
+    add("--stride", type=int, metavar="PIXELS", help="from tile to tile")
+    add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
+    add("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     group = parser.add_argument_group("modalities of the checkpoint, one or more")
     for name in modalities:
         group.add_argument(f"--{name}", nargs="+", action="extend", metavar="FILE", default=argparse.SUPPRESS)
     return parser
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     """Evaluate, write the JSON file if one is named, and print the scores.
 
     Args:
         argv: Arguments without the program's name.
-
-    Returns:
-        0, or 1 after one line that says what was wrong; wrong flags exit with 2, as argparse does.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
     model_name = first.parse_known_args(argv)[0].model
-    try:
-        processor = None if model_name is None else load_processor(model_name)
-        modalities = [] if processor is None else processor.modalities
-        parser = _parser(modalities)
-        args = parser.parse_args(argv)
-        if args.map is not None:
-            if args.plot is not None:
-                parser.error("`--plot` takes a checkpoint, `--model`; a map does not name its modalities")
-            results, text = _score_map(args)
-        else:
-            rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
-            if not rasters:
-                parser.error(f"no raster given; give at least one of {', '.join(f'--{name}' for name in modalities)}")
-            results = _score_model(args, processor, rasters)
-            text = results_to_markdown(results) + _robustness_table(results)
-        if args.output is not None:
-            save_results(results, args.output)
-        print(text)
-        if args.plot is not None:  # last: the scores are there, whatever becomes of the picture
-            _plot(results, args.plot)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"sgma-hf evaluate: {error}", file=sys.stderr)
-        return 1
-    return 0
+    processor = None if model_name is None else load_processor(model_name)
+    modalities = [] if processor is None else processor.modalities
+    parser = _parser(modalities)
+    args = parser.parse_args(argv)
+    if args.map is not None:
+        if args.plot is not None:
+            parser.error("`--plot` takes a checkpoint, `--model`; a map does not name its modalities")
+        results = _score_map(args)
+        text = json.dumps(results, indent=2)
+    else:
+        rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
+        if not rasters:
+            parser.error(f"no raster given; give at least one of {', '.join(f'--{name}' for name in modalities)}")
+        results = _score_model(args, processor, rasters)
+        text = results_to_markdown(results) + _robustness_table(results)
+    if args.output is not None:
+        save_results(results, args.output)
+    print(text)
+    if args.plot is not None:  # last: the scores are there, whatever becomes of the picture
+        _plot(results, args.plot)
 
 
 def _score_model(args: argparse.Namespace, processor: Any, rasters: Mapping[str, list[str]]) -> dict[str, Any]:
     device = choose_device(args.device)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
-    options = {"tile_size": args.tile, "stride": args.stride, "batch_size": args.batch_size}
+    options = {"tile_size": args.tile_size, "stride": args.stride, "batch_size": args.batch_size}
     source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label}
     return source | evaluate_scene(model, processor, rasters, args.label, **options)
 
@@ -110,7 +105,7 @@ def _plot(results: Mapping[str, Any], path: str) -> None:
     plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(path, dpi=200)
 
 
-def _score_map(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _score_map(args: argparse.Namespace) -> dict[str, Any]:
     """Scores of a map whose tags name its classes."""
     path = RasterInput.parse(args.map).path
     with require_rasterio(path).open(path) as file:
@@ -120,8 +115,7 @@ def _score_map(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise ValueError(f"{args.map} does not name its classes (tags CLASS_0, CLASS_1, ...); `sgma-hf predict` does.")
     robustness = path.with_name(f"{path.stem}_robustness.tif")
     scores = score_map(args.map, args.label, len(names), robustness=robustness if robustness.is_file() else None)
-    results = {"map": args.map, "label": args.label, "class_names": names} | scores
-    return results, json.dumps(results, indent=2)
+    return {"map": args.map, "label": args.label, "class_names": names} | scores
 
 
 def _robustness_table(results: Mapping[str, Any]) -> str:
@@ -130,7 +124,5 @@ def _robustness_table(results: Mapping[str, Any]) -> str:
     if not found:
         return ""
     names = list(next(iter(found.values())))
-    lines = ["", f"| reliance on | {' | '.join(names)} |", "|---" + "|---:" * len(names) + "|"]
-    for label, row in found.items():
-        lines.append(f"| {label} | " + " | ".join(f"{100 * row[name]:.1f}" for name in names) + " |")
-    return "\n".join(lines) + "\n"
+    lines = [[label, *(f"{100 * row[name]:.1f}" for name in names)] for label, row in found.items()]
+    return f"\n{markdown_table(['reliance on', *names], lines)}\n"

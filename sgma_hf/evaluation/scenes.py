@@ -152,7 +152,6 @@ def evaluate_scene(
     config = model.config
     given = [name for name in config.modalities if rasters.get(name) is not None]
     combinations = modality_combinations(given) if combinations is None else combinations
-    class_names = [str(config.id2label[index]) for index in range(config.num_labels)]
     results: dict[str, dict[str, Any]] = {}
     robustness = None
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
@@ -173,13 +172,13 @@ def evaluate_scene(
             )
             found = scores.pop("robustness_per_class", None)
             if found is not None:
-                rows = zip(class_names, found, strict=True)
+                rows = zip(config.class_names, found, strict=True)
                 robustness = {name: row and dict(zip(given, row, strict=True)) for name, row in rows}
             results["+".join(names)] = scores | {"rows": 1, "rows_left_out": 0, "rows_complete": 1}
             logger.info(f"{'+'.join(names)}: mIoU {scores['miou']}")
     return {
         "modalities": list(config.modalities),
-        "class_names": class_names,
+        "class_names": config.class_names,
         "missing": "absent",
         "window_size": None,
         "rows": 1,

@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 RESERVED_MODALITY_NAMES = frozenset(
     "bands batch_size classes config coverage dataset device dtype extras help id image images index label labels "
     "like map mask missing modalities modality modality_mask model nodata num_workers out output pixel_values plot "
-    "processor resampling resume robustness seed source split stride tile".split()
+    "processor resampling resume robustness seed source split stride tile tile_size".split()
 )
 MAX_MODALITIES = 64
 MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred bands

@@ -411,15 +411,17 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     assert "agreement" not in results
     for flags, message in (
         (["--split", "test"], "no split 'test'"),
-        (["--split", "validation", "--rgb", "x.tif"], "['--rgb', 'x.tif']"),
-        (
-            ["--split", "validation", "--model", str(tmp_path / "gone")],
-            "gone` cannot be loaded: there is no such folder.",
-        ),
+        (["--split", "validation", "--model", str(tmp_path / "gone")], "gone: there is no such folder"),
+        (["--split", "validation", "--dataset", str(tmp_path / "dada")], f"did you mean {tmp_path / 'data'}?"),
     ):
-        assert main([*paths, *flags]) == 1
+        assert main([*paths, *flags]) == 2
         error = capsys.readouterr().err
         assert error.startswith("sgma-hf evaluate: ") and message in error and error.count("\n") == 1
+    for flags, message in ((["--rgb", "x.tif"], "no flag --rgb"), (["--missing", "zeros"], "did you mean zero?")):
+        with pytest.raises(SystemExit) as stop:
+            main([*paths, "--split", "validation", *flags])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
     assert main([*paths, "--split", "validation", "--device", "cpu", "--agreement", "--window_size", "16"]) == 0
     results = json.loads(output.read_text())

@@ -150,19 +150,21 @@ def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
     assert main(arguments) == 0
     assert "| dsm |" in capsys.readouterr().out
     assert list(json.loads(out.read_text())["combinations"]) == ["dsm"]
-    assert main(["--map", str(tmp_path / "none.tif"), "--label", label]) == 1
+    assert main(["--map", str(tmp_path / "none.tif"), "--label", label]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert main(["--map", dsm, "--label", label]) == 1
+    assert main(["--map", dsm, "--label", label]) == 2
     assert "does not name its classes" in capsys.readouterr().err
-    assert main(["--model", str(tmp_path / "gone"), "--label", label, "--dsm", dsm]) == 1
-    assert "gone` cannot be loaded: there is no such folder." in capsys.readouterr().err
+    assert main(["--model", str(tmp_path / "gone"), "--label", label, "--dsm", dsm]) == 2
+    assert "gone: there is no such folder" in capsys.readouterr().err
     for flags, message in (
         (["--label", label], "give at least one of --rgb, --dsm"),
-        (["--dsm", dsm], "or a scene by `--label` and its rasters"),
+        (["--output", dsm], "or a scene by `--label` and its rasters"),
+        (["--label", label, "--dms", dsm], "there is no flag --dms; did you mean --dsm?"),
     ):
         with pytest.raises(SystemExit):
             main(["--model", str(tmp_path / "model"), *flags])
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 def test_command_draws_the_matrix_of_reliance(tmp_path, capsys):
@@ -178,7 +180,7 @@ def test_command_draws_the_matrix_of_reliance(tmp_path, capsys):
     assert main([*arguments, *model, "--rgb", rgb]) == 0
     assert plot.read_bytes().startswith(b"\x89PNG") and "reliance on" in capsys.readouterr().out
     plot.unlink()
-    assert main([*arguments, *model]) == 1 and not plot.exists()
+    assert main([*arguments, *model]) == 2 and not plot.exists()
     assert "two modalities or more" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*arguments, "--map", dsm])

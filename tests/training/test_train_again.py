@@ -120,7 +120,7 @@ def test_classes_in_another_order_are_refused(arguments, colour_model, tmp_path,
     assert message in refusal(main, flags(arguments, model=colour_model, dataset=turned), capsys)
     output = tmp_path / "results.json"
     paths = ["--model", str(colour_model), "--split", "validation", "--device", "cpu", "--output", str(output)]
-    assert evaluate([*paths, "--dataset", str(turned)]) == 1 and message in capsys.readouterr().err
+    assert evaluate([*paths, "--dataset", str(turned)]) == 2 and message in capsys.readouterr().err
     assert not output.exists()
     assert evaluate([*paths, "--dataset", arguments["dataset"]]) == 0
 

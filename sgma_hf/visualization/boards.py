@@ -4,8 +4,8 @@ The figures are `matplotlib.figure.Figure` objects, made without pyplot: nothing
 no state is left behind, and `figure.savefig("board.pdf")` is all that it takes to print one.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from .palette import (
     HATCH,
     HATCH_COLOR,
     ROBUSTNESS_COLORMAP,
+    add_colorbar,
     colorize,
     default_palette,
     require_matplotlib,
@@ -75,30 +76,30 @@ def plot_sample(
         raise ValueError("`images` is empty; give at least one modality, None for those that are missing.")
     nodata, units = nodata or {}, units or {}
     maps = [*([] if label is None else [label]), *(predictions or {}).values()]
-    count = _count_classes(maps, class_names, palette)
-    palette = default_palette(count) if palette is None else [list(color) for color in palette]
-    names = [str(name) for name in class_names] if class_names else [f"class {index}" for index in range(count)]
+    names, palette = _names_and_colors(maps, class_names, palette)
     inputs = [
-        _Panel(name, _show_raster, (raster, nodata.get(name, ()), units.get(name))) for name, raster in images.items()
+        (name, partial(_show_raster, raster=raster, nodata=nodata.get(name, ()), unit=units.get(name)))
+        for name, raster in images.items()
     ]
     if label is not None:
-        inputs.append(_Panel("labels", _show_labels, (label, palette, None)))
+        inputs.append(("labels", partial(_show_labels, ids=label, palette=palette)))
     rows = [("Input", inputs)]
     if predictions:
-        panels = [_Panel(name, _show_labels, (ids, palette, label)) for name, ids in predictions.items()]
+        panels = [
+            (name, partial(_show_labels, ids=ids, palette=palette, truth=label)) for name, ids in predictions.items()
+        ]
         name, ids = next(iter(predictions.items()))
         if label is not None and np.shape(ids) == np.shape(label):
-            panels.append(_Panel(f"errors: {name}", _show_errors, (np.asarray(ids), np.asarray(label))))
+            panels.append((f"errors: {name}", partial(_show_errors, ids=ids, truth=label)))
         rows.append(("Prediction", panels))
     if robustness:
         in_rows = isinstance(next(iter(robustness.values())), Mapping)
         for heading, maps_by_name in (robustness if in_rows else {robustness_title: robustness}).items():
-            panels = [_Panel(name, _show_robustness, (shares,)) for name, shares in maps_by_name.items()]
-            rows.append((heading, panels))
-    present = sorted(set().union(*(np.unique(ids).tolist() for ids in maps))) if maps else []
+            rows.append((heading, [(name, partial(_show_robustness, shares=it)) for name, it in maps_by_name.items()]))
+    present = np.unique([number for ids in maps for number in np.unique(ids)]).tolist()
     aspect = next((image.shape[0] / image.shape[1] for image in [*maps, *images.values()] if image is not None), 1.0)
     legend = [(names[index], palette[index]) for index in present if index != IGNORE_INDEX]
-    return _draw_board(rows, legend, title=title, aspect=min(max(aspect, 0.3), 3.0))
+    return _draw_board(rows, legend, title=title, aspect=aspect)
 
 
 def plot_overlay(
@@ -137,9 +138,7 @@ def plot_overlay(
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` is {opacity}; expected a number in [0, 1].")
-    count = _count_classes([label_map], class_names, palette)
-    palette = default_palette(count) if palette is None else [list(color) for color in palette]
-    names = [str(name) for name in class_names] if class_names else [f"class {index}" for index in range(count)]
+    names, palette = _names_and_colors([label_map], class_names, palette)
     values, shown = np.atleast_3d(np.ma.getdata(image)), valid_pixels(image, nodata)
     picture, _ = _stretch(values[..., _bands_to_show(values.shape[2])], shown)
     labelled = label_map != IGNORE_INDEX
@@ -147,8 +146,8 @@ def plot_overlay(
     weight[labelled & ~shown] = 1  # nothing to see below
     picture = np.rint((1 - weight) * picture + weight * colorize(label_map, palette)).astype(np.uint8)
     legend = [(names[index], palette[index]) for index in np.unique(label_map[labelled]).tolist()]
-    panel = _Panel("", _show, (picture, shown | labelled))
-    aspect = min(max(label_map.shape[0] / label_map.shape[1], 0.3), 3.0)
+    panel = ("", partial(_show, colors=picture, shown=shown | labelled))
+    aspect = label_map.shape[0] / label_map.shape[1]
     return _draw_board([(title or "", [panel])], legend, title=None, aspect=aspect, panel_inches=5.0)
 
 
@@ -281,75 +280,63 @@ def _subset_title(names: Sequence[str], present: Sequence[str]) -> str:
     return f"without {missing[0]}" if len(missing) == 1 else " + ".join(names)
 
 
-@dataclass
-class _Panel:
-    """One picture of the board: its title, and what draws it into given axes."""
-
-    title: str
-    draw: Any
-    arguments: tuple
-
-
-def _count_classes(maps: list[np.ndarray], class_names: Sequence[str] | None, palette: Sequence | None) -> int:
+def _names_and_colors(
+    maps: list[np.ndarray], class_names: Sequence[str] | None, palette: Sequence[Sequence[int]] | None
+) -> tuple[list[str], list[list[int]]]:
+    """Name and colour of every class, those that are not given made up."""
     highest = max((int(ids[ids != IGNORE_INDEX].max(initial=0)) for ids in maps), default=0)
-    given = [len(entries) for entries in (class_names, palette) if entries]
-    if given and min(given) <= highest:
+    count = min((len(entries) for entries in (class_names, palette) if entries), default=highest + 1)
+    if count <= highest:
         raise ValueError(
-            f"A map holds class {highest}, but there are {min(given)} names or colours; give one for each class."
+            f"A map holds class {highest}, but there are {count} names or colours; give one for each class."
         )
-    return min(given) if given else highest + 1
+    names = [str(name) for name in class_names or (f"class {index}" for index in range(count))]
+    return names, default_palette(count) if palette is None else [list(color) for color in palette]
 
 
 def _draw_board(
-    rows: list[tuple[str, list[_Panel]]],
+    rows: list[tuple[str, list[tuple[str, Callable[["Axes"], Any]]]]],
     legend: list[tuple[str, list[int]]],
     *,
     title: str | None,
     aspect: float,
     panel_inches: float = _PANEL_INCHES,
 ) -> "Figure":
-    """Lay the rows out, each with its heading; colour bar beside the robustness maps, legend at the foot."""
+    """Lay the rows out, each with its heading; colour bar beside the robustness maps, legend at the foot.
+
+    A panel is its title and what draws it into given axes; it returns the image that a colour bar is for, or None.
+    """
     matplotlib = require_matplotlib()
     columns = max(len(panels) for _, panels in rows)
-    entries = [
-        0.45 + 0.06 * len(name) for name in [*(name for name, _ in legend), "no data"]
-    ]  # inches: patch, letters
+    entries = [0.45 + 0.06 * len(name) for name, _ in [*legend, ("no data", None)]]  # inches: patch, letters
     space = columns * panel_inches + 0.5
     legend_columns = len(entries) if sum(entries) <= space else max(1, int(space / max(entries)))
     legend_lines = -(-len(entries) // legend_columns)
     head, foot, side = 0.34 if title else 0.1, 0.22 + 0.2 * legend_lines, 0.08
-    cell_width, cell_height = panel_inches, panel_inches * aspect
+    cell_width, cell_height = panel_inches, panel_inches * min(max(aspect, 0.3), 3.0)
     row_height = cell_height + 0.68  # two lines of text above a panel, one below
     width = columns * (cell_width + side) + side + 0.5  # room for the colour bar
     height = head + len(rows) * row_height + foot
     figure = matplotlib.figure.Figure(figsize=(width, height), facecolor="white")
+
+    def add_axes(column: int, bottom: float, panel_width: float) -> "Axes":
+        left = side + column * (cell_width + side)
+        return figure.add_axes((left / width, bottom / height, panel_width / width, cell_height / height))
+
     if title:
         figure.text(side / width, 1 - 0.08 / height, title, va="top", fontsize=10, fontweight="bold")
     for line, (heading, panels) in enumerate(rows):
         top = height - head - line * row_height
         figure.text(side / width, (top - 0.06) / height, heading, va="top", fontsize=8.5, fontweight="bold")
-        drawn = None
-        for column, panel in enumerate(panels):
-            left, bottom = side + column * (cell_width + side), top - 0.46 - cell_height
-            axes = figure.add_axes((left / width, bottom / height, cell_width / width, cell_height / height))
-            axes.set_xticks([])
-            axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_linewidth(0.5)
-                spine.set_color("#808080")
-            drawn = panel.draw(matplotlib, axes, *panel.arguments) or drawn
-            axes.set_title(panel.title, fontsize=8, pad=3)
+        bottom, drawn = top - 0.46 - cell_height, None
+        for column, (name, draw) in enumerate(panels):
+            axes = add_axes(column, bottom, cell_width)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(linewidth=0.5, color="#808080")
+            drawn = draw(axes) or drawn
+            axes.set_title(name, fontsize=8, pad=3)
         if drawn is not None:
-            left = side + len(panels) * (cell_width + side)
-            bar_axes = figure.add_axes((left / width, bottom / height, 0.09 / width, cell_height / height))
-            bar = figure.colorbar(drawn, cax=bar_axes, ticks=[0, 0.25, 0.5, 0.75, 1])
-            bar.outline.set_linewidth(0.5)
-            bar.ax.tick_params(labelsize=7, width=0.5, length=2)
-    _draw_legend(matplotlib, figure, legend, columns=legend_columns)
-    return figure
-
-
-def _draw_legend(matplotlib: Any, figure: "Figure", legend: list[tuple[str, list[int]]], *, columns: int) -> None:
+            add_colorbar(figure, drawn, cax=add_axes(len(panels), bottom, 0.09))
     patch = matplotlib.patches.Patch
     handles = [
         patch(facecolor=np.array(color) / 255, edgecolor="#808080", linewidth=0.4, label=name)
@@ -357,37 +344,32 @@ def _draw_legend(matplotlib: Any, figure: "Figure", legend: list[tuple[str, list
     ]
     handles.append(patch(facecolor=GAP_COLOR, edgecolor=HATCH_COLOR, hatch=HATCH, linewidth=0.4, label="no data"))
     options = {"frameon": False, "fontsize": 8, "handlelength": 1.2, "handleheight": 1.0, "columnspacing": 1.4}
-    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 0), ncols=columns, **options)
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 0), ncols=legend_columns, **options)
+    return figure
 
 
-def _show_gaps(matplotlib: Any, axes: "Axes") -> None:
+def _show_gaps(axes: "Axes") -> None:
     """Hatch the whole panel; what is drawn over it later leaves the gaps visible."""
-    frame = matplotlib.patches.Rectangle(
-        (0, 0), 1, 1, transform=axes.transAxes, facecolor=GAP_COLOR, edgecolor=HATCH_COLOR, hatch=HATCH, linewidth=0
-    )
-    axes.add_patch(frame)
-    frame.set_zorder(-1)
+    axes.patch.set(facecolor=GAP_COLOR, edgecolor=HATCH_COLOR, hatch=HATCH, linewidth=0)
 
 
-def _show(matplotlib: Any, axes: "Axes", colors: np.ndarray, shown: np.ndarray) -> None:
+def _show(axes: "Axes", colors: np.ndarray, shown: np.ndarray) -> None:
     """Draw (H, W, 3) of uint8 colours where `shown`, hatching elsewhere."""
-    _show_gaps(matplotlib, axes)
+    _show_gaps(axes)
     alpha = np.where(shown, 255, 0).astype(np.uint8)
     axes.imshow(np.concatenate([colors, alpha[..., None]], axis=-1), interpolation="nearest", aspect="auto")
 
 
-def _show_raster(
-    matplotlib: Any, axes: "Axes", raster: np.ndarray | None, nodata: Sequence[float], unit: str | None
-) -> None:
+def _show_raster(axes: "Axes", raster: np.ndarray | None, nodata: Sequence[float], unit: str | None) -> None:
     if raster is None:
-        _show_gaps(matplotlib, axes)
+        _show_gaps(axes)
         box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
         axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", fontsize=9, bbox=box)
         return
     values, shown = np.atleast_3d(np.ma.getdata(raster)), valid_pixels(raster, nodata)
     bands = _bands_to_show(values.shape[2])
     picture, (low, high) = _stretch(values[..., bands], shown)
-    _show(matplotlib, axes, picture, shown)
+    _show(axes, picture, shown)
     caption = [] if values.shape[2] in (1, 3) else [f"bands {', '.join(str(band + 1) for band in bands)}"]
     if unit and shown.any():
         caption.append(f"{low:.4g} to {high:.4g} {unit}")
@@ -415,11 +397,9 @@ def _stretch(values: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, tuple[f
     return picture, (low, high)
 
 
-def _show_labels(
-    matplotlib: Any, axes: "Axes", ids: np.ndarray, palette: list[list[int]], truth: np.ndarray | None
-) -> None:
+def _show_labels(axes: "Axes", ids: np.ndarray, palette: list[list[int]], truth: np.ndarray | None = None) -> None:
     ids = np.asarray(ids)
-    _show(matplotlib, axes, colorize(ids, palette), ids != IGNORE_INDEX)
+    _show(axes, colorize(ids, palette), ids != IGNORE_INDEX)
     if truth is not None and truth.shape == ids.shape:
         counted = truth != IGNORE_INDEX
         if counted.any():
@@ -427,18 +407,19 @@ def _show_labels(
             axes.set_xlabel(f"{right:.1%} of pixels right", fontsize=7, labelpad=2)
 
 
-def _show_errors(matplotlib: Any, axes: "Axes", ids: np.ndarray, truth: np.ndarray) -> None:
+def _show_errors(axes: "Axes", ids: np.ndarray, truth: np.ndarray) -> None:
     """Wrong pixels orange, right ones pale; what is not labelled is hatched."""
+    ids, truth = np.asarray(ids), np.asarray(truth)
     counted = truth != IGNORE_INDEX
     wrong = counted & (ids != truth)
     colors = np.where(wrong[..., None], np.array(_WRONG_COLOR), np.array(_RIGHT_COLOR)).astype(np.uint8)
-    _show(matplotlib, axes, colors, counted)
+    _show(axes, colors, counted)
     axes.set_xlabel(f"{wrong.sum() / max(1, counted.sum()):.1%} wrong (orange)", fontsize=7, labelpad=2)
 
 
-def _show_robustness(matplotlib: Any, axes: "Axes", shares: np.ndarray) -> Any:
+def _show_robustness(axes: "Axes", shares: np.ndarray) -> Any:
     shares = np.ma.masked_invalid(np.asarray(shares, dtype=np.float32))
-    _show_gaps(matplotlib, axes)
+    _show_gaps(axes)
     image = axes.imshow(shares, cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     if shares.count():
         axes.set_xlabel(f"mean {shares.mean():.2f}", fontsize=7, labelpad=2)

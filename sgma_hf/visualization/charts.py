@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .palette import GAP_COLOR, ROBUSTNESS_COLORMAP, SAFE_COLORS, require_matplotlib
+from .palette import GAP_COLOR, ROBUSTNESS_COLORMAP, SAFE_COLORS, add_colorbar, require_matplotlib
 
 
 if TYPE_CHECKING:
@@ -67,9 +67,7 @@ def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = Non
         last = {name: epochs[-1]["modalities"][name][key] for name in names}
         image = _show_classes(axes[1, column], last, record["class_names"], title=f"{heading} by class, last epoch")
     axes[1, 3].set_yticklabels([])  # they are those of the matrix beside it
-    bar = figure.colorbar(image, ax=axes[1, 3], ticks=[0, 0.25, 0.5, 0.75, 1], fraction=0.05, pad=0.02)
-    bar.outline.set_linewidth(0.5)
-    bar.ax.tick_params(labelsize=7, width=0.5, length=2)
+    add_colorbar(figure, image, ax=axes[1, 3], fraction=0.05, pad=0.02)
     for panel in (*axes[0], *axes[1, :2]):
         panel.set_xlabel("epoch", fontsize=8, labelpad=2)
     for panel in (axes[0, 0], axes[1, 0]):
@@ -110,9 +108,7 @@ def plot_robustness_matrix(
     for (row, column), share in np.ndenumerate(shares):
         color = "black" if share > 0.6 else "white"  # viridis is dark below, bright above
         axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=color)
-    bar = figure.colorbar(image, ax=axes, ticks=[0, 0.5, 1])
-    bar.outline.set_linewidth(0.5)
-    bar.ax.tick_params(labelsize=7, width=0.5, length=2)
+    add_colorbar(figure, image, ax=axes, ticks=(0, 0.5, 1))
     if title:
         axes.set_title(title, fontsize=9, fontweight="bold")
     return figure

@@ -91,3 +91,10 @@ def require_matplotlib() -> Any:
             "Figures need matplotlib, which is not installed. Install the extra: pip install 'sgma-hf[viz]'."
         ) from error
     return matplotlib
+
+
+def add_colorbar(figure: Any, image: Any, *, ticks: Sequence[float] = (0, 0.25, 0.5, 0.75, 1), **options: Any) -> None:
+    """Draw the small colour bar of an image of shares in [0, 1]; `options` are those of `Figure.colorbar`."""
+    bar = figure.colorbar(image, ticks=ticks, **options)
+    bar.outline.set_linewidth(0.5)
+    bar.ax.tick_params(labelsize=7, width=0.5, length=2)

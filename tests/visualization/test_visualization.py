@@ -30,7 +30,7 @@ def shown(axes):
 
 
 def is_hatched(axes):
-    return any(patch.get_hatch() for patch in axes.patches)
+    return axes.patch.get_hatch() is not None
 
 
 def heading_texts(figure):

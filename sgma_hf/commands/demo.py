@@ -6,7 +6,6 @@ It calls the other commands as a user would, and prints them; they work on a dat
 import argparse
 import json
 import shlex
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +18,11 @@ from transformers import AutoImageProcessor, AutoModel
 
 import sgma_hf
 from sgma_hf.commands import main as run_command
+from sgma_hf.converters.demo_scenes import TILES_PER_SIDE
+from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
+from sgma_hf.data.whole_files import write_json
 from sgma_hf.publishing.results import save_results
 from sgma_hf.visualization.boards import plot_modality_board
 
@@ -43,10 +45,11 @@ TRAINING = {
     "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
-TILES_PER_SIDE = 2  # of a procedural scene: the picture shows a whole one
 FIGURE_DPI = 150
+STOPPED = 130  # exit status of a command after Ctrl-C
 
 
+@report_errors("sgma-hf demo", on_stop="the same command starts anew")
 def main(argv: list[str] | None = None) -> int:
     """Run the demo.
 
@@ -54,37 +57,32 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        0, or the exit status of the step that failed.
+        0, or 2 after one line that says which step failed.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sgma-hf demo",
         description="Train, evaluate and predict on procedural scenes; some minutes on two CPU cores, no network.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="folder for the data, the model and the results"
-    )
-    parser.add_argument("--max_steps", type=int, default=600, help="training steps")
-    parser.add_argument("--tiles", type=int, default=320, help="tiles of 128 x 128 pixels, 15 %% each to evaluate on")
-    parser.add_argument("--seed", type=int, default=0, help="decides the scenes, the weights and the training")
+    add = parser.add_argument
+    add("--output_dir", type=Path, required=True, help="folder for the data, the model and the results")
+    add("--max_steps", type=int, default=600, help="training steps")
+    add("--tiles", type=int, default=320, help="tiles of 128 x 128 pixels, 15 %% each to evaluate on")
+    add("--seed", type=int, default=0, help="decides the scenes, the weights and the training")
     args = parser.parse_args(argv)
     started = time.time()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        seconds = _train_and_evaluate(args)
-        files, map_seconds = _predict_with_a_modality_missing(args)
-        picture = _draw(args)
-    except _StepFailed as failure:
-        print(f"sgma-hf demo: {failure}", file=sys.stderr)
-        return failure.status
+    seconds = _train_and_evaluate(args)
+    seconds["predict"] = _predict_with_a_modality_missing(args)
+    picture = _draw(args)
     results_file = args.output_dir / "results.json"
     results = json.loads(results_file.read_text(encoding="utf-8"))
     results["demo"] = {
         "max_steps": args.max_steps,
         "tiles": args.tiles,
         "seed": args.seed,
-        "prediction_with_a_modality_missing": files,
-        "seconds": seconds | {"predict": map_seconds, "all": round(time.time() - started, 1)},
+        "prediction_with_a_modality_missing": [path.name for path in sorted(args.output_dir.glob("map*.png"))],
+        "seconds": seconds | {"all": round(time.time() - started, 1)},
         "threads": torch.get_num_threads(),
         "versions": {"sgma_hf": sgma_hf.__version__} | {name: version(name) for name in ("torch", "transformers")},
     }
@@ -93,22 +91,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-class _StepFailed(Exception):
-    """A command that the demo calls returned an exit status other than 0."""
-
-    def __init__(self, command: str, status: int):
-        super().__init__(f"`{command}` failed with status {status}; see above.")
-        self.status = status
-
-
 def _run(command: str, *arguments: Any) -> float:
     """Print and run one command of this package; returns the seconds it took."""
     line = [command, *map(str, arguments)]
     print(f"\n$ sgma-hf {shlex.join(line)}", flush=True)
     started = time.time()
     status = run_command(line)
+    if status == STOPPED:
+        raise KeyboardInterrupt
     if status:
-        raise _StepFailed(f"sgma-hf {command}", status)
+        raise ValueError(f"`sgma-hf {command}` failed with status {status}; see above.")
     return round(time.time() - started, 1)
 
 
@@ -116,7 +108,7 @@ def _train_and_evaluate(args: argparse.Namespace) -> dict[str, float]:
     """Scenes, training, all seven combinations on the test split; seconds of each."""
     dataset, model = args.output_dir / "dataset", args.output_dir / "model"
     backbone = args.output_dir / "backbone.json"
-    backbone.write_text(json.dumps(BACKBONE, indent=2) + "\n", encoding="utf-8")
+    write_json(backbone, BACKBONE)
     flags = [part for name, value in TRAINING.items() for part in (f"--{name}", value)]
     return {
         "demo-scenes": _run(
@@ -134,19 +126,17 @@ def _train_and_evaluate(args: argparse.Namespace) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _predict_with_a_modality_missing(args: argparse.Namespace) -> tuple[list[str], float]:
+def _predict_with_a_modality_missing(args: argparse.Namespace) -> float:
     """Write colour and near infrared of a test scene as pictures, and predict from them: the height is missing."""
     images, _ = _test_scene(args.output_dir / "dataset")
     folder = args.output_dir / "scene"
     folder.mkdir(exist_ok=True)
     for name in ("rgb", "nir"):
         Image.fromarray(images[name]).save(folder / f"{name}.png")
-    out = args.output_dir / "map.png"
-    seconds = _run(
+    return _run(
         "predict", "--model", args.output_dir / "model",
-        "--rgb", folder / "rgb.png", "--nir", folder / "nir.png", "--out", out,
+        "--rgb", folder / "rgb.png", "--nir", folder / "nir.png", "--output", args.output_dir / "map.png",
     )  # fmt: skip
-    return [path.name for path in sorted(args.output_dir.glob("map*.png"))], seconds
 
 
 def _test_scene(dataset: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:

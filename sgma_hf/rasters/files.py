@@ -25,7 +25,7 @@ from .bands import ALL_BANDS, BandSelection
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 
-_PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg")
+PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg")
 # Files beside a PNG or JPEG that give it a place on Earth.
 _SIDECAR_SUFFIXES = (".pgw", ".pngw", ".jgw", ".jpgw", ".jpegw", ".wld", ".aux.xml")
 # Dtypes that hold the values of those that the row format does not have.
@@ -161,7 +161,7 @@ def bounded_cache() -> AbstractContextManager:
 
 def uses_pillow(path: Path) -> bool:
     """Plain PNG and JPEG; 16-bit colour, which Pillow squeezes, and files with a sidecar go to GDAL."""
-    if path.suffix.lower() not in _PILLOW_SUFFIXES:
+    if path.suffix.lower() not in PILLOW_SUFFIXES:
         return False
     sidecars = [path.with_suffix(suffix) for suffix in _SIDECAR_SUFFIXES] + [Path(f"{path}.aux.xml")]
     if any(sidecar.exists() for sidecar in sidecars):

@@ -1,10 +1,12 @@
 """Windows of raster files as their bytes are: no alpha, mask or nodata value is given a meaning.
 
-`raster_io` reads what a GeoTIFF says about itself. The benchmarks say the wrong things: a fourth band of near infrared
-is tagged as alpha, labels are colours, and nothing has a nodata tag.
+`files` reads what a GeoTIFF says about itself. The benchmarks say the wrong things: a fourth band of near infrared is
+tagged as alpha, labels are colours, and nothing has a nodata tag.
 """
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,9 @@ import numpy as np
 from PIL import Image
 
 from ..data.codec import decode_raster
-from .files import require_rasterio
+from .files import PILLOW_ERRORS, PILLOW_SUFFIXES, open_quietly, require_rasterio
 
 
-_PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg")
 _NUM_OPEN = 8
 _STRIP_ROWS = 512
 # GDAL's default is a share of the machine's memory; a strip of tiles is all that is read twice.
@@ -39,25 +40,23 @@ class WindowReader:
         self.path = path
         self._array: np.ndarray | None = None
         self._source: Any = None
-        self._errors: tuple[type[Exception], ...] = ()
-        if path.suffix.lower() in _PILLOW_SUFFIXES:
-            try:
-                with Image.open(path) as image:
-                    self.size = (image.height, image.width)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise ValueError(f"{path}: cannot be opened ({error})") from error
+        if path.suffix.lower() in PILLOW_SUFFIXES:
+            self._errors = PILLOW_ERRORS
+            with self._named("cannot be opened"), Image.open(path) as image:
+                self.size = (image.height, image.width)
             return
-        rasterio = require_rasterio(path)
-        self._errors = (rasterio.errors.RasterioError,)
-        self._window = rasterio.windows.Window
-        if not path.is_file():
-            raise ValueError(f"{path}: there is no such file")
-        self._environment = rasterio.Env
-        try:
-            self._source = _open_quietly(rasterio, path)
-        except self._errors as error:
-            raise ValueError(f"{path}: cannot be opened ({error})") from error
+        self._rasterio = require_rasterio(path)
+        self._errors = (self._rasterio.errors.RasterioError,)
+        with self._named("cannot be opened"), self._rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES):
+            self._source = open_quietly(self._rasterio, path)
         self.size = (self._source.height, self._source.width)
+
+    @contextlib.contextmanager
+    def _named(self, problem: str) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            raise ValueError(f"{self.path}: {problem} ({error.__cause__ or error})") from error
 
     def read(self, window: tuple[int, int, int, int]) -> np.ndarray:
         """Values (height, width, channels) of a window (top, left, height, width) in the file's own dtype.
@@ -68,19 +67,14 @@ class WindowReader:
         top, left, height, width = window
         if top < 0 or left < 0 or top + height > self.size[0] or left + width > self.size[1]:
             raise ValueError(f"{self.path}: has {self.size[1]} x {self.size[0]} pixels, less than window {window}")
-        if self._source is None:
+        with self._named("is damaged"):
+            if self._source is not None:
+                part = self._rasterio.windows.Window(left, top, width, height)
+                with self._rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES):
+                    return np.moveaxis(self._source.read(window=part), 0, -1)  # (H, W, C)
             if self._array is None:
-                try:
-                    self._array = np.atleast_3d(decode_raster(self.path))
-                except ValueError as error:
-                    raise ValueError(f"{self.path}: is damaged ({error})") from error
-            return self._array[top : top + height, left : left + width]
-        try:
-            with self._environment(GDAL_CACHEMAX=_CACHE_MEGABYTES):
-                values = self._source.read(window=self._window(left, top, width, height))
-        except self._errors as error:
-            raise ValueError(f"{self.path}: is damaged ({error.__cause__ or error})") from error
-        return np.moveaxis(values, 0, -1)  # (H, W, C)
+                self._array = np.atleast_3d(decode_raster(self.path))
+        return self._array[top : top + height, left : left + width]
 
     def read_through(self) -> None:
         """Read everything, to see whether it can be.
@@ -106,25 +100,14 @@ class WindowReaders:
 
     def open(self, path: Path) -> WindowReader:
         """The reader of a file, open already or not."""
-        if path in self._open:
-            self._open.move_to_end(path)
-            return self._open[path]
-        reader = WindowReader(path)
-        self._open[path] = reader
+        if path not in self._open:
+            self._open[path] = WindowReader(path)
+        self._open.move_to_end(path)
         if len(self._open) > _NUM_OPEN:
             self._open.popitem(last=False)[1].close()
-        return reader
+        return self._open[path]
 
     def close(self) -> None:
         """Close all."""
         while self._open:
             self._open.popitem()[1].close()
-
-
-def _open_quietly(rasterio: Any, path: Path) -> Any:
-    """Open without the warning that a file has no georeferencing: here that is normal."""
-    import warnings
-
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES), warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        return rasterio.open(path)

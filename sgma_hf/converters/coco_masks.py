@@ -14,16 +14,10 @@ import numpy as np
 
 
 def decompress_counts(text: str | bytes) -> list[int]:
-    """Decode COCO's compressed run lengths.
+    """Decode COCO's compressed run lengths to pixels: zeros, ones, zeros, ...
 
     Every character holds five bits of a number, lowest first, plus 32 where another character follows, plus 48; the
     highest of a number's bits is its sign. From the fourth number on, each is the difference to the one two before.
-
-    Args:
-        text: The `counts` of a compressed mask.
-
-    Returns:
-        Run lengths in pixels: zeros, ones, zeros, ...
 
     Raises:
         ValueError: If it is no such text, or ends inside a number.
@@ -51,14 +45,7 @@ def decompress_counts(text: str | bytes) -> list[int]:
 
 
 def decode_runs(counts: Sequence[int] | str | bytes, size: tuple[int, int]) -> np.ndarray:
-    """Decode run lengths, compressed or not.
-
-    Args:
-        counts: Run lengths in pixels (zeros first), or their compressed text.
-        size: (height, width) in pixels.
-
-    Returns:
-        bool, (height, width).
+    """Decode run lengths in pixels (zeros first), or their compressed text, to bool of `size` (height, width).
 
     Raises:
         ValueError: If the runs are not whole numbers of pixels that add up to height x width.
@@ -115,14 +102,11 @@ def fill_polygon(coordinates: Sequence[float], size: tuple[int, int]) -> np.ndar
 
 
 def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Mask of one annotation.
+    """Mask of one annotation, bool of `size` (height, width).
 
     Args:
         segmentation: A list of polygons (their union), or a dict with `counts` and perhaps `size`.
-        size: (height, width) of the image in pixels.
-
-    Returns:
-        bool, (height, width).
+        size: Of the image.
 
     Raises:
         ValueError: If it is none of these, or belongs to an image of another size.
@@ -155,40 +139,31 @@ class CocoImage:
     size: tuple[int, int]
     annotations: list[tuple[int, Any]]
 
-    def label(self, class_of_category: Mapping[int, int], size: tuple[int, int]) -> np.ndarray:
+    def label(self, class_of_category: Mapping[int, int]) -> np.ndarray:
         """Draw the instances into one map of classes.
 
         Args:
             class_of_category: Class id of each category id; where instances overlap, the later one wins.
-            size: (height, width) of the image on disk.
 
         Returns:
             uint8, (height, width); 0 where there is no instance.
 
         Raises:
-            ValueError: If the sizes disagree, a category is unknown or a mask cannot be decoded.
+            ValueError: If a category is unknown or a mask cannot be decoded.
         """
-        if size != self.size:
-            raise ValueError(f"The annotations are for {self.size} pixels (height, width), the image has {size}.")
-        label = np.zeros(size, dtype=np.uint8)
+        label = np.zeros(self.size, dtype=np.uint8)
         for index, (category, segmentation) in enumerate(self.annotations):
             if category not in class_of_category:
                 raise ValueError(f"Annotation {index} has category {category!r}; known are {list(class_of_category)}.")
             try:
-                label[segmentation_mask(segmentation, size)] = class_of_category[category]
+                label[segmentation_mask(segmentation, self.size)] = class_of_category[category]
             except ValueError as error:
                 raise ValueError(f"Annotation {index}: {error}") from error
         return label
 
 
 def read_annotations(path: Path) -> dict[str, CocoImage] | None:
-    """Read a COCO annotation file.
-
-    Args:
-        path: The JSON file.
-
-    Returns:
-        The images by the stem of their file name; None if the file only lists images, without any `annotations`.
+    """Images of a COCO file by the stem of their file name; None if it lists images without any `annotations`.
 
     Raises:
         ValueError: If it is not JSON, or not such a file; the message names the file.

@@ -156,13 +156,10 @@ def corner_case(scene: str) -> str | None:
 
 
 def train_ids(stored: np.ndarray) -> np.ndarray:
-    """Class ids of a semantic image.
+    """Class ids of a semantic image: uint8 (height, width), 0..24, and 255 where void.
 
     Args:
         stored: uint8 (height, width, channels); the first channel holds 1..25, or 0 or 255 for void.
-
-    Returns:
-        uint8 (height, width): 0..24, and 255 where void.
 
     Raises:
         ValueError: If it holds other values; they are named.
@@ -175,14 +172,7 @@ def train_ids(stored: np.ndarray) -> np.ndarray:
 
 
 def three_channels(values: np.ndarray) -> np.ndarray:
-    """Drop a fourth channel, repeat a single one.
-
-    Args:
-        values: uint8 (height, width, 1, 3 or 4).
-
-    Raises:
-        ValueError: If it has another dtype or number of channels.
-    """
+    """Drop a fourth channel, repeat a single one; refuse other numbers, and what is not uint8, as ValueError."""
     if values.dtype != np.uint8 or values.shape[2] not in (1, 3, 4):
         raise ValueError(f"is {values.dtype} with {values.shape[2]} channels; expected uint8 with 1, 3 or 4")
     return np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values[..., :3]
@@ -206,16 +196,8 @@ def raw_depth(values: np.ndarray) -> np.ndarray:
 
 
 def nearest_indices(start: int, count: int, *, size: int, own_size: int) -> np.ndarray:
-    """Own pixel (row or column) at the centres of pixels start..start + count - 1 of an image of another size.
-
-    Args:
-        start: First pixel.
-        count: How many.
-        size: Of the image they belong to.
-        own_size: Of the image that is resized to it.
-    """
-    centres = (2 * np.arange(start, start + count) + 1) * own_size
-    return centres // (2 * size)
+    """Pixels along an axis of `own_size` at the centres of `count` pixels from `start` on of an axis of `size`."""
+    return (2 * np.arange(start, start + count) + 1) * own_size // (2 * size)
 
 
 class DeliverReader(BenchmarkDataset):

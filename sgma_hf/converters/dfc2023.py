@@ -48,11 +48,7 @@ _Tiles = dict[str, dict[str, dict[str, Path]]]  # path by column, by stem, by th
 
 
 def sensor_and_city(stem: str) -> tuple[str, str] | None:
-    """Optical sensor (`SV` SuperView-1, `GF2` Gaofen-2) and city of a tile; None for names without, as `P_0420`.
-
-    Args:
-        stem: Name of a tile, such as `SV_NewYork_40.7387_-73.9989`.
-    """
+    """Optical sensor and city in a name such as `SV_NewYork_40.7387_-73.9989`; None for others, as `P_0420`."""
     match = re.fullmatch(r"(SV|GF2)_([A-Za-z]+)_-?[\d.]+_-?[\d.]+", stem)
     return (match[1], match[2]) if match else None
 
@@ -282,8 +278,7 @@ class Dfc2023Reader(BenchmarkDataset):
         Heights and backscatter are NaN where there is nothing; None if there is nothing anywhere.
         """
         if column == LABEL:
-            top, left, height, width = window
-            return self._label(scene)[top : top + height, left : left + width]
+            return self._label(scene)[window.slices]
         if column == "rgb":
             return self.stored(scene, column, window, "3 x uint8")
         values = self.stored(scene, column, window, "1 x float32")[..., 0]
@@ -299,7 +294,7 @@ class Dfc2023Reader(BenchmarkDataset):
         if self._drawn is None or self._drawn[0] != scene.name:
             classes = {category: 1 if self.track == 2 else category for category in range(1, 13)}
             try:
-                label = scene.extra.label(classes, scene.extra.size)
+                label = scene.extra.label(classes)
             except ValueError as error:
                 raise ValueError(f"{scene.name}: {error}") from error
             self._drawn = (scene.name, label)

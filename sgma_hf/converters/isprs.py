@@ -103,12 +103,7 @@ FilesByTile = Mapping[str, list[Path]]
 
 
 def match_files(contents: FolderContents, pattern: re.Pattern) -> FilesByTile:
-    """Files whose whole name matches, by tile; shallow ones first.
-
-    Args:
-        contents: What was found.
-        pattern: With the groups `row` and `column` (padded or not), or `area`.
-    """
+    """Files whose whole name matches, by tile; shallow ones first. Tiles are the groups `row`, `column`, or `area`."""
     found: dict[str, list[Path]] = {}
     for path in contents.files:
         match = pattern.fullmatch(path.name)

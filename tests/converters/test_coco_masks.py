@@ -119,12 +119,10 @@ def test_label_is_the_union_of_instances_in_any_encoding():
             (2, [[0, 1, 1, 1, 1, 3, 0, 3]]),
         ],
     )
-    np.testing.assert_array_equal(image.label({1: 1, 2: 1}, (3, 4)), [[0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 1]])
-    np.testing.assert_array_equal(image.label({1: 1, 2: 7}, (3, 4)), [[0, 1, 1, 0], [7, 1, 0, 0], [7, 0, 0, 1]])
+    np.testing.assert_array_equal(image.label({1: 1, 2: 1}), [[0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 1]])
+    np.testing.assert_array_equal(image.label({1: 1, 2: 7}), [[0, 1, 1, 0], [7, 1, 0, 0], [7, 0, 0, 1]])
     with pytest.raises(ValueError, match="has category 2"):
-        image.label({1: 1}, (3, 4))
-    with pytest.raises(ValueError, match=r"for \(3, 4\) pixels .* image has \(4, 4\)"):
-        image.label({1: 1, 2: 1}, (4, 4))
+        image.label({1: 1})
 
 
 def test_annotation_file_is_read_by_stem(tmp_path):
@@ -137,8 +135,8 @@ def test_annotation_file_is_read_by_stem(tmp_path):
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
     found = read_annotations(path)
     assert list(found) == ["a_-1.5", "b"]
-    assert found["a_-1.5"].label({1: 1}, (3, 4)).sum() == 1
-    assert found["b"].annotations == [] and not found["b"].label({1: 1}, (3, 4)).any()
+    assert found["a_-1.5"].label({1: 1}).sum() == 1
+    assert found["b"].annotations == [] and not found["b"].label({1: 1}).any()
     path.write_text(json.dumps({"images": images}))
     assert read_annotations(path) is None
 

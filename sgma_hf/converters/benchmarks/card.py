@@ -21,7 +21,7 @@ def build_benchmark_card(
     command: str,
     fingerprint: str,
 ) -> str:
-    """Card of a converted data set, Markdown with a YAML head.
+    """Card of a converted data set, Markdown with a YAML head; see `build_card`.
 
     Args:
         report: The reader with its options, and the scenes; those without damage were converted.

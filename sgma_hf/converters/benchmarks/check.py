@@ -222,13 +222,7 @@ def survey_source(dataset: BenchmarkDataset, source: Path) -> Survey:
 def fewer_than_published(
     protocol: SplitProtocol, scenes: Sequence[Scene], remedy: Callable[[str], str]
 ) -> list[Problem]:
-    """Splits with fewer scenes than were published, for a data set whose names are not all known.
-
-    Args:
-        protocol: With the published numbers.
-        scenes: What was found.
-        remedy: What to do, by split.
-    """
+    """Splits with fewer scenes than were published; `remedy` says by split what to do."""
     found = Counter(scene.split for scene in scenes)
     return [
         Problem("missing", f"split {split}", f"{found[split]} of {count} published scenes are there", remedy(split))

@@ -85,12 +85,7 @@ def load_checks(out: Path, fingerprint: str) -> list[SceneCheck] | None:
 
 @contextlib.contextmanager
 def work_folder(out: Path, fingerprint: str, checks: Sequence[SceneCheck]) -> Iterator[Path]:
-    """The hidden folder of a conversion, for one process at a time.
-
-    Args:
-        out: The target.
-        fingerprint: Of the conversion; what another one left is removed.
-        checks: What `load_checks` gives if this one is interrupted.
+    """The hidden folder of a conversion, for one process at a time; what one of another fingerprint left is removed.
 
     Raises:
         BlockingIOError: If another process is at it.
@@ -124,16 +119,16 @@ def plan_shards(
     sizes: Mapping[str, Sequence[int]],
     max_bytes: int = _SHARD_BYTES,
 ) -> dict[str, list[Scene]]:
-    """Divide scenes into shards of about `max_bytes`, whatever the number of processes; whole scenes, in order.
+    """Divide scenes among Parquet files, whatever the number of processes; whole scenes, in order.
 
     Args:
         dataset: The reader.
         scenes: The scenes.
         sizes: (height, width) by the scene's key.
-        max_bytes: Of a shard's rows before compression; a larger scene is one shard.
+        max_bytes: Of a file's rows before compression, about; a larger scene has a file of its own.
 
     Returns:
-        Scenes, all of one split, by the name of the Parquet file that is to hold their rows.
+        Scenes of one split by the name of the file.
     """
     maker = RowMaker(dataset)
     shards: dict[str, list[Scene]] = {}
@@ -152,18 +147,8 @@ def plan_shards(
     return shards
 
 
-def convert_shard(dataset: BenchmarkDataset, name: str, scenes: Sequence[Scene], work: Path) -> dict[str, Any]:
-    """Write one shard and, when it is whole, its record.
-
-    Args:
-        dataset: The reader.
-        name: Final name of the file.
-        scenes: Whose rows it holds.
-        work: The work folder.
-
-    Returns:
-        The record: statistics, what was taken from which row, digest of the rows.
-    """
+def _convert_shard(dataset: BenchmarkDataset, name: str, scenes: Sequence[Scene], work: Path) -> dict[str, Any]:
+    """Write a shard and, when it is whole, its record: statistics, digest, and what was taken from which row."""
     maker = RowMaker(dataset)
     statistics = SplitStatistics.of(maker.metadata)
     digest = hashlib.sha256()
@@ -218,7 +203,8 @@ def convert_benchmark(
     sizes = {scene.key: check.size for scene, check in zip(report.survey.scenes, report.checks, strict=True)}
     shards = plan_shards(report.dataset, scenes, sizes, max_shard_bytes)
     with work_folder(out, fingerprint, report.checks) as work:
-        records = {name: _read(_record_path(work, name)) for name in shards}
+        is_there = {name: (work / _HIDDEN_DATA / name).is_file() for name in shards}
+        records = {name: _read(_record_path(work, name)) if is_there[name] else {} for name in shards}
         waiting = [name for name in shards if not records[name]]
         if len(waiting) < len(shards):
             done = len(shards) - len(waiting)
@@ -228,7 +214,7 @@ def convert_benchmark(
         to_do, total = sum(pixels[name] for name in waiting), sum(pixels.values())
         start = time.monotonic()
         with tqdm(total=total, initial=total - to_do, desc="converting", unit="pixel", unit_scale=True) as progress:
-            for index, record in run_jobs(convert_shard, jobs, num_proc):
+            for index, record in run_jobs(_convert_shard, jobs, num_proc):
                 records[waiting[index]] = record
                 progress.update(pixels[waiting[index]])
         rate = describe_rate("converted", to_do, time.monotonic() - start, num_proc)
@@ -237,16 +223,9 @@ def convert_benchmark(
 
 
 def describe_rate(work: str, num_pixels: int, seconds: float, num_proc: int) -> str:
-    """Throughput of a step, one line: `checked: 72.0 MPixel in 1.5 s, 48.0 MPixel/s, 2 processes`.
-
-    Args:
-        work: What was done.
-        num_pixels: Of the scenes, however many bands they have.
-        seconds: That it took.
-        num_proc: Processes that did it.
-    """
-    rate = f"{num_pixels / 1e6:.1f} MPixel in {seconds:.1f} s, {num_pixels / 1e6 / max(seconds, 1e-9):.1f} MPixel/s"
-    return f"{work}: {rate}, {num_proc} process{'es' if num_proc > 1 else ''}"
+    """Throughput, by pixels of the scenes: `checked: 72.0 MPixel in 1.5 s, 48.0 MPixel/s, 2 processes`."""
+    pixels, processes = num_pixels / 1e6, f"{num_proc} process{'es' if num_proc > 1 else ''}"
+    return f"{work}: {pixels:.1f} MPixel in {seconds:.1f} s, {pixels / max(seconds, 1e-9):.1f} MPixel/s, {processes}"
 
 
 def _finish(

@@ -320,14 +320,8 @@ class BenchmarkDataset(ABC):
     def stored(self, scene: Scene, column: str, window: Window, expected: str = "") -> np.ndarray:
         """All bands of a window of a file that the scene has, as they are, (height, width, channels).
 
-        Args:
-            scene: The scene.
-            column: A modality's name or `label`.
-            window: Pixels of the scene.
-            expected: Number of bands and their dtype, `3 x uint8`; empty takes all.
-
         Raises:
-            ValueError: If the file is not of the scene's size, or holds other bands.
+            ValueError: If the file is not of the scene's size, or holds other bands than `expected`, `3 x uint8` say.
         """
         reader, size = self.readers.open(scene.files[column]), self.scene_size(scene)
         if reader.size != size:

@@ -18,12 +18,7 @@ _ROWS_SHOWN = 3
 
 
 def save_preview(dataset: BenchmarkDataset, scenes: Sequence[Scene], path: Path) -> None:
-    """Draw some rows under each other: modalities, labels and a legend; what is missing is hatched.
-
-    Args:
-        dataset: The reader.
-        scenes: Sound scenes; the rows are from the first of each split, then from further ones.
-        path: The picture, in any format that Pillow writes.
+    """Draw rows of some sound scenes under each other: modalities, labels and a legend; what is missing is hatched.
 
     Raises:
         ValueError: If there are no scenes.

@@ -30,13 +30,7 @@ class FolderContents:
 
 
 def walk_files(source: Path, *, max_depth: int = _MAX_DEPTH, max_files: int | None = None) -> FolderContents:
-    """List the files under a folder, through links too, but each folder once.
-
-    Args:
-        source: The folder.
-        max_depth: Folders below it.
-        max_files: Stop after so many; None does not.
-    """
+    """List the files under a folder, `max_depth` deep, through links too, but each folder once."""
     contents = FolderContents()
     seen: set[str] = set()
     for folder, children, names in os.walk(source, followlinks=True):
@@ -61,12 +55,7 @@ def walk_files(source: Path, *, max_depth: int = _MAX_DEPTH, max_files: int | No
 
 
 def unpacking_hint(archives: Iterable[Path], names: Iterable[str]) -> str:
-    """How to unpack the archives among `archives` that are called one of `names`; empty if none is there.
-
-    Args:
-        archives: What was found.
-        names: Names of archives that hold what is absent, with or without suffix, any case.
-    """
+    """How to unpack those archives that are called one of `names`, with suffix or without; empty if none is there."""
     wanted = {name.lower() for name in names}
     hints = []
     for path in archives:
@@ -83,12 +72,7 @@ def unpacking_hint(archives: Iterable[Path], names: Iterable[str]) -> str:
 
 
 def better_source(source: Path, pattern: re.Pattern) -> Path | None:
-    """A folder above `source` in which more files of the data set are found, None if there is none.
-
-    Args:
-        source: What the user gave.
-        pattern: Full match of the names of its files.
-    """
+    """A folder above `source` in which more file names match the pattern, None if there is none."""
 
     def count(contents: FolderContents) -> int:
         return sum(pattern.fullmatch(path.name) is not None for path in contents.files)

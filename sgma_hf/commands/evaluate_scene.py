@@ -21,7 +21,7 @@ from sgma_hf.evaluation.scenes import evaluate_scene, score_map
 from sgma_hf.publishing.results import results_to_markdown, save_results
 from sgma_hf.publishing.tables import markdown_table
 from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
-from sgma_hf.rasters.files import require_rasterio
+from sgma_hf.rasters.raster import require_rasterio
 from sgma_hf.rasters.scene import RasterInput
 from sgma_hf.visualization.charts import plot_robustness_matrix
 

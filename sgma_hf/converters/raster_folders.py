@@ -27,7 +27,9 @@ from ..model.configuration_sgma import check_modalities
 from ..publishing.push import add_push_arguments, push_as_asked
 from ..rasters.alpha import check_alpha
 from ..rasters.bands import ALL_BANDS, BandSelection, share_files
-from ..rasters.files import Georeference, RasterInfo, read_info, read_on_extent, read_raster
+from ..rasters.extents import read_on_extent
+from ..rasters.files import read_info, read_raster
+from ..rasters.raster import Georeference, RasterInfo
 from .folders.class_maps import ClassMap, count_values
 from .folders.layout import SceneFiles, find_scenes
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality

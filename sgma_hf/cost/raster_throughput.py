@@ -11,7 +11,7 @@ import torch
 from ..model.image_processing_sgma import SgmaImageProcessor
 from ..prediction.maps import predict_raster
 from ..prediction.sliding_window import default_stride
-from ..rasters.files import require_rasterio
+from ..rasters.raster import require_rasterio
 from .timing import median_ratio, time_in_turn
 
 

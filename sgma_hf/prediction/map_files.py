@@ -16,7 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..model.configuration_sgma import IGNORE_INDEX
-from ..rasters.files import PILLOW_ERRORS, Georeference, open_quietly, require_rasterio
+from ..rasters.files import PILLOW_ERRORS, open_quietly
+from ..rasters.raster import Georeference, require_rasterio
 from ..visualization.palette import colorize, default_palette
 from . import EXTRAS
 

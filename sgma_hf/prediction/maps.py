@@ -19,8 +19,9 @@ from transformers.utils import logging
 
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.configuration_sgma import IGNORE_INDEX
-from ..rasters.files import bounded_cache
-from ..rasters.scene import Grid, RasterScene
+from ..rasters.grids import Grid
+from ..rasters.raster import bounded_cache
+from ..rasters.scene import RasterScene
 from .agreement import modality_agreement
 from .map_files import (
     Layer,

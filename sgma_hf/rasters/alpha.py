@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .bands import ALL_BANDS, BandSelection
-from .files import PILLOW_ERRORS, alpha_bands, open_bands, require_rasterio, uses_pillow
+from .files import PILLOW_ERRORS, RasterFile, uses_pillow
 
 
 # Transparent, and opaque as files of 8 bits, of 16 bits and of floating point say it.
@@ -35,16 +35,11 @@ def check_alpha(path: str | os.PathLike, bands: BandSelection = ALL_BANDS) -> No
     if uses_pillow(path):
         _check_picture(path, bands)
         return
-    rasterio = require_rasterio(path)
-    try:
-        with open_bands(rasterio, path, bands) as source:
-            band = bands.alpha_band(alpha_bands(source))
-            if band is not None:
-                tops = range(0, source.height, _ROWS_AT_ONCE)
-                windows = (rasterio.windows.Window(0, top, source.width, _ROWS_AT_ONCE) for top in tops)
-                _refuse_doubtful((source.read(band, window=window) for window in windows), path, band)
-    except rasterio.errors.RasterioError as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
+    with RasterFile(path, bands) as file:
+        band = file.alpha_band
+        if band is not None:
+            tops = range(0, file.info.size[0], _ROWS_AT_ONCE)
+            _refuse_doubtful((file.read_stored(band, top, _ROWS_AT_ONCE) for top in tops), path, band)
 
 
 def _check_picture(path: Path, bands: BandSelection) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ..data.codec import decode_raster
-from .files import PILLOW_ERRORS, PILLOW_SUFFIXES, open_quietly, require_rasterio
+from .files import PILLOW_ERRORS, PILLOW_SUFFIXES, open_quietly
+from .raster import require_rasterio
 
 
 _NUM_OPEN = 8

@@ -17,7 +17,7 @@ from sgma_hf.converters.raster_folders import ConversionOptions, convert_rasters
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
-from sgma_hf.rasters.files import Georeference, Raster
+from sgma_hf.rasters.raster import Georeference, Raster
 
 
 DATA = os.environ.get("SGMA_TEST_DATA")

@@ -8,7 +8,9 @@ from PIL import Image
 from raster_scenes import UTM, write_tiff
 
 from sgma_hf.rasters.bands import BandSelection
-from sgma_hf.rasters.files import Georeference, Raster, lonlat_bounds, read_info, read_on_extent, read_raster
+from sgma_hf.rasters.extents import read_on_extent
+from sgma_hf.rasters.files import read_info, read_raster
+from sgma_hf.rasters.raster import Georeference, Raster, lonlat_bounds
 
 
 def grid_of(size, *, origin=(500000.0, 4800000.0), pixel=1.0):
@@ -106,6 +108,23 @@ def test_png_and_jpeg_need_no_rasterio(tmp_path, monkeypatch):
     assert read_raster(tmp_path / "x.jpg").values.shape == (8, 8, 3)
     with pytest.raises(ImportError, match=r"x\.tif needs rasterio.*sgma-hf\[geo\]"):
         read_info(tmp_path / "x.tif")
+
+
+def test_bands_of_different_types_are_read_as_one_that_holds_both(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    paths = [
+        write_tiff(tmp_path / "a.tif", np.array([[[200, 7]]], dtype=np.uint8)),
+        write_tiff(tmp_path / "b.tif", np.array([[[0.5, -1]]], dtype=np.float32)),
+    ]
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{band}"><SimpleSource><SourceFilename>{path}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for band, (kind, path) in enumerate(zip(("Byte", "Float32"), paths, strict=True), start=1)
+    )
+    (tmp_path / "x.vrt").write_text(f'<VRTDataset rasterXSize="2" rasterYSize="1">{bands}</VRTDataset>')
+    raster = read_raster(tmp_path / "x.vrt")
+    assert raster.values.dtype == np.float32 and rasterio.open(tmp_path / "x.vrt").dtypes == ("uint8", "float32")
+    assert raster.values.tolist() == [[[200, 0.5], [7, -1]]]
 
 
 def test_palette_file_is_colours_or_indices(tmp_path):

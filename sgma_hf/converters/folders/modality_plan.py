@@ -8,7 +8,8 @@ import numpy as np
 from transformers.utils import logging
 
 from ...data.codec import SUPPORTED_DTYPES
-from ...rasters.files import Georeference, Raster, RasterInfo, covers_whole_pixels
+from ...rasters.extents import covers_whole_pixels
+from ...rasters.raster import Georeference, Raster, RasterInfo
 
 
 logger = logging.get_logger(__name__)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...rasters.files import Georeference, lonlat_bounds, metres_per_unit
+from ...rasters.raster import Georeference, lonlat_bounds, metres_per_unit
 
 
 _METRES_PER_DEGREE = 111_320.0  # of longitude at the equator; of latitude to half a percent

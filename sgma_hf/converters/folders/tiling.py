@@ -6,7 +6,7 @@ import numpy as np
 
 from ...data.windows import Window, cover, window_starts
 from ...model.configuration_sgma import IGNORE_INDEX
-from ...rasters.files import Raster
+from ...rasters.raster import Raster
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""Reads a raster on the extent of a reference grid, in its own resolution where that fits: `read_on_extent`."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..data.windows import Window
+from .files import read_raster
+from .grids import Grid, check_proportions, edges_of, lie_apart, no_overlap, pixel_steps
+from .raster import Georeference, Raster, RasterInfo
+from .sources import Mosaic
+
+
+def read_on_extent(
+    info: RasterInfo,
+    grid: Georeference | None,
+    size: tuple[int, int],
+    *,
+    nodata: Sequence[float] = (),
+    use_declared_nodata: bool = True,
+) -> Raster:
+    """Read a raster so that it covers exactly the extent of a reference grid, in its own resolution where that fits.
+
+    Where both have a place on Earth: a raster of the same extent is read as it is, one whose pixels line up with the
+    extent is cropped, both without touching a value; else it is interpolated (bilinear) onto the extent, in cells of
+    about its own size but not finer than the reference's, as `RasterScene` does it. Where it does not reach, it holds
+    no data, and what holds no data never blends into its neighbours. Where one of them has no place, both are taken to
+    show the same extent.
+
+    Args:
+        info: Header of the raster.
+        grid: Place of the reference grid, None if it has none.
+        size: (height, width) of the reference grid in pixels.
+        nodata: Values that stand for nothing, besides the declared one.
+        use_declared_nodata: Whether the file's own nodata value counts.
+
+    Returns:
+        The raster; its size may differ from `size`, its extent does not.
+
+    Raises:
+        ValueError: If the two do not overlap, or, without georeferencing, have different proportions.
+    """
+    options = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "bands": info.bands}
+    reference = Grid(size, grid)
+    if grid is None or info.georeference is None:
+        check_proportions(info, size)
+        return read_raster(info.path, **options)
+    if lie_apart(info, reference):
+        raise ValueError(no_overlap(info, reference))
+    window = _aligned_window(info, reference)
+    if window is not None:
+        return read_raster(info.path, **options, window=window)
+    if not use_declared_nodata:
+        info = replace(info, nodata=None)
+    # How many reference pixels one pixel of the raster is high and wide, at least 1.
+    cells = np.maximum(1, 1 / np.linalg.norm(pixel_steps(info, reference), axis=0))
+    shape = tuple(max(1, round(side / cell)) for side, cell in zip(size, cells.tolist(), strict=True))
+    target = Grid(shape, grid.scaled(size[0] / shape[0], size[1] / shape[1]))
+    with contextlib.closing(Mosaic([info], target, nodata, "bilinear")) as files:
+        raster = files.read(Window(0, 0, *shape))
+    if raster is None:
+        values = np.zeros((*shape, info.channels), info.dtype)
+        raster = Raster(values, np.zeros(shape, dtype=bool))
+    return replace(raster, georeference=target.georeference)
+
+
+def covers_whole_pixels(info: RasterInfo, grid: Georeference | None, size: tuple[int, int]) -> bool:
+    """Whether `read_on_extent` will take whole pixels of the file for all of the extent, so that it makes no holes."""
+    if grid is None or info.georeference is None:
+        return True
+    window = _aligned_window(info, Grid(size, grid))
+    if window is None:
+        return False
+    top, left, height, width = window
+    return top >= 0 and left >= 0 and top + height <= info.size[0] and left + width <= info.size[1]
+
+
+def _aligned_window(info: RasterInfo, grid: Grid) -> Window | None:
+    """Window of the raster's own pixels that is the grid's extent; None if none is.
+
+    Edges may be off by a hundredth of a pixel, or, where the extents are meant to be the same, by a quarter of one.
+    """
+    edges = edges_of(grid, info)
+    if edges is None:
+        return None
+    whole = np.array([0.0, 0.0, *info.size])
+    quarter = 0.25 * np.tile((edges[2:] - edges[:2]) / grid.size, 2)
+    if (np.abs(edges - whole) <= np.minimum(quarter, 0.25)).all():
+        return Window(0, 0, *info.size)
+    if np.abs(edges - np.rint(edges)).max() > 0.01:
+        return None
+    top, left, bottom, right = np.rint(edges).astype(int).tolist()
+    return Window(top, left, bottom - top, right - left)

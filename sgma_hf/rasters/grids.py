@@ -1,0 +1,143 @@
+"""How the pixels of one raster lie on those of another: `Grid`, and what follows from it for reading."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .raster import Georeference, RasterInfo, parse_crs, require_rasterio, same_crs
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pixels that a map is made of.
+
+    Args:
+        size: (height, width).
+        georeference: Where they lie; None if nobody knows.
+    """
+
+    size: tuple[int, int]
+    georeference: Georeference | None
+
+    @property
+    def is_geographic(self) -> bool:
+        """Whether its coordinates are longitudes and latitudes."""
+        return self.georeference is not None and self.georeference.is_geographic
+
+
+def locate(
+    rows: np.ndarray, columns: np.ndarray, own: Georeference, target: Grid | RasterInfo
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of `target` where pixels of another raster lie; infinite where it knows no such place.
+
+    Longitudes are taken from within half a turn of the target's middle.
+    """
+    place = target.georeference
+    x, y = own.affine @ (np.asarray(columns, dtype=float), np.asarray(rows, dtype=float))
+    if not same_crs(own.crs, place.crs):
+        transform = require_rasterio("coordinate reference systems").warp.transform
+        found = transform(parse_crs(own.crs), parse_crs(place.crs), x.ravel().tolist(), y.ravel().tolist())
+        x, y = (np.array(part).reshape(x.shape) for part in found)
+    with np.errstate(invalid="ignore"):
+        if place.is_geographic:
+            west, _, east, _ = place.bounds(target.size)
+            middle = (west + east) / 2
+            x = np.where(np.abs(x - middle) > 180 + 1e-6, middle + (x - middle + 180) % 360 - 180, x)
+        return place.pixels(x, y)
+
+
+def footprint(own: Georeference, size: tuple[int, int], target: Grid | RasterInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of `target`, each (21, 21), of places spread evenly over a raster of `size`."""
+    steps = np.linspace(0, 1, 21)
+    return locate(*np.meshgrid(steps * size[0], steps * size[1], indexing="ij"), own, target)
+
+
+def lie_apart(one: Grid | RasterInfo, other: Grid | RasterInfo) -> bool:
+    """Whether two rasters lie apart, seen from both of them; a projection may show one of them distorted."""
+    for seen, target in ((one, other), (other, one)):
+        rows, columns = footprint(seen.georeference, seen.size, target)
+        if not (np.isfinite(rows).all() and np.isfinite(columns).all()):
+            return False
+        if rows.max() > 0 and columns.max() > 0 and rows.min() < target.size[0] and columns.min() < target.size[1]:
+            return False
+    return True
+
+
+def edges_of(grid: Grid, info: RasterInfo) -> np.ndarray | None:
+    """Top, left, bottom and right of a grid in pixels of a raster; None if its rows are not along the raster's."""
+    if not same_crs(info.georeference.crs, grid.georeference.crs):
+        return None
+    corners = np.array([(0, 0), (0, grid.size[1]), (grid.size[0], 0)], dtype=float).T
+    rows, columns = locate(*corners, grid.georeference, info)
+    is_along = max(abs(rows[1] - rows[0]), abs(columns[2] - columns[0])) < 0.01
+    if not is_along or rows[2] <= rows[0] or columns[1] <= columns[0]:
+        return None
+    return np.array([rows[0], columns[0], rows[2], columns[1]])
+
+
+def whole_pixel_offset(info: RasterInfo, grid: Grid) -> tuple[int, int] | None:
+    """Rows and columns by which the grid is shifted against the raster's own pixels; None if it is another grid."""
+    edges = edges_of(grid, info)
+    if edges is None:
+        return None
+    top, left = np.rint(edges[:2]).astype(int).tolist()
+    if np.abs(edges - [top, left, top + grid.size[0], left + grid.size[1]]).max() > 0.01:
+        return None
+    return top, left
+
+
+def pixel_steps(info: RasterInfo, grid: Grid) -> np.ndarray:
+    """Rows and columns (2) of the raster that one row and one column (2) of the grid are.
+
+    It is taken at the place on the grid that is nearest to the raster's middle. Where there is none, they count as
+    equal.
+    """
+    middle = np.array(locate(*(side / 2 for side in info.size), info.georeference, grid))
+    row, column = np.clip(middle, 0, grid.size) if np.isfinite(middle).all() else np.array(grid.size) / 2
+    rows, columns = locate(
+        np.array([row, row + 1, row]), np.array([column, column, column + 1]), grid.georeference, info
+    )
+    with np.errstate(invalid="ignore"):
+        steps = np.array([rows[1:] - rows[0], columns[1:] - columns[0]])
+    return steps if np.isfinite(steps).all() else np.eye(2)
+
+
+def longitude_shifts(info: RasterInfo, grid: Grid) -> list[float]:
+    """Multiples of 360 degrees by which a geographic raster has to be shifted to be found at the antimeridian.
+
+    GDAL looks for longitudes in -180..180 where the grid is in another CRS, for the grid's own where it is not.
+    """
+    if not info.georeference.is_geographic:
+        return [0.0]
+    west, _, east, _ = info.georeference.bounds(info.size)
+    low, high = (-180.0, 180.0)
+    if grid.is_geographic:
+        low, _, high, _ = grid.georeference.bounds(grid.size)
+    slack = 1e-6 * (high - low)
+    found = [shift for shift in (0.0, -360.0, 360.0) if west + shift < high - slack and east + shift > low + slack]
+    return found or [0.0]
+
+
+def check_proportions(info: RasterInfo, size: tuple[int, int]) -> None:
+    """Without georeferencing two rasters can only show one extent if a whole number of cells fits, up to one.
+
+    Raises:
+        ValueError: If the raster has other proportions than a reference of `size` (height, width).
+    """
+    (rows, columns), (height, width) = info.size, size
+    if abs(rows * width - columns * height) > max(min(width, columns), min(height, rows)):
+        raise ValueError(
+            f"{info.path} has {columns} x {rows} pixels, its reference {width} x {height}: the proportions differ, "
+            "and without georeferencing in both there is no telling how they lie. Crop it, or use GeoTIFFs."
+        )
+
+
+def no_overlap(info: RasterInfo, grid: Grid) -> str:
+    """What to say of a raster that lies beside the grid that it is read for."""
+    own, reference = (
+        ", ".join(f"{value:.6g}" for value in raster.georeference.bounds(raster.size)) for raster in (info, grid)
+    )
+    return (
+        f"{info.path} does not overlap its reference raster: it covers (west, south, east, north) ({own}), the "
+        f"reference ({reference}), each in its own CRS. Give the file that belongs there, or remove it."
+    )

@@ -1,0 +1,187 @@
+"""A raster in memory, what its file's header says, and where on Earth it lies.
+
+rasterio (extra `geo`) is imported when something needs it, by `require_rasterio`: plain images need no extra.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .bands import ALL_BANDS, BandSelection
+
+
+if TYPE_CHECKING:
+    from affine import Affine
+
+
+def require_rasterio(path: Any) -> ModuleType:
+    """Import rasterio, or say how to get it.
+
+    Raises:
+        ImportError: If it is not installed; names the file that needs it and the extra.
+    """
+    try:
+        import rasterio
+        import rasterio.shutil
+        import rasterio.warp
+    except ImportError as error:
+        raise ImportError(
+            f"Reading {path} needs rasterio, which is not installed. Install the extra: pip install 'sgma-hf[geo]'."
+        ) from error
+    return rasterio
+
+
+def bounded_cache() -> AbstractContextManager:
+    """Keep GDAL's cache of blocks at 256 MB, where it would take 5 % of the machine's memory.
+
+    It does nothing without rasterio, or where `GDAL_CACHEMAX` is set.
+    """
+    if importlib.util.find_spec("rasterio") is None or "GDAL_CACHEMAX" in os.environ:
+        return contextlib.nullcontext()
+    return require_rasterio("the rasters").Env(GDAL_CACHEMAX=256 * 2**20)
+
+
+@functools.lru_cache(maxsize=64)
+def parse_crs(wkt: str) -> Any:
+    """Rasterio's CRS of a WKT text."""
+    return require_rasterio("coordinate reference systems").crs.CRS.from_wkt(wkt)
+
+
+def same_crs(first: str | None, second: str | None) -> bool:
+    """Whether two WKT texts name one CRS; an unknown one is taken to be the other."""
+    return first is None or second is None or first == second or parse_crs(first) == parse_crs(second)
+
+
+def metres_per_unit(crs: str) -> float | None:
+    """Length of the unit of a projected CRS in metres; None if it is not projected (degrees)."""
+    parsed = parse_crs(crs)
+    return float(parsed.linear_units_factor[1]) if parsed.is_projected else None
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """Where a raster lies: pixel (column, row) is at `(c + a * column + b * row, f + d * column + e * row)`.
+
+    Args:
+        transform: (a, b, c, d, e, f), in units of `crs`; (c, f) is the outer corner of the first pixel.
+        crs: Coordinate reference system as WKT; None where the file does not say.
+    """
+
+    transform: tuple[float, float, float, float, float, float]
+    crs: str | None
+
+    @property
+    def affine(self) -> "Affine":
+        """The transform from (column, row) to (x, y)."""
+        from affine import Affine  # comes with rasterio
+
+        return Affine(*self.transform)
+
+    @property
+    def is_geographic(self) -> bool:
+        """Whether its coordinates are longitudes and latitudes."""
+        return self.crs is not None and parse_crs(self.crs).is_geographic
+
+    def window(self, top: float, left: float) -> "Georeference":
+        """The same grid with its origin at (row `top`, column `left`)."""
+        return self._with(self.affine @ self.affine.translation(left, top))
+
+    def scaled(self, rows: float, columns: float) -> "Georeference":
+        """The same origin with pixels `rows` times as high and `columns` times as wide."""
+        return self._with(self.affine @ self.affine.scale(columns, rows))
+
+    def moved(self, east: float) -> "Georeference":
+        """The same grid so many units of the CRS further east."""
+        return self._with(self.affine.translation(east, 0) @ self.affine)
+
+    def _with(self, affine: "Affine") -> "Georeference":
+        return replace(self, transform=tuple(affine)[:6])
+
+    def pixels(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns (pixel 0 spans 0..1) of places in the CRS."""
+        columns, rows = ~self.affine @ (x, y)
+        return rows, columns
+
+    def bounds(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """West, south, east, north of a raster of `size` (height, width)."""
+        x, y = self.affine @ (np.array([0, size[1], 0, size[1]]), np.array([0, 0, size[0], size[0]]))
+        return float(x.min()), float(y.min()), float(x.max()), float(y.max())
+
+
+def lonlat_bounds(georeference: Georeference, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """West, south, east, north of a raster in degrees.
+
+    Raises:
+        ValueError: If the CRS is not known.
+    """
+    if georeference.crs is None:
+        raise ValueError("A raster without a CRS has no longitude and latitude.")
+    warp = require_rasterio("coordinate reference systems").warp
+    return warp.transform_bounds(parse_crs(georeference.crs), "EPSG:4326", *georeference.bounds(size))
+
+
+@dataclass(frozen=True)
+class RasterInfo:
+    """What the header of a raster file says.
+
+    Args:
+        path: The file.
+        size: (height, width) in pixels.
+        channels: Bands that are values.
+        dtype: Dtype of the values as read, one the row format has.
+        nodata: Declared nodata value, None if there is none (or NaN, which always is), or if the file is scaled.
+        has_mask: Whether an alpha band or an internal mask says which pixels hold data.
+        georeference: None where the file has none.
+        bands: Which bands were asked for.
+        is_scaled: Whether the values are the stored numbers times a scale plus an offset, those of the header.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    channels: int
+    dtype: str
+    nodata: float | None
+    has_mask: bool
+    georeference: Georeference | None
+    bands: BandSelection = ALL_BANDS
+    is_scaled: bool = False
+
+
+@dataclass
+class Raster:
+    """A raster in memory.
+
+    Args:
+        values: (height, width, channels).
+        valid: bool (height, width), True where there is data.
+        georeference: None where it has none.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    georeference: Georeference | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.valid.shape
+
+    def crop(self, top: int, left: int, height: int, width: int) -> "Raster":
+        """A window of it; no data beyond its edges."""
+        rows = slice(max(0, top), max(0, min(self.size[0], top + height)))
+        columns = slice(max(0, left), max(0, min(self.size[1], left + width)))
+        values, valid = self.values[rows, columns], self.valid[rows, columns]
+        if valid.shape != (height, width):
+            there = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+            inside, values = values, np.zeros((height, width, values.shape[2]), values.dtype)
+            covered, valid = valid, np.zeros((height, width), dtype=bool)
+            values[there], valid[there] = inside, covered
+        return Raster(values, valid, self.georeference and self.georeference.window(top, left))

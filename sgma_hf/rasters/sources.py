@@ -1,0 +1,313 @@
+"""What reads one file on a grid, window by window: as it is, warped, or, without a place on Earth, stretched."""
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data.codec import decode_raster
+from ..data.windows import Window
+from ..model.image_transforms_sgma import interpolation_weights, resample, valid_pixels
+from .files import RasterFile, read_raster, uses_pillow
+from .grids import (
+    Grid,
+    check_proportions,
+    footprint,
+    lie_apart,
+    longitude_shifts,
+    no_overlap,
+    pixel_steps,
+    whole_pixel_offset,
+)
+from .raster import Raster, RasterInfo, require_rasterio
+
+
+RESAMPLINGS = ("nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode")
+
+_KERNEL_RADIUS = 3  # pixels of the file, or of the grid where those are larger; that of lanczos is the largest
+_TOLERANCE = 0.001  # pixels that GDAL's straight line between exact places may be off; its own default is an eighth
+_PIXELS_AT_ONCE = 2**22  # of a file, when it is warped
+_BLOCK = 512  # pixels along the sides of what is warped at once
+_KEPT_BYTES = 2**27  # of such blocks
+
+
+class Mosaic:
+    """Files of one kind on a grid; where several cover a pixel, the first of them counts.
+
+    What is warped is warped in blocks that do not depend on the windows that are asked for, and kept for a while, for
+    windows that overlap.
+
+    Args:
+        infos: Headers of the files. Those that lie elsewhere are left out.
+        grid: Where they are read.
+        nodata: Values that stand for nothing, besides the declared ones.
+        method: One of `RESAMPLINGS`.
+
+    Raises:
+        ValueError: If a file cannot be read, has no place on Earth and other proportions than the grid, or all lie
+            elsewhere.
+    """
+
+    def __init__(self, infos: Sequence[RasterInfo], grid: Grid, nodata: Sequence[float], method: str):
+        self._grid, self._sources, self._is_warped = grid, [], False
+        with contextlib.ExitStack() as opened:
+            opened.callback(self.close)
+            for info in infos:
+                self._open(info, nodata, method)
+            if not self._sources:
+                raise ValueError(no_overlap(infos[0], grid))
+            opened.pop_all()
+        num_bytes = _BLOCK**2 * infos[0].channels * 4
+        in_two_rows = 2 * (grid.size[1] // _BLOCK + 2)
+        self._block = functools.lru_cache(max(4, min(in_two_rows, _KEPT_BYTES // num_bytes)))(self._merge)
+
+    def _open(self, info: RasterInfo, nodata: Sequence[float], method: str) -> None:
+        if info.nodata is not None:
+            nodata = [*nodata, info.nodata]
+        if info.georeference is None:
+            if info.size != self._grid.size or info.path.suffix.lower() == ".npy" or uses_pillow(info.path):
+                self._sources.append(LoadedSource(info, self._grid, nodata, method))
+            else:
+                self._sources.append(FileSource(info, nodata, (0, 0)))
+        elif not lie_apart(info, self._grid):
+            offset = whole_pixel_offset(info, self._grid)
+            if offset is not None:
+                self._sources.append(FileSource(info, nodata, offset))
+                return
+            self._is_warped = True
+            for shift in longitude_shifts(info, self._grid):  # more than one at the antimeridian
+                self._sources.append(WarpedSource(info, self._grid, nodata, method, shift))
+
+    def read(self, window: Window) -> Raster | None:
+        """A window of the grid; None if there is no data."""
+        if not self._is_warped:
+            return self._merge(window)
+        found = []
+        for top in range(window.top // _BLOCK * _BLOCK, window.top + window.height, _BLOCK):
+            for left in range(window.left // _BLOCK * _BLOCK, window.left + window.width, _BLOCK):
+                height, width = min(_BLOCK, self._grid.size[0] - top), min(_BLOCK, self._grid.size[1] - left)
+                block = self._block(Window(top, left, height, width))
+                if block is not None:
+                    found.append((top - window.top, left - window.left, block))
+        if not found:
+            return None
+        dtype = np.result_type(*(block.values.dtype for _, _, block in found))
+        values = np.zeros((found[0][2].values.shape[2], window.height, window.width), dtype)
+        raster = Raster(np.moveaxis(values, 0, -1), np.zeros((window.height, window.width), dtype=bool))
+        for top, left, block in found:
+            target = slice(max(0, top), top + block.size[0]), slice(max(0, left), left + block.size[1])
+            there = raster.valid[target].shape
+            part = slice(max(0, -top), max(0, -top) + there[0]), slice(max(0, -left), max(0, -left) + there[1])
+            raster.values[target], raster.valid[target] = block.values[part], block.valid[part]
+        return raster
+
+    def _merge(self, window: Window) -> Raster | None:
+        """The window from the first source that covers each pixel; None if none covers any."""
+        merged = None
+        for source in self._sources:
+            raster = source.read(window)
+            if not raster.valid.any():
+                continue
+            if merged is None:
+                merged = raster
+            else:
+                new = raster.valid & ~merged.valid
+                values = np.where(new[..., None], raster.values, merged.values)
+                merged = Raster(values, merged.valid | new)
+            if merged.valid.all():
+                break
+        return merged
+
+    def close(self) -> None:
+        """Close the files."""
+        for source in self._sources:
+            source.close()
+
+
+class LoadedSource:
+    """A file without a place on Earth, read as a whole; interpolated as in training, unless nearest is asked for."""
+
+    def __init__(self, info: RasterInfo, grid: Grid, nodata: Sequence[float], method: str):
+        check_proportions(info, grid.size)
+        if info.path.suffix.lower() == ".npy":
+            values = read_npy(info.path, info.channels)
+            if info.bands.values is not None:
+                values = values[..., [band - 1 for band in info.bands.values]]
+            self._raster = Raster(values, valid_pixels(values, nodata))
+        else:
+            self._raster = read_raster(info.path, nodata=nodata, bands=info.bands)
+        self._grid, self._method = grid, method
+
+    def read(self, window: Window) -> Raster:
+        """A window of the grid."""
+        if self._raster.size == self._grid.size:
+            return self._raster.crop(*window)
+        sides = list(zip(self._raster.size, window[:2], window[2:], self._grid.size, strict=True))
+        if self._method == "nearest":
+            # The cells that the centres of the grid's pixels lie in.
+            picked = np.ix_(
+                *(
+                    (2 * np.arange(start, start + length) + 1) * cells // (2 * whole)
+                    for cells, start, length, whole in sides
+                )
+            )
+            return Raster(self._raster.values[picked], self._raster.valid[picked])
+        rows, columns = (
+            interpolation_weights(cells, start * cells / whole, length * cells / whole, length)
+            for cells, start, length, whole in sides
+        )
+        part = self._raster.values[rows.cells, columns.cells]
+        valid = self._raster.valid[rows.cells, columns.cells]
+        values = np.moveaxis(np.where(valid[..., None], part, 0).astype(np.float32), -1, 0)
+        resampled = np.empty((values.shape[0], window.height, window.width), dtype=np.float32)
+        covered = resample(values, None if valid.all() else valid, rows, columns, out=resampled)
+        return Raster(np.moveaxis(resampled, 0, -1), np.ones(window[2:], dtype=bool) if covered is None else covered)
+
+    def close(self) -> None:
+        """Let go of the values."""
+        self._raster = None
+
+
+def read_npy(path: Path, channels: int, *, mapped: bool = False) -> np.ndarray:
+    """A `.npy` file of shape (height, width), (height, width, channels) or (channels, height, width)."""
+    values = np.load(path, mmap_mode="r", allow_pickle=False) if mapped else decode_raster(path)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim == 3 and values.shape[2] != channels and values.shape[0] == channels:
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim != 3 or values.shape[2] != channels:
+        raise ValueError(
+            f"{path} has shape {values.shape}, which is no raster of {channels} bands; expected (height, width, "
+            f"{channels}) or ({channels}, height, width)."
+        )
+    return values
+
+
+class FileSource:
+    """A file whose pixels are the grid's, shifted by whole pixels: read as they are."""
+
+    def __init__(self, info: RasterInfo, nodata: Sequence[float], offset: tuple[int, int]):
+        self._nodata, self._offset = nodata, offset
+        self._file = RasterFile(info.path, info.bands)
+
+    def read(self, window: Window) -> Raster:
+        """A window of the grid."""
+        top, left = window.top + self._offset[0], window.left + self._offset[1]
+        raster = self._file.read(Window(top, left, window.height, window.width))
+        raster.valid &= valid_pixels(raster.values, self._nodata)
+        return raster
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class WarpedSource:
+    """A file on another grid: values interpolated from those that hold data, the mask picked by nearest neighbour.
+
+    GDAL's kernel is as wide as a pixel of the file or of the grid, whichever is larger. Left to itself, GDAL guesses
+    that from the extent of what it is given, and so blurs turned grids, and every window by another amount.
+
+    Args:
+        info: Header of the file.
+        grid: Where it is read.
+        nodata: Values that stand for nothing.
+        method: One of `RESAMPLINGS`.
+        shift: Degrees by which the file is taken to lie further east.
+    """
+
+    def __init__(self, info: RasterInfo, grid: Grid, nodata: Sequence[float], method: str, shift: float):
+        self._warp = require_rasterio(info.path).warp
+        self._file = RasterFile(info.path, info.bands, palette_as_indices=True)
+        own, place = self._file.info.georeference.moved(shift), grid.georeference
+        self._info, self._grid, self._nodata = self._file.info, grid, nodata
+        self._own, self._place = own, place
+        # Indices of a palette have no values in between.
+        self._colors = self._file.colors
+        self._method = "nearest" if self._colors is not None else method
+        scales = np.linalg.norm(np.linalg.inv(pixel_steps(info, grid)), axis=0)
+        scales[scales > 0.95] = 1  # GDAL is three times as fast where its kernel is not widened
+        self._options = {
+            "src_crs": own.crs or place.crs or "EPSG:3857",  # two files without a CRS share one, whichever it is
+            "dst_crs": place.crs or own.crs or "EPSG:3857",
+            "tolerance": _TOLERANCE,
+            "XSCALE": float(scales[1]),
+            "YSCALE": float(scales[0]),
+        }
+        self._reach = int(np.ceil(_KERNEL_RADIUS / min(scales))) + 2
+        # float64 for int32, float32 holds the others exactly.
+        self._dtype = np.float64 if self._info.dtype == "int32" else np.float32
+
+    def read(self, window: Window) -> Raster:
+        """A window of the grid."""
+        values = np.zeros((self._info.channels, window.height, window.width), self._dtype)
+        valid = np.zeros((window.height, window.width), dtype=bool)
+        self._fill(window, values, valid)
+        if self._info.dtype != "float32":
+            limits = np.iinfo(self._info.dtype)
+            values = np.rint(values, out=values).clip(limits.min, limits.max, out=values).astype(self._info.dtype)
+        return Raster(np.moveaxis(values, 0, -1) if self._colors is None else self._colors[values[0]], valid)
+
+    def _fill(self, window: Window, values: np.ndarray, valid: np.ndarray) -> None:
+        """Warp into (channels, height, width) and (height, width), in parts where the file is much finer."""
+        part, is_inside = self._part_below(window)
+        if part.height < 1 or part.width < 1:
+            return
+        if part.height * part.width > _PIXELS_AT_ONCE and max(window.height, window.width) > 1:
+            for half in _halves(window):
+                rows, columns = half._replace(top=half.top - window.top, left=half.left - window.left).slices
+                self._fill(half, values[:, rows, columns], valid[rows, columns])
+            return
+        raster = self._file.read(part)
+        raster.valid &= valid_pixels(raster.values, self._nodata)
+        if not raster.valid.any():
+            return
+        options = self._options | {
+            "src_transform": self._own.window(part.top, part.left).affine,
+            "dst_transform": self._place.window(window.top, window.left).affine,
+        }
+        resamplings, reproject = self._warp.Resampling, self._warp.reproject
+        source = np.moveaxis(raster.values, -1, 0).astype(self._dtype, order="C")
+        target = np.zeros(values.shape, self._dtype)
+        gaps = {}
+        if not raster.valid.all():
+            source[:, ~raster.valid] = np.nan  # keeps what is not there out of every sum
+            gaps = {"src_nodata": np.nan, "dst_nodata": np.nan}
+        reproject(source, target, resampling=resamplings[self._method], **options, **gaps)
+        if is_inside and not gaps:
+            values[:], valid[:] = target, True
+            return
+        mask = np.zeros(valid.shape, dtype=np.uint8)
+        reproject(raster.valid.astype(np.uint8), mask, resampling=resamplings.nearest, **options)
+        valid[:] = (mask > 0) & np.isfinite(target).all(axis=0)
+        values[:] = np.where(valid, target, 0)
+
+    def _part_below(self, window: Window) -> tuple[Window, bool]:
+        """The part of the file that a window looks at, and whether that lies within the file on all sides."""
+        place = self._place.window(window.top, window.left)
+        rows, columns = footprint(place, window[2:], Grid(self._info.size, self._own))
+        known = np.isfinite(rows) & np.isfinite(columns)
+        if not known.any():
+            return Window(0, 0, 0, 0), False
+        spans = []
+        for positions, length in zip((rows[known], columns[known]), self._info.size, strict=True):
+            # What lies between the places that were looked at may reach a little beyond them.
+            reach = self._reach + np.ptp(positions) / (64 if known.all() else 20)
+            spans.append((int(np.floor(positions.min() - reach)), int(np.ceil(positions.max() + reach)), length))
+        is_inside = bool(known.all()) and all(start >= 0 and end <= length for start, end, length in spans)
+        (top, bottom), (left, right) = ((max(0, start), min(end, length)) for start, end, length in spans)
+        return Window(top, left, bottom - top, right - left), is_inside
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _halves(window: Window) -> tuple[Window, Window]:
+    """The upper and lower half of a window, or the left and right one if it is wider than high."""
+    top, left, height, width = window
+    if width > height:
+        return Window(top, left, height, width // 2), Window(top, left + width // 2, height, width - width // 2)
+    return Window(top, left, height // 2, width), Window(top + height // 2, left, height - height // 2, width)

@@ -1,0 +1,112 @@
+"""Rasters on other grids: bilinear as in the textbook, whatever the window, the same in training and in prediction."""
+
+import numpy as np
+import pytest
+from raster_scenes import write_tiff
+
+from sgma_hf.rasters.extents import read_on_extent
+from sgma_hf.rasters.files import read_info
+from sgma_hf.rasters.raster import Georeference
+from sgma_hf.rasters.scene import RasterScene
+
+
+rasterio = pytest.importorskip("rasterio")
+warp = pytest.importorskip("rasterio.warp")
+Affine = rasterio.Affine
+WEST, NORTH, SIDE = 700000.0, 5400000.0, 300
+ZONE_32, ZONE_33 = "EPSG:25832", "EPSG:25833"
+
+
+def noise():
+    return np.random.default_rng(0).uniform(0, 255, (SIDE, SIDE))
+
+
+def surface():
+    """Hills of 40 pixels."""
+    rows, columns = np.mgrid[:SIDE, :SIDE] / 40
+    return 100 + 50 * np.sin(2 * np.pi * rows) * np.cos(2 * np.pi * columns)
+
+
+def source_transform(crs):
+    (x,), (y,) = warp.transform(ZONE_32, crs, [WEST + 100], [NORTH - 100])
+    return Affine(1, 0, x - SIDE / 2, 0, -1, y + SIDE / 2)
+
+
+def bilinear(values, transform, crs, grid, size):
+    """The values at the centres of a grid in zone 32, in float64."""
+    row, column = np.mgrid[: size[0], : size[1]] + 0.5
+    x, y = grid @ (column, row)
+    if crs != ZONE_32:
+        x, y = (
+            np.reshape(part, size) for part in warp.transform(ZONE_32, crs, x.ravel().tolist(), y.ravel().tolist())
+        )
+    column, row = ~transform @ (x, y)
+    first = np.floor([row - 0.5, column - 0.5]).astype(int)
+    assert first.min() >= 0 and first.max() < SIDE - 1
+    (top, left), (down, right) = first, np.array([row - 0.5, column - 0.5]) - first
+    above = values[top, left] * (1 - right) + values[top, left + 1] * right
+    below = values[top + 1, left] * (1 - right) + values[top + 1, left + 1] * right
+    return above * (1 - down) + below * down
+
+
+GRIDS = {
+    "shifted": (ZONE_32, Affine(1, 0, WEST + 0.3, 0, -1, NORTH + 0.6)),
+    "turned": (
+        ZONE_32,
+        Affine.translation(WEST + 100, NORTH - 100)
+        @ Affine.rotation(30)
+        @ Affine.scale(1, -1)
+        @ Affine.translation(-75, -70),
+    ),
+    "finer": (ZONE_32, Affine(0.4, 0, WEST + 0.3, 0, -0.4, NORTH + 0.6)),
+    "other zone": (ZONE_33, Affine(1, 0, WEST, 0, -1, NORTH)),
+}
+
+
+@pytest.mark.parametrize("values", [surface(), noise()], ids=["surface", "noise"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_interpolation_is_bilinear_in_every_window_and_for_training_and_prediction(tmp_path, name, values):
+    """Where GDAL is left to guess the width of its kernel, noise of a standard deviation of 49 loses up to 15."""
+    crs, grid = GRIDS[name]
+    transform, size = source_transform(crs), (140, 150)
+    path = write_tiff(tmp_path / "x.tif", values[None], crs=crs, transform=transform)
+    like = write_tiff(tmp_path / "grid.tif", np.zeros((1, *size), np.uint8), crs=ZONE_32, transform=grid)
+    with RasterScene({"x": path}, channels={"x": 1}, like=like) as scene:
+        whole = scene.read(0, 0, *size)["x"]
+        window = scene.read(37, 61, 20, 30)["x"]
+    assert not whole.mask.any()
+    # A thousandth of a pixel, the tolerance of the place, is 0.26 where neighbours differ by 255, and once per axis.
+    expected = bilinear(values, transform, crs, grid, size)
+    np.testing.assert_allclose(whole.data[..., 0], expected, atol=0.5 if crs == ZONE_33 else 1e-3)
+    np.testing.assert_array_equal(window, whole[37:57, 61:91])  # cut from the same block
+    place = Georeference(tuple(grid)[:6], rasterio.crs.CRS.from_string(ZONE_32).to_wkt())
+    trained = read_on_extent(read_info(path), place, size)
+    if trained.size == size:  # not finer than the file
+        np.testing.assert_array_equal(trained.values, whole.data)
+
+
+def test_values_do_not_depend_on_how_large_the_map_is(tmp_path):
+    """The whole of a neighbouring zone against a strip of it, in another place of the map's blocks."""
+    crs, grid = GRIDS["other zone"][0], Affine(1, 0, WEST, 0, -1, NORTH)
+    path = write_tiff(tmp_path / "x.tif", noise()[None], crs=crs, transform=source_transform(crs))
+    strips = []
+    for left, width in ((0, 150), (100, 20)):
+        transform = grid @ Affine.translation(left, 0)
+        like = write_tiff(tmp_path / "grid.tif", np.zeros((1, 140, width), np.uint8), crs=ZONE_32, transform=transform)
+        with RasterScene({"x": path}, channels={"x": 1}, like=like) as scene:
+            strips.append(scene.read(0, 0, 140, width)["x"].data)
+    np.testing.assert_allclose(strips[1], strips[0][:, 100:120], atol=0.5)  # places are within a thousandth of a pixel
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+def test_coarser_grid_takes_the_mean_of_what_it_covers_and_gaps_are_left_out(tmp_path, dtype):
+    """Pixels of 4 x 4 m on pixels of 1 m: a kernel of 8 x 8 pixels, in parts where the file is large."""
+    values = np.full((1, 160, 160), 100, dtype=dtype)
+    values[0, ::2, ::2] = 104
+    values[0, 40:80, 40:80] = 7  # nothing
+    path = write_tiff(tmp_path / "x.tif", values)
+    like = write_tiff(tmp_path / "grid.tif", np.zeros((1, 40, 40), np.uint8), pixel=4.0)
+    with RasterScene({"x": path}, channels={"x": 1}, like=like, nodata={"x": [7]}) as scene:
+        image = scene.read(0, 0, 40, 40)["x"][..., 0]
+    assert image.mask[10:20, 10:20].all() and image.count() == 1500
+    np.testing.assert_allclose(image.compressed(), 101, atol=0.6)

@@ -32,11 +32,7 @@ Layout = Literal["plain", "fsdp_full", "fsdp_sharded"]
 
 
 def checkpoint_layout(checkpoint: str | os.PathLike) -> Layout:
-    """Tell by what is in a checkpoint folder how it was trained, see the module's docstring.
-
-    Args:
-        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
-    """
+    """Tell by what is in a checkpoint folder how it was trained, see the module's docstring."""
     checkpoint = Path(checkpoint)
     if (checkpoint / "pytorch_model_fsdp.bin").is_file() or (checkpoint / "optimizer.bin").is_file():
         return "fsdp_full"
@@ -46,11 +42,7 @@ def checkpoint_layout(checkpoint: str | os.PathLike) -> Layout:
 
 
 def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
-    """Tell whether a checkpoint folder was written to its end, so that training can resume from it.
-
-    Args:
-        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
-    """
+    """Tell whether a checkpoint folder was written to its end, so that training can resume from it."""
     checkpoint = Path(checkpoint)
     sampler_state = read_sampler_state(checkpoint)
     if sampler_state is None or _read_json(checkpoint / TRAINER_STATE_NAME) is None:
@@ -68,11 +60,7 @@ def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """Find the newest checkpoint of a run that was written to its end, or None.
-
-    Args:
-        output_dir: Folder of the run.
-    """
+    """Find the newest checkpoint of a run that was written to its end, or None."""
     steps = {}
     for folder in Path(output_dir).glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
@@ -106,22 +94,14 @@ def checkpoint_to_resume(given: str | os.PathLike | Literal[True], output_dir: s
 
 
 def remove_checkpoint(checkpoint: str | os.PathLike) -> None:
-    """Remove a checkpoint folder, if it is there; one that is removed in part is not complete.
-
-    Args:
-        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
-    """
+    """Remove a checkpoint folder, if it is there; one that is removed in part is not complete."""
     (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
     if Path(checkpoint).is_dir():
         shutil.rmtree(checkpoint)
 
 
 def read_sampler_state(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
-    """Read what the trainer saved beside `trainer_state.json`; None if there is no such file, or half of it.
-
-    Args:
-        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
-    """
+    """Read what the trainer saved beside `trainer_state.json`; None if there is no such file, or half of it."""
     return _read_json(Path(checkpoint) / SAMPLER_STATE_NAME)
 
 

@@ -66,12 +66,7 @@ class LearningDynamics:
     prototypes: list[np.ndarray] | None = None
 
     def add_epoch(self, summary: Mapping[str, Any], *, epoch: float, step: int) -> dict[str, float]:
-        """Record an epoch that has ended.
-
-        Args:
-            summary: `TrainingStatistics.summary` of it.
-            epoch: Epochs trained by then.
-            step: Optimiser steps taken by then.
+        """Record the `TrainingStatistics.summary` of an epoch that has ended, by epochs and steps trained.
 
         Returns:
             What goes to the log: `dynamics/<figure>/<modality>` and `dynamics/prototype_drift/stage<1..4>`, without
@@ -92,13 +87,7 @@ class LearningDynamics:
     def add_evaluation(
         self, separation: Mapping[str, list[float | None]], *, epoch: float, step: int, name: str
     ) -> dict[str, float]:
-        """Record an evaluation; one of the same weights on the same rows takes the place of the earlier.
-
-        Args:
-            separation: What `feature_separation` returned.
-            epoch: Epochs trained by then.
-            step: Optimiser steps of the weights.
-            name: Which evaluation rows, as the prefix of their scores.
+        """Record what `feature_separation` returned; one of the same step and name takes the place of the earlier.
 
         Returns:
             What goes to the log: `dynamics/separation/<modality>/stage<1..4>`.
@@ -128,11 +117,7 @@ class LearningDynamics:
         self.prototypes = None if prototypes is None else [np.array(stage) for stage in prototypes]
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Write `learning_dynamics.json`, whole or not at all.
-
-        Args:
-            directory: The run's folder.
-        """
+        """Write `learning_dynamics.json` into the run's folder, whole or not at all."""
         record = {
             "modalities": self.modalities,
             "class_names": self.class_names,
@@ -171,10 +156,6 @@ def modality_parameters(model: torch.nn.Module, num_modalities: int) -> list[lis
     """List the trained parameters that one modality alone has, its stem and projectors, for each modality.
 
     By name, because a model that came with its checkpoint is of another class, and one that is wrapped is too.
-
-    Args:
-        model: The model, wrapped or not.
-        num_modalities: Modalities that it has.
     """
     groups: list[list[torch.nn.Parameter]] = [[] for _ in range(num_modalities)]
     for name, parameter in model.named_parameters():

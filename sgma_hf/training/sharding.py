@@ -14,15 +14,9 @@ from transformers import PreTrainedModel
 
 
 def check_sharding(accelerator: Accelerator) -> None:
-    """Refuse what is not trained with: DeepSpeed, and FSDP version 1.
+    """Raise a ValueError where Accelerate was started with DeepSpeed, or with FSDP version 1, its default.
 
     The parameters of version 1 are there inside `forward` alone, and evaluation needs its two halves.
-
-    Args:
-        accelerator: The trainer's.
-
-    Raises:
-        ValueError: If Accelerate was started with one of them; version 1 is its default.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
@@ -75,17 +69,9 @@ class UnusedParameters:
     def with_a_pair(
         self, modality_mask: torch.Tensor, labels: torch.Tensor, ignore_index: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Show a batch without any modality one, at pixels that do not count, so that the encoder is called.
+        """Mask and labels of a batch; one without any modality is shown one, at pixels that do not count.
 
-        What it uses does not count as used.
-
-        Args:
-            modality_mask: (batch_size, num_modalities) or (batch_size, num_modalities, height, width).
-            labels: (batch_size, height, width).
-            ignore_index: Label value that does not count.
-
-        Returns:
-            The mask and the labels to use in their place; as they are if some row has a modality.
+        So the encoder is called, and what it uses does not count as used.
         """
         self._has_pair = bool(modality_mask.any())
         if self._has_pair:
@@ -95,11 +81,7 @@ class UnusedParameters:
         return modality_mask, torch.full_like(labels, ignore_index)
 
     def drop_gradients(self, model: torch.nn.Module) -> None:
-        """Take away, before the optimiser's step, the gradients that no process used. To be called on all of them.
-
-        Args:
-            model: The sharded model, after `backward`.
-        """
+        """Take away, between `backward` and the optimiser's step, the gradients that no process used; on all."""
         flags = torch.tensor(list(self._used.values()), dtype=torch.int64, device=self.accelerator.device)
         counts = self.accelerator.reduce(flags, "sum").tolist()
         unused = {name for name, count in zip(self._used, counts, strict=True) if count == 0}
@@ -127,9 +109,6 @@ def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """Give zeros to parameters that were never used so far: torch does not load a sharded state with gaps.
 
     They are what the optimiser itself would start with (Adam's step and moments, the momentum of SGD).
-
-    Args:
-        optimizer: The optimiser of a sharded model.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     filled = next((parameter for parameter in parameters if optimizer.state.get(parameter)), None)
@@ -145,14 +124,9 @@ def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def whole_copy(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """Gather a sharded model, on every process: rows are dealt out unevenly, and no call then waits for the others.
+    """Gather a sharded model on every process: rows are dealt out unevenly, and no call then waits for the others.
 
-    Args:
-        model: The sharded model.
-        model_class: Its class before it was sharded.
-
-    Returns:
-        A model with the same weights and mode, on the same device, that is not trained.
+    The copy is of the class before sharding, has the same weights, mode and device, and is not trained.
     """
     # Only here: not every build of torch has it.
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict

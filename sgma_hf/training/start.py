@@ -64,11 +64,7 @@ class TrainingStart:
 
 
 def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments) -> TrainingStart:
-    """Load the rows, and load or make the model and its processor.
-
-    Args:
-        arguments: What to train, and on which rows.
-        training_args: How; their crops are what a new processor is fitted to.
+    """Load the rows, and load or make the model and its processor, which is fitted to training crops.
 
     Raises:
         ValueError: If arguments contradict each other or the data set, or no row can be trained on.

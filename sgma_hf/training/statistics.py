@@ -23,12 +23,7 @@ class SeenRows(NamedTuple):
 
 
 class LogSums:
-    """Sums of losses, robustness and sampling probabilities since the last log, each with its count.
-
-    Args:
-        modalities: Names of the modalities.
-        device: Where the batches are.
-    """
+    """Sums of losses, robustness and sampling probabilities since the last log, each with its count."""
 
     def __init__(self, modalities: Sequence[str], device: torch.device):
         # All of them, whatever a process sees: the processes have to agree on what they add up.
@@ -111,14 +106,7 @@ class TrainingStatistics:
     def add(
         self, outputs: Any, modality_mask: torch.Tensor, labels: torch.Tensor, row_index: torch.Tensor
     ) -> SeenRows:
-        """Add a training batch, and return what the log counts of it as well.
-
-        Args:
-            outputs: The model's output in training, with its loss.
-            modality_mask: The batch's mask, of either kind.
-            labels: (batch_size, height, width).
-            row_index: Index of each row in the training set, (batch_size,).
-        """
+        """Add a training batch, its rows by their index in the training set; returns what the log counts as well."""
         present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
         valid = ~outputs.row_losses.isnan()
         # One modality alone has robustness 1 by definition; rows without a valid pixel only fill up a batch.

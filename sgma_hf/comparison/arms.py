@@ -15,21 +15,15 @@ COMMON_TRAINING = {"modality_dropout": [0.5], "robustness_sampling": False}
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to build and train a model.
-
-    Attributes:
-        name: How commands and tables call it.
-        description: One line, for the reader of a table.
-        config: Fields of `SgmaConfig` that differ from the package's defaults.
-        training: Fields of `SgmaTrainingArguments` that differ from `COMMON_TRAINING` and the settings of a run.
-        early_fusion: Whether the model is `EarlyFusionForSemanticSegmentation`.
-    """
+    """One way to build and train a model."""
 
     name: str
-    description: str
+    description: str  # one line, for the reader of a table
+    # Fields of `SgmaConfig` that differ from the package's defaults.
     config: dict[str, Any] = field(default_factory=dict)
+    # Fields of `SgmaTrainingArguments` that differ from `COMMON_TRAINING` and the settings of a run.
     training: dict[str, Any] = field(default_factory=dict)
-    early_fusion: bool = False
+    early_fusion: bool = False  # whether the model is `EarlyFusionForSemanticSegmentation`
 
     def definition(self) -> dict[str, Any]:
         """What decides the result of a run of this arm: all but name and description."""

@@ -14,11 +14,7 @@ Figure = Callable[[Mapping[str, Any]], float | None]
 
 
 def at(*keys: str | int) -> Figure:
-    """The figure at a path in a run; None where something on the way is None or not there.
-
-    Args:
-        *keys: Keys of dictionaries and indices of lists.
-    """
+    """The figure at a path of keys and indices in a run; None where something on the way is None or not there."""
 
     def figure(run: Mapping[str, Any]) -> float | None:
         value: Any = run

@@ -1,6 +1,6 @@
 """Figures as they stand in the cells of a table, and tables of the arms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ..publishing.tables import markdown_table
 from .experiments import Experiment, Figure
@@ -16,13 +16,7 @@ def percent(found: Spread | None, digits: int = 1) -> str:
 
 
 def number(found: Spread | None, digits: int = 2, *, scale: float = 1) -> str:
-    """A figure's mean and standard deviation; the mean alone for one seed.
-
-    Args:
-        found: The figure; None is a dash.
-        digits: Decimals.
-        scale: Both are multiplied by it.
-    """
+    """A figure's mean and standard deviation, times `scale`; the mean alone for one seed, a dash for None."""
     if found is None:
         return NOTHING
     text = f"{scale * found.mean:.{digits}f}"
@@ -41,17 +35,10 @@ def change(difference: PairedDifference | None, digits: int = 1) -> str:
     return text if difference.verdict == "open" else f"**{text}**"
 
 
-def arm_table(
-    experiment: Experiment, columns: Mapping[str, Figure], show: Callable[[Spread | None], str] = percent
-) -> str:
-    """A line for each arm, with the mean and the standard deviation over its seeds.
-
-    Args:
-        experiment: The runs.
-        columns: Figures by the names of their columns.
-        show: Writes a cell.
-    """
+def arm_table(experiment: Experiment, columns: Mapping[str, Figure]) -> str:
+    """A line for each arm, with the mean and the standard deviation over its seeds of the figures by column."""
     lines = [
-        [f"`{arm}`", *(show(experiment.spread(arm, figure)) for figure in columns.values())] for arm in experiment.runs
+        [f"`{arm}`", *(percent(experiment.spread(arm, figure)) for figure in columns.values())]
+        for arm in experiment.runs
     ]
     return markdown_table(["arm", *columns], lines)

@@ -23,20 +23,12 @@ _MODEL_FIELDS = sorted(set(SgmaConfig.__annotations__) - {"backbone_config", "pa
 
 
 def model_fields(config: SgmaConfig) -> dict[str, Any]:
-    """The model's own fields, so that a later change of the package's defaults is a change of the run.
-
-    Args:
-        config: Of the model; its encoder is among the settings.
-    """
+    """The model's own fields, so that a later change of the package's defaults is a change of the run."""
     return {name: getattr(config, name) for name in _MODEL_FIELDS}
 
 
 def training_fields(arguments: TrainingArguments) -> dict[str, Any]:
-    """The arguments of `TRAINING_ARGUMENTS`, so that a change of a default is a change of the run.
-
-    Args:
-        arguments: Of the training, without what an arm changes: its definition says that.
-    """
+    """Those of `TRAINING_ARGUMENTS`, without what an arm changes, so that a change of a default is one of the run."""
     values = arguments.to_dict()
     return {name: values[name] for name in TRAINING_ARGUMENTS}
 
@@ -53,12 +45,7 @@ def definition(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def is_recorded(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a run of the same training, at the same place, is among the rows with all figures that are asked for.
-
-    Args:
-        identity: `Run.identity`.
-        rows: What `run_records.read_rows` returned.
-    """
+    """Whether a run of the same training, at the same place, is among the rows with all figures that are asked for."""
     wanted = json.loads(json.dumps(identity))  # as it reads back: tuples are lists
     settings, key = wanted["settings"], _key(wanted)
     figures = [name for name in ("corruptions", "reliance") if settings[name]]

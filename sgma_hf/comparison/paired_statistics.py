@@ -1,6 +1,7 @@
 """Means over seeds, and differences of two arms that share their seeds."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,30 +16,18 @@ T_QUANTILES = (
 
 
 class Spread(NamedTuple):
-    """Mean over seeds, and how far they are apart.
-
-    Attributes:
-        mean: The mean.
-        deviation: Sample standard deviation (divisor n - 1); None for one value.
-        count: Number of values.
-    """
+    """Mean over seeds, and how far they are apart."""
 
     mean: float
-    deviation: float | None
+    deviation: float | None  # of the sample, divisor n - 1; None for one value
     count: int
 
 
 class PairedDifference(NamedTuple):
-    """Mean difference of two arms over their common seeds.
-
-    Attributes:
-        mean: Mean of (first - second).
-        half_width: Half of the 95 % t-interval of that mean; None for one common seed.
-        count: Number of common seeds.
-    """
+    """Mean difference of two arms, first - second, over their common seeds."""
 
     mean: float
-    half_width: float | None
+    half_width: float | None  # half of the 95 % t-interval of the mean; None for one common seed
     count: int
 
     @property
@@ -50,10 +39,7 @@ class PairedDifference(NamedTuple):
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Mean and sample standard deviation; None if there is no value, or one is None.
-
-    Args:
-        values: One figure per seed.
+    """Mean and sample standard deviation of one figure per seed; None if there is no value, or one is None.
 
     Example:
         >>> spread([1.0, 2.0, 3.0])
@@ -61,24 +47,14 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     """
     if not values or any(value is None for value in values):
         return None
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Spread(mean, None, 1)
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return Spread(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), deviation, len(values))
 
 
 def paired_difference(
     first: Mapping[int, float | None], second: Mapping[int, float | None]
 ) -> PairedDifference | None:
-    """Compare two arms on the seeds that both have.
-
-    Args:
-        first: Figure by seed.
-        second: The same of the other arm.
-
-    Returns:
-        Mean of first - second with its 95 % interval, or None without a common seed.
+    """Compare a figure by seed of two arms on the seeds that both have; None without a common one.
 
     Example:
         >>> difference = paired_difference({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0})

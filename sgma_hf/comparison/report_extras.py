@@ -21,12 +21,7 @@ _GIVEN_AWAY = "missing_region"
 
 
 def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[tuple[str, ...]]:
-    """Yield the sections, each a title and its texts; none without such figures.
-
-    Args:
-        experiment: The runs.
-        main_arm: The arm that is shown in full.
-    """
+    """Yield sections, each a title and its texts, with one arm in full; none without such figures."""
     arms = experiment.holding("corruptions")
     if arms is None:
         return
@@ -93,15 +88,7 @@ def _cases_in_full(arms: Experiment, arm: str, cases: Mapping[str, list[str]]) -
 
 
 def detection_table(experiment: Experiment, arm: str) -> list[str]:
-    """How well an arm's maps tell damaged modalities from clean ones.
-
-    Args:
-        experiment: The runs.
-        arm: The arm.
-
-    Returns:
-        What the table shows, and the table; none if no run of the arm holds such figures.
-    """
+    """How well an arm's maps tell damaged modalities from clean ones: a text and its table; none without figures."""
     arms = experiment.holding("corruptions")
     if arms is None or arm not in arms.runs:
         return []
@@ -165,12 +152,7 @@ def _every_seed_table(claims: Mapping[str, Sequence[bool]]) -> str:
 
 
 def reliance_section(experiment: Experiment, main_arm: str) -> Iterator[tuple[str, ...]]:
-    """Yield the section on whether reliance on a modality agrees with its errors; none without such figures.
-
-    Args:
-        experiment: The runs.
-        main_arm: The arm that is shown.
-    """
+    """Yield the section on whether an arm's reliance on a modality agrees with its errors; none without figures."""
     arms = experiment.holding("reliance")
     if arms is None or main_arm not in arms.runs:
         return

@@ -34,7 +34,7 @@ from ..data.rows import decode_row
 from ..model.cells_sgma import STAGE_STRIDES, predicted_classes
 from ..prediction.agreement import modality_agreement
 from .corruptions import CORRUPTIONS, REGIONAL_KINDS, Corruption, corrupt, draw
-from .map_tallies import MapTally, of_single_map, per_stage
+from .map_tallies import MapTally, per_stage
 from .metrics import ScoredClasses, check_scored_classes, count_pixels, segmentation_scores
 from .prepared_rows import PreparedRow, PreparedRows, check_batch_size, evaluating, groups_of_equals
 from .stage_cells import cell_shares
@@ -194,8 +194,8 @@ class _Tally:
         self.windows = 0
         # Of all pixels and of those in the region: prediction clean, without the modality, corrupted.
         self.confusion = np.zeros((2, 3, num_labels, num_labels), dtype=np.int64)
-        self.robustness = MapTally(len(STAGE_STRIDES))
-        self.agreement = MapTally(1)
+        self.robustness = [MapTally() for _ in STAGE_STRIDES]
+        self.agreement = MapTally()
 
     def scores(self, scored_classes: ScoredClasses, *, has_without: bool, region: bool) -> dict[str, Any]:
         """Of the three predictions on all pixels and, for regions, on those inside."""
@@ -269,7 +269,7 @@ class _Counts:
                     "windows": tally.windows,
                     **tally.scores(scored_classes, has_without=agreement and tally.windows > 0, region=region),
                     "robustness": per_stage(tally.robustness, region=region) if robustness else None,
-                    "agreement": of_single_map(tally.agreement, region=region) if agreement else None,
+                    "agreement": tally.agreement.figures(region=region) if agreement else None,
                 }
         return found
 
@@ -365,11 +365,11 @@ class _Counts:
                 cells &= shares[stage] == before[:, modality]
             inside = torch.ones_like(cells) if inside_shares is None else inside_shares[stage] > 0.5
             if robustness is not None:
-                tally.robustness.add(stage, clean.robustness[stage][:, modality], robustness[stage], cells, inside)
+                tally.robustness[stage].add(clean.robustness[stage][:, modality], robustness[stage], cells, inside)
             if stage == 0:
                 undamaged = clean.agreement[:, modality]
                 known = ~(undamaged.isnan() | agreement.isnan())
-                tally.agreement.add(0, undamaged, agreement, cells & known, inside)
+                tally.agreement.add(undamaged, agreement, cells & known, inside)
 
 
 def _others(maps: torch.Tensor, modality: int) -> torch.Tensor:

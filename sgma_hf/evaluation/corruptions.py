@@ -29,17 +29,11 @@ KINDS = ("missing_region", "noise", "salt_and_pepper", "noise_region", "misregis
 
 @dataclass(frozen=True)
 class Corruption:
-    """What is done to a modality.
-
-    Attributes:
-        kind: One of `KINDS`, see the table above.
-        level: How much of it, in the unit of the table.
-        jointly: Whether it is also done to all modalities at once, each with its own draw.
-    """
+    """What is done to a modality: a kind of the table above, and how much of it in the table's unit."""
 
     kind: str
     level: float
-    jointly: bool = False
+    jointly: bool = False  # whether it is also done to all modalities at once, each with its own draw
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -67,26 +61,15 @@ CORRUPTIONS = (
 
 
 def draw(seed: int, *parts: str) -> torch.Generator:
-    """Make a generator that depends on the seed and the names alone.
-
-    Args:
-        seed: Seed of the evaluation.
-        *parts: Row, window, kind of corruption, modality.
-    """
+    """Make a generator that depends on the seed and the names (row, window, kind, modality) alone."""
     digest = hashlib.sha256("\x1f".join([str(seed), *parts]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def random_rectangle(size: tuple[int, int], share: float, generator: torch.Generator) -> torch.Tensor:
-    """Draw a rectangle that holds a share of the pixels, up to half a row or column of them.
+    """Draw a rectangle that holds a share of the pixels, in (0, 1], up to half a row or column of them.
 
-    Args:
-        size: Height and width of the image in pixels.
-        share: Share of its pixels, in (0, 1].
-        generator: Decides proportions (log-uniform, as far as they fit the image) and place (uniform).
-
-    Returns:
-        Bool (height, width), True inside.
+    Its proportions are log-uniform as far as they fit the image, its place uniform. Bool (height, width), True inside.
     """
     height, width = size
     proportion, vertical, horizontal = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
@@ -106,17 +89,9 @@ def corrupt(
     *,
     other: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Corrupt one modality of one window; the inputs are not written to.
+    """Corrupt values (C, H, W) and mask (H, W) of one modality of one window, which are not written to.
 
-    Args:
-        values: Its normalised values, float on the CPU, (channels, height, width).
-        mask: Where it is there, bool, (height, width).
-        corruption: What to do.
-        generator: Decides all draws.
-        other: Values and mask to swap with, for `swapped`.
-
-    Returns:
-        The corrupted values and mask, and for regional kinds the region, bool (height, width), else None.
+    Returns both, and for regional kinds the region, bool (H, W), else None; `other` is to be swapped with.
     """
     size = (mask.shape[0], mask.shape[1])
     kind, level = corruption.kind, corruption.level

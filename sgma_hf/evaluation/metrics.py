@@ -48,32 +48,20 @@ def confusion_matrix(
     predictions, labels = _as_integers(predictions, "predictions"), _as_integers(labels, "labels")
     if predictions.shape != labels.shape:
         raise ValueError(
-            f"`predictions` has shape {predictions.shape} and `labels` {labels.shape}; they must be equal. "
-            "Resize the predictions to the labels' size."
+            f"`predictions` has shape {tuple(predictions.shape)} and `labels` {tuple(labels.shape)}; they must be "
+            "equal. Resize the predictions to the labels' size."
         )
     counted = labels != ignore_index
     predictions, labels = predictions[counted], labels[counted]
     check_class_ids(labels, num_labels, "labels", ignore_index=ignore_index)
     check_class_ids(predictions, num_labels, "predictions", ignore_index=None)
-    # uint8 labels would overflow in the product
-    cells = labels.astype(np.int64) * num_labels + predictions.astype(np.int64)
-    return np.bincount(cells, minlength=num_labels**2).reshape(num_labels, num_labels)
+    return count_pixels(predictions, labels, num_labels, torch.tensor(True)).numpy()
 
 
 def count_pixels(
     predictions: torch.Tensor, labels: torch.Tensor, num_labels: int, counted: torch.Tensor
 ) -> torch.Tensor:
-    """Count as `confusion_matrix` does, on the tensors' own device and without its checks.
-
-    Args:
-        predictions: Predicted class ids in [0, num_labels), int64, any shape.
-        labels: True class ids, int64, the same shape; anything where `counted` is False.
-        num_labels: Number of classes K.
-        counted: True at the pixels to count, bool, the same shape.
-
-    Returns:
-        Counts in pixels, int64, shape (num_labels, num_labels), on the same device; rows are the truth.
-    """
+    """Count as `confusion_matrix` does where `counted` is True, on the tensors' own device and without its checks."""
     # Pixels that don't count go to a cell of their own, which spares two gathers of unknown size.
     cells = torch.where(counted, labels * num_labels + predictions, num_labels**2)
     counts = torch.bincount(cells.flatten(), minlength=num_labels**2 + 1)
@@ -144,10 +132,10 @@ def mean_of_defined(values: list[float | None]) -> float | None:
     return float(np.mean(defined, dtype=np.float64)) if defined else None
 
 
-def _as_integers(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
+def _as_integers(values: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
     values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if values.dtype.kind not in "iu":
         raise TypeError(
             f"`{name}` is of type {values.dtype}; expected integer class ids. Take the argmax, or cast it."
         )
-    return values
+    return torch.from_numpy(values.astype(np.int64))  # uint8 would overflow in the product of ids

@@ -53,17 +53,11 @@ def check_processor(config: Any, processor: BaseImageProcessor) -> None:
 
 @dataclass
 class PreparedRow:
-    """One row, or one window of it, as the model takes it; a batch of equal sizes has the same fields.
+    """One row, or one window of it, as the model takes it; a batch of equal sizes has the same fields."""
 
-    Attributes:
-        pixel_values: Normalised rasters, float32, (channels, height, width).
-        modality_mask: Bool, (num_modalities,), or (num_modalities, height, width) where coverage ends inside.
-        labels: Class ids, int64, (height, width), 255 where nothing is counted.
-    """
-
-    pixel_values: torch.Tensor
-    modality_mask: torch.Tensor
-    labels: torch.Tensor
+    pixel_values: torch.Tensor  # normalised, float32, (C, H, W)
+    modality_mask: torch.Tensor  # bool, (M,), or (M, H, W) where coverage ends inside
+    labels: torch.Tensor  # int64, (H, W), 255 where nothing is counted
 
     @classmethod
     def batch(cls, rows: Sequence["PreparedRow"]) -> "PreparedRow":
@@ -86,20 +80,10 @@ class PreparedRow:
 
 
 class PreparedRows(torch.utils.data.Dataset):
-    """Reads, checks and processes single rows: an item is the list of the row's windows.
+    """Reads, checks and processes single rows: an item is the list of the row's windows, each pixel counted once.
 
-    What cannot be evaluated is in the list by its reason: "label" or "modality", which it has none of.
-
-    Args:
-        dataset: Rows of the one schema, with a length.
-        processor: The model's image processor.
-        config: The model's configuration.
-        window_size: Side in pixels of the windows that larger rows are cut into, each pixel counted once; None for
-            whole rows.
-
-    Raises:
-        TypeError: If the dataset has no length.
-        ValueError: If it is empty, the processor is another model's, or the size is below 1.
+    What cannot be evaluated is in the list by its reason: "label" or "modality", which it has none of. Arguments and
+    errors are those of `PreparedBatches`.
     """
 
     def __init__(
@@ -161,7 +145,7 @@ class PreparedBatches:
         dataset: Rows of the one schema, with a length.
         processor: The model's image processor.
         config: The model's configuration.
-        window_size: As `PreparedRows` takes it.
+        window_size: Side in pixels of the windows that larger rows are cut into; None for whole rows.
         batch_size: Windows per batch, at most.
         num_workers: Processes that read and prepare rows; 0 does it in this one.
         progress: What a progress bar over the rows is called; None shows none.
@@ -244,12 +228,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def groups_of_equals(keyed: Iterable[tuple[Any, Any]], batch_size: int) -> Iterator[list[Any]]:
-    """Put together what has one key: padding rows to one size would change what their predictions depend on.
-
-    Args:
-        keyed: Pairs of a key and what is to be put together.
-        batch_size: How many make a group, at most.
-    """
+    """Put together what has one key: padding rows to one size would change what their predictions depend on."""
     waiting: dict[Any, list[Any]] = {}
     for key, item in keyed:
         waiting.setdefault(key, []).append(item)

@@ -48,14 +48,7 @@ class _Agreement:
         self.bins = np.zeros((len(STAGE_NAMES), num_modalities, num_labels, 2, NUM_BINS), dtype=np.int64)
 
     def add(self, level: int, modality: int, robustness: torch.Tensor, counts: torch.Tensor) -> None:
-        """Add one map of one modality.
-
-        Args:
-            level: Index of the map in `STAGE_NAMES`.
-            modality: Index of the modality.
-            robustness: (B, h, w).
-            counts: Pixels right and wrong of every class in every cell, int64, (B, h, w, K, 2).
-        """
+        """Add a map of `STAGE_NAMES`, (B, h, w), with the pixels right and wrong of its cells, (B, h, w, K, 2)."""
         robustness = robustness.double()
         both = torch.cat([counts, counts.sum(3, keepdim=True)], dim=3).double()  # (B, h, w, K + 1, 2)
         weight, wrong = both.sum(-1), both[..., 1]
@@ -84,16 +77,7 @@ class _Agreement:
 def weighted_correlation(
     weight: float, sum_x: float, sum_y: float, sum_xx: float, sum_yy: float, sum_xy: float
 ) -> float | None:
-    """Pearson correlation of x and y from their weighted sums; None where one of them does not vary.
-
-    Args:
-        weight: Sum of the weights.
-        sum_x: Weighted sum of x.
-        sum_y: Weighted sum of y.
-        sum_xx: Weighted sum of x squared.
-        sum_yy: Weighted sum of y squared.
-        sum_xy: Weighted sum of the products.
-    """
+    """Pearson correlation of x and y from their weighted sums; None where one of them does not vary."""
     if weight == 0:
         return None
     variance_x = sum_xx / weight - (sum_x / weight) ** 2
@@ -121,15 +105,9 @@ class _Choice:
         fused: torch.Tensor,
         maps: Iterable[torch.Tensor],
     ) -> None:
-        """Add a batch.
+        """Add a batch: where each modality alone is right, (B, M, H, W), and the fused prediction, (B, H, W).
 
-        Args:
-            right: Where each modality alone is right, bool, (B, M, H, W).
-            counted: Pixels that count for each modality, bool, (B, M, H, W).
-            contested: The contested pixels among them, bool, (B, H, W).
-            labels: (B, H, W).
-            fused: Where the fused prediction is right, bool, (B, H, W).
-            maps: Robustness of pixels, (B, M, H, W), for each of `STAGE_NAMES`; none without robustness.
+        `maps` are the robustness of pixels, (B, M, H, W), for each of `STAGE_NAMES`; none without robustness.
         """
         classes = labels[contested]
         # (pixels, M)
@@ -272,14 +250,7 @@ def _count_batch(
 
 
 def mean_over_stages(robustness: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Average the stages' maps on the finest one's cells, without interpolation.
-
-    Args:
-        robustness: Per stage (batch_size, num_modalities, ceil(height / stride), ceil(width / stride)).
-
-    Returns:
-        (batch_size, num_modalities, ceil(height / 4), ceil(width / 4)).
-    """
+    """Average the stages' maps (B, M, h, w) on the finest one's cells, without interpolation."""
     size = tuple(robustness[0].shape[-2:])
     maps = [
         repeat_to_pixels(stage, stride // LOGITS_STRIDE, size)
@@ -289,17 +260,9 @@ def mean_over_stages(robustness: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def pixels_per_cell(right: torch.Tensor, counted: torch.Tensor, labels: torch.Tensor, num_labels: int) -> torch.Tensor:
-    """Count the pixels of each class in the cells of stride 4, those right and those wrong apart.
+    """Count the pixels (B, H, W) of each class in the cells of stride 4, those right and those wrong apart.
 
-    Args:
-        right: Bool, (batch_size, height, width).
-        counted: Pixels to count, bool, of the same shape.
-        labels: Class ids, int64, of the same shape; anything where `counted` is False.
-        num_labels: Number of classes.
-
-    Returns:
-        int64, (batch_size, rows, columns, num_labels, 2), of the image padded to multiples of 32 pixels; right ones
-        first.
+    int64, (B, rows, columns, K, 2), of the image padded to multiples of 32 pixels; right ones first.
     """
     finest, coarsest = STAGE_STRIDES[0], STAGE_STRIDES[-1]
     batch_size, height, width = labels.shape

@@ -13,10 +13,7 @@ NUM_BINS = 2001  # odd, so that 0 is the centre of a bin of [-1, 1]
 
 
 def cell_shares(masks: torch.Tensor) -> list[torch.Tensor]:
-    """Share of every cell's pixels where a mask is True; cells that stick out of the image count their pixels inside.
-
-    Args:
-        masks: Bool, (..., height, width).
+    """Share of every cell's pixels where bool masks (..., height, width) are True, of those inside the image.
 
     Returns:
         Float32 in [0, 1], (..., ceil(height / stride), ceil(width / stride)), for the strides 4, 8, 16 and 32.
@@ -36,16 +33,7 @@ def cell_shares(masks: torch.Tensor) -> list[torch.Tensor]:
 
 
 def histogram(values: torch.Tensor, low: float, high: float) -> np.ndarray:
-    """Count values in `NUM_BINS` bins of equal width from `low` to `high`; those outside go to the outermost bins.
-
-    Args:
-        values: Finite floats, any shape.
-        low: Lower end of the first bin.
-        high: Upper end of the last bin.
-
-    Returns:
-        int64, (NUM_BINS,).
-    """
+    """Count finite values in `NUM_BINS` bins from `low` to `high`, int64; those outside go to the outermost bins."""
     return np.bincount(bin_indices(values, low, high).flatten().cpu().numpy(), minlength=NUM_BINS)
 
 
@@ -59,14 +47,9 @@ def bin_indices(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
 def histogram_auc(lower: np.ndarray, higher: np.ndarray) -> float | None:
     """Probability that a random value of `lower` is below a random one of `higher`, ties counting one half.
 
-    Args:
-        lower: Counts of the values per bin, (..., num_bins).
-        higher: Counts of the others in the same bins.
-
-    Returns:
-        In [0, 1]: 1 if all of `lower` lie below, 0.5 if the two say nothing about each other; None if either is empty.
+    Both are counts in the same bins. 0.5 if the two say nothing about each other; None if either is empty.
     """
-    lower, higher = np.asarray(lower, dtype=np.float64), np.asarray(higher, dtype=np.float64)
+    lower, higher = lower.astype(np.float64), higher.astype(np.float64)
     pairs = lower.sum() * higher.sum()
     if pairs == 0:
         return None

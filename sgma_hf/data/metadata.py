@@ -1,9 +1,7 @@
 """What a data set means: its columns, `sgma_dataset.json`, and whether a checkpoint means the same."""
 
-import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +13,13 @@ from transformers.utils import logging
 
 from ..model.configuration_sgma import check_modalities
 from .codec import SUPPORTED_DTYPES, uses_image_column
-from .whole_files import write_json
+from .whole_files import read_dataclass, write_json
 
 
 logger = logging.get_logger(__name__)
 
 METADATA_FILE = "sgma_dataset.json"
 FORMAT_VERSION = 1
-
-
-def sgma_features(
-    modalities: Sequence[str], modality_channels: Sequence[int], modality_dtypes: Sequence[str]
-) -> Features:
-    """Columns of a dataset with these modalities: `id`, the modalities in order, `label`.
-
-    Args:
-        modalities: Names, in the order of the columns.
-        modality_channels: Bands of each.
-        modality_dtypes: One of `SUPPORTED_DTYPES` for each.
-
-    Raises:
-        ValueError: If the lists differ in length, a name is not usable, or a dtype is not supported.
-    """
-    check_modalities(list(modalities), list(modality_channels))
-    if len(modality_dtypes) != len(modalities):
-        raise ValueError(
-            f"`modality_dtypes` has {len(modality_dtypes)} entries for the modalities {list(modalities)}. "
-            "Give one dtype per modality."
-        )
-    columns: dict[str, Any] = {"id": Value("string")}
-    for name, channels, dtype in zip(modalities, modality_channels, modality_dtypes, strict=True):
-        if dtype not in SUPPORTED_DTYPES:
-            raise ValueError(f"Modality {name!r} has dtype {dtype!r}; convert it to one of {list(SUPPORTED_DTYPES)}.")
-        columns[name] = Image() if uses_image_column(channels, dtype) else Value("binary")
-    columns["label"] = Image()
-    return Features(columns)
 
 
 @dataclass
@@ -80,6 +50,10 @@ class DatasetMetadata:
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"it has format version {self.format_version}, this code reads {FORMAT_VERSION}; update sgma_hf"
+            )
         check_modalities(list(self.modalities), list(self.modality_channels))
         self.nodata = self.nodata or [[] for _ in self.modalities]
         self.units = self.units or [None] * len(self.modalities)
@@ -88,12 +62,20 @@ class DatasetMetadata:
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)}: expected one entry for each of {self.modalities}."
                 )
+        for name, dtype in zip(self.modalities, self.modality_dtypes, strict=True):
+            if dtype not in SUPPORTED_DTYPES:
+                raise ValueError(
+                    f"Modality {name!r} has dtype {dtype!r}; convert it to one of {list(SUPPORTED_DTYPES)}."
+                )
         if self.palette and len(self.palette) != len(self.class_names):
             raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.class_names)} classes.")
 
     def features(self) -> Features:
-        """Columns of the dataset."""
-        return sgma_features(self.modalities, self.modality_channels, self.modality_dtypes)
+        """Columns of the dataset: `id`, the modalities in order, `label`."""
+        columns: dict[str, Any] = {"id": Value("string")}
+        for name, channels, dtype in zip(self.modalities, self.modality_channels, self.modality_dtypes, strict=True):
+            columns[name] = Image() if uses_image_column(channels, dtype) else Value("binary")
+        return Features({**columns, "label": Image()})
 
     def save(self, directory: str | os.PathLike) -> Path:
         """Write `sgma_dataset.json` into `directory`, whole or not at all."""
@@ -118,17 +100,7 @@ class DatasetMetadata:
                 return None
             except EntryNotFoundError:
                 return None
-        if not path.is_file():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content.get("format_version", FORMAT_VERSION)
-            if version != FORMAT_VERSION:
-                raise ValueError(f"it has format version {version}, this code reads {FORMAT_VERSION}; update sgma_hf")
-            known = {item.name for item in fields(cls)}
-            return cls(**{key: entry for key, entry in content.items() if key in known})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not the metadata of a dataset: {error}") from error
+        return read_dataclass(cls, path, "metadata of a dataset") if path.is_file() else None
 
 
 def check_meaning(metadata: DatasetMetadata | None, config: PreTrainedConfig, processor: BaseImageProcessor) -> None:

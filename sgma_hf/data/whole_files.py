@@ -5,8 +5,12 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -49,3 +53,22 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         ValueError: If it holds NaN or an infinity, which JSON does not know.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_dataclass(kind: type[T], path: str | os.PathLike, what: str) -> T:
+    """Read what `write_json` wrote of `asdict(...)`, without fields that only a later version knows.
+
+    Args:
+        kind: The dataclass.
+        path: The file.
+        what: What the file is, for the error.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = {item.name for item in fields(kind)}
+        return kind(**{key: value for key, value in content.items() if key in known})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no {what}: {error}. Correct or remove it.") from error

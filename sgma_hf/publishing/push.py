@@ -34,19 +34,16 @@ def explain_push_error(error: BaseException, repo_id: str) -> str:
         error: One of `PUSH_ERRORS`.
         repo_id: Repository that was pushed to.
     """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, HfHubHTTPError):
-        cause = cause.__cause__
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    status = next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
     if status in _REASONS:
         reason = f"{_REASONS[status]} (HTTP {status})"
     elif status is not None:
         reason = f"the Hub answered HTTP {status}"
     else:
-        last = error
-        while last.__cause__ is not None:
-            last = last.__cause__
-        reason = " ".join(str(last).split()) or type(last).__name__
+        reason = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
     return f"The push to {repo_id} failed: {reason}. Nothing here was changed; push again to complete it."
 
 

@@ -12,14 +12,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.whole_files import write_json
+from ..data.whole_files import read_dataclass, write_json
 
 
 RECORD_FILE = "training_record.json"
@@ -108,14 +108,7 @@ class TrainingRecord:
             ValueError: If the file is not what `save` writes.
         """
         path = Path(directory) / RECORD_FILE
-        if not path.is_file():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            known = {item.name for item in fields(cls)}
-            return cls(**{key: value for key, value in content.items() if key in known})
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no record of a training run: {error}. Remove it to go on without.") from error
+        return read_dataclass(cls, path, "record of a training run") if path.is_file() else None
 
 
 def redact_tokens(arguments: Sequence[str]) -> list[str]:

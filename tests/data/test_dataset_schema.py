@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
 from sgma_hf.data.codec import decode_raster, encode_raster
-from sgma_hf.data.metadata import DatasetMetadata, sgma_features
+from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows, present_modalities, with_modality_columns
 from sgma_hf.model.image_transforms_sgma import valid_pixels
 
@@ -90,7 +90,7 @@ def test_three_bands_of_uint8_are_an_image_and_of_uint16_are_not():
 
 
 def test_features_follow_channels_and_dtypes():
-    features = sgma_features(["rgb", "nir", "s2"], [3, 1, 12], ["uint8", "uint16", "int16"])
+    features = DatasetMetadata(["rgb", "nir", "s2"], [3, 1, 12], ["uint8", "uint16", "int16"]).features()
     assert list(features) == ["id", "rgb", "nir", "s2", "label"]
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     assert kinds == {"id": "Value", "rgb": "Image", "nir": "Image", "s2": "Value", "label": "Image"}
@@ -99,11 +99,11 @@ def test_features_follow_channels_and_dtypes():
 
 def test_features_refuse_what_cannot_be_stored():
     with pytest.raises(ValueError, match="'dsm' has dtype 'float64'"):
-        sgma_features(["dsm"], [1], ["float64"])
-    with pytest.raises(ValueError, match="one dtype per modality"):
-        sgma_features(["dsm", "nir"], [1, 1], ["float32"])
+        DatasetMetadata(["dsm"], [1], ["float64"]).features()
+    with pytest.raises(ValueError, match="expected one entry for each"):
+        DatasetMetadata(["dsm", "nir"], [1, 1], ["float32"]).features()
     with pytest.raises(ValueError, match="reserved"):
-        sgma_features(["label"], [1], ["uint8"])
+        DatasetMetadata(["label"], [1], ["uint8"]).features()
 
 
 def test_encode_refuses_what_was_not_declared():
@@ -234,7 +234,7 @@ def test_metadata_round_trip_and_absence(tmp_path):
     (tmp_path / "sgma_dataset.json").write_text(json.dumps({**content, "of_a_later_version": 1}))
     assert DatasetMetadata.load(tmp_path) == metadata
     (tmp_path / "sgma_dataset.json").write_text('{"modalities": ["rgb"]')
-    with pytest.raises(ValueError, match="is not the metadata"):
+    with pytest.raises(ValueError, match="is no metadata"):
         DatasetMetadata.load(tmp_path)
     (tmp_path / "sgma_dataset.json").unlink()
     assert DatasetMetadata.load(tmp_path) is None

@@ -387,12 +387,12 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
 
     from sgma_hf.commands.evaluate import main
     from sgma_hf.data.codec import encode_raster
-    from sgma_hf.data.metadata import sgma_features
+    from sgma_hf.data.metadata import DatasetMetadata
 
     model.float().save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "data" / "data").mkdir(parents=True)
-    features = sgma_features(["rgb", "dsm", "nir"], [3, 1, 1], ["float32"] * 3)
+    features = DatasetMetadata(["rgb", "dsm", "nir"], [3, 1, 1], ["float32"] * 3).features()
     encoded = [{name: value if name == "id" else encode_raster(value) for name, value in row.items()} for row in rows]
     table = datasets.Dataset.from_list(encoded, features=features)
     table.to_parquet(tmp_path / "data" / "data" / "validation-00000-of-00001.parquet")

@@ -7,21 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from ..data.command_line import check_folder_or_id
 from ..data.incomplete_rows import RowWithholder
 from ..data.metadata import METADATA_FILE, DatasetMetadata
 from ..data.rows import decode_row, load_rows
 
 
 def load_metadata(folder: str) -> DatasetMetadata:
-    """Read what the columns of a folder of rows mean.
-
-    Args:
-        folder: Folder that a converter wrote.
+    """Read what the columns of a folder that a converter wrote mean.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ValueError: If it does not name its classes.
     """
+    check_folder_or_id(folder, "--dataset")  # names the nearest folder
     if not Path(folder).is_dir():
         raise FileNotFoundError(
             f"There is no folder {folder!r}; a comparison reads the local folder that a converter wrote."
@@ -36,10 +35,10 @@ def load_metadata(folder: str) -> DatasetMetadata:
 
 
 def content_fingerprint(folder: str) -> str:
-    """Hash the rows of a folder, and what its columns mean: 16 hexadecimal digits of a SHA-256.
+    """Hash the rows of a folder that a converter wrote, and what its columns mean; its card does not count.
 
-    Args:
-        folder: Folder that a converter wrote; its card and other files do not count.
+    Returns:
+        16 hexadecimal digits of a SHA-256.
 
     Raises:
         ValueError: If there is no Parquet file in it.
@@ -65,15 +64,10 @@ def decoded_rows(
     max_gigabytes: float,
     missing: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Decode the labelled rows of a split into memory.
+    """Decode the labelled rows of a split into memory, `max_gigabytes` of 10^9 bytes at most.
 
-    Args:
-        folder: Folder that a converter wrote.
-        split: Name of a split.
-        metadata: What its columns mean.
-        max_gigabytes: Most that the arrays may take, in 10^9 bytes.
-        missing: Share of the rows that lose each modality, on purpose. Which rows is a function of their ids alone:
-            the same for all arms and seeds. The last modality of a row stays.
+    `missing` is the share of the rows that lose each modality on purpose. Which rows is a function of their ids alone:
+    the same for all arms and seeds. The last modality of a row stays.
 
     Returns:
         Rows of the one schema that hold arrays; rows without a label or without any modality are left out.

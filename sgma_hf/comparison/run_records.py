@@ -20,41 +20,25 @@ _TYPES = {"arm": str, "seed": int} | dict.fromkeys(
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read all runs of a file; one that does not exist has none.
+    """Read all runs of a file of JSON lines; one that does not exist has none.
 
     A last line that is not whole, left by a machine that went down, is left out with a warning.
-
-    Args:
-        path: File of JSON lines.
 
     Raises:
         ValueError: If another line is no run.
     """
-    if not Path(path).exists():
-        return []
-    content = Path(path).read_bytes()
-    rows, whole = _parse(content, path)
-    if whole < len(content):
-        logger.warning(f"{path}: the last line is not whole and is left out; its run was interrupted.")
-    return rows
+    return _parse(Path(path).read_bytes(), path)[0] if Path(path).exists() else []
 
 
 def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
-    """Add one run by a single write of its whole line; what was cut off at the end of the file is removed first.
-
-    Several processes may add to one file.
-
-    Args:
-        path: File of JSON lines; it and its folder are made if need be.
-        row: The run.
+    """Add one run by a single write of its whole line, after what `prepare_file` does; several processes may.
 
     Raises:
-        ValueError: If a figure is not finite, or the end of the file is not of a run that was cut off.
+        ValueError: If a figure is not finite, or the file holds something else than runs.
         OSError: If the line cannot be written; nothing of it stays.
     """
     line = (json.dumps(row, allow_nan=False) + "\n").encode()
     with _locked(path) as file:
-        _mend(file, path)
         size = file.seek(0, os.SEEK_END)
         written = file.write(line)
         if written < len(line):  # a full disk
@@ -66,40 +50,30 @@ def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
 def prepare_file(path: str | os.PathLike) -> None:
     """Make sure that runs can be added to a file: made if need be, without a last line that was cut off.
 
-    Args:
-        path: File of JSON lines.
-
     Raises:
         ValueError: If something else than runs is in it; nothing is changed then.
         OSError: If it cannot be written.
     """
-    with _locked(path) as file:
-        _mend(file, path)
+    with _locked(path):
+        pass
 
 
 @contextmanager
 def _locked(path: str | os.PathLike) -> Iterator[FileIO]:
-    """The file, for reading and appending, while no other process of ours writes to it."""
+    """The file, its end mended, for appending while no other process of ours writes to it."""
     import fcntl  # not on every system, and reading does without
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # freed as the file is closed
+        file.seek(0)
+        content = file.readall()
+        _, whole = _parse(content, path)
+        if whole < len(content):
+            file.truncate(whole)
+        elif content and not content.endswith(b"\n"):
+            file.write(b"\n")
         yield file
-
-
-def _mend(file: FileIO, path: str | os.PathLike) -> None:
-    """Remove the beginning of a run at the end of the file, with a warning; a whole one is given its end instead."""
-    file.seek(0)
-    content = file.readall()
-    if not content or content.endswith(b"\n"):
-        return
-    _, whole = _parse(content, path)
-    if whole < len(content):
-        logger.warning(f"{path}: removed a last line that was not whole ({len(content) - whole} bytes).")
-        file.truncate(whole)
-    else:
-        file.write(b"\n")
 
 
 def _parse(content: bytes, path: str | os.PathLike) -> tuple[list[dict[str, Any]], int]:
@@ -111,22 +85,19 @@ def _parse(content: bytes, path: str | os.PathLike) -> tuple[list[dict[str, Any]
             continue
         try:
             row = json.loads(line)
+            problem = _problem(row)
         except ValueError as error:
+            problem = str(error)
             if number == len(lines) and line.startswith(b"{"):  # nothing follows, not even the end of the line
+                logger.warning(f"{path}: the last line is not whole and is left out; its run was interrupted.")
                 return rows, len(content) - len(line)
-            raise _refusal(path, number, str(error)) from error
-        problem = _problem(row)
         if problem:
-            raise _refusal(path, number, problem)
+            raise ValueError(
+                f"{path}, line {number}: {problem}; expected a run as `sgma-hf compare` writes it. Give another file, "
+                "or remove the line."
+            )
         rows.append(row)
     return rows, len(content)
-
-
-def _refusal(path: str | os.PathLike, number: int, problem: str) -> ValueError:
-    return ValueError(
-        f"{path}, line {number}: {problem}; expected a run as `sgma-hf compare` writes it. Give another file, or "
-        "remove the line."
-    )
 
 
 def _problem(row: Any) -> str | None:

@@ -99,26 +99,15 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the results: an arm and a seed on a data set.
-
-    Attributes:
-        arm: The arm.
-        seed: Seed of weights, crops, order and draws.
-        dataset: Folder of rows.
-        settings: What it has in common with the others.
-    """
+    """One line of the results: an arm and a seed on a data set."""
 
     arm: Arm
-    seed: int
-    dataset: str
+    seed: int  # of weights, crops, order and draws
+    dataset: str  # folder of rows
     settings: RunSettings
 
     def identity(self, fingerprint: str) -> dict[str, Any]:
-        """What decides the result of a run; one that is in the results already is not repeated, see `is_recorded`.
-
-        Args:
-            fingerprint: The data set's `content_fingerprint`.
-        """
+        """What decides the result of a run on rows of that `content_fingerprint`; see `is_recorded`."""
         metadata = load_metadata(self.dataset)
         return {
             "arm": self.arm.name,
@@ -168,14 +157,7 @@ def _training_arguments(settings: RunSettings, folder: str, **changes: Any) -> S
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that a run would not be on.
-
-    Args:
-        name: `cpu` or `cuda`.
-
-    Raises:
-        ValueError: If it is `cuda` and there is no GPU, or more than one.
-    """
+    """Raise a ValueError if a run would not be on the device, that is on `cuda` without a GPU or with several."""
     if name != "cuda":
         return
     if not torch.cuda.is_available():
@@ -188,23 +170,13 @@ def check_device(name: str) -> None:
 
 
 def build_model(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaForSemanticSegmentation:
-    """Build an arm's model with weights from the global random state.
-
-    Args:
-        arm: The arm.
-        settings: Of the run.
-        metadata: Of the data set.
-    """
+    """Build an arm's model with weights from the global random state."""
     model_class = EarlyFusionForSemanticSegmentation if arm.early_fusion else SgmaForSemanticSegmentation
     return model_class(_config(arm, settings, metadata))
 
 
 def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
-    """Train, evaluate and describe one run.
-
-    Args:
-        run: What to do.
-        max_gigabytes: Memory that the decoded rows of a split may take.
+    """Train, evaluate and describe one run; the decoded rows of a split may take `max_gigabytes` of memory.
 
     Returns:
         A row that JSON can hold: the run's identity, what it ran on, what it cost, and every figure of it; scores are
@@ -301,15 +273,7 @@ def bernoulli_expectation(
     """Expected score where every modality is absent with one probability, independently of the others.
 
     A combination of k of the M modalities has the probability (1 - p)^k p^(M - k); the case that nothing is there is
-    left out, and the others are divided by 1 - p^M.
-
-    Args:
-        scores: Score of each combination, names joined by "+" in the order of `modalities`; all 2^M - 1 of them.
-        modalities: Names of the M modalities.
-        absence: The probability p, in [0, 1).
-
-    Returns:
-        The expectation, None if a combination has no score.
+    left out, and the others are divided by 1 - p^M. None if one of the 2^M - 1 combinations has no score.
 
     Example:
         >>> round(bernoulli_expectation({"a": 0.5, "b": 0.2, "a+b": 0.8}, ["a", "b"], 0.5), 6)
@@ -378,14 +342,7 @@ def finite(value: Any) -> Any:
 
 
 def backbone_from_file(path: str) -> dict[str, Any]:
-    """Read an encoder's configuration.
-
-    Args:
-        path: JSON file with a "model_type" and its fields, or such JSON itself.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Read an encoder's configuration: JSON with a "model_type", or a file of it; else a ValueError."""
     is_file = not path.lstrip().startswith("{") and Path(path).is_file()
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8") if is_file else path)

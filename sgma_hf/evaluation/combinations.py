@@ -232,11 +232,7 @@ def _predictions(
 
 
 def summarize_combinations(combinations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Average, Top-1 and Last-1 over the combinations that have a score, beside the `combinations` themselves.
-
-    Args:
-        combinations: Scores by the names joined by "+", each with `miou`, None where it is undefined.
-    """
+    """Average, Top-1 and Last-1 over the combinations that have a score, beside the `combinations` themselves."""
     scored = {name: scores["miou"] for name, scores in combinations.items() if scores["miou"] is not None}
     best, worst = (max(scored, key=scored.get), min(scored, key=scored.get)) if scored else (None, None)
     return {

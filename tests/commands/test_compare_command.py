@@ -208,7 +208,7 @@ def test_a_process_that_is_killed_is_tried_once_more(tmp_path, monkeypatch):
         (["--num_proc", "0"], "--num_proc"),
         (["--jobs", "0"], "--num_proc"),  # as it was once called
         (["--crop-size", "0"], "`crop_size` is 0"),
-        (["--dataset", "nowhere"], "no folder 'nowhere'"),
+        (["--dataset", "nowhere"], "--dataset nowhere: there is no such folder"),
         (["--backbone_config", "none.json"], "model_type"),
     ],
 )

@@ -175,7 +175,7 @@ def test_wrong_input_is_refused_before_any_training(scenes, tmp_path):
         decoded_rows(scenes, "train", metadata, max_gigabytes=1e-5)
     with pytest.raises(ValueError, match="thermal"):
         decoded_rows(scenes, "train", metadata, max_gigabytes=1, missing={"thermal": 0.5})
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
         load_metadata(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="class names"):
         load_metadata(str(tmp_path))

@@ -2,13 +2,14 @@
 
 import itertools
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging
 
-from ..prediction.sliding_window import measure_overlaps
+from ..model.cells_sgma import pixel_logits
 from ..rasters.scene import RasterScene
 
 
@@ -48,3 +49,71 @@ def measure_scene_overlaps(model: Any, processor: Any, rasters: Mapping[str, str
         {"places": len(measured)} | {name: statistics.fmean(figure[name] for figure in figures) for name in figures[0]}
         for figures in zip(*measured, strict=True)
     ]
+
+
+@torch.no_grad()
+def measure_overlaps(
+    model: Any,
+    pixel_values: torch.Tensor,
+    modality_mask: torch.Tensor | None = None,
+    *,
+    tile_size: int,
+    overlaps: Sequence[float] = (0.125, 0.25, 0.5),
+) -> list[dict[str, float]]:
+    """How much neighbouring tiles disagree where they overlap.
+
+    A model whose attention spans the tile gives a pixel another score in another tile; the blend hides the step, not
+    the cause. Two tiles beside each other are predicted for every overlap and compared in what they share.
+
+    `sliding_window.DEFAULT_OVERLAP` comes from this figure: it is the smallest overlap beyond which the disagreement
+    midway between the edges of two tiles (where both weigh the same, and the blend can do least) stopped falling much.
+
+    Args:
+        model: An SGMA model with a segmentation head, in eval mode.
+        pixel_values: As for the model, at least `tile_size` high and twice as wide.
+        modality_mask: As for the model.
+        tile_size: Side of the tiles in pixels.
+        overlaps: Shares of the tile's side.
+
+    Returns:
+        For each overlap: `overlap`; `label_disagreement`, the share of covered pixels in the overlap to which the two
+        tiles give different classes; `probability_gap`, the mean over them of the largest difference of a class
+        probability; and both again for the 8 columns in the middle of the overlap, as `middle_...`.
+
+    Raises:
+        ValueError: If the image is too small.
+    """
+    height, width = pixel_values.shape[-2:]
+    if height < tile_size or width < 2 * tile_size:
+        raise ValueError(
+            f"The image has {height} x {width} pixels; expected at least {tile_size} x {2 * tile_size}: two tiles "
+            "beside each other. Give a larger image or a smaller `tile_size`."
+        )
+
+    def predict(left: int) -> torch.Tensor:
+        columns = slice(left, left + tile_size)
+        mask = modality_mask
+        if mask is not None and mask.ndim == 4:
+            mask = mask[..., :tile_size, columns]
+        outputs = model(pixel_values=pixel_values[..., :tile_size, columns], modality_mask=mask)
+        scores = pixel_logits(outputs.logits, (tile_size, tile_size)).softmax(1)
+        return scores.masked_fill(~outputs.coverage.unsqueeze(1), float("nan"))
+
+    first, figures = predict(0), []
+    for overlap in overlaps:
+        shared = max(8, round(overlap * tile_size))
+        here, there = first[..., tile_size - shared :], predict(tile_size - shared)[..., :shared]
+        covered = ~here[:, 0].isnan()
+        wrong = (here.argmax(1) != there.argmax(1)).float()
+        gap = (here - there).abs().amax(1)
+        middle = slice(shared // 2 - 4, shared // 2 + 4)
+        figures.append(
+            {
+                "overlap": float(overlap),
+                "label_disagreement": wrong[covered].mean().item(),
+                "probability_gap": gap[covered].mean().item(),
+                "middle_label_disagreement": wrong[..., middle][covered[..., middle]].mean().item(),
+                "middle_probability_gap": gap[..., middle][covered[..., middle]].mean().item(),
+            }
+        )
+    return figures

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..data.windows import window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.configuration_sgma import IGNORE_INDEX
-from ..rasters.grids import Grid
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene
 from .agreement import modality_agreement
 from .map_files import (
-    Layer,
     OutputPlan,
     StripStore,
     StripWriter,
@@ -33,7 +32,7 @@ from .map_files import (
     plan_outputs,
     publish,
 )
-from .sliding_window import TileBlender, default_stride, tile_starts
+from .sliding_window import TileBlender, default_stride
 
 
 logger = logging.get_logger(__name__)
@@ -66,24 +65,16 @@ class RasterPrediction:
     removed: list[Path]
 
 
-@dataclass(frozen=True)
 class _Tiles:
     """How a grid is cut: tiles of one size, and strips that end where the next row of tiles begins."""
 
-    size: tuple[int, int]
-    tops: list[int]
-    lefts: list[int]
-    height: int
-
-    @classmethod
-    def of(cls, grid: Grid, tile_size: int, stride: int) -> "_Tiles":
-        height, width = grid.size
-        starts = (tile_starts(height, tile_size, stride), tile_starts(width, tile_size, stride))
-        return cls((min(tile_size, height), min(tile_size, width)), *starts, height)
+    def __init__(self, size: tuple[int, int], tile_size: int, stride: int):
+        self.grid_size, self.size = size, (min(tile_size, size[0]), min(tile_size, size[1]))
+        self.tops, self.lefts = (window_starts(length, tile_size, stride) for length in size)
 
     def bottom(self, strip: int) -> int:
         """First row below a strip."""
-        return self.tops[strip + 1] if strip + 1 < len(self.tops) else self.height
+        return self.tops[strip + 1] if strip + 1 < len(self.tops) else self.grid_size[0]
 
     def first_row_for(self, strip: int) -> int:
         """The first row of tiles that reaches into a strip."""
@@ -142,7 +133,7 @@ def predict_raster(
             `modality_agreement`). A PNG knows "robustness" only, a file per modality.
         tile_size: Side of the tiles in pixels. None: the configuration's, that of the training crops, or else the
             processor's `size`.
-        stride: Pixels between tiles, 1 to `tile_size`. None: see `inference.default_stride`.
+        stride: Pixels between tiles, 1 to `tile_size`. None: see `sliding_window.default_stride`.
         batch_size: Tiles per forward pass.
         resampling: How rasters on other grids are interpolated, "bilinear" or another of GDAL's names, or one per
             modality. Masks are picked by nearest neighbour.
@@ -172,17 +163,19 @@ def predict_raster(
         given = [name for name in processor.modalities if name in scene.modalities]
         layers = plan_layers(model.config, given, extras)
         plan = plan_outputs(output_path, layers, scene.paths, processor.modalities)
-        tiles = _Tiles.of(scene.grid, tile_size, stride)
+        tiles = _Tiles(scene.grid.size, tile_size, stride)
         options = {"tile_size": tile_size, "stride": stride, "resampling": resampling}
         fingerprint = _fingerprint(model, processor, scene) | {"options": repr(options), "grid": repr(scene.grid)}
         store = StripStore(plan.label_map, scene.grid.size[1], layers, fingerprint)
         run = _Run(model, processor, scene, tiles, store, batch_size=batch_size, progress_bar=progress_bar)
         check_writable(plan.label_map)
-        run.share_out(lambda: store.prepare(resume=resume))
-        return _finish_or_keep(run, plan, resume=resume)
+        if run.is_main:
+            store.prepare(resume=resume)
+        run.wait()
+        return _finish_or_keep(run, plan)
 
 
-def _finish_or_keep(run: "_Run", plan: OutputPlan, *, resume: bool) -> RasterPrediction:
+def _finish_or_keep(run: "_Run", plan: OutputPlan) -> RasterPrediction:
     """Compute and publish; if that fails, keep the strips if there are some to go on from."""
     store = run.store
     counts = np.zeros(256, dtype=np.int64)
@@ -252,18 +245,16 @@ class _Run:
         given = [index for index, name in enumerate(processor.modalities) if name in scene.modalities]
         self._given = torch.tensor(given)
         self._extras = {layer.name for layer in store.layers[1:]}
-        self._shares = bool(self._extras & {"robustness", "decision"})
+        # What is blended: logits, coverage, and if wanted shares of reliance, and agreement and where it is known.
+        self._with_shares = bool(self._extras & {"robustness", "decision"})
+        self._with_agreement = "agreement" in self._extras
+        per_modality = self._with_shares + 2 * self._with_agreement
+        self._num_maps = model.config.num_labels + 1 + per_modality * len(given)
 
     def wait(self) -> None:
         """Let all processes come here."""
         if self._state is not None:
             self._state.wait_for_everyone()
-
-    def share_out(self, preparation: Callable[[], None]) -> None:
-        """Have the first process prepare what all of them use."""
-        if self.is_main:
-            preparation()
-        self.wait()
 
     def predict(self) -> None:
         """Compute the strips of this process that are not there yet."""
@@ -291,13 +282,13 @@ class _Run:
                 while len(waiting) > ROWS_WAITING or (waiting and waiting[0].done()):
                     waiting.popleft().result()
 
-            blender = None
+            blender = TileBlender(self._num_maps, self.tiles.size, width, top=self.tiles.tops[first])
             for batch in _read_ahead(self._batches(first, end), BATCHES_AHEAD):
                 if batch.inputs is not None:
-                    blender = self._add(batch, blender, self.tiles.tops[first])
+                    self._add(batch, blender)
                 elif batch.row >= first:
                     self._finish_strip(blender, batch.row, write)
-                    if blender is not None and batch.row + 1 < end:
+                    if batch.row + 1 < end:
                         blender.advance(self.tiles.bottom(batch.row))
                 if batch.row >= first:
                     rows = self.tiles.bottom(batch.row) - self.tiles.tops[batch.row]
@@ -330,53 +321,36 @@ class _Run:
         ).data
 
     @torch.no_grad()
-    def _add(self, batch: _Batch, blender: TileBlender | None, top: int) -> TileBlender:
-        """Predict a batch of tiles and add logits, coverage and, if wanted, robustness and agreement."""
+    def _add(self, batch: _Batch, blender: TileBlender) -> None:
+        """Predict a batch of tiles and blend it in."""
         pixel_values = batch.inputs["pixel_values"].to(self.model.device, self.model.dtype)
         modality_mask = batch.inputs["modality_mask"].to(self.model.device)
-        agreement = None
-        if "agreement" in self._extras:
+        given = self._given.to(self.model.device)
+        if self._with_agreement:
             encoding = self.model.encode(pixel_values, modality_mask)
             outputs = self.model.fuse_and_decode(encoding)
-            agreement = modality_agreement(self.model, encoding, self._given.tolist())
         else:
             outputs = self.model(pixel_values=pixel_values, modality_mask=modality_mask)
         parts = [pixel_logits(outputs.logits, self.tiles.size), outputs.coverage.unsqueeze(1).float()]
-        if self._shares:
+        if self._with_shares:
             shares = torch.stack(self.processor.post_process_robustness(outputs, modality_mask=modality_mask))
             parts.append(shares[:, self._given.to(shares.device)])
-        if agreement is not None:
-            agreement = agreement[:, self._given.to(agreement.device)]
+        if self._with_agreement:
+            agreement = modality_agreement(self.model, encoding, self._given.tolist())[:, given]
             agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, self.tiles.size)
             # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
             parts += [agreement.nan_to_num(0), (~agreement.isnan()).float()]
-        maps = torch.cat(parts, dim=1).cpu()
-        if blender is None:
-            top = max(top, self.tiles.tops[batch.row])
-            blender = TileBlender(maps.shape[1], self.tiles.size, self.scene.grid.size[1], top=top)
-        for left, tile in zip(batch.lefts, maps, strict=True):
+        for left, tile in zip(batch.lefts, torch.cat(parts, dim=1).cpu(), strict=True):
             blender.add(tile, self.tiles.tops[batch.row], left)
-        return blender
 
-    def _finish_strip(self, blender: TileBlender | None, strip: int, write: Callable) -> None:
+    def _finish_strip(self, blender: TileBlender, strip: int, write: Callable) -> None:
         writer = StripWriter(self.store, strip)
-        top, bottom = self.tiles.tops[strip], self.tiles.bottom(strip)
-        maps = None if blender is None else blender.finish(bottom)
-        for start in range(0, bottom - top, ROWS_AT_ONCE):
-            rows = min(ROWS_AT_ONCE, bottom - top - start)
-            if maps is None:
-                width = self.scene.grid.size[1]
-                values = {
-                    layer.name: np.full((len(layer.bands), rows, width), layer.nodata, layer.dtype)
-                    for layer in self.store.layers
-                }
-            else:
-                values = self._values(maps[:, start : start + rows])
-            write(writer.append, values)
+        for rows in blender.finish(self.tiles.bottom(strip)).split(ROWS_AT_ONCE, dim=1):
+            write(writer.append, self._values(rows))
         write(writer.commit)
 
     def _values(self, maps: torch.Tensor) -> dict[str, np.ndarray]:
-        """Blended maps, in the order of `_add` -> values of every layer, (bands, rows, width)."""
+        """Blended maps, in the order of `_add`, -> values of every layer, (bands, rows, width)."""
         num_labels, given = self.model.config.num_labels, len(self._given)
         logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
         values = {"labels": logits.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)}
@@ -386,18 +360,17 @@ class _Run:
             entropy = -(probabilities * scores).sum(0, keepdim=True) / np.log(num_labels)
             values["confidence"] = torch.cat([probabilities.amax(0, keepdim=True), entropy.clamp(0, 1)])
             values["probabilities"] = probabilities
-        if self._shares:
+        if self._with_shares:
             shares, others = others[:given], others[given:]
             values["robustness"] = shares / shares.sum(0, keepdim=True).clamp_min(1e-12)
             values["decision"] = shares.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)
-        if "agreement" in self._extras:
+        if self._with_agreement:
             agreement, known = others[:given], others[given:]
             values["agreement"] = torch.where(known > 0, agreement / known, float("nan"))
-        named: dict[str, Layer] = {layer.name: layer for layer in self.store.layers}
-        for name, layer in named.items():
+        for layer in self.store.layers:
             if layer.dtype == "float32":
-                values[name] = values[name].masked_fill(~covered, float("nan"))
-        return {name: values[name].numpy() for name in named}
+                values[layer.name] = values[layer.name].masked_fill(~covered, float("nan"))
+        return {layer.name: values[layer.name].numpy() for layer in self.store.layers}
 
 
 def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:

@@ -14,9 +14,10 @@ from torch import nn
 
 from ..model.cells_sgma import PAD_MULTIPLE
 from ..model.configuration_sgma import SgmaConfig
-from ..model.modeling_sgma import SgmaEncoding, SgmaForSemanticSegmentation, SgmaModel
+from ..model.encoding_sgma import SgmaEncoding, check_inputs
+from ..model.layers_sgma import SgmaModalityStem
+from ..model.modeling_sgma import SgmaForSemanticSegmentation, SgmaModel
 from ..model.outputs_sgma import SgmaModelOutput
-from ..model.stems_sgma import SgmaModalityStem
 
 
 @dataclass
@@ -67,7 +68,7 @@ class EarlyFusionModel(SgmaModel):
 
     def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> EarlyFusionEncoding:
         """Check the inputs, as [`SgmaModel.encode`] does, and keep them."""
-        present, coverage = self._check_inputs(pixel_values, modality_mask)
+        present, coverage = check_inputs(self.config, pixel_values, modality_mask)
         return EarlyFusionEncoding(
             stages=[],
             present=present,

@@ -1,11 +1,20 @@
-"""What a prediction is trained by: cross-entropy of its pixels (paper) and a Dice term (ours; 0 leaves it out)."""
+"""What training adds: the losses of a prediction, and modality-aware sampling (MAS, arXiv:2603.02505).
+
+A prediction is trained by the cross-entropy of its pixels (paper) and a Dice term (ours; 0 leaves it out).
+"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from .cells_sgma import pixel_logits
+from .configuration_sgma import SgmaConfig
+
+
+MIN_ROBUSTNESS = 1e-6
+RowLosses = tuple[torch.Tensor, torch.Tensor]  # sums of the rows, and their numbers of valid pixels
 
 
 def row_losses(
@@ -15,7 +24,7 @@ def row_losses(
     ignore_index: int,
     class_weights: Sequence[float] | None = None,
     dice_weight: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> RowLosses:
     """Sum each row's losses over its valid pixels; nothing depends on the other rows of a batch.
 
     Sums can be added over batches and processes and divided by all their pixels, so accumulated gradients are those
@@ -40,6 +49,33 @@ def row_losses(
     return sums, counts
 
 
+def weigh_losses(
+    config: SgmaConfig, fused: RowLosses, sampled: RowLosses | None, num_items_in_batch: torch.Tensor | int | None
+) -> dict[str, Any]:
+    """Weigh and add the losses of the fused prediction and of the sampling branch.
+
+    Both are divided by the pixels of the fused prediction: where the drawn modality covers less, its term weighs
+    less (ours; the paper has no partial coverage), and the divisor is known before anything is drawn.
+
+    Returns:
+        `loss`, `loss_dict`, `row_losses` and, with the branch, `sampled_row_losses` of the model's output.
+    """
+    sums, counts = fused
+    valid = counts.sum().clamp_min(1)
+    divisor = valid if num_items_in_batch is None else num_items_in_batch
+    fields = {
+        "loss": config.sgf_loss_weight * sums.sum() / divisor,
+        "loss_dict": {"loss_sgf": sums.detach().sum() / valid},
+        "row_losses": sums.detach() / counts,  # 0 / 0 is NaN, as documented
+    }
+    if sampled is not None:
+        sums, counts = sampled
+        fields["loss"] = fields["loss"] + config.mas_loss_weight * sums.sum() / divisor
+        fields["loss_dict"]["loss_mas"] = sums.detach().sum() / valid
+        fields["sampled_row_losses"] = sums.detach() / counts
+    return fields
+
+
 def _dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """One soft Dice loss per row, the mean over the classes that the row has; 0 for a row without any, (batch_size,).
 
@@ -56,3 +92,64 @@ def _dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) 
     losses = 1 - (2 * hit + 1) / (predicted + pixels + 1)
     there = pixels > 0
     return torch.where(there, losses, 0).sum(1) / there.sum(1).clamp_min(1)
+
+
+@torch.no_grad()
+def modality_sampling_probabilities(
+    robustness: tuple[torch.Tensor, ...] | None,
+    fractions: list[torch.Tensor] | None,
+    present: torch.Tensor,
+    exponent: float = 1.0,
+) -> torch.Tensor:
+    """MAS: the probability of every modality to be trained alone, larger for the fragile.
+
+    At every position the inverse robustness is normalised over the modalities there, and averaged over positions
+    (paper). The mean over the four stages is ours. So is partial coverage: only positions where at least two
+    modalities are count, for each modality those that it covers; one without such a position counts 1 / present.
+    Without robustness (mean fusion) every present modality has the same probability.
+
+    Args:
+        robustness: Robustness maps of the stages, (batch_size, num_modalities, height, width), or None.
+        fractions: Covered fractions of the stages' cells, cropped like the maps, or None if all is covered.
+        present: Which pairs are there, bool, (batch_size, num_modalities).
+        exponent: Power that the probabilities are raised to before they are normalised (ours): 1 is the paper's draw,
+            0 uniform over the modalities present, and above 1 fragile ones are drawn more often still.
+
+    Returns:
+        Probabilities, float32, (batch_size, num_modalities), 0 for absent modalities; rows sum to 1, or to 0 where
+        nothing is present.
+    """
+    uniform = present.float() / present.sum(1, keepdim=True).clamp_min(1)
+    if robustness is None:
+        return uniform
+    total = torch.zeros_like(uniform)
+    for level, maps in enumerate(robustness):
+        covered = present[..., None, None].expand_as(maps)
+        if fractions is not None:
+            covered = covered & (fractions[level] > 0)
+        inverse = torch.where(covered, 1 / maps.float().clamp_min(MIN_ROBUSTNESS), 0)
+        share = inverse / inverse.sum(1, keepdim=True).clamp_min(1)  # an inverse is never below 1
+        contested = covered & (covered.sum(1, keepdim=True) > 1)
+        count = contested.flatten(2).sum(2)
+        mean = torch.where(contested, share, 0).flatten(2).sum(2) / count.clamp_min(1)
+        score = torch.where(count > 0, mean, uniform)
+        total += score / score.sum(1, keepdim=True).clamp_min(MIN_ROBUSTNESS)
+    powers = torch.where(present, (total / len(robustness)) ** exponent, 0)
+    return powers / powers.sum(1, keepdim=True).clamp_min(MIN_ROBUSTNESS)
+
+
+def sample_modality(probabilities: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Draw one modality per row by inverting the cumulative distribution.
+
+    Args:
+        probabilities: Shape (batch_size, num_modalities), rows sum to 1; what is absent has 0 and is never drawn.
+        noise: Uniform numbers in [0, 1), shape (batch_size,).
+
+    Returns:
+        Indices, int64, (batch_size,); 0 for a row without any modality.
+    """
+    cumulative = probabilities.cumsum(1)
+    drawn = (cumulative <= noise.to(cumulative).unsqueeze(1) * cumulative[:, -1:]).sum(1)
+    # Rounding may carry a number just below 1 past the end.
+    last = (probabilities > 0).int().cumsum(1).argmax(1)
+    return torch.minimum(drawn, last)

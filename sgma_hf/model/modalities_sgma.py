@@ -75,9 +75,7 @@ class SgmaModelModalitiesMixin:
             stem.load_state_dict(model.stems[source].state_dict())
         model.stems.append(stem)
         for fusion, stage_channels in zip(model.fusion_stages, model.channels, strict=True):
-            if config.fusion == "mean":
-                continue
-            projector = self._new_module(type(fusion.projectors[0])(stage_channels))
+            projector = self._new_module(fusion.projector_class(stage_channels))
             if source is not None:
                 projector.load_state_dict(fusion.projectors[source].state_dict())
             fusion.projectors.append(projector)
@@ -103,8 +101,7 @@ class SgmaModelModalitiesMixin:
         model = self.base_model
         del model.stems[index]
         for fusion in model.fusion_stages:
-            if config.fusion != "mean":
-                del fusion.projectors[index]
+            del fusion.projectors[index]
         config.modalities = [other for other in config.modalities if other != name]
         config.modality_channels = [*config.modality_channels[:index], *config.modality_channels[index + 1 :]]
         if processor is None:

@@ -8,8 +8,6 @@ Axes are always batch, modality, class, channel, height, width. In the comments:
 stage.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,48 +18,24 @@ from transformers.utils import can_return_tuple
 
 from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding, grid_size
 from .configuration_sgma import SgmaConfig
-from .decode_head_sgma import SgmaDecodeHead
-from .fusion_sgma import (
+from .encoding_sgma import SgmaEncoding, check_inputs, check_labels, packed_positions
+from .fusion_sgma import FUSIONS, SgmaPairs
+from .layers_sgma import (
     ABSENT_SCORE,
+    ADAPTER_INIT_RANGE,
+    SgmaAdapterInput,
+    SgmaAdapterOutput,
     SgmaConv2d,
+    SgmaDecodeHead,
     SgmaIdentityLinear,
     SgmaLinear,
-    SgmaPairs,
-    SgmaSemanticGuidedFusion,
-    SgmaStageTokens,
+    SgmaModalityStem,
     to_maps,
 )
-from .losses_sgma import row_losses
+from .losses_sgma import modality_sampling_probabilities, row_losses, sample_modality, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
-from .sampling_sgma import modality_sampling_probabilities, sample_modality
 from .saving_sgma import SgmaCheckpointMixin
-from .stems_sgma import ADAPTER_INIT_RANGE, SgmaAdapterInput, SgmaAdapterOutput, SgmaModalityStem
-
-
-@dataclass
-class SgmaEncoding:
-    """One pass of a batch through the encoder and the projectors; [`SgmaModel.fuse`] fuses any subset of it.
-
-    Attributes:
-        stages: What every stage keeps of the present pairs.
-        present: Which pairs are there, bool, (batch_size, num_modalities), and on the host as nested lists.
-        position: Index of every present pair in the packed order, (batch_size, num_modalities), -1 if absent.
-        pixel_coverage: Which pixels each modality covers, bool, (batch_size, num_modalities, height, width), without
-            padding, or None if every present modality covers its whole image.
-        fractions: Covered fraction of every cell of the four stages, float32 in [0, 1], each of shape
-            (batch_size, num_modalities, height / stride, width / stride) of the padded image, or None if all present
-            pairs are complete and nothing is padded.
-        image_size: Height and width of the input in pixels.
-    """
-
-    stages: list[SgmaStageTokens]
-    present: torch.Tensor
-    host_present: list[list[bool]] | None
-    position: torch.Tensor
-    pixel_coverage: torch.Tensor | None
-    fractions: list[torch.Tensor] | None
-    image_size: tuple[int, int]
 
 
 class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrainedModel):
@@ -112,15 +86,9 @@ class SgmaModel(SgmaPreTrainedModel):
             if isinstance(module, nn.Conv2d):
                 module.register_forward_pre_hook(_restride_single)
         self.channels = list(self.backbone.channels)
-        indivisible = [channels for channels in self.channels if channels % config.num_attention_heads]
-        if config.fusion == "sgf" and indivisible:
-            raise ValueError(
-                f"`num_attention_heads` is {config.num_attention_heads}, which does not divide the backbone's stage "
-                f"channels {self.channels}; choose a common divisor of them."
-            )
         self.encoder_channels = getattr(config.backbone_config, "num_channels", 3)
         self.stems = nn.ModuleList(self.make_stem(channels) for channels in config.modality_channels)
-        self.fusion_stages = nn.ModuleList(SgmaSemanticGuidedFusion(config, channels) for channels in self.channels)
+        self.fusion_stages = nn.ModuleList(FUSIONS[config.fusion](config, channels) for channels in self.channels)
         self.post_init()
         self.train()  # a new module is in training mode already, but with batch normalisation that is not frozen
 
@@ -159,7 +127,7 @@ class SgmaModel(SgmaPreTrainedModel):
                 has no modality at all.
             TypeError: If `pixel_values` are not floats or the mask is not bool.
         """
-        present, coverage = self._check_inputs(pixel_values, modality_mask)
+        present, coverage = check_inputs(self.config, pixel_values, modality_mask)
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         tracing = torch.compiler.is_compiling()
         host_present = None if tracing else present.tolist()
@@ -174,7 +142,7 @@ class SgmaModel(SgmaPreTrainedModel):
             if tracing or coverage is not None:
                 pixel_coverage, coverage = covered, padded.bool()
         packed, counts = self._pack(pixel_values, coverage, present, host_present)
-        position = _packed_positions(present)
+        position = packed_positions(present)
         stages = []
         if packed.shape[0]:
             with_context = tracing or any(sum(row) > 1 for row in host_present)
@@ -213,12 +181,10 @@ class SgmaModel(SgmaPreTrainedModel):
             active = [index for index, column in enumerate(zip(*host_mask, strict=True)) if any(column)]
             most = max(sum(row) for row in host_mask)
             complete = all(row[index] for row in host_mask for index in active)
-        if most == 0:
-            fused, robustness, prototypes = self._fuse_nothing(encoding)
-        elif most == 1:
-            modality = mask.int().argmax(1)
-            fused = self.fuse_single(encoding, modality, row_mask=mask.any(1))
-            robustness, prototypes = self._single_robustness(encoding, mask), None
+        if most < 2:
+            fused = self.fuse_single(encoding, mask.int().argmax(1), row_mask=mask.any(1))
+            robustness = encoding.single_robustness(mask) if FUSIONS[self.config.fusion].has_robustness else None
+            prototypes = None
         else:
             # The dense view needs every row's pairs to be packed, and what it shows to be present in every row.
             dense = host_mask is None or (complete and all(map(all, encoding.host_present)))
@@ -231,7 +197,7 @@ class SgmaModel(SgmaPreTrainedModel):
         return SgmaModelOutput(
             feature_maps=fused,
             robustness=robustness,
-            coverage=_coverage(encoding, mask),
+            coverage=encoding.coverage(mask),
             prototypes=prototypes if output_prototypes else None,
             hidden_states=fused if output_hidden_states else None,
         )
@@ -249,6 +215,18 @@ class SgmaModel(SgmaPreTrainedModel):
         Returns:
             Maps of the four stages, as `feature_maps`.
         """
+        if not encoding.stages:  # no row has anything
+            padded = [side * PAD_MULTIPLE for side in grid_size(encoding.image_size, PAD_MULTIPLE)]
+            return tuple(
+                torch.zeros(
+                    modality.shape[0],
+                    channels,
+                    *(side // stride for side in padded),
+                    dtype=self.dtype,
+                    device=modality.device,
+                )
+                for channels, stride in zip(self.channels, STAGE_STRIDES, strict=True)
+            )
         rows = torch.arange(modality.shape[0], device=modality.device)
         index = encoding.position[rows, modality].clamp_min(0)
         if row_mask is None and encoding.fractions is not None:
@@ -301,67 +279,6 @@ class SgmaModel(SgmaPreTrainedModel):
                 robustness.append(crop_padding(weights, STAGE_STRIDES[level], encoding.image_size))
         return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
 
-    def _fuse_nothing(self, encoding):
-        """Maps of zeros: no row has anything."""
-        padded = [side * PAD_MULTIPLE for side in grid_size(encoding.image_size, PAD_MULTIPLE)]
-        batch_size, device = encoding.present.shape[0], encoding.present.device
-        fused = tuple(
-            torch.zeros(batch_size, channels, *(side // stride for side in padded), dtype=self.dtype, device=device)
-            for channels, stride in zip(self.channels, STAGE_STRIDES, strict=True)
-        )
-        return fused, self._single_robustness(encoding, torch.zeros_like(encoding.present)), None
-
-    def _single_robustness(self, encoding, mask):
-        """Robustness where every row has one modality at most: 1 where that covers the cell."""
-        if self.config.fusion != "sgf":
-            return None
-        maps = []
-        for level, stride in enumerate(STAGE_STRIDES):
-            covered = mask[..., None, None].expand(-1, -1, *grid_size(encoding.image_size, stride))
-            if encoding.fractions is not None:
-                covered = covered & (crop_padding(encoding.fractions[level], stride, encoding.image_size) > 0)
-            maps.append(covered.float())
-        return tuple(maps)
-
-    def _check_inputs(self, pixel_values, modality_mask):
-        """Return which pairs are present, and the coverage of pixels unless every present pair is complete."""
-        channels = sum(self.config.modality_channels)
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            named = dict(zip(self.config.modalities, self.config.modality_channels, strict=True))
-            raise ValueError(
-                f"`pixel_values` has shape {tuple(pixel_values.shape)}; expected (batch_size, {channels}, height, "
-                f"width), the channels being {named} in this order. SgmaImageProcessor builds it."
-            )
-        if not pixel_values.is_floating_point():
-            raise TypeError(
-                f"`pixel_values` is {pixel_values.dtype}; expected normalised floats, as SgmaImageProcessor returns."
-            )
-        batch_size, modalities = pixel_values.shape[0], self.config.num_modalities
-        if modality_mask is None:
-            return pixel_values.new_ones((batch_size, modalities), dtype=torch.bool), None
-        expected = (batch_size, modalities)
-        if tuple(modality_mask.shape) not in (expected, expected + tuple(pixel_values.shape[-2:])):
-            raise ValueError(
-                f"`modality_mask` has shape {tuple(modality_mask.shape)}; expected {expected} or "
-                f"{expected + tuple(pixel_values.shape[-2:])}: batch size, modalities and, per pixel, the image."
-            )
-        if modality_mask.dtype != torch.bool:
-            raise TypeError(f"`modality_mask` is {modality_mask.dtype}; expected bool, True where there is data.")
-        modality_mask = modality_mask.to(pixel_values.device)
-        if modality_mask.ndim == 4:
-            present = modality_mask.flatten(2).any(2)
-            simple = (modality_mask.flatten(2).all(2) | ~present).all() & present.any(1).all()
-            if not torch.compiler.is_compiling() and bool(simple):
-                return present, None
-            return present, modality_mask
-        if not torch.compiler.is_compiling() and not bool(modality_mask.any(1).all()):
-            empty = (~modality_mask.any(1)).nonzero().flatten().tolist()
-            raise ValueError(
-                f"`modality_mask` has no modality at all in row(s) {empty}; leave such rows out, or give a mask per "
-                "pixel, (batch_size, num_modalities, height, width), to have them returned as uncovered."
-            )
-        return modality_mask, None
-
     def _pack(self, pixel_values, coverage, present, host_present):
         """Stack the present pairs, modality by modality, in the encoder's channels; as of 0 where nothing covers."""
         packed, counts = [], []
@@ -405,24 +322,6 @@ def _restride_single(module, inputs):
     _, channels, height, width = maps.shape
     strides = (height * width * channels, 1, width * channels, channels)
     return (maps.as_strided(maps.shape, strides),) if maps.stride()[2:] == strides[2:] else None
-
-
-def _packed_positions(present: torch.Tensor) -> torch.Tensor:
-    """Index of every present pair in modality-major order, -1 for the absent."""
-    if torch.compiler.is_compiling():  # all pairs are computed: the shapes do not depend on the mask
-        batch_size, modalities = present.shape
-        rows = torch.arange(batch_size, device=present.device).unsqueeze(1)
-        return rows + batch_size * torch.arange(modalities, device=present.device)
-    by_modality = present.t()
-    order = by_modality.flatten().cumsum(0).view_as(by_modality) - 1
-    return torch.where(by_modality, order, -1).t()
-
-
-def _coverage(encoding: SgmaEncoding, mask: torch.Tensor) -> torch.Tensor:
-    """Pixels that any of the modalities in the mask covers, (B, H, W)."""
-    if encoding.pixel_coverage is None:
-        return mask.any(1)[:, None, None].expand(-1, *encoding.image_size)
-    return (encoding.pixel_coverage & mask[..., None, None]).any(1)
 
 
 class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
@@ -503,13 +402,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
     ) -> SgmaSemanticSegmenterOutput:
         """Predict from an encoding with all or some of its modalities; see [`SgmaModel.fuse`]."""
         fused = self.sgma.fuse(encoding, subset_mask, **kwargs)
-        return SgmaSemanticSegmenterOutput(
-            logits=self._decode(fused.feature_maps, encoding.image_size),
-            robustness=fused.robustness,
-            coverage=fused.coverage,
-            prototypes=fused.prototypes,
-            hidden_states=fused.hidden_states,
-        )
+        return self._output(fused, logits=self._decode(fused.feature_maps, encoding.image_size))
 
     @can_return_tuple
     def forward(
@@ -554,79 +447,56 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         ```
         """
         if labels is not None:
-            labels = self._check_labels(labels, pixel_values)
+            labels = check_labels(self.config, labels, pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         encoding = self.encode(pixel_values, modality_mask)
         fused = self.sgma.fuse(
             encoding, output_prototypes=bool(output_prototypes), output_hidden_states=output_hidden_states
         )
-        output = SgmaSemanticSegmenterOutput(
-            robustness=fused.robustness,
-            coverage=fused.coverage,
-            prototypes=fused.prototypes,
-            hidden_states=fused.hidden_states,
-        )
         if labels is not None and encoding.pixel_coverage is not None:
             # Nothing can be learnt where nothing covers, and the prediction is nodata there.
             labels = torch.where(fused.coverage, labels, self.config.semantic_loss_ignore_index)
         if labels is not None and self.training and self.config.mas_loss_weight and encoding.stages:
-            self._add_sampling_branch(output, encoding, fused, labels, sampling_noise, num_items_in_batch)
+            fields = self._with_sampling_branch(encoding, fused, labels, sampling_noise, num_items_in_batch)
         else:
-            output.logits = self._decode(fused.feature_maps, encoding.image_size)
+            fields = {"logits": self._decode(fused.feature_maps, encoding.image_size)}
             if labels is not None:
-                self._set_loss(output, self._row_losses(output.logits, labels), None, num_items_in_batch)
-        # A field set later stands last; as a tuple the output goes by order, and loss and logits come first.
-        return SgmaSemanticSegmenterOutput(**output)
+                losses = self._row_losses(fields["logits"], labels)
+                fields |= weigh_losses(self.config, losses, None, num_items_in_batch)
+        return self._output(fused, **fields)
 
-    def _add_sampling_branch(self, output, encoding, fused, labels, sampling_noise, num_items_in_batch):
+    def _output(self, fused, **fields):
+        shared = {name: value for name, value in fused.items() if name != "feature_maps"}
+        return SgmaSemanticSegmenterOutput(**fields, **shared)
+
+    def _with_sampling_branch(self, encoding, fused, labels, sampling_noise, num_items_in_batch):
         """Draw one modality per row, pass it alone through SGF and the head, and supervise that prediction too.
 
         A row with one modality is drawn with certainty, its L_MAS equals its L_SGF; it is counted like any other row.
         """
-        fractions = encoding.fractions
-        if fractions is not None:
-            fractions = [
-                crop_padding(fraction, stride, encoding.image_size)
-                for fraction, stride in zip(fractions, STAGE_STRIDES, strict=True)
-            ]
-        exponent = self.config.mas_exponent
-        probabilities = modality_sampling_probabilities(fused.robustness, fractions, encoding.present, exponent)
+        probabilities = modality_sampling_probabilities(
+            fused.robustness, encoding.cropped_fractions(), encoding.present, self.config.mas_exponent
+        )
         if sampling_noise is None:
             sampling_noise = torch.rand(labels.shape[0], device=labels.device)
         sampled = sample_modality(probabilities, sampling_noise.to(labels.device))
         single = self.sgma.fuse_single(encoding, sampled)
-        logits = self._decode(
-            tuple(torch.cat(maps) for maps in zip(fused.feature_maps, single, strict=True)), encoding.image_size
-        )
-        output.logits, single_logits = logits.chunk(2)
+        maps = tuple(torch.cat(pair) for pair in zip(fused.feature_maps, single, strict=True))
+        logits, single_logits = self._decode(maps, encoding.image_size).chunk(2)
         single_labels = labels
         if encoding.pixel_coverage is not None:
             rows = torch.arange(labels.shape[0], device=labels.device)
             covered = encoding.pixel_coverage[rows, sampled]
             single_labels = torch.where(covered, labels, self.config.semantic_loss_ignore_index)
-        output.sampling_probabilities, output.sampled_modality = probabilities, sampled
-        output.sampled_logits = single_logits.detach()
-        losses = self._row_losses(output.logits, labels), self._row_losses(single_logits, single_labels)
-        self._set_loss(output, *losses, num_items_in_batch)
-
-    def _set_loss(self, output, fused_losses, sampled_losses, num_items_in_batch):
-        """Weigh and add the two terms.
-
-        Both are divided by the pixels of the fused prediction: where the drawn modality covers less, its term weighs
-        less (ours; the paper has no partial coverage), and the divisor is known before anything is drawn.
-        """
-        sums, counts = fused_losses
-        valid = counts.sum().clamp_min(1)
-        divisor = valid if num_items_in_batch is None else num_items_in_batch
-        output.loss = self.config.sgf_loss_weight * sums.sum() / divisor
-        output.loss_dict = {"loss_sgf": sums.detach().sum() / valid}
-        output.row_losses = sums.detach() / counts  # 0 / 0 is NaN, as documented
-        if sampled_losses is not None:
-            sums, counts = sampled_losses
-            output.loss = output.loss + self.config.mas_loss_weight * sums.sum() / divisor
-            output.loss_dict["loss_mas"] = sums.detach().sum() / valid
-            output.sampled_row_losses = sums.detach() / counts
+        losses = self._row_losses(logits, labels), self._row_losses(single_logits, single_labels)
+        return {
+            "logits": logits,
+            "sampling_probabilities": probabilities,
+            "sampled_modality": sampled,
+            "sampled_logits": single_logits.detach(),
+            **weigh_losses(self.config, *losses, num_items_in_batch),
+        }
 
     def _decode(self, feature_maps, image_size):
         return crop_padding(self.decode_head(feature_maps), LOGITS_STRIDE, image_size)
@@ -639,23 +509,6 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             class_weights=self.config.class_weights,
             dice_weight=self.config.dice_loss_weight,
         )
-
-    def _check_labels(self, labels, pixel_values):
-        expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
-        if tuple(labels.shape) != expected:
-            raise ValueError(f"`labels` has shape {tuple(labels.shape)}; expected {expected}, as the images have.")
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"`labels` is {labels.dtype}; expected integers, one class index per pixel.")
-        labels = labels.long()
-        if not torch.compiler.is_compiling():
-            ignore_index = self.config.semantic_loss_ignore_index
-            wrong = (labels != ignore_index) & ((labels < 0) | (labels >= self.config.num_labels))
-            if bool(wrong.any()):
-                raise ValueError(
-                    f"`labels` holds {labels[wrong].unique()[:10].tolist()}; expected classes 0 to "
-                    f"{self.config.num_labels - 1}, or {ignore_index} for pixels to ignore. Remap the labels."
-                )
-        return labels
 
 
 __all__ = ["SgmaForSemanticSegmentation", "SgmaModel", "SgmaPreTrainedModel"]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from ..model.cells_sgma import LOGITS_STRIDE, grid_size, touched_cells
-from ..model.modeling_sgma import SgmaEncoding, SgmaForSemanticSegmentation
+from ..model.encoding_sgma import SgmaEncoding
+from ..model.modeling_sgma import SgmaForSemanticSegmentation
 
 
 @torch.no_grad()

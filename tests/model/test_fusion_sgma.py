@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from sgma_hf.model.fusion_sgma import SgmaDepthwiseConvolution
+from sgma_hf.model.layers_sgma import SgmaDepthwiseConvolution
 
 
 @pytest.mark.parametrize("size", [(2, 3), (5, 5), (9, 12)])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import spread_weights, tiny_model
 
-from sgma_hf.model.sampling_sgma import modality_sampling_probabilities, sample_modality
+from sgma_hf.model.losses_sgma import modality_sampling_probabilities, sample_modality
 
 
 ALL = torch.tensor([[True, True, True]])

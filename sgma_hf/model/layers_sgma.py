@@ -1,0 +1,344 @@
+"""The layers of SGMA (arXiv:2603.02505): the way into the encoder, MP, CSF, SP, RP and the decode head.
+
+In the comments: B rows, M modalities, P present (row, modality) pairs, K classes, C channels and N = h * w positions
+of a stage, A heads of D channels. Tokens are channels last, (..., N, C).
+"""
+
+import torch
+from torch import nn
+
+from .cells_sgma import resize
+from .configuration_sgma import SgmaConfig
+
+
+PROJECTOR_KERNEL_SIZES = (11, 7, 3)
+# Added to the scores of what is absent: its softmax weight is exactly 0 beside anything present, and a position
+# without any modality stays finite, which -inf would not.
+ABSENT_SCORE = -1e9
+ADAPTER_INIT_RANGE = 1.5  # normalised values are mostly in [-1.5, 1.5]
+
+
+class SgmaLinear(nn.Linear):
+    """A linear map whose initial weights keep the variance of its input, since SGF has no norms."""
+
+
+class SgmaIdentityLinear(nn.Linear):
+    """A linear map that starts as the identity."""
+
+
+class SgmaConv2d(nn.Conv2d):
+    """A convolution whose initial weights keep the variance of its input up to a constant."""
+
+
+def to_tokens(maps: torch.Tensor) -> torch.Tensor:
+    """(P, C, h, w) -> (P, N, C), channels last in memory."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def to_maps(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, N, C) -> (B, C, h, w), a view."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def softmax(scores: torch.Tensor, dim: int) -> torch.Tensor:
+    """Softmax in float32 at least, also under autocast."""
+    return torch.softmax(scores, dim, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+class SgmaAdapterInput(nn.Conv2d):
+    """First layer of an adapter; its initial weights and biases put the bends where normalised values lie."""
+
+
+class SgmaAdapterOutput(nn.Conv2d):
+    """Last layer of an adapter; it is 0 in a new model."""
+
+
+class SgmaModalityAdapter(nn.Module):
+    """A small perceptron of the bands of every pixel (ours; the paper has none).
+
+    An encoder that all modalities share is not told which of them it sees, and their values are distributed
+    differently. The adapter, one for each modality, adds what tells it. Its output is 0 in a new model, so that a
+    pretrained encoder starts from what it knows.
+    """
+
+    def __init__(self, channels: int, encoder_channels: int, size: int):
+        super().__init__()
+        self.hidden = SgmaAdapterInput(channels, size, 1)
+        self.output = SgmaAdapterOutput(size, encoder_channels, 1)
+
+    def forward(self, rasters: torch.Tensor) -> torch.Tensor:
+        """(pairs, channels, height, width) -> (pairs, encoder_channels, height, width)."""
+        return self.output(nn.functional.gelu(self.hidden(rasters)))
+
+
+class SgmaModalityStem(nn.Module):
+    """Brings one modality's bands to the number that the encoder takes, and adds what its adapter says.
+
+    As many bands as the encoder takes go in as they are and one band is repeated, so that a pretrained first layer
+    sees what it knows; any other number is brought there by a 1x1 convolution.
+
+    Args:
+        channels: Bands of the modality.
+        encoder_channels: Bands that the encoder takes.
+        adapter_size: Hidden channels of the adapter; 0 for none.
+    """
+
+    def __init__(self, channels: int, encoder_channels: int, adapter_size: int):
+        super().__init__()
+        self.encoder_channels = encoder_channels
+        self.projection = self.adapter = None
+        if channels not in (1, encoder_channels):
+            self.projection = SgmaConv2d(channels, encoder_channels, 1, bias=False)
+        if adapter_size:
+            self.adapter = SgmaModalityAdapter(channels, encoder_channels, adapter_size)
+
+    def forward(self, rasters: torch.Tensor) -> torch.Tensor:
+        """(pairs, channels, height, width) -> (pairs, encoder_channels, height, width)."""
+        bands = rasters if self.projection is None else self.projection(rasters)
+        bands = bands.expand(-1, self.encoder_channels, -1, -1)
+        return bands if self.adapter is None else bands + self.adapter(rasters)
+
+
+class SgmaDepthwiseConvolution(torch.autograd.Function):
+    """A depthwise convolution that keeps the size, and whose gradients are depthwise convolutions as well.
+
+    The gradient of the kernels correlates the features with the gradient of the output: a convolution with the latter
+    as kernels, one group for each row and channel. On a CPU that is faster than torch's own, by far where the map is
+    small.
+    """
+
+    @staticmethod
+    def forward(features: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        """Features (P, C, h, w) and kernels (C, 1, size, size), size odd, -> (P, C, h, w)."""
+        return nn.functional.conv2d(features, kernel, padding=kernel.shape[-1] // 2, groups=kernel.shape[0])
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+        """Keep the inputs."""
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Gradients of the features and the kernels."""
+        features, kernel = (saved.to(gradient.dtype) for saved in ctx.saved_tensors)  # another one under autocast
+        pairs, channels, *size = features.shape
+        of_features = of_kernel = None
+        if ctx.needs_input_grad[0]:
+            of_features = SgmaDepthwiseConvolution.forward(gradient, kernel.flip(-2, -1))
+        if ctx.needs_input_grad[1]:
+            groups = pairs * channels
+            by_group = features.reshape(1, groups, *size), gradient.reshape(groups, 1, *size)
+            of_kernel = nn.functional.conv2d(*by_group, padding=kernel.shape[-1] // 2, groups=groups)
+            of_kernel = of_kernel.view(pairs, *kernel.shape).sum(0)
+        return of_features, of_kernel
+
+
+class SgmaTokens(nn.Module):
+    """The features as they are: what is left of MP without its weights, for the baseline `fusion="mean"`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """One modality's features (pairs, channels, height, width) -> tokens (pairs, positions, channels)."""
+        return to_tokens(features)
+
+
+class SgmaPointwiseProjector(nn.Module):
+    """A 1x1 convolution: what is left of MP without its context, for the baseline `fusion="pointwise_mean"`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.pointwise = SgmaLinear(channels, channels, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """One modality's features (pairs, channels, height, width) -> tokens (pairs, positions, channels)."""
+        return self.pointwise(to_tokens(features))
+
+
+class SgmaModalityProjector(nn.Module):
+    """MP: three depthwise convolutions (11x11, 7x7, 3x3) in parallel, summed, then a 1x1 convolution.
+
+    One for each modality and stage; it carries a modality's features into the common semantic space. No biases and no
+    norms: with them left out the parameters add up to the paper's count. The paper does not say how the three
+    branches are joined; the count leaves only a sum (a concatenation would need 3 C^2 weights).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.depthwise = nn.ModuleList(
+            SgmaConv2d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
+            for size in PROJECTOR_KERNEL_SIZES
+        )
+        self.pointwise = SgmaLinear(channels, channels, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """One modality's features (pairs, channels, height, width) -> tokens (pairs, positions, channels)."""
+        # Nothing stands between the branches and their sum, so one convolution with the summed kernels is the same.
+        largest = PROJECTOR_KERNEL_SIZES[0]
+        kernel = sum(
+            nn.functional.pad(conv.weight, [(largest - conv.kernel_size[0]) // 2] * 4) for conv in self.depthwise
+        )
+        if self.training and features.device.type == "cpu":  # where it is measured to be faster
+            features = SgmaDepthwiseConvolution.apply(features, kernel)
+        else:
+            features = nn.functional.conv2d(features, kernel, padding=largest // 2, groups=kernel.shape[0])
+        return self.pointwise(to_tokens(features))
+
+
+class SgmaSemanticFilter(nn.Module):
+    """CSF: a 1x1 convolution, shared by the modalities, that scores how well a position stands for each class."""
+
+    def __init__(self, channels: int, num_labels: int):
+        super().__init__()
+        self.classifier = SgmaLinear(channels, num_labels, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., channels) -> (..., num_labels)."""
+        return self.classifier(tokens)
+
+
+def class_prototypes(logits: torch.Tensor, tokens: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Average a row's features into one global prototype per class.
+
+    The paper sums over modalities and positions; the softmax over both, which makes it an average whatever the size
+    of the image and the number of modalities, is ours.
+
+    Args:
+        logits: Scores of the semantic filter, (batch_size, num_modalities, positions, num_labels).
+        tokens: Projected features, (batch_size, num_modalities, positions, channels).
+        bias: Logarithm of the covered fraction of every cell, (batch_size, num_modalities, positions), or None.
+
+    Returns:
+        Prototypes of shape (batch_size, num_labels, channels).
+    """
+    logits = logits.flatten(1, 2)  # (B, M * N, K)
+    if bias is not None:
+        logits = logits + bias.expand(tokens.shape[:3]).flatten(1, 2).unsqueeze(-1)
+    weights = softmax(logits, dim=1).to(tokens.dtype)
+    prototypes = weights.transpose(1, 2) @ tokens.flatten(1, 2)  # (B, K, C)
+    if bias is not None:  # a row without anything has the zero vector, not a mean over what is absent
+        covered = (bias > ABSENT_SCORE).flatten(1).any(1)
+        prototypes = torch.where(covered[:, None, None], prototypes, 0)
+    return prototypes
+
+
+class SgmaPerceptron(nn.Module):
+    """The four projections of multi-head attention, without biases.
+
+    Values and output start as the identity (ours), so that a new model averages what its projectors make, each
+    modality weighted by its robustness; from random maps SGF learns more slowly than from that mean.
+    """
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = SgmaLinear(channels, channels, bias=False)
+        self.key = SgmaLinear(channels, channels, bias=False)
+        self.value = SgmaIdentityLinear(channels, channels, bias=False)
+        self.output = SgmaIdentityLinear(channels, channels, bias=False)
+
+
+class SgmaSpatialPerceptron(SgmaPerceptron):
+    """SP: multi-head attention at every position, from the class prototypes to the modalities there.
+
+    Its mean over the classes, the semantic reference feature, is all that is used of its output. Values and output
+    projection are linear, so the attention weights can be averaged over the classes first, and no tensor of
+    positions x classes x channels is needed. Likewise the keys are never built: their projection is applied to the
+    few queries instead of the many positions. Both are exact.
+    """
+
+    def forward(
+        self, prototypes: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Compute the semantic reference feature.
+
+        Args:
+            prototypes: Queries, (batch_size, num_labels, channels).
+            tokens: Projected features, (batch_size, num_modalities, positions, channels).
+            values: `self.value(tokens)`.
+            bias: Added to the scores, (batch_size, num_modalities, positions), or None.
+
+        Returns:
+            Reference feature of shape (batch_size, positions, channels).
+        """
+        _, num_modalities, positions, channels = tokens.shape
+        head_dim = channels // self.num_heads
+        query = self.query(prototypes).unflatten(2, (self.num_heads, head_dim)) * head_dim**-0.5  # (B, K, A, D)
+        key_weight = self.key.weight.unflatten(0, (self.num_heads, head_dim))  # (A, D, C)
+        query = torch.einsum("bkad,adc->bcak", query, key_weight).flatten(2)  # (B, C, A * K)
+        scores = tokens.flatten(1, 2) @ query  # (B, M * N, A * K)
+        scores = scores.unflatten(1, (num_modalities, positions))
+        if bias is not None:
+            scores = scores + bias.unsqueeze(-1)
+        weights = softmax(scores, dim=1).unflatten(3, (self.num_heads, -1)).mean(-1)  # (B, M, N, A)
+        return self.output(weighted_sum(weights, values))
+
+
+class SgmaRobustnessPerceptron(SgmaPerceptron):
+    """RP: multi-head attention at every position, from the semantic reference feature to the modalities there.
+
+    Its weights are the robustness maps, its output the fused map.
+    """
+
+    def forward(
+        self, reference: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weigh and fuse the modalities.
+
+        Args:
+            reference: Semantic reference feature, (batch_size, positions, channels).
+            keys: `self.key(tokens)`, (batch_size, num_modalities, positions, channels).
+            values: `self.value(tokens)`, of the same shape.
+            bias: Added to the scores, (batch_size, num_modalities, positions), or None.
+
+        Returns:
+            The fused tokens, (batch_size, positions, channels), and the robustness, float32 in [0, 1], of shape
+            (batch_size, num_modalities, positions).
+        """
+        head_dim = keys.shape[-1] // self.num_heads
+        query = (self.query(reference) * head_dim**-0.5).unflatten(2, (self.num_heads, head_dim))  # (B, N, A, D)
+        keys = keys.unflatten(3, (self.num_heads, head_dim)).unbind(1)
+        # Products of matrices would be tiny here, D x 1 at every position and head, and slow in the backward pass; for
+        # one product over all modalities torch.export guards on strides, and so on the batch size it was traced with.
+        scores = torch.stack([(query * key).sum(-1) for key in keys], dim=1)  # (B, M, N, A)
+        if bias is not None:
+            scores = scores + bias.unsqueeze(-1)
+        weights = softmax(scores, dim=1)
+        if bias is not None:  # where nothing covers, the softmax is uniform over absent modalities
+            weights = weights * (bias > ABSENT_SCORE).unsqueeze(-1)
+        return self.output(weighted_sum(weights, values)), weights.mean(-1)
+
+
+def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Sum values (B, M, N, A * D) over the modalities with weights per head, (B, M, N, A) -> (B, N, A * D)."""
+    values = values.unflatten(3, (weights.shape[3], -1))
+    return (weights.to(values.dtype).unsqueeze(-1) * values).sum(1).flatten(2)
+
+
+class SgmaDecodeHead(nn.Module):
+    """All-MLP head: the four stages, brought to one width, are upsampled, summed and classified.
+
+    The paper does not name its head; this is SegFormer's (arXiv:2105.15203), whose two consecutive linear maps are
+    one here, applied before the upsampling (both commute with it), and whose batch normalisation is a layer
+    normalisation at every position: no pixel's class depends on the other rows of a batch or on the size of the tile.
+    """
+
+    def __init__(self, config: SgmaConfig, channels: list[int]):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.linears = nn.ModuleList(SgmaLinear(stage_channels, width) for stage_channels in channels)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.classifier_dropout_prob)
+        # Not transformers' usual weights of 0.02: with them, training stalls at the classes' shares for long.
+        self.classifier = SgmaLinear(width, config.num_labels)
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Fused maps of the four stages -> logits (batch_size, num_labels, height / 4, width / 4)."""
+        size = feature_maps[0].shape[-2:]
+        hidden = None
+        for linear, maps in zip(self.linears, feature_maps, strict=True):
+            maps = linear(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, width, h, w)
+            hidden = maps if hidden is None else hidden + resize(maps, size)
+        hidden = nn.functional.relu(self.norm(hidden.permute(0, 2, 3, 1)))  # (B, h, w, width)
+        return self.classifier(self.dropout(hidden)).permute(0, 3, 1, 2)

@@ -150,11 +150,10 @@ def command_line(arguments: Sequence[str] | None = None) -> str | None:
     name = os.path.basename(os.path.dirname(program) if is_module else program)
     if arguments is None and (name in ("", "-c", "-m") or name.startswith(_NO_COMMANDS)):
         return None
-    words = (
-        ["python", os.path.relpath(program) if os.path.isfile(program) else name] if name.endswith(".py") else [name]
-    )
-    if len(words) > 1 and words[1].startswith(".."):
-        words[1] = name
+    words = [name]
+    if name.endswith(".py"):
+        path = os.path.relpath(program) if os.path.isfile(program) else name
+        words = ["python", name if path.startswith("..") else path]
     return shlex.join([*words, *map(_without_folders, redact_tokens(rest))])
 
 

@@ -187,7 +187,9 @@ def plot_modality_board(
     require_matplotlib()
     images = {name: images.get(name) for name in processor.modalities}
     present = [name for name, raster in images.items() if raster is not None]
-    subsets = _leave_one_out(present) if subsets is None else [list(names) for names in subsets]
+    if subsets is None:
+        without_one = [[other for other in present if other != name] for name in present]
+        subsets = [present, *filter(None, without_one)]
     for names in subsets:
         if not names or not set(names) <= set(present):
             raise ValueError(f"`subsets` holds {names}; expected names among those that the sample has, {present}.")
@@ -219,14 +221,12 @@ def _predict_subsets(
     processor: Any,
     images: Mapping[str, Any],
     label: np.ndarray | None,
-    subsets: list[list[str]],
+    subsets: Sequence[Sequence[str]],
     stages: Sequence[int | None],
 ) -> tuple[list[np.ndarray], list[dict[str, np.ndarray]] | None]:
     """Class ids per subset, and the first one's robustness maps by modality, per stage (None if there are none)."""
     size = None if label is None else [label.shape]
-    inputs = processor(
-        images=[dict(images)], return_tensors="pt", segmentation_maps=None if label is None else [label]
-    )
+    inputs = processor([images], segmentation_maps=None if label is None else [label])
     was_training = model.training
     model.eval()
     try:
@@ -263,12 +263,6 @@ def _as_read(value: Any, processor: Any, name: str) -> np.ndarray | None:
     if raster.valid is None:
         return values
     return np.ma.MaskedArray(values, np.broadcast_to(~raster.valid[..., None], values.shape))
-
-
-def _leave_one_out(present: list[str]) -> list[list[str]]:
-    if len(present) == 1:
-        return [present]
-    return [present, *([other for other in present if other != name] for name in present)]
 
 
 def _subset_title(names: Sequence[str], present: Sequence[str]) -> str:

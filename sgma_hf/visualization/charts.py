@@ -3,6 +3,7 @@
 The figures are `matplotlib.figure.Figure` objects, made without pyplot: nothing pops up, and no state is left behind.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # For lines on white: of `SAFE_COLORS`, those that are dark enough, each with a marker of its own.
-_LINE_COLORS = tuple(SAFE_COLORS[index] for index in (4, 1, 3, 5, 7, 6, 8))
+_LINE_COLORS = [np.array(SAFE_COLORS[index]) / 255 for index in (4, 1, 3, 5, 7, 6, 8)]
 _MARKERS = "osD^vPX*"
 
 
@@ -58,10 +59,10 @@ def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = Non
     colors = [matplotlib.colormaps[ROBUSTNESS_COLORMAP](share) for share in (0.0, 0.3, 0.6, 0.8)]
     _show_lines(axes[1, 0], stages, title="Prototype drift (1 - cosine)", colors=colors)
     shown = [entry for entry in evaluations if entry["name"] == evaluations[0]["name"]]
-    separation = {
-        name: ([entry["epoch"] for entry in shown], [_mean(entry["separation"][name]) for entry in shown])
-        for name in names
-    }
+    separation = {name: ([entry["epoch"] for entry in shown], []) for name in names}
+    for name, entry in itertools.product(names, shown):
+        defined = [value for value in entry["separation"][name] if value is not None]
+        separation[name][1].append(sum(defined) / len(defined) if defined else None)
     _show_lines(axes[1, 1], separation, title="Silhouette (mean of the stages)")
     for column, key, heading in ((2, "class_robustness", "Robustness"), (3, "single_iou", "IoU alone")):
         last = {name: epochs[-1]["modalities"][name][key] for name in names}
@@ -82,7 +83,7 @@ def plot_robustness_matrix(
 
     Args:
         robustness_per_class: Class -> modality -> mean share of reliance in [0, 1], as
-            `sgma_hf.evaluation.combinations.scenes.evaluate_scene` returns it; None for a class that does not occur.
+            `sgma_hf.evaluation.scenes.evaluate_scene` returns it; None for a class that does not occur.
         title: Heading of the figure.
 
     Returns:
@@ -105,18 +106,11 @@ def plot_robustness_matrix(
     axes.set_xticks(range(len(modalities)), modalities, fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.tick_params(length=0)
-    for (row, column), share in np.ndenumerate(shares):
-        color = "black" if share > 0.6 else "white"  # viridis is dark below, bright above
-        axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=color)
+    _write_shares(axes, shares, fontsize=8)
     add_colorbar(figure, image, ax=axes, ticks=(0, 0.5, 1))
     if title:
         axes.set_title(title, fontsize=9, fontweight="bold")
     return figure
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined else None
 
 
 def _show_lines(
@@ -125,31 +119,21 @@ def _show_lines(
     *,
     title: str,
     limits: tuple[float, float] | None = None,
-    colors: Sequence[Any] | None = None,
+    colors: Sequence[Any] = _LINE_COLORS,
 ) -> None:
     """Draw values over epochs, a line per name; nothing where a value is None."""
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=7, width=0.5, length=2.5)
     axes.grid(linewidth=0.4, color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
-    if colors is None:
-        colors = [np.array(color) / 255 for color in _LINE_COLORS]
-    for index, (name, (epochs, values)) in enumerate(lines.items()):
-        values = [np.nan if value is None else value for value in values]
-        axes.plot(
-            epochs,
-            values,
-            label=name,
-            color=colors[index % len(colors)],
-            marker=_MARKERS[index % len(_MARKERS)],
-            markersize=3,
-            markevery=max(1, len(values) // 12),
-            linewidth=1.2,
-        )
+    looks = zip(itertools.cycle(colors), itertools.cycle(_MARKERS), strict=True)
+    for (name, (epochs, values)), (color, marker) in zip(lines.items(), looks, strict=False):
+        values, every = np.array(values, dtype=np.float64), max(1, len(values) // 12)
+        style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1.2}
+        axes.plot(epochs, values, label=name, markevery=every, **style)
     if all(value is None for _, values in lines.values() for value in values):
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", fontsize=8)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
     elif limits is not None:
         axes.set_ylim(*limits)
 
@@ -161,16 +145,21 @@ def _show_classes(
     axes.set_title(title, fontsize=9)
     unknown = [None] * len(class_names)
     matrix = np.array([values[name] or unknown for name in values], dtype=np.float64).T  # (K, M)
-    shown = np.ma.masked_invalid(matrix)
     axes.set_facecolor(GAP_COLOR)
-    image = axes.imshow(shown, cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    image = axes.imshow(
+        np.ma.masked_invalid(matrix), cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+    )
     axes.set_xticks(range(len(values)), list(values))
     step = -(-len(class_names) // 25)  # more lines of text than that would run into each other
     axes.set_yticks(range(0, len(class_names), step), [str(name) for name in class_names[::step]])
     axes.tick_params(labelsize=7 if len(class_names) <= 15 else 6, width=0.5, length=2)
     if matrix.shape[0] <= 12 and matrix.shape[1] <= 6:
-        for (row, column), value in np.ndenumerate(matrix):
-            text = "–" if np.isnan(value) else f"{value:.2f}"
-            color = "black" if np.isnan(value) or value > 0.6 else "white"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+        _write_shares(axes, matrix, fontsize=7)
     return image
+
+
+def _write_shares(axes: "Axes", matrix: np.ndarray, *, fontsize: int) -> None:
+    for (row, column), share in np.ndenumerate(matrix):
+        text = "–" if np.isnan(share) else f"{share:.2f}"
+        color = "black" if np.isnan(share) or share > 0.6 else "white"  # viridis is dark below, bright above
+        axes.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=color)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import checkpoint_modalities, choose_device
 from sgma_hf.data.command_line import Parser, report_errors
+from sgma_hf.model.fusion_sgma import FUSIONS
 from sgma_hf.prediction import EXTRAS
 
 
@@ -124,7 +125,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
     extras = args.extras
     if extras is None:
         is_picture = args.output.lower().endswith(PNG_SUFFIXES)
-        extras = ["robustness"] if is_picture and config.fusion == "sgf" else []
+        extras = ["robustness"] if is_picture and FUSIONS[config.fusion].has_robustness else []
     # What cannot be written is said before gigabytes of weights are loaded.
     inputs = [RasterInput.parse(path).path for paths in rasters.values() for path in paths]
     layers = plan_layers(config, list(rasters), extras)
@@ -192,5 +193,5 @@ def _report(prediction: Any, config: Any) -> None:
         print(f"{path!s:<{space}}  {meaning}")
     for path in prediction.removed:
         print(f"{path!s:<{space}}  removed: it belonged to an earlier map")
-    if config.fusion != "sgf":
+    if not FUSIONS[config.fusion].has_robustness:
         print(f"no robustness maps: this checkpoint fuses by {config.fusion!r}")

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..data.codec import whole_numbers
 from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.fusion_sgma import FUSIONS
 from ..prediction.maps import predict_raster
 from ..rasters.bands import BandSelection
 from ..rasters.files import read_info
@@ -156,7 +157,7 @@ def evaluate_scene(
     robustness = None
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
         for names in combinations:
-            complete = set(names) == set(given) and len(given) > 1 and config.fusion == "sgf"
+            complete = set(names) == set(given) and len(given) > 1 and FUSIONS[config.fusion].has_robustness
             files = predict_raster(
                 model,
                 processor,

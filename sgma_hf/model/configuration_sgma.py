@@ -23,7 +23,7 @@ MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred ba
 IGNORE_INDEX = 255  # of a pixel without a label; label maps are uint8
 MAX_LABELS = IGNORE_INDEX
 MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
-FUSIONS = ("sgf", "mean", "pointwise_mean", "projector_mean")
+FUSION_NAMES = ("sgf", "mean", "pointwise_mean", "projector_mean")
 
 FORMAT_VERSION = 1
 # What transformers itself writes into a configuration, or passes on while loading, beside the declared fields.
@@ -225,8 +225,8 @@ class SgmaConfig(PreTrainedConfig):
         self._check_values()
 
     def _check_values(self):
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"`fusion` is {self.fusion!r}; expected one of {list(FUSIONS)}.")
+        if self.fusion not in FUSION_NAMES:
+            raise ValueError(f"`fusion` is {self.fusion!r}; expected one of {list(FUSION_NAMES)}.")
         check_num_labels(self.num_labels)
         sizes = (("num_attention_heads", 1, 64), ("decoder_hidden_size", 1, 8192), ("modality_adapter_size", 0, 1024))
         for name, lower, upper in sizes:

@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.fusion_sgma import FUSIONS
 from ..rasters.files import PILLOW_ERRORS, open_quietly
 from ..rasters.raster import Georeference, require_rasterio
 from ..visualization.palette import colorize, default_palette
@@ -70,7 +71,7 @@ def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -
     if unknown:
         raise ValueError(f"There is no output {unknown[0]!r}; expected some of {list(EXTRAS)}.")
     needs_robustness = [name for name in extras if name in ("robustness", "decision")]
-    if needs_robustness and config.fusion != "sgf":
+    if needs_robustness and not FUSIONS[config.fusion].has_robustness:
         raise ValueError(
             f"Output {needs_robustness[0]!r} needs robustness, but this checkpoint fuses by {config.fusion!r}, which "
             "has none. Leave it out, or use a checkpoint with `fusion='sgf'`."

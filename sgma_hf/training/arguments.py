@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import SchedulerType, TrainingArguments
 
-from ..model.configuration_sgma import FUSIONS, SgmaConfig
+from ..model.configuration_sgma import FUSION_NAMES, SgmaConfig
 
 
 # Encoders by name.
@@ -205,7 +205,7 @@ class RunArguments:
             "help": "Hidden channels of a new model's adapter of each modality; 0, the paper's model, has none."
         },
     )
-    fusion: str = field(default="sgf", metadata={"help": "How a new model fuses.", "choices": list(FUSIONS)})
+    fusion: str = field(default="sgf", metadata={"help": "How a new model fuses.", "choices": list(FUSION_NAMES)})
     mas_loss_weight: float = field(
         default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
     )

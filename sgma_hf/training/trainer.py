@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.prepared_rows import check_processor
+from ..model.fusion_sgma import FUSIONS
 from ..publishing.record import TrainingRecord
 from .arguments import SgmaTrainingArguments
 from .checkpoints import (
@@ -226,7 +227,7 @@ class SgmaTrainer(HubTrainer):
             config.num_labels,
             config.semantic_loss_ignore_index,
             self.args.device,
-            stage_channels=self.model.sgma.channels if config.fusion == "sgf" else (),
+            stage_channels=self.model.sgma.channels if FUSIONS[config.fusion].has_robustness else (),
         )
         self.dynamics = LearningDynamics(list(config.modalities), config.class_names)
         self._row_weights = None

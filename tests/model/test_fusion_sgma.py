@@ -2,7 +2,17 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
+from sgma_hf.model.configuration_sgma import FUSION_NAMES
+from sgma_hf.model.fusion_sgma import FUSIONS
 from sgma_hf.model.layers_sgma import SgmaDepthwiseConvolution
+
+
+def test_every_name_that_a_configuration_takes_has_its_class():
+    assert tuple(FUSIONS) == FUSION_NAMES
+    for name, fusion in FUSIONS.items():
+        model = tiny_model(fusion=name)
+        assert {type(stage) for stage in model.sgma.fusion_stages} == {fusion}
+        assert (model(torch.zeros(1, 6, 32, 32)).robustness is not None) == fusion.has_robustness
 
 
 @pytest.mark.parametrize("size", [(2, 3), (5, 5), (9, 12)])

@@ -3,19 +3,16 @@
 import sys
 from pathlib import Path
 
-from datasets import Dataset
 from huggingface_hub.errors import HTTPError
 from transformers import set_seed
 
 from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.data.command_line import report_errors
-from sgma_hf.evaluation.combinations import evaluate_modality_combinations
 from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
 from sgma_hf.publishing.record import command_line
 from sgma_hf.publishing.results import results_to_markdown, save_results
 from sgma_hf.training.arguments import RunArguments, SgmaTrainingArguments
 from sgma_hf.training.checkpoints import last_complete_checkpoint, remove_checkpoint
-from sgma_hf.training.hub_trainer import PublicRepositoryError
 from sgma_hf.training.start import check_arguments, start_training
 from sgma_hf.training.trainer import SgmaTrainer
 
@@ -73,9 +70,6 @@ def main(argv: list[str] | None = None) -> int:
         name = training_args.hub_model_id or Path(training_args.output_dir).name
         print(f"sgma-hf train: {explain_push_error(error, name)}", file=sys.stderr)
         return 1
-    except PublicRepositoryError as error:
-        print(f"sgma-hf train: {error}", file=sys.stderr)
-        return 1
     trainer.data_description = start.description
     trainer.command = command_line(["sgma-hf", "train", *(sys.argv[1:] if argv is None else argv)])
     if arguments.overwrite and not resume:
@@ -88,7 +82,10 @@ def main(argv: list[str] | None = None) -> int:
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     if start.validation_rows is not None:
-        _report(trainer, start.validation_rows)
+        results = trainer.score(start.validation_rows)
+        if trainer.is_world_process_zero():
+            save_results(results, Path(training_args.output_dir) / "validation_results.json")
+            print(results_to_markdown(results))
     trainer.create_model_card()
     return _push(trainer) if training_args.push_to_hub else 0
 
@@ -128,23 +125,6 @@ def _say_how_to_go_on(trainer: SgmaTrainer) -> int:
             how = f"the same command with `--resume_from_checkpoint true` goes on from {last}"
         print(f"\nsgma-hf train: stopped at step {trainer.state.global_step}; {how}", file=sys.stderr)
     return 130
-
-
-def _report(trainer: SgmaTrainer, validation_rows: Dataset) -> None:
-    """Score the model that was saved, print the table and write it beside the model."""
-    model = trainer.whole_model()
-    results = evaluate_modality_combinations(
-        model,
-        trainer.processing_class,
-        validation_rows,
-        window_size=trainer.model.config.tile_size,
-        batch_size=trainer.args.per_device_eval_batch_size,
-        accelerator=trainer.accelerator,
-    )
-    results = trainer.record_evaluation(results, model)
-    if trainer.is_world_process_zero():
-        save_results(results, Path(trainer.args.output_dir) / "validation_results.json")
-        print(results_to_markdown(results))
 
 
 def _push(trainer: SgmaTrainer) -> int:

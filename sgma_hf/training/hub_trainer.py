@@ -15,7 +15,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
-from ..model.saving_sgma import push_folder, refuse_public_repository
+from ..model.saving_sgma import push_folder
 from ..publishing.model_card import MARKER, build_model_card
 from ..publishing.push import PUSH_ERRORS, explain_push_error
 from ..publishing.record import (
@@ -46,10 +46,6 @@ PUBLISHED = (
 )
 
 
-class PublicRepositoryError(ValueError):
-    """A private repository was asked for, and the one of that name is public."""
-
-
 class HubTrainer(Trainer):
     """Trainer whose every push leaves a repository that loads, and whose model card comes from the run.
 
@@ -72,20 +68,18 @@ class HubTrainer(Trainer):
             private: Whether a repository that is created is private; None is `args.hub_private_repo`.
 
         Raises:
-            PublicRepositoryError: If a private one was asked for, and it is there and public.
+            ValueError: If a private one was asked for, and it is there and public.
         """
         super().init_hf_repo(token=token, private=private)
-        if self.is_world_process_zero():
+        private = self.args.hub_private_repo if private is None else private
+        if private and self.is_world_process_zero():
             api = HfApi(token=self.args.hub_token if token is None else token)
-            private = self.args.hub_private_repo if private is None else private
-            try:
-                refuse_public_repository(api, self.hub_model_id, private=private)
-            except ValueError as error:
-                raise PublicRepositoryError(
+            if not api.repo_info(self.hub_model_id, repo_type="model").private:
+                raise ValueError(
                     f"The repository {self.hub_model_id} is public, and a private one was asked for; nothing was "
                     "uploaded. Leave `hub_private_repo` out to push to it all the same, or choose another "
                     "`hub_model_id`."
-                ) from error
+                )
 
     def record_evaluation(
         self, results: Mapping[str, Any], model: PreTrainedModel, rows: Sequence | None = None

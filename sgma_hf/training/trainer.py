@@ -426,6 +426,29 @@ class SgmaTrainer(HubTrainer):
             logs |= self._log_sums.means(self.accelerator)
         super().log(logs, start_time)
 
+    def score(self, rows: Sequence[Mapping[str, Any]], model: PreTrainedModel | None = None) -> dict[str, Any]:
+        """Score the model on every combination of its modalities, and keep that for the card.
+
+        Args:
+            rows: Rows of the one schema.
+            model: What `whole_model` returned, if it is there already.
+
+        Returns:
+            As `record_evaluation`: what `evaluate_modality_combinations` returns, and of which rows and weights.
+        """
+        model = self.whole_model() if model is None else model
+        results = evaluate_modality_combinations(
+            model,
+            self.processing_class,
+            rows,
+            window_size=self.model.config.tile_size,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
+            accelerator=self.accelerator,
+        )
+        return self.record_evaluation(results, model, rows)
+
     def predict(self, *args, **kwargs):
         """Not there: the logits of a whole data set would have to be kept.
 
@@ -465,17 +488,7 @@ class SgmaTrainer(HubTrainer):
             return {key: score for part in parts for key, score in part.items()}
         start_time = time.time()
         model = self.whole_model()
-        results = evaluate_modality_combinations(
-            model,
-            self.processing_class,
-            dataset,
-            window_size=self.model.config.tile_size,
-            batch_size=self.args.per_device_eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
-            progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
-            accelerator=self.accelerator,
-        )
-        self.record_evaluation(results, model, dataset)
+        results = self.score(dataset, model)
         metrics = {f"{metric_key_prefix}_{name}": results[name] for name in SUMMARY_SCORES}
         for name, scores in results["combinations"].items():
             metrics[f"{metric_key_prefix}_miou/{name}"] = scores["miou"]

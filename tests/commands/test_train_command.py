@@ -298,9 +298,8 @@ def test_a_private_push_to_a_public_repository_is_refused_in_one_line(arguments,
 
     monkeypatch.setattr(Trainer, "init_hf_repo", find)
     monkeypatch.setattr(hub_trainer, "HfApi", PublicHub)
-    assert main(flags(arguments, push_to_hub=True, hub_model_id="org/public", hub_private_repo=True)) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sgma-hf train:")]
-    assert lines == [
+    argv = flags(arguments, push_to_hub=True, hub_model_id="org/public", hub_private_repo=True)
+    assert refusal(main, argv, capsys) == (
         "sgma-hf train: The repository org/public is public, and a private one was asked for; nothing was uploaded. "
         "Leave `hub_private_repo` out to push to it all the same, or choose another `hub_model_id`."
-    ]
+    )

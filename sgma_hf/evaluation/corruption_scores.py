@@ -23,7 +23,6 @@ cells of the first stage; where it is missing it has none. Three probabilities, 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,20 +169,11 @@ def _is_complete(window: PreparedRow | str) -> bool:
 class _Clean:
     """Windows of one size on the model's device, and what is known of them before anything is corrupted."""
 
-    samples: Sequence[_Sample]
     batch: PreparedRow  # mask (B, M, H, W)
     predictions: list[torch.Tensor | None]  # class ids (B, H, W): from all modalities, then without each
     robustness: tuple[torch.Tensor, ...] | None  # per stage (B, M, h, w)
     agreement: torch.Tensor  # (B, M, h, w)
     shares: list[torch.Tensor]  # per stage, covered share of the cells (B, M, h, w)
-
-
-class _Corrupted(NamedTuple):
-    """One modality of a batch after a corruption."""
-
-    pixel_values: torch.Tensor  # (B, C, H, W)
-    mask: torch.Tensor  # (B, H, W)
-    region: torch.Tensor | None  # (B, H, W)
 
 
 class _Tally:
@@ -221,8 +211,8 @@ class _Counts:
         self.model, self.seed = model, seed
         self.names = list(config.modalities)
         self.num_labels, self.ignored = config.num_labels, config.semantic_loss_ignore_index
-        bounds = np.cumsum([0, *config.modality_channels]).tolist()
-        self.bands = [slice(*pair) for pair in pairwise(bounds)]
+        self.channels = torch.tensor(config.modality_channels, device=model.device)
+        self.everything = torch.ones(len(self.names), dtype=torch.bool, device=model.device)
         self.has_robustness = False
         # Of the undisturbed prediction from all modalities, and of those without each.
         self.reference = np.zeros((1 + len(self.names), self.num_labels, self.num_labels), dtype=np.int64)
@@ -238,19 +228,22 @@ class _Counts:
         """Predict windows of one size clean and under every corruption, and count what comes out."""
         clean = self._predict_clean(samples)
         self.has_robustness |= clean.robustness is not None
-        for place, predicted in enumerate(clean.predictions):
+        for modality, predicted in zip((None, *range(len(self.names))), clean.predictions, strict=True):
             if predicted is not None:
-                self.reference[place] += self._count(clean, predicted, self._counted(clean, place - 1))
+                place = 0 if modality is None else 1 + modality
+                self.reference[place] += self._count(clean, predicted, self._counted(clean, modality))
         for corruption, tallies in self.tallies.items():
             can_swap = [corruption.kind != "swapped" or sample.other is not None for sample in samples]
             if not any(can_swap):
                 continue
-            usable = torch.tensor(can_swap, device=self.model.device)
-            corrupted = [self._corrupt(samples, corruption, modality) for modality in range(len(self.names))]
+            usable = torch.tensor(can_swap, device=self.model.device)[:, None, None]
+            windows, regions = zip(*(self._corrupt(sample, corruption) for sample in samples), strict=True)
+            corrupted = PreparedRow.batch(windows).on_device_of(self.model)
+            region = None if regions[0] is None else torch.stack(regions).to(self.model.device)  # (B, M, H, W)
             for target, tally in tallies.items():
-                chosen = range(len(self.names)) if target == ALL_MODALITIES else [self.names.index(target)]
+                modality = None if target == ALL_MODALITIES else self.names.index(target)
                 tally.windows += sum(can_swap)
-                self._add_corrupted(clean, {modality: corrupted[modality] for modality in chosen}, usable, tally)
+                self._add_corrupted(clean, corrupted, region, modality, usable, tally)
 
     def scores(self, scored_classes: ScoredClasses) -> dict[str, dict[str, Any]]:
         """Entries of the corruptions by name and target."""
@@ -276,100 +269,94 @@ class _Counts:
     def _predict_clean(self, samples: Sequence[_Sample]) -> _Clean:
         batch = PreparedRow.batch([sample.window for sample in samples]).on_device_of(self.model)
         encoding = self.model.encode(batch.pixel_values, batch.modality_mask)
-        everything = torch.ones(len(self.names), dtype=torch.bool, device=self.model.device)
-        outputs = self.model.fuse_and_decode(encoding, everything)
-        size = batch.labels.shape[-2:]
-        without: list[torch.Tensor | None] = [None]
-        if len(self.names) > 1:
-            others = ~torch.diag(everything)
-            without = [predicted_classes(self.model.fuse_and_decode(encoding, rest).logits, size) for rest in others]
-        return _Clean(
-            samples,
-            batch,
-            [predicted_classes(outputs.logits, size), *without],
-            outputs.robustness,
-            modality_agreement(self.model, encoding),
-            cell_shares(batch.modality_mask),
-        )
+        outputs = self.model.fuse_and_decode(encoding, self.everything)
+        predictions = [predicted_classes(outputs.logits, batch.labels.shape[-2:])]
+        for rest in ~torch.diag(self.everything):
+            logits = self.model.fuse_and_decode(encoding, rest).logits if rest.any() else None
+            predictions.append(None if logits is None else predicted_classes(logits, batch.labels.shape[-2:]))
+        agreement = modality_agreement(self.model, encoding)
+        return _Clean(batch, predictions, outputs.robustness, agreement, cell_shares(batch.modality_mask))
 
-    def _corrupt(self, samples: Sequence[_Sample], corruption: Corruption, modality: int) -> _Corrupted:
-        parts = []
-        bands, name = self.bands[modality], self.names[modality]
-        for window, other, key in samples:
+    def _corrupt(self, sample: _Sample, corruption: Corruption) -> tuple[PreparedRow, torch.Tensor | None]:
+        """A window with every modality corrupted, and the region of each, (M, H, W)."""
+        window, other, key = sample
+        channels = self.channels.tolist()
+        found = []
+        for modality, (name, values) in enumerate(zip(self.names, window.pixel_values.split(channels), strict=True)):
             swap = None
             if corruption.kind == "swapped":
                 source = window if other is None else other
-                swap = source.pixel_values[bands], source.covered[modality]
+                swap = source.pixel_values.split(channels)[modality], source.covered[modality]
             generator = draw(self.seed, key, corruption.kind, name)
-            values, mask = window.pixel_values[bands], window.covered[modality]
-            parts.append(corrupt(values, mask, corruption, generator, other=swap))
-        values, masks, regions = zip(*parts, strict=True)
-        device = self.model.device
-        return _Corrupted(
-            torch.stack(values).to(device, self.model.dtype),
-            torch.stack(masks).to(device),
-            None if regions[0] is None else torch.stack(regions).to(device),
-        )
+            found.append(corrupt(values, window.covered[modality], corruption, generator, other=swap))
+        values, masks, regions = zip(*found, strict=True)
+        corrupted = PreparedRow(torch.cat(values), torch.stack(masks), window.labels)
+        return corrupted, None if regions[0] is None else torch.stack(regions)
 
     def _count(self, clean: _Clean, predicted: torch.Tensor, pixels: torch.Tensor) -> np.ndarray:
         return count_pixels(predicted, clean.batch.labels, self.num_labels, pixels).cpu().numpy()
 
-    def _counted(self, clean: _Clean, modality: int) -> torch.Tensor:
-        """Labelled pixels that another modality covers than the given one; any, for -1 or if it is the only one."""
+    def _counted(self, clean: _Clean, modality: int | None) -> torch.Tensor:
+        """Labelled pixels that another modality covers than the given one; any, for None or if it is the only one."""
         mask = clean.batch.modality_mask
-        if modality >= 0 and len(self.names) > 1:
+        if modality is not None and len(self.names) > 1:
             mask = _others(mask, modality)
         return (clean.batch.labels != self.ignored) & mask.any(1)
 
     def _add_corrupted(
-        self, clean: _Clean, corrupted: Mapping[int, _Corrupted], usable: torch.Tensor, tally: _Tally
-    ) -> None:
-        """Predict with the given modalities corrupted, and add it to the tally."""
-        values, mask = clean.batch.pixel_values.clone(), clean.batch.modality_mask.clone()
-        for modality, damage in corrupted.items():
-            values[:, self.bands[modality]] = damage.pixel_values
-            mask[:, modality] = damage.mask
-        encoding = self.model.encode(values, mask)
-        everything = torch.ones(len(self.names), dtype=torch.bool, device=mask.device)
-        outputs = self.model.fuse_and_decode(encoding, everything)
-        predicted = predicted_classes(outputs.logits, mask.shape[-2:])
-        alone = next(iter(corrupted)) if len(corrupted) == 1 else -1
-        region = None if alone < 0 else corrupted[alone].region
-        counted = self._counted(clean, alone) & usable[:, None, None]
-        without = None if alone < 0 else clean.predictions[1 + alone]
-        for index, pixels in enumerate((counted,) if region is None else (counted, counted & region)):
-            for kind, classes in enumerate((clean.predictions[0], without, predicted)):
-                if classes is not None:
-                    tally.confusion[index, kind] += self._count(clean, classes, pixels)
-        if alone >= 0:
-            agreement = modality_agreement(self.model, encoding, [alone])[:, alone]
-            robustness = outputs.robustness and [stage[:, alone] for stage in outputs.robustness]
-            self._add_maps(clean, corrupted[alone], alone, usable, robustness, agreement, tally)
-
-    def _add_maps(
         self,
         clean: _Clean,
-        corrupted: _Corrupted,
-        modality: int,
+        corrupted: PreparedRow,
+        region: torch.Tensor | None,
+        modality: int | None,
         usable: torch.Tensor,
-        robustness: Sequence[torch.Tensor] | None,
-        agreement: torch.Tensor,
         tally: _Tally,
     ) -> None:
-        """Add maps of the corrupted modality, over the cells that the top of this module says."""
-        shares = cell_shares(corrupted.mask)
-        inside_shares = None if corrupted.region is None else cell_shares(corrupted.region)
-        for stage, before in enumerate(clean.shares):
-            cells = (before[:, modality] > 0) & (_others(before, modality) > 0).any(1) & usable[:, None, None]
-            if not tally.given_away:
-                cells &= shares[stage] == before[:, modality]
-            inside = torch.ones_like(cells) if inside_shares is None else inside_shares[stage] > 0.5
-            if robustness is not None:
-                tally.robustness[stage].add(clean.robustness[stage][:, modality], robustness[stage], cells, inside)
-            if stage == 0:
-                undamaged = clean.agreement[:, modality]
-                known = ~(undamaged.isnan() | agreement.isnan())
-                tally.agreement.add(undamaged, agreement, cells & known, inside)
+        """Predict with one modality corrupted, or with all for None, and add it to the tally."""
+        chosen = self.everything if modality is None else torch.diag(self.everything)[modality]
+        values = torch.where(
+            chosen.repeat_interleave(self.channels)[:, None, None], corrupted.pixel_values, clean.batch.pixel_values
+        )
+        mask = torch.where(chosen[:, None, None], corrupted.modality_mask, clean.batch.modality_mask)
+        encoding = self.model.encode(values, mask)
+        outputs = self.model.fuse_and_decode(encoding, self.everything)
+        without = None if modality is None else clean.predictions[1 + modality]
+        predictions = (clean.predictions[0], without, predicted_classes(outputs.logits, mask.shape[-2:]))
+        counted = self._counted(clean, modality) & usable
+        inside = None if region is None or modality is None else region[:, modality]
+        for index, pixels in enumerate((counted,) if inside is None else (counted, counted & inside)):
+            for kind, predicted in enumerate(predictions):
+                if predicted is not None:
+                    tally.confusion[index, kind] += self._count(clean, predicted, pixels)
+        if modality is not None:
+            agreement = modality_agreement(self.model, encoding, [modality])
+            _add_maps(clean, mask, inside, modality, usable, outputs.robustness, agreement, tally)
+
+
+def _add_maps(
+    clean: _Clean,
+    mask: torch.Tensor,
+    region: torch.Tensor | None,
+    modality: int,
+    usable: torch.Tensor,
+    robustness: Sequence[torch.Tensor] | None,
+    agreement: torch.Tensor,
+    tally: _Tally,
+) -> None:
+    """Add maps of the corrupted modality, over the cells that the top of this module says."""
+    shares = cell_shares(mask[:, modality])
+    inside_shares = None if region is None else cell_shares(region)
+    for stage, before in enumerate(clean.shares):
+        cells = (before[:, modality] > 0) & (_others(before, modality) > 0).any(1) & usable
+        if not tally.given_away:
+            cells &= shares[stage] == before[:, modality]
+        inside = torch.ones_like(cells) if inside_shares is None else inside_shares[stage] > 0.5
+        if robustness is not None:
+            maps = (stages[stage][:, modality] for stages in (clean.robustness, robustness))
+            tally.robustness[stage].add(*maps, cells, inside)
+        if stage == 0:
+            undamaged, damaged = clean.agreement[:, modality], agreement[:, modality]
+            tally.agreement.add(undamaged, damaged, cells & ~(undamaged.isnan() | damaged.isnan()), inside)
 
 
 def _others(maps: torch.Tensor, modality: int) -> torch.Tensor:

@@ -78,3 +78,12 @@ def test_boards_show_what_the_processor_read():
     covered = processor(images=[{"rgb": Image.fromarray(picture), "sar": sar}])["modality_mask"][0, 0].numpy()
     np.testing.assert_array_equal(panels["rgb"][..., 3] == 255, covered)
     assert not covered[:, 20:].any() and covered[:, :20].all()
+
+
+def test_nodata_needs_all_channels_and_nan_only_one():
+    colour = np.array([[[0, 0, 0], [0, 5, 0], [255, 255, 255]]], dtype=np.uint8)
+    np.testing.assert_array_equal(valid_pixels(colour, [0]), [[False, True, True]])
+    np.testing.assert_array_equal(valid_pixels(colour, [0, 255]), [[False, True, False]])
+    height = np.array([[1.0, np.nan, -9999.0, np.inf]], dtype=np.float32)
+    np.testing.assert_array_equal(valid_pixels(height, []), [[True, False, True, False]])
+    np.testing.assert_array_equal(valid_pixels(height, [-9999.0]), [[True, False, False, False]])

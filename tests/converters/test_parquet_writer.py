@@ -1,0 +1,78 @@
+"""A data set is written as a whole, by the format, with its statistics."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny_dataset import make_metadata, make_rows, write_dataset
+
+from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
+from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import load_rows
+
+
+def test_writer_statistics_are_those_of_the_valid_pixels(tmp_path):
+    writer = write_dataset(tmp_path / "data")
+    statistics = DatasetMetadata.load(tmp_path / "data").statistics
+    assert statistics == writer.metadata.statistics
+    values = np.array([1.5, 3.5, 2.5, 4.5, 0.0, 2.5, 4.5, 3.5, 5.5, 1.0, -9998.0])  # -9999 is left out, -9998 is data
+    dsm = statistics["modalities"][1]
+    np.testing.assert_allclose(dsm["mean"], [values.mean()], rtol=1e-12)
+    np.testing.assert_allclose(dsm["std"], [values.std()], rtol=1e-12)
+    assert (dsm["minimum"], dsm["maximum"]) == ([-9998.0], [5.5])
+    assert dsm["nodata_share"] == pytest.approx(1 / 12) and dsm["missing_share"] == 0.0
+    assert statistics["modalities"][0]["missing_share"] == 0.5
+    assert statistics["modalities"][0]["mean"] == [7.5, 8.5, 9.5]
+    assert (statistics["class_pixels"], statistics["ignored_pixels"]) == ([2, 3], 1)
+
+
+def test_writer_shards_by_size_and_keeps_the_order(tmp_path):
+    rows = [(f"row{index}", {**make_rows()[0][1]}, None) for index in range(5)]
+    write_dataset(tmp_path / "data", rows, max_shard_bytes=600)
+    names = sorted(path.name for path in (tmp_path / "data" / "data").iterdir())
+    assert len(names) > 1 and names[0] == f"train-00000-of-{len(names):05d}.parquet"
+    assert sum(pq.read_metadata(tmp_path / "data" / "data" / name).num_rows for name in names) == 5
+    assert load_rows(tmp_path / "data", "train")["id"][:] == [f"row{index}" for index in range(5)]
+
+
+def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        ParquetDatasetWriter(tmp_path / "data", make_metadata(), title="Tiny") as writer,
+    ):
+        writer.write("train", *make_rows()[0])
+        raise RuntimeError("stop")
+    assert list(tmp_path.iterdir()) == []
+    with (
+        pytest.raises(ValueError, match="no rows"),
+        ParquetDatasetWriter(tmp_path / "data", make_metadata(), title="T"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writer_respects_what_is_there(tmp_path):
+    write_dataset(tmp_path / "data")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        write_dataset(tmp_path / "data")
+    write_dataset(tmp_path / "data", make_rows()[:1], overwrite=True)
+    assert len(load_rows(tmp_path / "data", "train")) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_bytes(b"x")
+    with pytest.raises(FileExistsError, match="left alone"):
+        write_dataset(tmp_path / "photos", overwrite=True)
+
+
+def test_writer_refuses_rows_that_break_the_format(tmp_path):
+    (row_id, images, label), _ = make_rows()
+    cases = [
+        (("a", {"rgb": None}, None), "expected these"),
+        ((row_id, images, label.astype(np.int64)), "a label is uint8"),
+        ((row_id, images, np.full((2, 3), 2, dtype=np.uint8)), r"label ids \[2\]"),
+        ((row_id, {**images, "dsm": images["rgb"]}, label), "column 'dsm'"),
+    ]
+    for row, message in cases:
+        with pytest.raises(ValueError, match=message):
+            write_dataset(tmp_path / "data", [row])
+    with pytest.raises(ValueError, match="occurs twice"):
+        write_dataset(tmp_path / "data", [make_rows()[0], make_rows()[0]])

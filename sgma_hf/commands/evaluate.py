@@ -4,19 +4,19 @@ Rows of a dataset are scored by the arguments below; one labelled scene, or a ma
 `sgma-hf evaluate --label FILE --help` lists.
 """
 
+import argparse
 import sys
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
+from transformers.hf_argparser import string_to_bool
 
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands import evaluate_scene
-from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
-from sgma_hf.data.command_line import check_folder_or_id, report_errors
+from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
 from sgma_hf.data.metadata import DatasetMetadata, check_meaning
 from sgma_hf.data.rows import load_rows, with_modality_columns
 from sgma_hf.evaluation.agreement_scores import evaluate_agreement
@@ -28,43 +28,29 @@ from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass
-class EvaluateArguments:
-    """Arguments of `sgma-hf evaluate`."""
-
-    model: str = field(metadata={"help": "Checkpoint: a folder, or an id on the Hub."})
-    dataset: str = field(metadata={"help": "Rows with labels: a folder of a converter, or an id on the Hub."})
-    split: str = field(metadata={"help": "Split of the dataset, for instance validation."})
-    output: str = field(metadata={"help": "JSON file to write the results to."})
-    window_size: int | None = field(
-        default=None,
-        metadata={"help": "Side of the windows that larger rows are cut into; default: the size trained on; 0: none."},
+def _parser() -> Parser:
+    parser = Parser(prog="sgma-hf evaluate", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", required=True, help="checkpoint: a folder, or an id on the Hub")
+    add("--dataset", required=True, help="rows with labels: a folder of a converter, or an id on the Hub")
+    add("--split", required=True, help="split of the dataset, for instance validation")
+    add("--output", required=True, help="JSON file to write the results to")
+    windows = "side of the windows that larger rows are cut into; default: the size trained on; 0: none"
+    add("--window_size", type=int, help=windows)
+    add("--batch_size", type=int, default=8, help="rows per forward pass, at most; default: 8")
+    shown = "what the model sees of a modality that is left out: nothing (default), or zeros after normalisation"
+    add("--missing", choices=["absent", "zero"], default="absent", help=shown)
+    scored = "classes that count in the means: those labelled or predicted anywhere (default), or those labelled"
+    add("--scored_classes", choices=["union", "truth"], default="union", help=scored)
+    agreement = (
+        "also say how well each modality alone agrees with the others here: the yardstick for the maps of "
+        "`sgma-hf predict --extras agreement`; it takes a second pass"
     )
-    batch_size: int = field(default=8, metadata={"help": "Rows per forward pass, at most."})
-    missing: str = field(
-        default="absent",
-        metadata={
-            "choices": ["absent", "zero"],
-            "help": "What the model sees of a modality that is left out: nothing, or zeros after normalisation.",
-        },
-    )
-    scored_classes: str = field(
-        default="union",
-        metadata={
-            "choices": ["union", "truth"],
-            "help": "Classes that count in the means: those labelled or predicted anywhere, or those labelled.",
-        },
-    )
-    agreement: bool = field(
-        default=False,
-        metadata={
-            "help": "Also say how well each modality alone agrees with the others here: the yardstick for the maps of "
-            "`sgma-hf predict --extras agreement`. It takes a second pass."
-        },
-    )
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ...; CUDA where there is some."})
-    dtype: str = field(default="float32", metadata={"choices": list(DTYPES), "help": "Type of the weights."})
-    num_workers: int = field(default=0, metadata={"help": "Processes that read rows; 0 reads in this one."})
+    add("--agreement", type=string_to_bool, nargs="?", const=True, default=False, help=agreement)
+    add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
+    add("--dtype", choices=list(DTYPES), default="float32", help="type of the weights; default: float32")
+    add("--num_workers", type=int, default=0, help="processes that read rows; 0, the default, reads in this one")
+    return parser
 
 
 @report_errors("sgma-hf evaluate", also=(TypeError,))
@@ -79,17 +65,17 @@ def main(argv: list[str] | None = None) -> None:
     if "--label" in flags:
         evaluate_scene.main(argv)
         return
-    parser = DataclassParser(EvaluateArguments, prog="sgma-hf evaluate", description=__doc__, allow_abbrev=False)
+    parser = _parser()
     parser.refuse_unknown_flags(argv)
     if not flags & {"--dataset", "--help", "-h"}:
         parser.error("nothing to score: give rows by `--dataset`, or a scene by `--label` and its rasters")
-    (args,) = parser.parse(argv)
+    args = parser.parse_args(argv)
     results = _score_rows(args)
     save_results(results, args.output)
     print(results_to_markdown(results))
 
 
-def _score_rows(args: EvaluateArguments) -> dict[str, Any]:
+def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     check_folder_or_id(args.dataset, "--dataset")
     device = choose_device(args.device)
     processor = load_processor(args.model)

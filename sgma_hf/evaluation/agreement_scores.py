@@ -9,7 +9,7 @@ from transformers import BaseImageProcessor
 
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..prediction.agreement import modality_agreement
-from .prepared_rows import PreparedBatches, evaluating
+from .prepared_rows import PreparedBatches, PreparedRows, evaluating
 
 
 def evaluate_agreement(
@@ -52,11 +52,8 @@ def evaluate_agreement(
             "leave it out."
         )
     batches = PreparedBatches(
-        dataset,
-        processor,
-        model.config,
-        window_size=window_size,
-        batch_size=batch_size,
+        PreparedRows(dataset, processor, model.config, window_size),
+        batch_size,
         num_workers=num_workers,
         progress="agreement" if progress_bar else None,
     )

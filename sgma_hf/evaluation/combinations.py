@@ -23,7 +23,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..model.cells_sgma import predicted_classes
 from .metrics import ScoredClasses, check_scored_classes, count_pixels, mean_of_defined, segmentation_scores
-from .prepared_rows import PreparedBatches, PreparedRow, evaluating
+from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows, evaluating
 
 
 Missing = Literal["absent", "zero"]
@@ -112,11 +112,8 @@ def evaluate_modality_combinations(
         raise ValueError(f"`missing` is {missing!r}; expected 'absent' or 'zero'.")
     check_scored_classes(scored_classes)
     batches = PreparedBatches(
-        dataset,
-        processor,
-        config,
-        window_size=window_size,
-        batch_size=batch_size,
+        PreparedRows(dataset, processor, config, window_size),
+        batch_size,
         num_workers=num_workers,
         progress="evaluate" if progress_bar else None,
         accelerator=accelerator,

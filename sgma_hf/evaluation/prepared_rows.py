@@ -82,16 +82,16 @@ class PreparedRow:
 class PreparedRows(torch.utils.data.Dataset):
     """Reads, checks and processes single rows: an item is the list of the row's windows, each pixel counted once.
 
-    What cannot be evaluated is in the list by its reason: "label" or "modality", which it has none of. Arguments and
-    errors are those of `PreparedBatches`.
+    What cannot be evaluated is in the list by its reason: "label" or "modality", which it has none of. Windows are
+    those of `window_size` pixels a side that larger rows are cut into; None gives whole rows.
+
+    Raises:
+        TypeError: If the dataset has no length.
+        ValueError: If it is empty, the processor is another model's, or the window size is below 1.
     """
 
     def __init__(
-        self,
-        dataset: Sequence[Mapping[str, Any]],
-        processor: BaseImageProcessor,
-        config: Any,
-        window_size: int | None,
+        self, dataset: Sequence[Mapping[str, Any]], processor: BaseImageProcessor, config: Any, window_size: int | None
     ):
         if not hasattr(dataset, "__len__"):
             raise TypeError(
@@ -142,10 +142,7 @@ class PreparedBatches:
     """The batches of an evaluation, each of one size, on the CPU; to be iterated once.
 
     Args:
-        dataset: Rows of the one schema, with a length.
-        processor: The model's image processor.
-        config: The model's configuration.
-        window_size: Side in pixels of the windows that larger rows are cut into; None for whole rows.
+        rows: What to put together.
         batch_size: Windows per batch, at most.
         num_workers: Processes that read and prepare rows; 0 does it in this one.
         progress: What a progress bar over the rows is called; None shows none.
@@ -154,26 +151,19 @@ class PreparedBatches:
     Attributes:
         counts: `rows` that were read and the `windows` they gave, and of these `rows_without_label` and
             `rows_without_modality`, which are left out.
-
-    Raises:
-        TypeError: If the dataset has no length.
-        ValueError: If it is empty, the processor is another model's, or a size is below 1.
     """
 
     def __init__(
         self,
-        dataset: Sequence[Mapping[str, Any]],
-        processor: BaseImageProcessor,
-        config: Any,
-        *,
-        window_size: int | None,
+        rows: PreparedRows,
         batch_size: int,
+        *,
         num_workers: int = 0,
         progress: str | None = None,
         accelerator: Accelerator | None = None,
     ):
-        rows: torch.utils.data.Dataset = PreparedRows(dataset, processor, config, window_size)
         check_batch_size(batch_size)
+        self._batch_size, self._modalities, self._accelerator = batch_size, rows.modalities, accelerator
         if accelerator is not None:
             rows = torch.utils.data.Subset(
                 rows, range(accelerator.process_index, len(rows), accelerator.num_processes)
@@ -184,8 +174,6 @@ class PreparedBatches:
             rows, batch_size=None, num_workers=num_workers, generator=torch.Generator()
         )
         self._rows = logging.tqdm(loader, total=len(rows), unit="row", desc=progress, disable=progress is None)
-        self._batch_size, self._accelerator = batch_size, accelerator
-        self._modalities = list(config.modalities)
         self.counts = dict.fromkeys(("rows", "windows", "rows_without_label", "rows_without_modality"), 0)
 
     def __iter__(self) -> Iterator[PreparedRow]:

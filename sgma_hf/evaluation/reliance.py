@@ -30,7 +30,7 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..model.cells_sgma import LOGITS_STRIDE, STAGE_STRIDES, predicted_classes, repeat_to_pixels
-from .prepared_rows import PreparedBatches, PreparedRow, evaluating
+from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows, evaluating
 from .stage_cells import NUM_BINS, bin_indices, histogram_auc, ratio
 
 
@@ -183,7 +183,7 @@ def reliance_error_agreement(
     names = list(config.modalities)
     agreements = [_Agreement(len(names), config.num_labels) for _ in range(2)]  # all pixels, the contested
     choice = _Choice(config.num_labels)
-    batches = PreparedBatches(rows, processor, config, window_size=window_size, batch_size=batch_size)
+    batches = PreparedBatches(PreparedRows(rows, processor, config, window_size), batch_size)
     has_maps = False
     with evaluating(model):
         for batch in batches:

@@ -69,14 +69,10 @@ def explain_pixel(
     return {"x": x, "y": y, "modalities": covering} | everything | {"without": without, "stages": stages}
 
 
-def _class_names(model: Any) -> list[str]:
-    return [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
-
-
 def _scores(model: Any, outputs: Any, x: int, y: int) -> dict[str, Any]:
     size = tuple(outputs.coverage.shape[-2:])
     logits = pixel_logits(outputs.logits, size)[0, :, y, x]
-    names = _class_names(model)
+    names = model.config.class_names
     scores = dict(zip(names, logits.softmax(0).tolist(), strict=True))
     return {"class": names[int(logits.argmax())], "scores": scores}
 
@@ -93,7 +89,7 @@ def _nearest(
     """Per modality that is there, the classes whose prototypes are nearest to its feature in a cell."""
     if outputs.prototypes is None:
         return None
-    tokens, prototypes, names = encoding.stages[stage], outputs.prototypes[stage][0], _class_names(model)
+    tokens, prototypes, names = encoding.stages[stage], outputs.prototypes[stage][0], model.config.class_names
     cell = row * tokens.size[1] + column
     found = {}
     for index, modality in enumerate(model.config.modalities):

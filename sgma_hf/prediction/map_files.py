@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..data.whole_files import write_json
 from ..model.configuration_sgma import IGNORE_INDEX
 from ..model.fusion_sgma import FUSIONS
 from ..rasters.files import PILLOW_ERRORS, open_quietly
@@ -81,70 +82,49 @@ def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -
             f"Output 'agreement' compares modalities with each other, but only {list(modalities)} is given; give "
             "another one, or leave it out."
         )
-    names = [str(config.id2label[index]) for index in range(config.num_labels)]
-    palette = config.palette or default_palette(config.num_labels)
-    layers = {
-        _LABELS: Layer(
-            _LABELS,
-            ("class",),
-            "uint8",
-            tuple(tuple(int(part) for part in color) for color in palette),
-            {f"CLASS_{index}": name for index, name in enumerate(names)},
-        ),
-        "confidence": Layer(
-            "confidence",
-            ("probability of the class", "entropy"),
-            tags={"ENTROPY": "of the class probabilities, divided by its largest value, log(number of classes)"},
-        ),
-        "probabilities": Layer("probabilities", tuple(names)),
-        "robustness": Layer(
-            "robustness",
-            tuple(modalities),
-            tags={"ROBUSTNESS": "share of reliance on each modality, mean of the model's four stages"},
-        ),
-        "decision": Layer(
-            "decision",
-            ("modality relied on most",),
-            "uint8",
-            tuple(tuple(color) for color in default_palette(len(modalities))),
-            {f"MODALITY_{index}": name for index, name in enumerate(modalities)},
-        ),
-        "agreement": Layer(
-            "agreement",
-            tuple(modalities),
-            tags={
-                "AGREEMENT": "overlap of the class probabilities from the modality alone with those from the others"
-            },
-        ),
-    }
-    return [layers[_LABELS], *(layers[name] for name in EXTRAS if name in extras)]
+    names, palette = config.class_names, config.palette or default_palette(config.num_labels)
+    entropy = "of the class probabilities, divided by its largest value, log(number of classes)"
+    reliance = "share of reliance on each modality, mean of the model's four stages"
+    overlap = "overlap of the class probabilities from the modality alone with those from the others"
+    layers = [
+        Layer("confidence", ("probability of the class", "entropy"), tags={"ENTROPY": entropy}),
+        Layer("probabilities", tuple(names)),
+        Layer("robustness", tuple(modalities), tags={"ROBUSTNESS": reliance}),
+        _indices("decision", "modality relied on most", default_palette(len(modalities)), "MODALITY", modalities),
+        Layer("agreement", tuple(modalities), tags={"AGREEMENT": overlap}),
+    ]
+    wanted = [layer for layer in layers if layer.name in extras]
+    return [_indices(_LABELS, "class", palette, "CLASS", names), *wanted]
 
 
-@dataclass
+def _indices(name: str, band: str, palette: Sequence[Sequence[int]], tag: str, names: Sequence[str]) -> Layer:
+    """A layer of numbers that stand for something."""
+    colors = tuple(tuple(int(part) for part in color) for color in palette)
+    return Layer(name, (band,), "uint8", colors, {f"{tag}_{index}": text for index, text in enumerate(names)})
+
+
+@dataclass(frozen=True)
 class OutputPlan:
     """Which files a run writes.
 
     Args:
-        label_map: The file that was asked for.
-        layers: File per layer of a GeoTIFF; the labels alone for a PNG.
-        pictures: PNG only: what is shown -> file; "color" and "robustness_<modality>".
+        files: What they hold -> file. Of a GeoTIFF its layers; of a PNG "labels", the map itself, "color" and
+            "robustness_<modality>".
         other_extras: What runs with other options write beside the map, by what it holds.
     """
 
-    label_map: Path
-    layers: dict[str, Path]
-    pictures: dict[str, Path]
+    files: dict[str, Path]
     other_extras: dict[str, Path]
+
+    @property
+    def label_map(self) -> Path:
+        """The file that was asked for."""
+        return self.files[_LABELS]
 
     @property
     def is_tiff(self) -> bool:
         """Whether the map is a GeoTIFF."""
         return self.label_map.suffix.lower() in TIFF_SUFFIXES
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """All files to write, by what they hold."""
-        return self.layers | self.pictures
 
 
 def plan_outputs(
@@ -166,21 +146,20 @@ def plan_outputs(
     out = Path(out)
     if out.suffix.lower() not in PNG_SUFFIXES + TIFF_SUFFIXES:
         raise ValueError(f"The output is {str(out)!r}; expected a name that ends in .png, .tif or .tiff.")
-    maps = {layer.name: out.with_name(f"{out.stem}_{layer.name}{out.suffix}") for layer in layers[1:]}
+    names = [layer.name for layer in layers[1:]]
     if out.suffix.lower() in TIFF_SUFFIXES:
         require_rasterio(out)
-        plan = OutputPlan(out, {_LABELS: out} | maps, {}, {})
-        every = {name: out.with_name(f"{out.stem}_{name}{out.suffix}") for name in EXTRAS}
+        every, suffix = EXTRAS, out.suffix
     else:
-        unfit = [name for name in maps if name != "robustness"]
+        unfit = [name for name in names if name != "robustness"]
         if unfit:
             raise ValueError(f"A PNG holds no {unfit[0]!r}; name the output .tif.")
-        shown = next((layer.bands for layer in layers if layer.name == "robustness"), ())
-        every = {f"robustness_{name}": out.with_name(f"{out.stem}_robustness_{name}.png") for name in modalities}
-        pictures = {name: every[name] for name in (f"robustness_{modality}" for modality in shown)}
-        plan = OutputPlan(out, {_LABELS: out}, {"color": out.with_name(f"{out.stem}_color.png")} | pictures, {})
+        names = ["color", *(f"robustness_{band}" for layer in layers[1:] for band in layer.bands)]
+        every, suffix = [f"robustness_{name}" for name in modalities], ".png"
+    files = {_LABELS: out} | {name: out.with_name(f"{out.stem}_{name}{suffix}") for name in names}
+    others = {name: out.with_name(f"{out.stem}_{name}{suffix}") for name in every if name not in names}
     taken = {path.resolve() for path in inputs}
-    for name, path in plan.files.items():
+    for name, path in files.items():
         if path.resolve() in taken:
             raise ValueError(f"The output {path} is also an input, which would be lost. Choose another name.")
         if path.is_dir():
@@ -190,10 +169,7 @@ def plan_outputs(
                 f"The output {path}, beside {out.name}, would replace a file that `sgma-hf predict` did not write. "
                 "Move it away, or choose another name for the map."
             )
-    plan.other_extras = {
-        name: path for name, path in every.items() if name not in plan.files and path.resolve() not in taken
-    }
-    return plan
+    return OutputPlan(files, {name: path for name, path in others.items() if path.resolve() not in taken})
 
 
 def _run_of(path: Path, name: str) -> str | None:
@@ -269,9 +245,8 @@ class StripStore:
                     "Repeat the command as it was, or start anew without `resume`."
                 )
             return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        record.write_text(json.dumps(self._fingerprint), encoding="utf-8")
+        self.remove()
+        write_json(record, self._fingerprint)
 
     def path(self, strip: int, layer: str) -> Path:
         """Raw file of one layer of a strip."""

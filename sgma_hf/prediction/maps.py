@@ -4,7 +4,6 @@ GeoTIFF takes the extra `geo`; PNG, JPEG and `.npy` need no extra.
 """
 
 import errno
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from transformers.utils import logging
 from ..data.windows import window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.configuration_sgma import IGNORE_INDEX
+from ..publishing.weights_digest import weights_digest
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene
 from .agreement import modality_agreement
@@ -389,13 +389,10 @@ def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
 
 def _fingerprint(model: Any, processor: Any, scene: RasterScene) -> dict[str, Any]:
     """What has to be the same for pixels of two runs to fit together."""
-    weights = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     inputs = []
     for name, sources in scene.inputs.items():
         for source in sources:
             status = source.path.stat()
             inputs.append([name, str(source.path.resolve()), str(source.bands), status.st_size, status.st_mtime_ns])
-    return {"model": weights.hexdigest(), "processor": repr(sorted(processor.to_dict().items())), "inputs": inputs}
+    weights = weights_digest(model.state_dict().items())
+    return {"model": weights, "processor": repr(sorted(processor.to_dict().items())), "inputs": inputs}

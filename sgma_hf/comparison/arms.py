@@ -98,13 +98,7 @@ ARMS = {arm.name: arm for arm in _ALL}
 
 
 def select_arms(names: Sequence[str]) -> list[Arm]:
-    """Look arms up by name.
-
-    Args:
-        names: Names of arms, each once; `["all"]` takes every arm.
-
-    Returns:
-        The arms, in the order of the names.
+    """Look arms up by name, in the order of the names; `["all"]` takes every arm.
 
     Raises:
         ValueError: If a name is unknown or repeated, or there is none.

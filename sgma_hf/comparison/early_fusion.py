@@ -22,21 +22,13 @@ from ..model.outputs_sgma import SgmaModelOutput
 
 @dataclass
 class EarlyFusionEncoding(SgmaEncoding):
-    """The checked input; the encoder runs when a combination is asked for.
+    """The checked input; the encoder runs when a combination is asked for."""
 
-    Attributes:
-        pixel_values: As given, float, (batch_size, sum of the channels, height, width).
-    """
-
-    pixel_values: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None  # as given, (B, sum C, H, W)
 
 
 def early_fusion_config(**values: Any) -> SgmaConfig:
-    """Build the configuration of an early-fusion model.
-
-    Args:
-        values: Fields of `SgmaConfig`, `backbone_config` as a dict; the encoder's input channels are set here.
-    """
+    """Build the configuration from fields of `SgmaConfig`, `backbone_config` as a dict without input channels."""
     channels = sum(values["modality_channels"])
     return SgmaConfig(**{**values, "backbone_config": {**values["backbone_config"], "num_channels": channels}})
 
@@ -44,11 +36,7 @@ def early_fusion_config(**values: Any) -> SgmaConfig:
 class EarlyFusionModel(SgmaModel):
     """The encoder over all bands; `fuse` runs it with the modalities outside the subset set to 0.
 
-    Args:
-        config: Made by `early_fusion_config`, with `fusion="mean"`: there is nothing to fuse after the encoder.
-
-    Raises:
-        ValueError: If the configuration is another model's.
+    Its configuration is made by `early_fusion_config`, with `fusion="mean"`: nothing is fused after the encoder.
     """
 
     def __init__(self, config: SgmaConfig):
@@ -111,11 +99,7 @@ class EarlyFusionModel(SgmaModel):
 
 
 class EarlyFusionForSemanticSegmentation(SgmaForSemanticSegmentation):
-    """Early fusion with SGMA's decode head.
-
-    Args:
-        config: Made by `early_fusion_config`.
-    """
+    """Early fusion with SGMA's decode head; its configuration is made by `early_fusion_config`."""
 
     def __init__(self, config: SgmaConfig):
         super().__init__(config)

@@ -59,13 +59,7 @@ _LIMITS = (
 
 
 def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the card of one data set.
-
-    Args:
-        rows: Runs as `read_rows` returns them; those of other trainings get a section of their own.
-
-    Returns:
-        Markdown.
+    """Write the card of one data set from runs as `read_rows` returns them, trainings that differ one by one.
 
     Raises:
         ValueError: If there is no run, or runs of several data sets.
@@ -85,13 +79,10 @@ def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the compact table of the newest model and loss, one line per arm, and who wins against whom.
+    """Write the compact table of the first run's model and loss, one line per arm, and who wins against whom.
 
     Trainings on other rows, some of them incomplete, get a table below; other models and losses, what single parts
     add and what damaged modalities cost are for the card.
-
-    Args:
-        rows: Runs as `read_rows` returns them; the model and the loss of the first are shown.
     """
     experiments = group_runs(rows)
     main = experiments[0]
@@ -109,15 +100,7 @@ def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_into_readme(path: str | os.PathLike, text: str) -> None:
-    """Replace what stands between the comparison's two marks in a README.
-
-    Args:
-        path: The file.
-        text: Markdown.
-
-    Raises:
-        ValueError: If the file does not hold the marks, in this order.
-    """
+    """Replace what stands between the comparison's two marks in a README; a ValueError if it does not hold them."""
     content = Path(path).read_text(encoding="utf-8")
     pattern = re.escape(README_BEGIN) + r"\n.*?" + re.escape(README_END)
     if content.count(README_BEGIN) != 1 or not re.search(pattern, content, flags=re.DOTALL):
@@ -336,9 +319,10 @@ def _cost_table(experiment: Experiment) -> str:
 
 
 def _choosing_table(experiment: Experiment) -> str | None:
-    lines, report_split = [], experiment.settings["report_split"]
+    lines = []
     for arm, runs in experiment.runs.items():
-        for split in sorted({split for run in runs.values() for split in run["results"]} - {report_split}):
+        splits = {split for run in runs.values() for split in run["results"]} - {experiment.settings["report_split"]}
+        for split in sorted(splits):
             found = [run["results"][split] for run in runs.values() if split in run["results"]]
             figures = [percent(spread([results[key] for results in found])) for key in SCORES.values()]
             lines.append([f"`{arm}`", f"`{split}`", *figures])

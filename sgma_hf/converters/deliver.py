@@ -22,6 +22,7 @@ from .benchmarks.command import run_command
 from .benchmarks.dataset import (
     LABEL,
     OBSERVED,
+    SPLIT_FOLDERS,
     SPLITS,
     BenchmarkDataset,
     Choice,
@@ -45,7 +46,6 @@ _REMEDY = f"Unpack DELIVER.zip again ({_HOMEPAGE})"
 
 CONDITIONS = ("cloud", "fog", "night", "rain", "sun")
 CORNER_CASES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
-SPLIT_FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 # Published images per condition (in the order of CONDITIONS), and normal / corner case, per split; source: _FIGURE.
 CONDITION_COUNTS = {
     "train": (794, 795, 797, 799, 798),

@@ -20,7 +20,16 @@ from ..rasters.files import read_info
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.check import fewer_than_published
 from .benchmarks.command import run_command
-from .benchmarks.dataset import LABEL, SPLITS, BenchmarkDataset, ConversionOptions, Problem, Scene, Survey
+from .benchmarks.dataset import (
+    LABEL,
+    SPLIT_FOLDERS,
+    SPLITS,
+    BenchmarkDataset,
+    ConversionOptions,
+    Problem,
+    Scene,
+    Survey,
+)
 from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 from .coco_masks import CocoImage, read_annotations
 from .dfc2023_facts import (
@@ -40,7 +49,6 @@ from .dfc2023_facts import (
 # `dsm` from the lowest point of a window, and a roof that fills the window would become ground.
 _COLUMN_OF_FOLDER = {"rgb": "rgb", "sar": "sar", "dsm": "ndsm", "height": "ndsm", "ndsm": "ndsm"}
 _PUBLISHED_FOLDER = {"rgb": "rgb", "sar": "sar", "ndsm": "dsm"}
-_SPLIT_FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 _TEST_FOLDER = re.compile(r"track_?[12]_test_data", re.IGNORECASE)
 _TRACK = re.compile(r"track_?([12])", re.IGNORECASE)
 
@@ -110,7 +118,7 @@ class Dfc2023Reader(BenchmarkDataset):
             return Survey([], [Problem("missing", str(source), reason, hint or f"Get the archives from {HOMEPAGE}")])
         scenes: list[Scene] = []
         problems: list[Problem] = []
-        for part in _SPLIT_FOLDERS if self.split == "official" else ("train",):
+        for part in SPLIT_FOLDERS if self.split == "official" else ("train",):
             labels, label_file, damaged = self._find_labels(contents, part)
             found, unknown = self._scenes_of(part, tiles[part], labels, label_file)
             scenes += found
@@ -133,7 +141,7 @@ class Dfc2023Reader(BenchmarkDataset):
             if track is not None and path.suffix == ".json":
                 root = path.parents[1] if path.parent.name == "annotations" else path.parent
                 annotated.setdefault(root, set()).add(track)
-        tiles: _Tiles = {part: {} for part in _SPLIT_FOLDERS}
+        tiles: _Tiles = {part: {} for part in SPLIT_FOLDERS}
         for path in contents.files:
             if path.suffix.lower() not in (".tif", ".tiff") or len(path.parts) < 4:
                 continue
@@ -187,7 +195,7 @@ class Dfc2023Reader(BenchmarkDataset):
     def _split_of(self, stem: str, part: str) -> str | None:
         """Split of a tile; None if its name lacks what the protocol needs."""
         if self.split == "official":
-            return _SPLIT_FOLDERS[part]
+            return SPLIT_FOLDERS[part]
         if self.split == "random":
             return random_split(stem, int(self.choices["split_seed"]))
         place = sensor_and_city(stem)

@@ -159,8 +159,8 @@ class CheckReport:
         excluded = f" (excluded: {', '.join(self.dataset.options.exclude)})" if self.dataset.options.exclude else ""
         lines = [f"{'split':<12}{'scenes':>8}{'published':>11}{'labelled':>10}{'rows':>9}{excluded}"]
         for split in (split for split in SPLITS if split in found or split in published):
-            read = f"{labelled[split]:>10}{rows[split]:>9}" if self.checks else f"{'?':>10}{'?':>9}"
-            lines.append(f"{split:<12}{found[split]:>8}{published.get(split, '-'):>11}{read}")
+            known = published.get(split, "-")
+            lines.append(f"{split:<12}{found[split]:>8}{known:>11}{labelled[split]:>10}{rows[split]:>9}")
         return lines
 
     def _class_table(self) -> list[str]:

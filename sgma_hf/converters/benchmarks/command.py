@@ -12,11 +12,12 @@ import math
 import os
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 from ...data.command_line import Parser, report_errors
 from ...data.incomplete_rows import parse_shares
-from ...publishing.push import push_dataset as push_folder
+from ...publishing.push import add_push_arguments, push_as_asked
 from ..writing.card import command_for_card
 from ..writing.parquet import check_output
 from .check import CheckReport, check_scenes, listed, survey_source
@@ -44,9 +45,9 @@ def benchmark_parser(reader: type[BenchmarkDataset]) -> Parser:
     add("--split", choices=list(description.splits), help=f"division (default: {next(iter(description.splits))})")
     for name, choice in description.choices.items():
         text = f"{choice.help} (default: {choice.default})"
-        add(f"--{name}", dest=f"choice_{name}", type=type(choice.default), choices=choice.values, help=text)
+        add(f"--{name}", type=type(choice.default), choices=choice.values, help=text)
     text = f"pixels, or none for whole scenes (default: {tile or 'none'})"
-    add("--tile_size", type=_tile, default=tile, former=["--tile"], help=text)
+    add("--tile_size", dest="tile", type=_tile, default=tile, former=["--tile"], help=text)
     add("--stride", type=int, help="pixels from tile to tile of training scenes (default: --tile_size)")
     add("--exclude", nargs="+", default=[], action="extend", metavar="SCENE", help="scenes to leave out")
     add("--missing", default="", metavar="NAME=SHARE,...", help=f"make null in training rows: {names[-1]}=0.3")
@@ -58,8 +59,7 @@ def benchmark_parser(reader: type[BenchmarkDataset]) -> Parser:
     add("--preview", type=Path, metavar="PNG", help="draw some rows with the official colours (extra `viz`)")
     add("--num_proc", type=int, default=default_processes(), help="processes (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
-    add("--push", metavar="ORG/NAME", help="upload --output to the Hub, as a private dataset")
-    add("--public", action="store_true", help="with --push: public; mind the terms of use")
+    add_push_arguments(parser)
     return parser
 
 
@@ -68,17 +68,14 @@ def _tile(text: str) -> int | None:
 
 
 def _options(description: DatasetDescription, arguments: argparse.Namespace) -> ConversionOptions:
-    given = {name: vars(arguments)[f"choice_{name}"] for name in description.choices}
-    return ConversionOptions(
-        split=arguments.split,
-        tile=arguments.tile_size,
-        stride=arguments.stride,
-        exclude=tuple(part for item in arguments.exclude for part in item.split(",") if part),
-        missing=parse_shares(arguments.missing, "--missing"),
-        coverage=parse_shares(arguments.coverage, "--coverage"),
-        missing_seed=arguments.missing_seed,
-        choices={name: value for name, value in given.items() if value is not None},
-    )
+    chosen = {name: vars(arguments)[name] for name in description.choices}
+    given = vars(arguments) | {
+        "exclude": tuple(part for item in arguments.exclude for part in item.split(",") if part),
+        "missing": parse_shares(arguments.missing, "--missing"),
+        "coverage": parse_shares(arguments.coverage, "--coverage"),
+        "choices": {name: value for name, value in chosen.items() if value is not None},
+    }
+    return ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
 
 
 def run_command(reader: type[BenchmarkDataset], argv: list[str] | None = None) -> int:
@@ -154,7 +151,11 @@ def _convert(report: CheckReport, arguments: argparse.Namespace, command: str) -
         said = listed(report.of_kind("missing") + damaged + report.of_kind("note"))
         sys.stdout.write("\n".join(filter(None, [summary, checking, skipping, said])) + "\n")
     if arguments.push:
-        push_dataset(report.dataset.description, out, arguments.push, private=not arguments.public)
+        description, audience = report.dataset.description, "a PUBLIC" if arguments.public else "a private"
+        sys.stdout.write(f"{description.title}: terms of use\n{description.terms}\n")
+        sys.stdout.write(f"Uploading to {arguments.push} as {audience} dataset\n")
+        sys.stdout.flush()
+        push_as_asked(arguments)
 
 
 def _check(report: CheckReport, out: Path, fingerprint: str, num_proc: int) -> str:
@@ -167,12 +168,3 @@ def _check(report: CheckReport, out: Path, fingerprint: str, num_proc: int) -> s
     report.checks = check_scenes(report.dataset, report.survey.scenes, num_proc=num_proc)
     num_pixels = sum(math.prod(check.size) for check in report.checks if check.size is not None)
     return describe_rate("checked", num_pixels, time.monotonic() - start, num_proc)
-
-
-def push_dataset(description: DatasetDescription, out: Path, repo_id: str, *, private: bool) -> None:
-    """Upload a converted folder to the Hub, after saying on which terms the data set may be used."""
-    audience = "as a private dataset" if private else "as a PUBLIC dataset"
-    sys.stdout.write(f"{description.title}: terms of use\n{description.terms}\nUploading to {repo_id} {audience}\n")
-    sys.stdout.flush()
-    url = push_folder(out, repo_id, private, commit_message=f"Upload {description.title}")
-    sys.stdout.write(f"{url}\n")

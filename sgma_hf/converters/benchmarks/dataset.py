@@ -32,7 +32,8 @@ from ...rasters.raw_windows import WindowReaders
 
 
 LABEL = "label"
-SPLITS = ("train", "validation", "test")
+SPLIT_FOLDERS = {"train": "train", "val": "validation", "test": "test"}  # as most sets call them
+SPLITS = tuple(SPLIT_FOLDERS.values())
 OBSERVED = "observed in public copies"  # the source of a fact that no page, paper or repository states
 
 

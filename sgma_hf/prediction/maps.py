@@ -156,17 +156,14 @@ def predict_raster(
         raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
     channels = dict(zip(processor.modalities, processor.modality_channels, strict=True))
     nodata = dict(zip(processor.modalities, processor.nodata, strict=True))
-    with (
-        bounded_cache(),
-        RasterScene(rasters, channels=channels, nodata=nodata, like=like, resampling=resampling) as scene,
-    ):
+    kind = {"channels": channels, "nodata": nodata, "like": like, "resampling": resampling}
+    with bounded_cache(), RasterScene(rasters, **kind) as scene:
         given = [name for name in processor.modalities if name in scene.modalities]
         layers = plan_layers(model.config, given, extras)
         plan = plan_outputs(output_path, layers, scene.paths, processor.modalities)
         tiles = _Tiles(scene.grid.size, tile_size, stride)
         options = {"tile_size": tile_size, "stride": stride, "resampling": resampling}
-        fingerprint = _fingerprint(model, processor, scene) | {"options": repr(options), "grid": repr(scene.grid)}
-        store = StripStore(plan.label_map, scene.grid.size[1], layers, fingerprint)
+        store = StripStore(plan.label_map, scene.grid.size[1], layers, _fingerprint(model, processor, scene, options))
         run = _Run(model, processor, scene, tiles, store, batch_size=batch_size, progress_bar=progress_bar)
         check_writable(plan.label_map)
         if run.is_main:
@@ -387,12 +384,17 @@ def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
                 future.cancel()
 
 
-def _fingerprint(model: Any, processor: Any, scene: RasterScene) -> dict[str, Any]:
+def _fingerprint(model: Any, processor: Any, scene: RasterScene, options: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be the same for pixels of two runs to fit together."""
     inputs = []
     for name, sources in scene.inputs.items():
         for source in sources:
             status = source.path.stat()
             inputs.append([name, str(source.path.resolve()), str(source.bands), status.st_size, status.st_mtime_ns])
-    weights = weights_digest(model.state_dict().items())
-    return {"model": weights, "processor": repr(sorted(processor.to_dict().items())), "inputs": inputs}
+    return {
+        "model": weights_digest(model.state_dict().items()),
+        "processor": repr(sorted(processor.to_dict().items())),
+        "inputs": inputs,
+        "options": repr(options),
+        "grid": repr(scene.grid),
+    }

@@ -17,6 +17,7 @@ from .image_transforms_sgma import (
     find_covered,
     interpolation_weights,
     measure_level,
+    pick_nearest,
     read_label,
     read_raster,
     resample,
@@ -24,47 +25,21 @@ from .image_transforms_sgma import (
     subtract,
 )
 from .modalities_sgma import SgmaProcessorModalitiesMixin
+from .normalization_sgma import (
+    band_numbers,
+    fitted_statistics,
+    nodata_values,
+    per_modality,
+    suspicious_statistics,
+)
 from .post_processing_sgma import SgmaPostProcessingMixin
 from .saving_sgma import SgmaPushToHubMixin
 
 
 logger = logging.get_logger(__name__)
 
-HEIGHT_NODATA = (-9999.0, -32768.0)
-# Root mean square of normalised values, 1 on average over the data that the statistics were fitted to, above which an
-# image is reported. Single tiles of real data sets reach 2.7; feet where metres were learnt give 3.28 and more.
-SUSPICIOUS_RMS = 3.0
 # What `transformers` itself writes to `preprocessor_config.json` or passes on while loading.
 SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
-
-
-@dataclass(frozen=True)
-class _Defaults:
-    """Normalisation of one kind of modality, until statistics are fitted."""
-
-    rescale_factor: float = 1 / 255
-    mean: tuple[float, ...] = (0.45,)
-    std: tuple[float, ...] = (0.225,)
-    nodata: tuple[float, ...] = ()
-    reference_level: str = "none"
-
-
-_SURFACE = _Defaults(1.0, (5.0,), (10.0,), HEIGHT_NODATA, "minimum")
-_HEIGHT_ABOVE_GROUND = _Defaults(1.0, (5.0,), (10.0,), HEIGHT_NODATA)
-_BACKSCATTER = _Defaults(1.0, (-15.0,), (5.0,), (-9999.0,))
-_REFLECTANCE = _Defaults(1e-4, (0.2,), (0.1,))
-_BY_NAME = {
-    "rgb": _Defaults(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    **dict.fromkeys(("dsm", "dem", "dtm", "elevation"), _SURFACE),
-    **dict.fromkeys(("ndsm", "chm", "height"), _HEIGHT_ABOVE_GROUND),
-    **dict.fromkeys(("sar", "s1", "vv", "vh"), _BACKSCATTER),
-    **dict.fromkeys(("s2", "msi", "hsi", "hyperspectral", "multispectral"), _REFLECTANCE),
-}
-
-
-def _defaults_for(name: str) -> _Defaults:
-    """Default normalisation of a modality: that of the first part of its name, split at "_", that is known."""
-    return next((_BY_NAME[part] for part in name.split("_") if part in _BY_NAME), _Defaults())
 
 
 @dataclass
@@ -238,14 +213,12 @@ class SgmaImageProcessor(
         check_modalities(modalities, modality_channels)
         self.modalities = list(modalities)
         self.modality_channels = list(modality_channels)
-        defaults = [_defaults_for(name) for name in self.modalities]
-        self.rescale_factor = self._numbers("rescale_factor", rescale_factor, [d.rescale_factor for d in defaults])
-        self.image_mean = self._band_numbers("image_mean", image_mean, [d.mean for d in defaults])
-        self.image_std = self._band_numbers("image_std", image_std, [d.std for d in defaults])
-        self.nodata = self._nodata(nodata, [d.nodata for d in defaults])
-        self.reference_level = self._per_modality(
-            "reference_level", reference_level, [d.reference_level for d in defaults]
-        )
+        factors = band_numbers("rescale_factor", rescale_factor, modalities, [1] * len(modalities))
+        self.rescale_factor = [factor for (factor,) in factors]
+        self.image_mean = band_numbers("image_mean", image_mean, modalities, modality_channels)
+        self.image_std = band_numbers("image_std", image_std, modalities, modality_channels)
+        self.nodata = nodata_values(nodata, modalities)
+        self.reference_level = per_modality("reference_level", reference_level, modalities)
         for field_name, numbers in (("rescale_factor", [self.rescale_factor]), ("image_std", self.image_std)):
             if any(number == 0 or (number < 0 and field_name == "image_std") for row in numbers for number in row):
                 raise ValueError(f"`{field_name}` is {numbers}; expected numbers other than 0, positive for a std.")
@@ -258,48 +231,6 @@ class SgmaImageProcessor(
         self.size = _check_size({"height": 512, "width": 512} if size is None else size)
         self.num_labels = num_labels
         self._reported: set[str] = set()
-
-    def _per_modality(self, name: str, value: Any, default: list) -> list:
-        """One entry per modality; a single number or string counts for all."""
-        if value is None:
-            return list(default)
-        if isinstance(value, str | int | float):
-            return [value] * len(self.modalities)
-        if len(value) != len(self.modalities):
-            raise ValueError(
-                f"`{name}` has {len(value)} entries for the {len(self.modalities)} modalities {self.modalities}; "
-                "give one per modality, in their order."
-            )
-        return list(value)
-
-    def _numbers(self, name: str, value: Any, default: list) -> list[float]:
-        """One finite number per modality."""
-        entries = self._per_modality(name, value, default)
-        if not all(isinstance(entry, int | float | np.number) and np.isfinite(entry) for entry in entries):
-            raise ValueError(f"`{name}` is {entries}; expected one finite number per modality.")
-        return [float(entry) for entry in entries]
-
-    def _band_numbers(self, name: str, value: Any, default: list) -> list[list[float]]:
-        """One finite number per band of every modality; a single one counts for all bands."""
-        if value is None:  # Statistics by name may be for another number of bands, such as an "rgb" of four.
-            default = [
-                entry if len(entry) == bands else (sum(entry) / len(entry),)
-                for entry, bands in zip(default, self.modality_channels, strict=True)
-            ]
-        result = []
-        entries = self._per_modality(name, value, default)
-        for modality, bands, entry in zip(self.modalities, self.modality_channels, entries, strict=True):
-            numbers = np.asarray(entry, dtype=np.float64).reshape(-1)
-            if numbers.size not in (1, bands) or not np.isfinite(numbers).all():
-                raise ValueError(f"`{name}` of modality {modality!r} is {entry}; expected {bands} finite numbers.")
-            result.append(np.broadcast_to(numbers, bands).tolist())
-        return result
-
-    def _nodata(self, value: Any, default: list) -> list[list[float]]:
-        """Finite nodata values per modality; what is not finite is missing in any case, and is no JSON."""
-        entries = self._per_modality("nodata", value, default)
-        lists = [np.asarray([] if entry is None else entry, dtype=np.float64).reshape(-1) for entry in entries]
-        return [numbers[np.isfinite(numbers)].tolist() for numbers in lists]
 
     def to_dict(self) -> dict[str, Any]:
         """The processor's fields as JSON-able values."""
@@ -427,12 +358,7 @@ class SgmaImageProcessor(
             labels = np.full((len(rows), height, width), IGNORE_INDEX, dtype=np.int64)
             for index, row in enumerate(rows):
                 if row.label is not None:
-                    axes = zip(row.window[:2], row.window[2:], row.size, strict=True)
-                    picked = [  # nearest neighbour: the pixel that holds the centre of the new one
-                        start + np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(int), old - 1)
-                        for start, old, new in axes
-                    ]
-                    labels[index, : row.size[0], : row.size[1]] = row.label[np.ix_(*picked)]
+                    labels[index, : row.size[0], : row.size[1]] = pick_nearest(row.label, row.window, row.size)
             data["labels"] = labels
         return data
 
@@ -497,14 +423,11 @@ class SgmaImageProcessor(
         name = self.modalities[m]
         if name in self._reported:
             return
-        count = values.size if covered is None else values.shape[0] * int(covered.sum())
-        mean = float(values.sum()) / count  # What is not covered is 0 and adds nothing.
-        rms = float(np.sqrt(max(np.einsum("chw,chw->", values, values), 0.0) / count))
-        # Values in [0, 1] where 0 to 255 were learnt: all of them next to each other, far below the mean.
-        flat = self.reference_level[m] == "none" and abs(mean) > 1.5 and rms**2 - mean**2 < 1e-4
-        if rms <= SUSPICIOUS_RMS and not flat:
+        found = suspicious_statistics(values, covered, self.reference_level[m])
+        if found is None:
             return
         self._reported.add(name)
+        mean, rms = found
         logger.warning(
             f"Modality {name!r} of row {index} is far from the statistics it is normalised with: normalised values "
             f"have mean {mean:.3g} and root mean square {rms:.3g} where about 0 and 1 are expected. Check its unit "
@@ -540,9 +463,9 @@ class SgmaImageProcessor(
         Raises:
             ValueError: If there are no rows, no row has a column of a modality's name, or a raster cannot be used.
         """
-        fitted = {"image_mean", "image_std"} & set(kwargs)
-        if fitted:
-            raise ValueError(f"`fit` computes {sorted(fitted)}; leave them out, or build the processor directly.")
+        computed = {"image_mean", "image_std"} & set(kwargs)
+        if computed:
+            raise ValueError(f"`fit` computes {sorted(computed)}; leave them out, or build the processor directly.")
         processor = cls(modalities, modality_channels, **kwargs)
         moments = [Moments(channels) for channels in processor.modality_channels]
         columns: set[str] = set()
@@ -564,25 +487,11 @@ class SgmaImageProcessor(
         absent = [name for name in modalities if name not in columns]
         if absent:
             raise ValueError(f"No row has the columns {absent}; there are {sorted(columns)}. Correct `modalities`.")
-        for m, moment in enumerate(moments):
-            processor._set_statistics(m, moment)
+        for m, (name, moment) in enumerate(zip(modalities, moments, strict=True)):
+            fitted = fitted_statistics(name, moment, processor.rescale_factor[m])
+            if fitted is not None:
+                processor.image_mean[m], processor.image_std[m] = fitted
         return processor
-
-    def _set_statistics(self, m: int, moments: "Moments") -> None:
-        """Take over the fitted mean and standard deviation of modality m, as far as there are any."""
-        if moments.count == 0:
-            logger.warning(f"No row has a value of modality {self.modalities[m]!r}; its default statistics are kept.")
-            return
-        factor = self.rescale_factor[m]
-        std = np.sqrt(moments.squares / moments.count) * abs(factor)
-        constant = std <= 1e-12 * np.maximum(1.0, np.abs(moments.mean * factor))
-        if constant.any():
-            logger.warning(
-                f"Bands {np.flatnonzero(constant).tolist()} of modality {self.modalities[m]!r} never vary; their "
-                "standard deviation is set to 1."
-            )
-        self.image_mean[m] = (moments.mean * factor).tolist()
-        self.image_std[m] = np.where(constant, 1.0, std).tolist()
 
 
 __all__ = ["SgmaImageProcessor"]

@@ -315,6 +315,15 @@ def resample(
     return None if new_covered.all() else new_covered
 
 
+def pick_nearest(label: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+    """Bring a window (top, left, height, width) of a label to a size, each pixel from the one at its centre."""
+    picked = [
+        start + np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(int), old - 1)
+        for start, old, new in zip(window[:2], window[2:], size, strict=True)
+    ]
+    return label[np.ix_(*picked)]
+
+
 def same_extent(a: tuple[int, int], b: tuple[int, int]) -> bool:
     """Whether two grids may span the same ground: with square cells, no side is a whole coarse cell off."""
     for coarse, fine in ((a, b), (b, a)):

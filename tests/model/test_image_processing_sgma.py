@@ -440,7 +440,7 @@ def test_masked_label_is_ignored_there():
         ({"image_mean": [[1.0, 2.0]]}, "expected 1 finite"),
         ({"image_mean": [1.0, 2.0]}, "2 entries for the 1 modalities"),
         ({"reference_level": "maximum"}, "'maximum'; expected one of"),
-        ({"rescale_factor": [NAN]}, "finite number per modality"),
+        ({"rescale_factor": [NAN]}, "`rescale_factor` of modality 'a' is nan; expected 1 finite"),
         ({"size": {"shortest_edge": 5}}, "`size`"),
         ({"size": {"height": 65_537, "width": 8}}, "both 1 to 65536 pixels"),
         ({"size": 10**9}, "both 1 to 65536 pixels"),
@@ -483,7 +483,7 @@ def test_fit_equals_the_statistics_of_all_pixels_at_once():
 
 
 def test_fit_on_columns_without_values(caplog):
-    with caplog.at_level(logging.WARNING, logger="sgma_hf.model.image_processing_sgma"):
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.model.normalization_sgma"):
         processor = SgmaImageProcessor.fit([{"a": np.ones((2, 2)), "b": None}], ["a", "b"], [1, 1], rescale_factor=1.0)
     assert processor.image_mean == [[1.0], [0.45]] and processor.image_std == [[1.0], [0.225]]
     assert "'b'; its default" in caplog.text and "never vary" in caplog.text

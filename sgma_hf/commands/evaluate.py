@@ -53,7 +53,7 @@ def _parser() -> Parser:
     return parser
 
 
-@report_errors("sgma-hf evaluate", also=(TypeError,))
+@report_errors("sgma-hf evaluate", on_stop="nothing was written, and the same command starts anew", also=(TypeError,))
 def main(argv: list[str] | None = None) -> None:
     """Evaluate, write the JSON file and print the table.
 

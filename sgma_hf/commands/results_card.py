@@ -6,7 +6,7 @@ from pathlib import Path
 from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.comparison.report import readme_block, results_card, write_into_readme
 from sgma_hf.comparison.run_records import read_rows
-from sgma_hf.data.command_line import report_errors
+from sgma_hf.data.command_line import did_you_mean, report_errors
 from sgma_hf.data.whole_files import write_text
 
 
@@ -44,9 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     rows = [row for path in args.results for row in read_rows(path)]
     if args.dataset is not None:
         names = sorted({row["dataset"]["name"] for row in rows})
+        if args.dataset not in names:
+            hint = did_you_mean(args.dataset, names) or "."
+            raise ValueError(f"The results hold no run on {args.dataset!r}{hint} They are of {', '.join(names)}.")
         rows = [row for row in rows if row["dataset"]["name"] == args.dataset]
-        if not rows:
-            raise ValueError(f"The results hold no run on {args.dataset!r}; they are of {names}.")
     if args.output is not None:
         write_text(args.output, results_card(rows))
         print(f"{args.output}: {len(rows)} runs")

@@ -11,7 +11,6 @@ or extent, `folders.class_maps` for `--classes`. A scene is held in memory whole
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..data.metadata import DatasetMetadata
 from ..model.configuration_sgma import check_modalities
 from ..publishing.push import add_push_arguments, push_as_asked
 from ..rasters.alpha import check_alpha
-from ..rasters.bands import ALL_BANDS, BandSelection, share_files
+from ..rasters.bands import BandSelection, share_files
 from ..rasters.extents import read_on_extent
 from ..rasters.files import read_info, read_raster
 from ..rasters.raster import Georeference, RasterInfo
@@ -45,8 +44,6 @@ class ConversionOptions:
 
     Args:
         label: Folder or stem of the labels; None if there are none.
-        folders: Folder or stem of a modality, where it is not its name.
-        bands: Bands of a modality's files, where not all are meant or alpha has to be confirmed.
         absent: Number of bands of each modality that no scene has, whose column is null throughout.
         nodata: Per modality, values that stand for nothing.
         units: Per modality, the unit of its values, for the record.
@@ -63,8 +60,6 @@ class ConversionOptions:
     """
 
     label: str | None = "label"
-    folders: Mapping[str, str] = field(default_factory=dict)
-    bands: Mapping[str, BandSelection] = field(default_factory=dict)
     absent: Mapping[str, int] = field(default_factory=dict)
     nodata: Mapping[str, NodataOption] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
@@ -106,7 +101,8 @@ def convert_rasters(
     Args:
         source: Folder of the rasters.
         out: Folder to make.
-        modalities: Names of the modalities, in the order of the columns.
+        modalities: In the order of the columns `NAME[=FOLDER][:BANDS]`: the folder or stem of the files, where it is
+            not the name, and their bands, where not all are meant or alpha has to be confirmed: `rgb=x:1,2,3,alpha`.
         options: Everything else.
         command: The command line, for the card.
 
@@ -119,28 +115,27 @@ def convert_rasters(
         ImportError: If the files take rasterio and it is not installed.
     """
     source, out, options = Path(source), Path(out), options or ConversionOptions()
-    _check_options(source, out, modalities, options)
-    folders = {name: options.folders.get(name, name) for name in modalities}
+    folders, chosen = _parse_modalities(modalities)
+    _check_options(source, out, list(folders), options)
     found = find_scenes(source, folders, options.label, split_names=options.split_names, absent=options.absent.keys())
-    chosen = share_files([(folders[name], options.bands.get(name, ALL_BANDS)) for name in modalities])
-    bands = dict(zip(modalities, chosen, strict=True))
+    bands = dict(zip(folders, share_files(list(zip(folders.values(), chosen, strict=True))), strict=True))
     scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene")]
-    plans = [_plan(name, scenes, options) for name in modalities]
+    plans = [_plan(name, scenes, options) for name in folders]
     class_map = _class_map(scenes, options)
     _set_validation_aside(scenes, options)
     metadata = DatasetMetadata(
-        modalities=list(modalities),
+        modalities=list(folders),
         modality_channels=[plan.channels for plan in plans],
         modality_dtypes=[plan.dtype for plan in plans],
         nodata=[list(plan.nodata) for plan in plans],
-        units=[options.units.get(name) for name in modalities],
+        units=[options.units.get(name) for name in folders],
         class_names=class_map.names if class_map else [],
         palette=class_map.palette if class_map else [],
     )
     writer = ParquetDatasetWriter(
         out,
         metadata,
-        title=f"{source.absolute().name}: {', '.join(modalities)}",
+        title=f"{source.absolute().name}: {', '.join(folders)}",
         description=f"Converted from a folder of rasters, {len(scenes)} scenes. Mind their licence when you share it.",
         command=command,
         overwrite=options.overwrite,
@@ -157,14 +152,26 @@ def convert_rasters(
     return writer.summary() + note
 
 
-def _check_options(source: Path, out: Path, modalities: Sequence[str], options: ConversionOptions) -> None:
+def _parse_modalities(entries: Sequence[str]) -> tuple[dict[str, str], list[BandSelection]]:
+    """Folder by name, and the bands of each, of `rgb`, `nir=rgbn:4`, `rgb:1,2,3,alpha`."""
+    folders: dict[str, str] = {}
+    chosen = []
+    for text, bands in map(BandSelection.parse, entries):
+        name, _, folder = text.partition("=")
+        if name in folders:
+            raise ValueError(f"--modalities {' '.join(entries)} repeats {name!r}; give each name once.")
+        folders[name] = folder or name
+        chosen.append(bands)
+    return folders, chosen
+
+
+def _check_options(source: Path, out: Path, modalities: list[str], options: ConversionOptions) -> None:
     """Refuse what can be refused before any file is read."""
-    check_modalities(list(modalities), [options.absent.get(name, 1) for name in modalities])
-    named = {"--absent": options.absent, "--nodata": options.nodata, "--units": options.units, "bands": options.bands}
-    for flag, entries in named.items():
-        unknown = sorted(set(entries) - set(modalities))
+    check_modalities(modalities, [options.absent.get(name, 1) for name in modalities])
+    for flag, entries in (("--absent", options.absent), ("--nodata", options.nodata), ("--units", options.units)):
+        unknown = sorted(entries.keys() - modalities)
         if unknown:
-            raise ValueError(f"{flag} names {unknown}; the modalities are {list(modalities)}.")
+            raise ValueError(f"{flag} names {unknown}; the modalities are {modalities}.")
     if (options.group_distance is not None or options.group_regex is not None) and options.val_fraction is None:
         raise ValueError("Groups are for setting validation scenes aside: give --val_fraction too.")
     if options.classes is not None and options.label is None:
@@ -200,21 +207,16 @@ def _class_map(scenes: Sequence[_Scene], options: ConversionOptions) -> ClassMap
     labelled = [scene.label for scene in scenes if scene.label is not None]
     if not labelled:
         return None
-    class_map = None
-    if options.classes is not None:
-        class_map = ClassMap.load(options.classes, ignore_unmapped=options.ignore_unmapped)
+    class_map = None if options.classes is None else ClassMap.load(options.classes)
     by_colour = class_map is not None and class_map.by_colour
     nodata = {int(info.nodata) for info in labelled if info.nodata is not None}
     found = {}
     for info in tqdm(labelled, desc="labels", unit="scene"):
         found[info.path] = count_values(*_read_label(info, by_colour=by_colour), by_colour=by_colour, path=info.path)
-    total = sum(found.values(), Counter())
     if class_map is None:
-        return ClassMap.identity(total, nodata=nodata)
-    unmapped = class_map.unmapped(total, nodata=nodata)
-    if unmapped and not class_map.ignore_unmapped:
-        first = next(path for path, counts in found.items() if unmapped.keys() & counts)
-        raise ValueError(class_map.describe_unmapped(unmapped, first))
+        return ClassMap.identity(set().union(*found.values()), nodata=nodata)
+    if not options.ignore_unmapped:
+        class_map.refuse_unmapped(found, nodata=nodata)
     return class_map
 
 
@@ -298,18 +300,6 @@ def _nodata(text: str) -> NodataOption:
     )  # NaN always counts
 
 
-def _modalities(entries: Sequence[str]) -> dict[str, tuple[str, BandSelection]]:
-    """Folder and bands by name, of `rgb`, `nir=rgbn:4`, `rgb:1,2,3,alpha`."""
-    modalities = {}
-    for entry in entries:
-        text, bands = BandSelection.parse(entry)
-        name, _, folder = text.partition("=")
-        if name in modalities:
-            raise ValueError(f"--modalities {' '.join(entries)} repeats {name!r}; give each name once.")
-        modalities[name] = (folder or name, bands)
-    return modalities
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="sgma-hf convert-rasters",
@@ -365,11 +355,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
-    modalities = _modalities(arguments.modalities)
     given = vars(arguments) | {
         "label": None if arguments.label == "none" else arguments.label,
-        "folders": {name: folder for name, (folder, _) in modalities.items()},
-        "bands": {name: bands for name, (_, bands) in modalities.items()},
         "absent": _pairs(arguments.absent, "--absent", int, "NAME=BANDS, a whole number, as in dsm=1"),
         "nodata": _pairs(arguments.nodata, "--nodata", _nodata, "NAME=VALUE, numbers and commas between, or `none`"),
         "units": _pairs(arguments.units, "--units"),
@@ -377,7 +364,9 @@ def main(argv: list[str] | None = None) -> int:
     }
     options = ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
     command = command_for_card("dataset_scripts/rasters.py", argv, ("--source", "--output", "--classes"))
-    summary = convert_rasters(arguments.source, arguments.output, list(modalities), options=options, command=command)
+    summary = convert_rasters(
+        arguments.source, arguments.output, arguments.modalities, options=options, command=command
+    )
     sys.stdout.write(f"{summary}\n")
     push_as_asked(arguments)
     return 0

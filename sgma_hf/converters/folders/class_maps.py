@@ -26,17 +26,15 @@ class ClassMap:
         palette: [red, green, blue] per class.
         sources: Class id (or 255) of each value that occurs in label files; a colour is 65536 red + 256 green + blue.
         by_colour: Whether the labels are colour-coded.
-        ignore_unmapped: Whether a value without an entry becomes 255 instead of an error.
     """
 
     names: list[str]
     palette: list[list[int]]
     sources: dict[int, int]
     by_colour: bool = False
-    ignore_unmapped: bool = False
 
     @classmethod
-    def load(cls, path: Path, *, ignore_unmapped: bool = False) -> "ClassMap":
+    def load(cls, path: Path) -> "ClassMap":
         """Read `--classes file.json`.
 
         Either a list of names, for the ids 0, 1, ... as they are; or a list of objects with `name` and one of `value`,
@@ -57,8 +55,7 @@ class ClassMap:
                 f'{path}: expected a list of class names, or of objects such as {{"name": "soil", "value": 0}} or '
                 '{"name": "road", "color": [255, 255, 255]}.'
             )
-        by_colour = not any("value" in entry or "values" in entry for entry in entries)
-        class_map = cls([], [], {}, by_colour=by_colour, ignore_unmapped=ignore_unmapped)
+        class_map = cls([], [], {}, by_colour=not any("value" in entry or "values" in entry for entry in entries))
         colours: dict[str, list[int] | None] = {}  # in the order of the ids
         try:
             for entry in entries:
@@ -112,20 +109,26 @@ class ClassMap:
         names = [f"class_{index}" for index in range(ids[-1] + 1)]
         return cls(names, default_palette(len(names)), {index: index for index in ids})
 
-    def unmapped(self, found: Mapping[int, int], *, nodata: set[int]) -> dict[int, int]:
-        """The values that have no class, with their counts; 255 and declared nodata need none unless colour-coded."""
-        free = set() if self.by_colour else nodata | {IGNORE_INDEX}
-        return {value: count for value, count in found.items() if value not in self.sources and value not in free}
+    def refuse_unmapped(self, found: Mapping[Path, Counter], *, nodata: set[int]) -> None:
+        """Refuse values that have no class; 255 and declared nodata need none unless colour-coded.
 
-    def describe_unmapped(self, unmapped: Mapping[int, int], path: Path) -> str:
-        """The error for values without a class."""
-        counts = sorted(unmapped.items(), key=lambda item: -item[1])
-        listed = ", ".join(f"{self._show(value)} ({count} pixels)" for value, count in counts[:_MAX_LISTED])
-        more = f" and {len(counts) - _MAX_LISTED} more" if len(counts) > _MAX_LISTED else ""
-        return (
-            f'Label values without a class: {listed}{more}; first in {path}. Add them to --classes (with "ignore": '
-            "true if they mean nothing), or pass --ignore_unmapped."
-        )
+        Args:
+            found: How often each value occurs, for each label file.
+            nodata: Values that label files declare as nodata.
+
+        Raises:
+            ValueError: If there are any; it names the most frequent, and a file.
+        """
+        known = self.sources.keys() | (set() if self.by_colour else nodata | {IGNORE_INDEX})
+        counts = sum(found.values(), Counter()).most_common()
+        unmapped = [f"{self._show(value)} ({count} pixels)" for value, count in counts if value not in known]
+        if unmapped:
+            more = f" and {len(unmapped) - _MAX_LISTED} more" if len(unmapped) > _MAX_LISTED else ""
+            first = next(path for path, values in found.items() if values.keys() - known)
+            raise ValueError(
+                f"Label values without a class: {', '.join(unmapped[:_MAX_LISTED])}{more}; first in {first}. Add them "
+                'to --classes (with "ignore": true if they mean nothing), or pass --ignore_unmapped.'
+            )
 
     def _show(self, source: int) -> Any:
         return tuple(source.to_bytes(3, "big")) if self.by_colour else source

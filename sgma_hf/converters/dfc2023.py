@@ -17,6 +17,7 @@ import numpy as np
 
 from ..data.windows import Window
 from ..rasters.files import read_info
+from . import dfc2023_facts as facts
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.check import fewer_than_published
 from .benchmarks.command import run_command
@@ -32,17 +33,6 @@ from .benchmarks.dataset import (
 )
 from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 from .coco_masks import CocoImage, read_annotations
-from .dfc2023_facts import (
-    ANNOTATION_COUNTS,
-    ANNOTATION_FILES,
-    CITY_COUNTS,
-    HELD_OUT_CITIES,
-    HOMEPAGE,
-    MM_SAM_CITIES,
-    RANDOM_SHARES,
-    TRACK_1,
-    TRACK_2,
-)
 
 
 # The contest's `dsm` holds heights above ground. Its column is called what it is: a processor measures what is called
@@ -65,7 +55,7 @@ def random_split(stem: str, seed: int) -> str:
     """Split of a tile under `--split random`: a function of the seed and the name, whatever other tiles there are."""
     digest = hashlib.sha256(f"{seed}:{stem}".encode()).digest()
     draw = int.from_bytes(digest[:8], "big") / 2**64
-    for split, share in RANDOM_SHARES.items():
+    for split, share in facts.RANDOM_SHARES.items():
         draw -= share
         if draw < 0:
             return split
@@ -98,13 +88,13 @@ def to_decibels(power: np.ndarray, nodata: float | None = None) -> np.ndarray:
 class Dfc2023Reader(BenchmarkDataset):
     """Reader of either track of DFC2023."""
 
-    description = TRACK_2
+    description = facts.TRACK_2
     file_pattern = re.compile(r"(SV_.+|GF2_.+|P_?\d{4})\.tiff?", re.IGNORECASE)
 
     def __init__(self, options: ConversionOptions | None = None) -> None:
         self.track = int((options or ConversionOptions()).choices.get("track", 2))
         if self.track == 1:
-            self.description = TRACK_1
+            self.description = facts.TRACK_1
         self._drawn: tuple[str, np.ndarray] | None = None  # the last scene and its label
         super().__init__(options)
 
@@ -113,9 +103,12 @@ class Dfc2023Reader(BenchmarkDataset):
         contents = walk_files(source.absolute())
         tiles = self._find_tiles(contents)
         if not any(tiles.values()):
-            hint = unpacking_hint(contents.archives, ("DFC23_IEEE-DataPort", f"track{self.track}"))
+            archives = ("DFC23_IEEE-DataPort", f"track{self.track}")
+            remedy = unpacking_hint(contents.archives, archives) or f"Get the archives from {facts.HOMEPAGE}"
             reason = f"holds no track{self.track}/train/rgb/*.tif, nor any other tiles of Track {self.track}"
-            return Survey([], [Problem("missing", str(source), reason, hint or f"Get the archives from {HOMEPAGE}")])
+            return Survey(
+                [], [Problem("missing", str(source), reason, remedy)]
+            )
         scenes: list[Scene] = []
         problems: list[Problem] = []
         for part in SPLIT_FOLDERS if self.split == "official" else ("train",):
@@ -137,7 +130,7 @@ class Dfc2023Reader(BenchmarkDataset):
         """Tiles of this track; where a folder's name does not tell the track, the annotation files beside it do."""
         annotated = {}
         for path in contents.files:
-            track = next((track for track, stem in ANNOTATION_FILES.items() if path.name.startswith(stem)), None)
+            track = next((track for track, stem in facts.ANNOTATION_FILES.items() if path.name.startswith(stem)), None)
             if track is not None and path.suffix == ".json":
                 root = path.parents[1] if path.parent.name == "annotations" else path.parent
                 annotated.setdefault(root, set()).add(track)
@@ -159,7 +152,7 @@ class Dfc2023Reader(BenchmarkDataset):
         self, contents: FolderContents, part: str
     ) -> tuple[Mapping[str, CocoImage], Path | None, list[Problem]]:
         """Annotations of a part by stem, their file, and what is wrong; a corrected file goes before others."""
-        stem = f"{ANNOTATION_FILES[self.track]}_{part}"
+        stem = f"{facts.ANNOTATION_FILES[self.track]}_{part}"
         files = [path for path in contents.files if path.name.startswith(stem) and path.suffix == ".json"]
         problems = []
         for path in sorted(files, key=lambda path: "corrected" not in path.name):
@@ -181,13 +174,13 @@ class Dfc2023Reader(BenchmarkDataset):
 
     @property
     def _remedy(self) -> str:
-        return f"Unpack track{self.track}.zip again ({HOMEPAGE})"
+        return f"Unpack track{self.track}.zip again ({facts.HOMEPAGE})"
 
     def _archive_hint(self, split: str, contents: FolderContents) -> str:
         """Which archive holds the tiles of a split, or what to do without it."""
         is_test_data = self.split == "official" and split == "test"
         archive = f"track{self.track}_test_data" if is_test_data else f"track{self.track}"
-        hint = unpacking_hint(contents.archives, (archive,)) or f"Get {archive}.zip from {HOMEPAGE}"
+        hint = unpacking_hint(contents.archives, (archive,)) or f"Get {archive}.zip from {facts.HOMEPAGE}"
         if self.split == "official" and split != "train":
             hint += "; or choose --split cities or random, which need the training tiles alone"
         return hint
@@ -201,7 +194,7 @@ class Dfc2023Reader(BenchmarkDataset):
         place = sensor_and_city(stem)
         if place is None:
             return None
-        held_out = MM_SAM_CITIES if self.split == "mm_sam" else HELD_OUT_CITIES
+        held_out = facts.MM_SAM_CITIES if self.split == "mm_sam" else facts.HELD_OUT_CITIES
         return next((split for split, cities in held_out.items() if place[1] in cities), "train")
 
     def _scenes_of(
@@ -250,7 +243,7 @@ class Dfc2023Reader(BenchmarkDataset):
         empty = sum(not image.annotations for image in labels.values())
         reason = f"{instances} instances; {empty} tiles without one, which are all background"
         if self.track == 2 and part == "train":
-            reason += " (published: {} and {})".format(*ANNOTATION_COUNTS)
+            reason += " (published: {} and {})".format(*facts.ANNOTATION_COUNTS)
         return Problem("note", f"{part} annotations", reason)
 
     def _city_note(self, tiles: Mapping[str, Mapping[str, Path]]) -> list[Problem]:
@@ -258,8 +251,8 @@ class Dfc2023Reader(BenchmarkDataset):
         cities = Counter(place[1] for place in map(sensor_and_city, tiles) if place is not None)
         if self.track == 1 or not cities:
             return []
-        by_city = [f"{city} {cities[city]} of {count}" for city, count in CITY_COUNTS.items()]
-        others = [f"{city} {cities[city]} of 0" for city in sorted(set(cities) - set(CITY_COUNTS))]
+        by_city = [f"{city} {cities[city]} of {count}" for city, count in facts.CITY_COUNTS.items()]
+        others = [f"{city} {cities[city]} of 0" for city in sorted(set(cities) - set(facts.CITY_COUNTS))]
         return [Problem("note", "training tiles by city, found of published", ", ".join(by_city + others))]
 
     def _null_notes(self, scenes: Sequence[Scene]) -> list[Problem]:

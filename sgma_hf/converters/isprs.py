@@ -114,6 +114,11 @@ def match_files(contents: FolderContents, pattern: re.Pattern) -> FilesByTile:
     return found
 
 
+def without(tiles: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
+    """Tiles that are none of the others, in their order."""
+    return tuple(tile for tile in tiles if tile not in set(others))
+
+
 def shorten(names: Iterable[str]) -> str:
     """The first few of a list."""
     names = list(names)
@@ -214,19 +219,26 @@ class IsprsDataset(BenchmarkDataset):
         return [f"`label`: {kind}; {clutter}"]
 
     def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray:
-        """Read a window of the label or of heights; a subclass reads the images."""
+        """Read a window: label, heights, or an image as it is."""
         if column == LABEL:
             colors = self.stored(scene, column, window)
             return decode_isprs_label(colors, num_classes=self.choices["classes"], is_eroded=self.is_eroded)
-        return self._heights(scene, column, window)
+        modality = next(modality for modality in self.modalities if modality.name == column)
+        if modality.channels > 1:
+            return self.stored(scene, column, window, f"{modality.channels} x {modality.dtype}")
+        return self._heights(scene, column, window, modality.dtype)
 
-    def _heights(self, scene: Scene, column: str, window: Window) -> np.ndarray:
+    def remedy(self, scene: Scene, column: str | None) -> str:
+        """Which archive to get again."""
+        key = self.choices["labels"] if column == LABEL else column
+        return f"Unpack {self.archives.get(key, (f'{self.place}.zip',))[0]} again, or download it again"
+
+    def _heights(self, scene: Scene, column: str, window: Window, dtype: str) -> np.ndarray:
         """Heights of a window, (height, width).
 
         A raster may lack its last column or row, as those of Potsdam's tile 3_13 do. What is not there is NaN in
         float32; 8 bits have no value to spare for "no data", so there the last column is repeated.
         """
-        dtype = next(modality.dtype for modality in self.modalities if modality.name == column)
         reader, size = self.readers.open(scene.files[column]), self.scene_size(scene)
         if not all(0 <= full - own <= 1 for full, own in zip(size, reader.size, strict=True)):
             raise ValueError(different_size(reader.size, size))

@@ -8,7 +8,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,26 +36,16 @@ from .isprs import (
     FilesByTile,
     IsprsDataset,
     shorten,
+    without,
 )
 
 
-def _tiles(text: str) -> tuple[str, ...]:
-    """`2_10-12 7_13` as tile names."""
-    names = []
-    for part in text.split():
-        row, _, columns = part.partition("_")
-        first, _, last = columns.partition("-")
-        names += [f"{row}_{column}" for column in range(int(first), int(last or first) + 1)]
-    return tuple(names)
-
-
-def _without(tiles: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
-    return tuple(tile for tile in tiles if tile not in set(others))
-
-
 # torchgeo/torchgeo, torchgeo/datasets/potsdam.py, and mmsegmentation, tools/dataset_converters/potsdam.py.
-CONTEST_TRAIN = _tiles("2_10-12 3_10-12 4_10-12 5_10-12 6_7-12 7_7-12")
-CONTEST_TEST = _tiles("2_13-14 3_13-14 4_13-15 5_13-15 6_13-15 7_13")
+CONTEST_TRAIN = (
+    *"2_10 2_11 2_12 3_10 3_11 3_12 4_10 4_11 4_12 5_10 5_11 5_12".split(),
+    *"6_7 6_8 6_9 6_10 6_11 6_12 7_7 7_8 7_9 7_10 7_11 7_12".split(),
+)
+CONTEST_TEST = tuple("2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13".split())
 TILES = (*CONTEST_TRAIN, *CONTEST_TEST)
 # sstary/SSRS, MFNet/utils.py and CMFNet/trainAndtest.py.
 SSRS_TEST = ("4_10", "5_11", "2_11", "3_10", "6_11", "7_12")
@@ -66,13 +56,13 @@ SPLIT_TILES = {
     "official": {"train": CONTEST_TRAIN, "test": CONTEST_TEST},
     "mmseg": {"train": CONTEST_TRAIN, "validation": CONTEST_TEST},
     "geoseg": {
-        "train": _without(CONTEST_TRAIN, ("7_10", "2_10")),
+        "train": without(CONTEST_TRAIN, ("7_10", "2_10")),
         "validation": ("2_10",),
         "test": CONTEST_TEST,
     },
-    "ssrs": {"train": _without(CONTEST_TRAIN, SSRS_TEST), "test": SSRS_TEST},
+    "ssrs": {"train": without(CONTEST_TRAIN, SSRS_TEST), "test": SSRS_TEST},
     "sherrah": {
-        "train": _without(CONTEST_TRAIN, SHERRAH_VALIDATION),
+        "train": without(CONTEST_TRAIN, SHERRAH_VALIDATION),
         "validation": SHERRAH_VALIDATION,
         "test": CONTEST_TEST,
     },
@@ -258,11 +248,10 @@ class Potsdam(IsprsDataset):
 
     def remedy(self, scene: Scene, column: str | None) -> str:
         """Which archive to get again."""
-        if column in ("rgb", "nir") and scene.files[column] is not None:
-            ending = f"_{self._kind_of(scene.files[column])}.zip"
-            archive = next(name for name in self.archives["rgb"] + self.archives["nir"] if name.endswith(ending))
-        else:
-            archive = self.archives.get(self.choices["labels"] if column == LABEL else column, ("it",))[0]
+        if column not in ("rgb", "nir") or scene.files[column] is None:
+            return super().remedy(scene, column)
+        ending = f"_{self._kind_of(scene.files[column])}.zip"
+        archive = next(name for name in self.archives["rgb"] + self.archives["nir"] if name.endswith(ending))
         return f"Unpack {archive} again, or download it again"
 
 

@@ -12,13 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from ..data.windows import Window
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.command import run_command
-from .benchmarks.dataset import LABEL, OBSERVED, Choice, DatasetDescription, Modality, Scene, SplitProtocol
-from .isprs import BENCHMARK_CITATION, CLASS_NAMES, LABEL_CHOICES, PALETTE, FilesByTile, IsprsDataset
+from .benchmarks.dataset import LABEL, OBSERVED, Choice, DatasetDescription, Modality, SplitProtocol
+from .isprs import BENCHMARK_CITATION, CLASS_NAMES, LABEL_CHOICES, PALETTE, FilesByTile, IsprsDataset, without
 
 
 # torchgeo/torchgeo, torchgeo/datasets/vaihingen.py, and mmsegmentation, tools/dataset_converters/vaihingen.py.
@@ -29,7 +26,7 @@ SSRS_TEST = ("5", "21", "15", "30")
 SPLIT_TILES = {
     "official": {"train": CONTEST_TRAIN, "test": CONTEST_TEST},
     "mmseg": {"train": CONTEST_TRAIN, "validation": CONTEST_TEST},
-    "ssrs": {"train": tuple(tile for tile in CONTEST_TRAIN if tile not in SSRS_TEST), "test": SSRS_TEST},
+    "ssrs": {"train": without(CONTEST_TRAIN, SSRS_TEST), "test": SSRS_TEST},
 }
 
 _IRRG = Modality("irrg", 3, "uint8", description="true orthophoto, near infrared, red, green, 0.09 m per pixel")
@@ -143,17 +140,6 @@ class Vaihingen(IsprsDataset):
             "dsm": heights[0] if heights else None,
             LABEL: labels[0] if labels else None,
         }
-
-    def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray:
-        """Read a window."""
-        if column == "irrg":
-            return self.stored(scene, column, window, "3 x uint8")
-        return super().read_file(scene, column, window)
-
-    def remedy(self, scene: Scene, column: str | None) -> str:
-        """Which archive to get again."""
-        archives = self.archives.get(self.choices["labels"] if column == LABEL else column, (_BENCHMARK_ARCHIVE,))
-        return f"Unpack {archives[0]} again, or download it again"
 
 
 class IsprsVaihingen(BenchmarkBuilder):

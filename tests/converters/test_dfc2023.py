@@ -45,7 +45,7 @@ def without_counts(description):
 def any_number(monkeypatch):
     """No number of tiles is too small."""
     monkeypatch.setattr(Dfc2023Reader, "description", without_counts(TRACK_2))
-    monkeypatch.setattr(dfc2023, "TRACK_1", without_counts(TRACK_1))
+    monkeypatch.setattr(dfc2023.facts, "TRACK_1", without_counts(TRACK_1))
 
 
 @pytest.fixture

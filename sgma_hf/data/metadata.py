@@ -130,7 +130,7 @@ def check_meaning(metadata: DatasetMetadata | None, config: PreTrainedConfig, pr
                 f"The data set declares {new} of modality {name!r} to be no data, which the checkpoint's processor "
                 f"does not know (its `nodata` of {name!r} is {processor.nodata[index]}): they count as no data."
             )
-            processor.nodata = [[*old, *new] if place == index else old for place, old in enumerate(processor.nodata)]
+            processor.nodata[index] = [*processor.nodata[index], *new]
 
 
 def _check_class_names(there: list[str], known: list[str]) -> None:

@@ -64,11 +64,8 @@ def refit_processor(
     }
     channels = [processor.modality_channels[place] for place in places]
     fitted = fit_processor(rows, modalities, channels, crop_size=crop_size, **kept)
-    for field in ("image_mean", "image_std"):
-        values = list(getattr(processor, field))
-        for place, value in zip(places, getattr(fitted, field), strict=True):
-            values[place] = value
-        setattr(processor, field, values)
+    for place, mean, std in zip(places, fitted.image_mean, fitted.image_std, strict=True):
+        processor.image_mean[place], processor.image_std[place] = mean, std
 
 
 def _rasters_as_trained_on(

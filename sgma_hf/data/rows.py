@@ -88,9 +88,8 @@ def labelled_rows(rows: Dataset) -> Dataset:
     Args:
         rows: Rows as `load_rows` returns them.
     """
-    batches = rows.select_columns(["label"]).with_format("arrow").iter(batch_size=256)
-    is_null = [null for batch in batches for null in batch["label"].is_null().to_pylist()]
-    return rows.select([index for index, null in enumerate(is_null) if not null]) if any(is_null) else rows
+    labelled = present_modalities(rows, ["label"])[:, 0]
+    return rows if labelled.all() else rows.select(np.flatnonzero(labelled))
 
 
 def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
@@ -135,7 +134,7 @@ def _holds_rasters(feature: Any) -> bool:
 
 
 def present_modalities(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
-    """Tell which modalities each row has, without decoding any.
+    """Tell which modalities, or other columns, each row has, without decoding any.
 
     Args:
         rows: Rows as `load_rows` returns them, or a sequence of mappings of that form.

@@ -245,11 +245,9 @@ def _predict_subsets(
     robustness = []
     for stage in stages:
         (shares,) = processor.post_process_robustness(outputs[0], size, stage, modality_mask=inputs["modality_mask"])
-        shares = shares.cpu().numpy()
-        shares = np.where(shares.sum(axis=0) > 0, shares, np.nan)
-        robustness.append(
-            {name: share for name, share in zip(processor.modalities, shares, strict=True) if name in subsets[0]}
-        )
+        shares = torch.where(shares.sum(0) > 0, shares, torch.nan).cpu().numpy()
+        maps = zip(processor.modalities, shares, strict=True)
+        robustness.append({name: share for name, share in maps if name in subsets[0]})
     return predictions, robustness
 
 
@@ -296,10 +294,7 @@ def _draw_board(
     aspect: float,
     panel_inches: float = _PANEL_INCHES,
 ) -> "Figure":
-    """Lay the rows out, each with its heading; colour bar beside the robustness maps, legend at the foot.
-
-    A panel is its title and what draws it into given axes; it returns the image that a colour bar is for, or None.
-    """
+    """Lay out rows of panels: a title, and what draws into axes and returns an image that needs a colour bar."""
     matplotlib = require_matplotlib()
     columns = max(len(panels) for _, panels in rows)
     entries = [0.45 + 0.06 * len(name) for name, _ in [*legend, ("no data", None)]]  # inches: patch, letters

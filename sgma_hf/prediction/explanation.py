@@ -57,10 +57,14 @@ def explain_pixel(
         rest = [name for name in covering if name != left_out]
         subset = torch.tensor([name != left_out for name in modalities], device=model.device)
         without[left_out] = _scores(model, model.fuse_and_decode(encoding, subset), x, y) if rest else None
+
+    def shares(values: torch.Tensor) -> dict[str, float]:
+        return dict(zip(modalities, values.tolist(), strict=True))
+
     stages = [
         {
             "stride": stride,
-            "robustness": _robustness(outputs, stage, modalities, x // stride, y // stride),
+            "robustness": outputs.robustness and shares(outputs.robustness[stage][0, :, y // stride, x // stride]),
             "nearest_prototypes": _nearest(model, encoding, outputs, stage, x // stride, y // stride, num_prototypes),
         }
         for stage, stride in enumerate(STAGE_STRIDES)
@@ -75,12 +79,6 @@ def _scores(model: Any, outputs: Any, x: int, y: int) -> dict[str, Any]:
     names = model.config.class_names
     scores = dict(zip(names, logits.softmax(0).tolist(), strict=True))
     return {"class": names[int(logits.argmax())], "scores": scores}
-
-
-def _robustness(outputs: Any, stage: int, modalities: list[str], column: int, row: int) -> dict[str, float] | None:
-    if outputs.robustness is None:
-        return None
-    return dict(zip(modalities, outputs.robustness[stage][0, :, row, column].tolist(), strict=True))
 
 
 def _nearest(

@@ -156,7 +156,7 @@ def open_quietly(rasterio: ModuleType, path: str | Path) -> Any:
         return rasterio.open(path)
 
 
-class RasterFile:
+class RasterFile(contextlib.AbstractContextManager):
     """A file that is open in GDAL, read as bands, alpha, mask, palette, scale and offset say.
 
     Args:
@@ -167,7 +167,9 @@ class RasterFile:
 
     Attributes:
         info: What the header says.
+        alpha_band: The band (from 1) that says which pixels hold data; None if none does.
         colors: Colour table, uint8 (256, 3), of a palette file of which no band was chosen; else None.
+        has_single_bits: Whether the values have 1 bit each.
 
     Raises:
         ValueError: If it is no readable raster or has no such band; it is named.
@@ -183,6 +185,7 @@ class RasterFile:
             check_bands(bands, count, tagged, path)
             self._values = list(bands.values or (band for band in range(1, count + 1) if band not in tagged))
             self.alpha_band = bands.alpha_band(tagged)
+            self.has_single_bits = self._dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"
             self.colors = _color_table(self._dataset) if bands.values is None else None
             self._shows_colors = self.colors is not None and not palette_as_indices
             self._scaling = None if self.colors is not None else _scaling(self._dataset, self._values)
@@ -280,9 +283,6 @@ class RasterFile:
     def close(self) -> None:
         """Close the file."""
         self._dataset.close()
-
-    def __enter__(self) -> "RasterFile":
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         self.close()

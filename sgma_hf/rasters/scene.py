@@ -17,9 +17,9 @@ from transformers.utils import logging
 from ..data.windows import Window
 from .alpha import check_alpha
 from .bands import ALL_BANDS, BandSelection, share_files
-from .files import check_bands, open_quietly, read_info, uses_pillow
+from .files import RasterFile, check_bands, read_info, uses_pillow
 from .grids import Grid, footprint
-from .raster import RasterInfo, require_rasterio
+from .raster import RasterInfo
 from .sources import RESAMPLINGS, Mosaic, read_npy
 
 
@@ -51,7 +51,7 @@ class RasterInput:
         return cls(Path(name), bands)
 
 
-class RasterScene:
+class RasterScene(contextlib.AbstractContextManager):
     """The rasters of one place by modality, on one grid.
 
     Datasets are opened once and are not for several threads at a time; close the scene when done.
@@ -85,12 +85,9 @@ class RasterScene:
         self.inputs = _parse_rasters(rasters, channels)
         methods = _check_resampling(resampling, channels)
         infos = {
-            name: [_read_header(source, channels[name]) for source in sources]
+            name: [_read_header(source, name, channels[name]) for source in sources]
             for name, sources in _share_files(self.inputs).items()
         }
-        for name, group in infos.items():
-            for info in group:
-                _check_channels(info, name, channels[name])
         reference = [read_info(RasterInput.parse(like).path)] if like is not None else next(iter(infos.values()))
         _check_georeferences([*reference, *(info for group in infos.values() for info in group)])
         self.grid = _reference_grid(reference)
@@ -142,9 +139,6 @@ class RasterScene:
         """Close the files."""
         self._opened.close()
 
-    def __enter__(self) -> "RasterScene":
-        return self
-
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
@@ -179,26 +173,10 @@ def _check_resampling(resampling: str | Mapping[str, str], channels: Mapping[str
 
 def _share_files(inputs: Mapping[str, list[RasterInput]]) -> dict[str, list[RasterInput]]:
     """Let the modalities know which bands of a file are the values of another."""
-    named = [(name, _name_the_bit(source)) for name, sources in inputs.items() for source in sources]
-    shared = share_files([(source.path.resolve(), source.bands) for _, source in named])
-    result: dict[str, list[RasterInput]] = {name: [] for name in inputs}
-    for (name, source), bands in zip(named, shared, strict=True):
-        result[name].append(replace(source, bands=bands))
-    return result
-
-
-def _read_header(source: RasterInput, channels: int) -> RasterInfo:
-    path = source.path
-    if path.suffix.lower() == ".npy":
-        values, wanted = read_npy(path, channels, mapped=True), source.bands
-        check_bands(wanted, channels, [], path)
-        count = channels if wanted.values is None else len(wanted.values)
-        return RasterInfo(path, values.shape[:2], count, values.dtype.name, None, False, None, wanted)
-    info = read_info(path, bands=source.bands)
-    if 0 in info.size:
-        raise ValueError(f"{path} has no pixels.")
-    check_alpha(path, source.bands)
-    return info
+    named = {name: [_name_the_bit(source) for source in sources] for name, sources in inputs.items()}
+    every = [(source.path.resolve(), source.bands) for sources in named.values() for source in sources]
+    shared = iter(share_files(every))
+    return {name: [replace(source, bands=next(shared)) for source in sources] for name, sources in named.items()}
 
 
 def _name_the_bit(source: RasterInput) -> RasterInput:
@@ -206,24 +184,31 @@ def _name_the_bit(source: RasterInput) -> RasterInput:
     path = source.path
     if source.bands.values is not None or path.suffix.lower() == ".npy" or uses_pillow(path):
         return source
-    rasterio = require_rasterio(path)
-    try:
-        with open_quietly(rasterio, path) as dataset:
-            if dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") != "1":
-                return source
-    except rasterio.errors.RasterioError as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
+    with RasterFile(path) as file:
+        if not file.has_single_bits:
+            return source
     logger.warning(f"{path} has 1 bit per value: the model sees 0 and 1. Is it a mask?")
     return replace(source, bands=BandSelection((1,)))
 
 
-def _check_channels(info: RasterInfo, name: str, channels: int) -> None:
+def _read_header(source: RasterInput, name: str, channels: int) -> RasterInfo:
+    path, bands = source.path, source.bands
+    if path.suffix.lower() == ".npy":
+        values = read_npy(path, channels, mapped=True)
+        check_bands(bands, channels, [], path)
+        count = channels if bands.values is None else len(bands.values)
+        info = RasterInfo(path, values.shape[:2], count, values.dtype.name, None, False, None, bands)
+    else:
+        info = read_info(path, bands=bands)
+        if 0 in info.size:
+            raise ValueError(f"{path} has no pixels.")
+        check_alpha(path, bands)
     if info.channels != channels:
         raise ValueError(
-            f"{info.path} has {info.channels} bands; modality {name!r} of this checkpoint takes {channels}. Give "
-            "another file, or choose the bands, for instance "
-            f"{info.path}:{','.join(str(band + 1) for band in range(channels))}."
+            f"{path} has {info.channels} bands; modality {name!r} of this checkpoint takes {channels}. Give another "
+            f"file, or choose the bands, for instance {path}:{','.join(str(band + 1) for band in range(channels))}."
         )
+    return info
 
 
 def _check_georeferences(infos: Sequence[RasterInfo]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.codec import decode_raster
-from ..data.windows import Window
+from ..data.windows import Window, cover
 from ..model.image_transforms_sgma import interpolation_weights, resample, valid_pixels
 from .files import RasterFile, read_raster, uses_pillow
 from .grids import (
@@ -255,10 +255,11 @@ class WarpedSource:
         part, is_inside = self._part_below(window)
         if part.height < 1 or part.width < 1:
             return
-        if part.height * part.width > _PIXELS_AT_ONCE and max(window.height, window.width) > 1:
-            for half in _halves(window):
-                rows, columns = half._replace(top=half.top - window.top, left=half.left - window.left).slices
-                self._fill(half, values[:, rows, columns], valid[rows, columns])
+        side = max(window.height, window.width) // 2
+        if part.height * part.width > _PIXELS_AT_ONCE and side:
+            for piece in cover(window[2:], side):
+                place = piece._replace(top=window.top + piece.top, left=window.left + piece.left)
+                self._fill(place, values[:, *piece.slices], valid[piece.slices])
             return
         raster = self._file.read(part)
         raster.valid &= valid_pixels(raster.values, self._nodata)
@@ -303,11 +304,3 @@ class WarpedSource:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _halves(window: Window) -> tuple[Window, Window]:
-    """The upper and lower half of a window, or the left and right one if it is wider than high."""
-    top, left, height, width = window
-    if width > height:
-        return Window(top, left, height, width // 2), Window(top, left + width // 2, height, width - width // 2)
-    return Window(top, left, height // 2, width), Window(top + height // 2, left, height - height // 2, width)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.windows import Window
-from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.limits_sgma import IGNORE_INDEX
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.check import fewer_than_published
 from .benchmarks.command import run_command

@@ -106,9 +106,7 @@ class Dfc2023Reader(BenchmarkDataset):
             archives = ("DFC23_IEEE-DataPort", f"track{self.track}")
             remedy = unpacking_hint(contents.archives, archives) or f"Get the archives from {facts.HOMEPAGE}"
             reason = f"holds no track{self.track}/train/rgb/*.tif, nor any other tiles of Track {self.track}"
-            return Survey(
-                [], [Problem("missing", str(source), reason, remedy)]
-            )
+            return Survey([], [Problem("missing", str(source), reason, remedy)])
         scenes: list[Scene] = []
         problems: list[Problem] = []
         for part in SPLIT_FOLDERS if self.split == "official" else ("train",):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..data.windows import Window
-from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.limits_sgma import IGNORE_INDEX
 from .benchmarks.dataset import LABEL, BenchmarkDataset, Choice, Problem, Scene, Survey, different_size
 from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..data.codec import whole_numbers
 from ..data.command_line import Parser, report_errors
 from ..data.metadata import DatasetMetadata
-from ..model.configuration_sgma import check_modalities
+from ..model.limits_sgma import check_modalities
 from ..publishing.push import add_push_arguments, push_as_asked
 from ..rasters.alpha import check_alpha
 from ..rasters.bands import BandSelection, share_files

@@ -3,18 +3,18 @@
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Features, Image, Value
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.utils import logging
 
-from ..model.configuration_sgma import check_modalities
+from ..model.limits_sgma import check_modalities
 from .codec import SUPPORTED_DTYPES, uses_image_column
 from .whole_files import read_dataclass, write_json
 
+
+if TYPE_CHECKING:
+    from datasets import Features
+    from transformers import BaseImageProcessor, PreTrainedConfig
 
 logger = logging.get_logger(__name__)
 
@@ -70,8 +70,10 @@ class DatasetMetadata:
         if self.palette and len(self.palette) != len(self.class_names):
             raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.class_names)} classes.")
 
-    def features(self) -> Features:
+    def features(self) -> "Features":
         """Columns of the dataset: `id`, the modalities in order, `label`."""
+        from datasets import Features, Image, Value
+
         columns: dict[str, Any] = {"id": Value("string")}
         for name, channels, dtype in zip(self.modalities, self.modality_channels, self.modality_dtypes, strict=True):
             columns[name] = Image() if uses_image_column(channels, dtype) else Value("binary")
@@ -93,6 +95,9 @@ class DatasetMetadata:
         if Path(directory_or_id).is_dir():
             path = Path(directory_or_id) / METADATA_FILE
         else:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
             try:
                 path = Path(hf_hub_download(str(directory_or_id), METADATA_FILE, repo_type="dataset"))
             except LocalEntryNotFoundError:
@@ -103,7 +108,9 @@ class DatasetMetadata:
         return read_dataclass(cls, path, "metadata of a dataset") if path.is_file() else None
 
 
-def check_meaning(metadata: DatasetMetadata | None, config: PreTrainedConfig, processor: BaseImageProcessor) -> None:
+def check_meaning(
+    metadata: DatasetMetadata | None, config: "PreTrainedConfig", processor: "BaseImageProcessor"
+) -> None:
     """Compare a data set with a model that is to be evaluated on it or trained further.
 
     The processor takes over the data set's nodata values, with a warning: in these rows they are no measurements,

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..data.rows import decode_row
 from ..data.windows import Window, cover
-from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.limits_sgma import IGNORE_INDEX
 from .metrics import check_class_ids
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from transformers.utils import logging
 
 from ..data.codec import whole_numbers
-from ..model.configuration_sgma import IGNORE_INDEX
 from ..model.fusion_sgma import FUSIONS
+from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.maps import predict_raster
 from ..rasters.bands import BandSelection
 from ..rasters.files import read_info

@@ -1,29 +1,17 @@
 """Configuration of SGMA (arXiv:2603.02505)."""
 
 import dataclasses
-import re
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
+from .limits_sgma import FUSION_NAMES, IGNORE_INDEX, MAX_IMAGE_SIDE, check_modalities, check_num_labels
+
 
 logger = logging.get_logger(__name__)
 
-
-# A modality name is also a column of the data set, a command-line flag and a part of output file names.
-RESERVED_MODALITY_NAMES = frozenset(
-    "bands batch_size classes config coverage dataset device dtype extras help id image images index label labels "
-    "like map mask missing modalities modality modality_mask model nodata num_workers out output pixel_values plot "
-    "processor resampling resume robustness seed source split stride tile tile_size".split()
-)
-MAX_MODALITIES = 64
-MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred bands
-IGNORE_INDEX = 255  # of a pixel without a label; label maps are uint8
-MAX_LABELS = IGNORE_INDEX
-MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
-FUSION_NAMES = ("sgf", "mean", "pointwise_mean", "projector_mean")
 
 FORMAT_VERSION = 1
 # What transformers itself writes into a configuration, or passes on while loading, beside the declared fields.
@@ -42,55 +30,6 @@ PVT_V2_B2 = {
     "mlp_ratios": [8, 8, 4, 4],
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
 }
-
-
-def check_modalities(modalities, modality_channels):
-    """Check that two parallel lists describe the modalities of a model.
-
-    Args:
-        modalities: Names, each matching `[a-z][a-z0-9_]*`, unique and not reserved.
-        modality_channels: Number of bands of each modality, in the same order.
-
-    Raises:
-        ValueError: If there is no modality, the lengths differ, a name is malformed, reserved or repeated, or a
-            channel count is not between 1 and 4096.
-    """
-    if not 1 <= len(modalities) <= MAX_MODALITIES:
-        raise ValueError(f"`modalities` has {len(modalities)} entries; expected 1 to {MAX_MODALITIES} names.")
-    if len(modalities) != len(modality_channels):
-        raise ValueError(
-            f"`modalities` has {len(modalities)} entries and `modality_channels` has {len(modality_channels)}; "
-            "they are parallel lists, so give one channel count per modality."
-        )
-    for name in modalities:
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(
-                f"Modality name {name!r} is malformed; use lower-case letters, digits and underscores, letter first."
-            )
-        if name in RESERVED_MODALITY_NAMES:
-            raise ValueError(f"Modality name {name!r} is reserved for a column or a flag; choose another name.")
-    repeated = sorted({name for name in modalities if list(modalities).count(name) > 1})
-    if repeated:
-        raise ValueError(f"`modalities` repeats {repeated}; every modality needs a name of its own.")
-    for name, channels in zip(modalities, modality_channels, strict=True):
-        if isinstance(channels, bool) or not isinstance(channels, int) or not 1 <= channels <= MAX_CHANNELS:
-            raise ValueError(f"Modality {name!r} has {channels!r} channels; expected 1 to {MAX_CHANNELS}.")
-
-
-def check_num_labels(num_labels):
-    """Check a number of classes.
-
-    Args:
-        num_labels: Number of classes, 2 to 255.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    if isinstance(num_labels, bool) or not isinstance(num_labels, int) or not 2 <= num_labels <= MAX_LABELS:
-        raise ValueError(
-            f"`num_labels` is {num_labels!r}; expected 2 to {MAX_LABELS} classes. "
-            "For one class against the rest use 2, with the rest as class 0."
-        )
 
 
 @strict

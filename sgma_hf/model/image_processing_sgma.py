@@ -9,7 +9,6 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.utils import logging
 
-from .configuration_sgma import IGNORE_INDEX, MAX_IMAGE_SIDE, check_modalities, check_num_labels
 from .image_transforms_sgma import (
     REFERENCE_LEVELS,
     Moments,
@@ -24,6 +23,7 @@ from .image_transforms_sgma import (
     same_extent,
     subtract,
 )
+from .limits_sgma import IGNORE_INDEX, MAX_IMAGE_SIDE, check_modalities, check_num_labels
 from .modalities_sgma import SgmaProcessorModalitiesMixin
 from .normalization_sgma import (
     band_numbers,

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
-from .configuration_sgma import IGNORE_INDEX
+from .limits_sgma import IGNORE_INDEX
 
 
 REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
@@ -122,9 +121,6 @@ def _decode(value: Any, *, channels: int | None, where: str) -> tuple[np.ndarray
             f"{where}: the image{name} cannot be read ({error}). Replace the file, or pass an array, or None if the "
             "modality is missing."
         ) from error
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy(), None, "channels_first"
     if isinstance(value, np.ma.MaskedArray):
         return value.data, ~np.ma.getmaskarray(value), None
     if isinstance(value, np.ndarray | list | tuple):
@@ -132,6 +128,11 @@ def _decode(value: Any, *, channels: int | None, where: str) -> tuple[np.ndarray
             return np.asarray(value), None, None
         except ValueError as error:
             raise ValueError(f"{where}: the nested lists are no raster ({error}). Pass an array.") from error
+    import torch  # only who passes a tensor waits for it
+
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy(), None, "channels_first"
     raise TypeError(f"{where}: got a {type(value).__name__}; expected an array, a PIL image, a path or None.")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .configuration_sgma import check_modalities
+from .limits_sgma import check_modalities
 
 
 logger = logging.get_logger(__name__)

@@ -14,7 +14,7 @@ from .cells_sgma import (
     resize_mask,
     upsample_to_pixels,
 )
-from .configuration_sgma import IGNORE_INDEX
+from .limits_sgma import IGNORE_INDEX
 
 
 class SgmaPostProcessingMixin:

@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..data.whole_files import write_json
-from ..model.configuration_sgma import IGNORE_INDEX
 from ..model.fusion_sgma import FUSIONS
+from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.files import PILLOW_ERRORS, open_quietly
 from ..rasters.raster import Georeference, require_rasterio
 from ..visualization.palette import colorize, default_palette

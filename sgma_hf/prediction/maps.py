@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..data.windows import window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
-from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.limits_sgma import IGNORE_INDEX
 from ..publishing.weights_digest import weights_digest
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene

@@ -10,7 +10,6 @@ from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from ..data.metadata import METADATA_FILE
-from ..model.saving_sgma import refuse_public_repository
 
 
 # HTTPError: what the Hub answered, and every trouble with the connection. RuntimeError: what huggingface_hub raises
@@ -75,6 +74,8 @@ def push_dataset(
             `private` is True. Nothing is uploaded then.
         OSError: If the push failed; the message is one line that says why and what to do.
     """
+    from ..model.saving_sgma import refuse_public_repository  # imports the pipeline, and torch
+
     folder = Path(folder)
     missing = [name for name in (METADATA_FILE, "README.md") if not (folder / name).is_file()]
     if missing or not any(folder.rglob("*.parquet")):

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import SchedulerType, TrainingArguments
 
-from ..model.configuration_sgma import FUSION_NAMES, SgmaConfig
+from ..model.configuration_sgma import SgmaConfig
+from ..model.limits_sgma import FUSION_NAMES
 
 
 # Encoders by name.

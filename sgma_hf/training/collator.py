@@ -13,7 +13,7 @@ import torch
 from transformers import BaseImageProcessor
 
 from ..data.rows import decode_row
-from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.limits_sgma import IGNORE_INDEX
 from .arguments import SgmaTrainingArguments
 from .row_sampling import ROW_KEY, RowKey
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..model.configuration_sgma import IGNORE_INDEX
 from ..model.image_transforms_sgma import read_raster, valid_pixels
+from ..model.limits_sgma import IGNORE_INDEX
 from .palette import (
     GAP_COLOR,
     HATCH,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..model.configuration_sgma import IGNORE_INDEX
+from ..model.limits_sgma import IGNORE_INDEX
 
 
 # Okabe and Ito (2008), told apart under the common colour blindnesses, with a grey first, for ground.

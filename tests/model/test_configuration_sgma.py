@@ -8,7 +8,7 @@ from tiny_models import CONVNEXT, PVT_V2, tiny_config
 from transformers import AutoConfig, PvtV2Config, ResNetConfig
 
 from sgma_hf import SgmaConfig, commands
-from sgma_hf.model.configuration_sgma import RESERVED_MODALITY_NAMES
+from sgma_hf.model.limits_sgma import RESERVED_MODALITY_NAMES
 
 
 def test_the_defaults_are_the_papers_main_model():

@@ -2,9 +2,9 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from sgma_hf.model.configuration_sgma import FUSION_NAMES
 from sgma_hf.model.fusion_sgma import FUSIONS
 from sgma_hf.model.layers_sgma import SgmaDepthwiseConvolution
+from sgma_hf.model.limits_sgma import FUSION_NAMES
 
 
 def test_every_name_that_a_configuration_takes_has_its_class():

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ...data.metadata import DatasetMetadata
-from ...model.configuration_sgma import IGNORE_INDEX
+from ...model.limits_sgma import IGNORE_INDEX
 from ...publishing.tables import markdown_table
 from ..writing.card import build_card
 from ..writing.statistics import SplitStatistics

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...data.windows import Window
-from ...model.configuration_sgma import IGNORE_INDEX
+from ...model.limits_sgma import IGNORE_INDEX
 from .dataset import LABEL, SPLITS, BenchmarkDataset, Problem, Scene, SplitProtocol, Survey
 from .job_pool import run_jobs
 from .rows import RowMaker

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...visualization.boards import plot_sample
 from .dataset import SPLITS, BenchmarkDataset, Scene
 from .rows import BenchmarkRow, RowMaker
 
@@ -39,6 +38,8 @@ def save_preview(dataset: BenchmarkDataset, scenes: Sequence[Scene], path: Path)
 
 
 def _board(dataset: BenchmarkDataset, scene: Scene) -> Image.Image:
+    from ...visualization.boards import plot_sample  # imports torch
+
     maker = RowMaker(dataset)
     metadata = maker.metadata
     row = max(islice(maker.rows(scene), _ROWS_LOOKED_AT), key=_interest)

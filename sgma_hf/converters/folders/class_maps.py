@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...model.configuration_sgma import IGNORE_INDEX
+from ...model.limits_sgma import IGNORE_INDEX
 from ...visualization.palette import default_palette
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...data.windows import Window, cover, window_starts
-from ...model.configuration_sgma import IGNORE_INDEX
+from ...model.limits_sgma import IGNORE_INDEX
 from ...rasters.raster import Raster
 
 

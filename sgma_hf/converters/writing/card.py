@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from datasets import Image
 
 from ...data.metadata import DatasetMetadata
 from ...publishing.tables import markdown_table
@@ -65,6 +64,8 @@ def build_card(
     Returns:
         Markdown with a YAML head.
     """
+    from datasets import Image
+
     num_rows = sum(item.num_rows for item in statistics.values())
     size = next((name for limit, name in _SIZES if num_rows < limit), "n>1M")
     kinds = {name: "image" if isinstance(kind, Image) else kind.dtype for name, kind in metadata.features().items()}

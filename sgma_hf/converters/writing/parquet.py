@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ...data.codec import encode_raster
 from ...data.metadata import METADATA_FILE, DatasetMetadata
-from ...model.configuration_sgma import IGNORE_INDEX
+from ...model.limits_sgma import IGNORE_INDEX
 from .card import build_card
 from .statistics import SplitStatistics
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from ...data.metadata import DatasetMetadata
-from ...model.configuration_sgma import IGNORE_INDEX
 from ...model.image_transforms_sgma import Moments, valid_pixels
+from ...model.limits_sgma import IGNORE_INDEX
 
 
 class _ModalityStatistics:

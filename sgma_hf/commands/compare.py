@@ -23,7 +23,7 @@ from sgma_hf.comparison.arms import ARMS, select_arms
 from sgma_hf.comparison.compared_rows import content_fingerprint, load_metadata
 from sgma_hf.comparison.identity import is_recorded
 from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
-from sgma_hf.comparison.runs import Run, RunSettings, backbone_from_file, check_device, execute_run
+from sgma_hf.comparison.runs import Run, RunSettings, backbone_from_file, check_device, execute_run, setting
 from sgma_hf.data.command_line import report_errors
 from sgma_hf.data.incomplete_rows import parse_shares
 from sgma_hf.data.rows import load_rows
@@ -51,32 +51,22 @@ class CompareArguments(RunSettings):
 
     dataset: str = field(metadata={"help": "Rows: a folder of a converter."})
     output: str = field(metadata={"help": "File of JSON lines; runs are added to it."})
-    preset: str = field(
-        default="quick",
-        metadata={
-            "choices": list(PRESETS),
-            "help": "quick: three arms, one seed: three runs, measured at 3 to 5 minutes of one core each (210 "
-            "training and 97 evaluated rows of 360 x 480 pixels); full: all arms, three seeds.",
-        },
+    preset: str = setting(
+        "quick",
+        "quick: three arms, one seed: three runs, measured at 3 to 5 minutes of one core each (210 training and 97 "
+        "evaluated rows of 360 x 480 pixels); full: all arms, three seeds.",
+        choices=list(PRESETS),
     )
     arms: list[str] | None = field(
         default=None, metadata={"help": f"Arms, or all: {', '.join(ARMS)}; default: the preset's."}
     )
     seeds: list[int] | None = field(default=None, metadata={"help": "Seeds; default: the preset's."})
-    missing: str = field(
-        default="",
-        metadata={"help": "Make training rows incomplete: NAME=SHARE[,NAME=SHARE...] of rows that lose a modality."},
+    missing: str = setting(
+        "", "Make training rows incomplete: NAME=SHARE[,NAME=SHARE...] of rows that lose a modality."
     )
-    backbone_config: str | None = field(
-        default=None, metadata={"help": "JSON, or a file of it, of another encoder than the small PVT-v2."}
-    )
-    num_proc: int = field(
-        default=1,
-        metadata={"help": "Runs at the same time, each in a process of its own.", "former": ("--jobs",)},
-    )
-    max_gigabytes: float = field(
-        default=4.0, metadata={"help": "Memory that the decoded rows of a split may take, for each process."}
-    )
+    backbone_config: str | None = setting(None, "JSON, or a file of it, of another encoder than the small PVT-v2.")
+    num_proc: int = setting(1, "Runs at the same time, each in a process of its own.", former=("--jobs",))
+    max_gigabytes: float = setting(4.0, "Memory that the decoded rows of a split may take, for each process.")
 
 
 @report_errors("sgma-hf compare", on_stop="the same command goes on with the runs that are not in the output yet")
@@ -120,7 +110,7 @@ def _planned_runs(args: CompareArguments) -> list[Run]:
     unknown = sorted(set(missing) - set(metadata.modalities))
     if unknown:
         raise ValueError(f"`--missing` names {unknown}; the modalities are {metadata.modalities}.")
-    values = {setting.name: getattr(args, setting.name) for setting in fields(RunSettings)} | {"missing": missing}
+    values = {part.name: getattr(args, part.name) for part in fields(RunSettings)} | {"missing": missing}
     if args.backbone_config is None:
         del values["backbone_config"]
     else:

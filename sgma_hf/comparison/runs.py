@@ -46,8 +46,8 @@ ABSENCE_PROBABILITIES = (0.2, 0.1, 0.05)
 SMALL_PVT_V2 = {"model_type": "pvt_v2", "hidden_sizes": [32, 64, 160, 256], "depths": [1, 1, 1, 1]}
 
 
-def _setting(default: Any, text: str, **options: Any) -> Any:
-    """A setting whose help is that of the command's flag."""
+def setting(default: Any, text: str, **options: Any) -> Any:
+    """A field with what the command's flag of its name says in `--help`."""
     return field(default=default, metadata={"help": text, **options})
 
 
@@ -59,28 +59,28 @@ class RunSettings:
     `backbone_config` the encoder's configuration with its `model_type`.
     """
 
-    train_split: str = _setting("train", "Split to train on.")
-    report_split: str = _setting("test", "Split to report on; nothing may be chosen by it.")
-    choosing_split: str | None = _setting(None, "Split to evaluate on too, for choices between recipes.")
+    train_split: str = setting("train", "Split to train on.")
+    report_split: str = setting("test", "Split to report on; nothing may be chosen by it.")
+    choosing_split: str | None = setting(None, "Split to evaluate on too, for choices between recipes.")
     missing: dict[str, float] = field(default_factory=dict)
-    max_steps: int = _setting(500, "Training steps; the last one's weights are evaluated.")
-    batch_size: int = _setting(8, "Crops per step, and windows per forward pass of the evaluation.")
-    crop_size: int = _setting(128, "Side of crops and evaluated windows in pixels.")
-    learning_rate: float = _setting(1e-3, "Highest learning rate of AdamW; encoders start at random.")
-    decoder_hidden_size: int = _setting(128, "Width of the decode head.")
-    dice_loss_weight: float = _setting(SgmaConfig.dice_loss_weight, "Weight of the Dice loss, of all arms.")
-    modality_adapter_size: int = _setting(
+    max_steps: int = setting(500, "Training steps; the last one's weights are evaluated.")
+    batch_size: int = setting(8, "Crops per step, and windows per forward pass of the evaluation.")
+    crop_size: int = setting(128, "Side of crops and evaluated windows in pixels.")
+    learning_rate: float = setting(1e-3, "Highest learning rate of AdamW; encoders start at random.")
+    decoder_hidden_size: int = setting(128, "Width of the decode head.")
+    dice_loss_weight: float = setting(SgmaConfig.dice_loss_weight, "Weight of the Dice loss, of all arms.")
+    modality_adapter_size: int = setting(
         SgmaConfig.modality_adapter_size, "Hidden channels of each modality's adapter before the encoder, of all arms."
     )
     backbone_config: dict[str, Any] = field(default_factory=lambda: dict(SMALL_PVT_V2))
-    corruptions: bool = _setting(False, "Evaluate damaged inputs too.")
-    reliance: bool = _setting(False, "Compare robustness maps with the errors of single modalities too.")
-    device: str = _setting(
+    corruptions: bool = setting(False, "Evaluate damaged inputs too.")
+    reliance: bool = setting(False, "Compare robustness maps with the errors of single modalities too.")
+    device: str = setting(
         "cpu",
         "Where the models run; only on the CPU do two runs of one seed give one result for certain.",
         choices=["cpu", "cuda"],
     )
-    threads: int = _setting(1, "Threads of torch in each run; sums depend on them in the last bits.")
+    threads: int = setting(1, "Threads of torch in each run; sums depend on them in the last bits.")
 
     def __post_init__(self):
         for name in ("max_steps", "batch_size", "crop_size", "decoder_hidden_size", "threads"):

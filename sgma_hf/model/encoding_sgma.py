@@ -7,6 +7,7 @@ import torch
 from .cells_sgma import STAGE_STRIDES, crop_padding, grid_size
 from .configuration_sgma import SgmaConfig
 from .fusion_sgma import SgmaStageTokens
+from .layers_sgma import ABSENT_SCORE
 
 
 @dataclass
@@ -45,6 +46,26 @@ class SgmaEncoding:
             return None
         stages = zip(self.fractions, STAGE_STRIDES, strict=True)
         return [crop_padding(fraction, stride, self.image_size) for fraction, stride in stages]
+
+    def attention_bias(self, level: int, mask: torch.Tensor, active: list[int]) -> torch.Tensor:
+        """Logarithm of the covered fraction of a stage's cells, for the modalities whose indices are given.
+
+        Args:
+            level: Stage, 0 to 3.
+            mask: Pairs to fuse, bool, (batch_size, num_modalities).
+            active: Indices of M' modalities.
+
+        Returns:
+            float32 at least, (batch_size, M', positions), or (batch_size, M', 1) if every pair is complete;
+            `ABSENT_SCORE` where nothing is.
+        """
+        there = mask[:, active].unsqueeze(-1)
+        if self.fractions is None:
+            return torch.where(there, 0.0, ABSENT_SCORE)
+        fraction = self.fractions[level][:, active].flatten(2)
+        fraction = fraction.to(torch.promote_types(self.stages[level].tokens.dtype, torch.float32))
+        there = there & (fraction > 0)
+        return torch.where(there, fraction, 1).log().masked_fill(~there, ABSENT_SCORE)
 
     def single_robustness(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Robustness where each row of the mask has one modality at most: 1 where that covers the cell."""

@@ -11,7 +11,6 @@ stage.
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.backbone_utils import load_backbone
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import can_return_tuple
@@ -20,18 +19,7 @@ from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_frac
 from .configuration_sgma import SgmaConfig
 from .encoding_sgma import SgmaEncoding, check_inputs, check_labels, packed_positions
 from .fusion_sgma import FUSIONS, SgmaPairs
-from .layers_sgma import (
-    ABSENT_SCORE,
-    ADAPTER_INIT_RANGE,
-    SgmaAdapterInput,
-    SgmaAdapterOutput,
-    SgmaConv2d,
-    SgmaDecodeHead,
-    SgmaIdentityLinear,
-    SgmaLinear,
-    SgmaModalityStem,
-    to_maps,
-)
+from .layers_sgma import INITIALISED, SgmaDecodeHead, SgmaModalityStem, restride_single, to_maps
 from .losses_sgma import modality_sampling_probabilities, row_losses, sample_modality, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
@@ -52,21 +40,8 @@ class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrai
     @torch.no_grad()
     def _init_weights(self, module):
         # The paper does not state its initialisation. By leaf class: transformers initialises children first, once.
-        if isinstance(module, SgmaLinear):
-            init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, SgmaIdentityLinear):
-            init.eye_(module.weight)
-        elif isinstance(module, SgmaConv2d):
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-        elif isinstance(module, SgmaAdapterInput):
-            bound = ADAPTER_INIT_RANGE * module.in_channels**-0.5
-            init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -ADAPTER_INIT_RANGE, ADAPTER_INIT_RANGE)
-        elif isinstance(module, SgmaAdapterOutput):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
+        if isinstance(module, INITIALISED):
+            module.initialise()
         else:
             super()._init_weights(module)
 
@@ -84,7 +59,7 @@ class SgmaModel(SgmaPreTrainedModel):
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         for module in self.backbone.modules():
             if isinstance(module, nn.Conv2d):
-                module.register_forward_pre_hook(_restride_single)
+                module.register_forward_pre_hook(restride_single)
         self.channels = list(self.backbone.channels)
         self.encoder_channels = getattr(config.backbone_config, "num_channels", 3)
         self.stems = nn.ModuleList(self.make_stem(channels) for channels in config.modality_channels)
@@ -258,15 +233,9 @@ class SgmaModel(SgmaPreTrainedModel):
 
     def _fuse_stages(self, encoding, pairs, mask, active, complete):
         fused, robustness, prototypes = [], [], []
+        unbiased = complete and encoding.fractions is None
         for level, (fusion, stage) in enumerate(zip(self.fusion_stages, encoding.stages, strict=True)):
-            bias = None
-            if encoding.fractions is not None:
-                dtype = torch.promote_types(stage.tokens.dtype, torch.float32)
-                fraction = encoding.fractions[level][:, active].flatten(2).to(dtype)
-                there = (fraction > 0) & mask[:, active].unsqueeze(-1)
-                bias = torch.where(there, fraction, 1).log().masked_fill(~there, ABSENT_SCORE)
-            elif not complete:
-                bias = torch.where(mask[:, active], 0.0, ABSENT_SCORE).unsqueeze(-1)  # (B, M', 1)
+            bias = None if unbiased else encoding.attention_bias(level, mask, active)
             tokens, weights, class_vectors = fusion.fuse(stage, pairs, bias)
             fused.append(to_maps(tokens, stage.size))
             prototypes.append(class_vectors)
@@ -308,20 +277,6 @@ class SgmaModel(SgmaPreTrainedModel):
                 f"{[tuple(maps.shape[-2:]) for maps in feature_maps]}; SGMA expects strides {STAGE_STRIDES}, that is "
                 f"{expected}. Change the strides in `backbone_config`."
             )
-
-
-def _restride_single(module, inputs):
-    """Give a batch of one its usual strides before a convolution.
-
-    A view of tokens as (1, C, h, w) has the stride C in the batch axis, by which torch does not know it as channels
-    last; it copies the map to another layout, which takes far longer than a depthwise convolution itself.
-    """
-    maps = inputs[0]
-    if module.training or torch.compiler.is_compiling() or maps.shape[0] != 1 or maps.stride(1) != 1:
-        return None
-    _, channels, height, width = maps.shape
-    strides = (height * width * channels, 1, width * channels, channels)
-    return (maps.as_strided(maps.shape, strides),) if maps.stride()[2:] == strides[2:] else None
 
 
 class SgmaForSemanticSegmentation(SgmaPreTrainedModel):

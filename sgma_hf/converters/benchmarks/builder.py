@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import datasets
 
 from ..writing.parquet import encode_row
-from .check import CheckReport, listed, survey_source
+from .check import CheckReport, survey_source
 from .dataset import SPLITS, BenchmarkDataset, ConversionOptions, Scene
 from .rows import RowMaker
 
@@ -61,23 +61,18 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        name, folder = self.reader.description.name, self.config.data_dir
+        dataset, folder = self.dataset(), self.config.data_dir
         if not folder:
             raise ValueError(
                 f"{type(self).__name__} needs the folder of the data set: data_dir=... It is handed out at "
                 f"{self.reader.description.homepage}."
             )
-        dataset = self.dataset()
         report = CheckReport(dataset, Path(folder), survey_source(dataset, Path(folder)))
+        hint = "Pass allow_missing=True to take null for what is not there."
+        report.refuse_missing(self.config.allow_missing, hint)
+        names = sorted(key.partition("/")[2] for key in report.damaged_scenes())
+        report.refuse_damaged(False, f"Pass exclude={names} to leave the scenes out." if names else "")
         scenes = report.survey.scenes
-        if report.of_kind("missing") and not (self.config.allow_missing and scenes):
-            remedy = "\nPass allow_missing=True to take null for what is not there." if scenes else ""
-            raise ValueError(f"{name} in {folder} is not complete:\n{listed(report.survey.problems)}{remedy}")
-        damaged = report.of_kind("damaged")
-        if damaged:
-            names = sorted(key.partition("/")[2] for key in report.damaged_scenes())
-            remedy = f"\nPass exclude={names} to leave the scenes out." if names else ""
-            raise ValueError(f"{name} in {folder} is damaged:\n{listed(damaged)}{remedy}")
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"scenes": scenes_of_split})
             for split in SPLITS

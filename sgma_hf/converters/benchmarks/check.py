@@ -130,6 +130,19 @@ class CheckReport:
         damaged = set(self.damaged_scenes())
         return [scene for scene in self.survey.scenes if scene.key not in damaged]
 
+    def refuse_missing(self, allowed: bool, hint: str) -> None:
+        """Raise ValueError without scenes, or if files are missing and not `allowed`, which takes what `hint` says."""
+        if not self.survey.scenes or (self.of_kind("missing") and not allowed):
+            what = f"{self.dataset.description.name} in {self.source} is not complete, nothing was written"
+            raise ValueError(f"{what}\n{listed(self.survey.problems)}" + (f"\n{hint}" if self.survey.scenes else ""))
+
+    def refuse_damaged(self, skipped: bool, hint: str) -> None:
+        """Raise ValueError if something is damaged and not to be `skipped`, which takes what `hint` says."""
+        damaged = self.of_kind("damaged")
+        if damaged and not skipped:
+            what = f"{len(damaged)} files are damaged, nothing was written"
+            raise ValueError(f"{what}\n{listed(damaged)}\n{hint}".rstrip())
+
     def text(self) -> str:
         """The report for the terminal."""
         description = self.dataset.description

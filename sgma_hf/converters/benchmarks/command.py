@@ -118,26 +118,18 @@ def _run(reader: type[BenchmarkDataset], arguments: argparse.Namespace, argv: li
 
 def _convert(report: CheckReport, arguments: argparse.Namespace, command: str) -> None:
     """Check, convert, push; if something is missing or damaged that the user did not let pass, nothing is written."""
-    out, scenes = arguments.output, report.survey.scenes
+    out = arguments.output
     inner, outer = os.path.realpath(arguments.source), os.path.realpath(out)
     if inner == outer or inner.startswith(outer + os.sep):  # it would replace the source, or become part of it
         raise ValueError(f"--output {out} is or holds --source {arguments.source}; choose another folder.")
-    if not scenes or (report.of_kind("missing") and not arguments.allow_missing):
-        hint = "\nNull for what is not there: --allow_missing" if scenes else ""
-        problems = listed(report.survey.problems)
-        raise ValueError(f"the data set is not complete, nothing was written\n{problems}{hint}")
-    fingerprint = conversion_fingerprint(report.dataset, scenes)
+    report.refuse_missing(arguments.allow_missing, "Null for what is not there: --allow_missing")
+    fingerprint = conversion_fingerprint(report.dataset, report.survey.scenes)
     if find_conversion(out, fingerprint) and not arguments.overwrite:
         sys.stdout.write(f"{out} holds exactly this conversion already\n")
     else:
         check_output(out, overwrite=arguments.overwrite)
         checking = _check(report, out, fingerprint, arguments.num_proc)
-        damaged = report.of_kind("damaged")
-        if damaged and not arguments.skip_damaged:
-            raise ValueError(
-                f"{len(damaged)} files are damaged, nothing was written\n{listed(damaged)}\n"
-                "Leave their scenes out: --skip_damaged"
-            )
+        report.refuse_damaged(arguments.skip_damaged, "Leave their scenes out: --skip_damaged")
         summary = convert_benchmark(
             report,
             out,
@@ -148,7 +140,7 @@ def _convert(report: CheckReport, arguments: argparse.Namespace, command: str) -
         )
         skipped = report.damaged_scenes()
         skipping = f"skipped because of damage: {', '.join(skipped)}" if skipped else ""
-        said = listed(report.of_kind("missing") + damaged + report.of_kind("note"))
+        said = listed([problem for kind in ("missing", "damaged", "note") for problem in report.of_kind(kind)])
         sys.stdout.write("\n".join(filter(None, [summary, checking, skipping, said])) + "\n")
     if arguments.push:
         description, audience = report.dataset.description, "a PUBLIC" if arguments.public else "a private"

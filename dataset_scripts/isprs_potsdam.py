@@ -1,7 +1,7 @@
 """Check, convert and push ISPRS Potsdam, or build it with the datasets library.
 
 Example:
-    python dataset_scripts/isprs_potsdam.py --source /data/Potsdam --output data/potsdam --tile 512
+    python dataset_scripts/isprs_potsdam.py --source /data/Potsdam --output data/potsdam --tile_size 512
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Check, convert and push ISPRS Vaihingen, or build it with the datasets library.
 
 Example:
-    python dataset_scripts/isprs_vaihingen.py --source /data/Vaihingen --output data/vaihingen --tile 512
+    python dataset_scripts/isprs_vaihingen.py --source /data/Vaihingen --output data/vaihingen --tile_size 512
 """
 
 import sys

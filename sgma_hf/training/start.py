@@ -166,7 +166,7 @@ def _validation_rows(
         raise ValueError(
             f"`--load_best_model_at_end`, `--save_strategy best` or the learning rate's schedule would choose on "
             f"split {split!r}; name one that is neither trained on nor reported on, for instance one that the "
-            "converter's `--val-fraction` makes."
+            "converter's `--val_fraction` makes."
         )
     try:
         rows = load_rows(arguments.dataset, split)

@@ -132,48 +132,23 @@ class SgmaPushToHubMixin:
         """README.md for a repository that has none; None leaves it without."""
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str = "50GB",
+        self, repo_id: str, *, commit_message: str | None = None, max_shard_size: int | str = "50GB", **options
     ) -> CommitInfo:
         """Upload what `save_pretrained` writes, the code included, to the Hub in one commit.
-
-        Weights that an earlier push left behind are deleted; a README.md that is there stays as it is.
 
         Args:
             repo_id: Repository, "name" or "organisation/name"; created if it is not there.
             commit_message: First line of the commit.
-            commit_description: Text of the commit.
-            private: Whether a repository that is created is private; None is the account's default. True refuses one
-                that is public.
-            token: Access token; None takes the one that is logged in.
-            revision: Branch; made from `main` if it is not there. None is `main`.
-            create_pr: Whether to propose the commit instead of making it.
             max_shard_size: Size from which the weights are split into several files, in bytes or such as "5GB".
+            options: `private`, `token`, `revision`, `create_pr` and `commit_description`, as for [`push_folder`].
 
         Returns:
             The commit.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            return push_folder(
-                folder,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message or self.default_commit_message,
-                commit_description=commit_description,
-                default_card=self.default_card(repo_id),
-            )
+            message, card = commit_message or self.default_commit_message, self.default_card(repo_id)
+            return push_folder(folder, repo_id, commit_message=message, default_card=card, **options)
 
 
 class SgmaCheckpointMixin(SgmaPushToHubMixin):

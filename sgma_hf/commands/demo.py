@@ -23,7 +23,6 @@ from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.data.whole_files import write_json
-from sgma_hf.publishing.results import save_results
 from sgma_hf.visualization.boards import plot_modality_board
 
 
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "versions": {"sgma_hf": sgma_hf.__version__} | {name: version(name) for name in ("torch", "transformers")},
     }
-    save_results(results, results_file)
+    write_json(results_file, results)
     print(f"\nDone in {time.time() - started:.0f} s. Results: {results_file}. Picture: {picture}")
     return 0
 

@@ -19,9 +19,10 @@ from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
 from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
 from sgma_hf.data.metadata import DatasetMetadata, check_meaning
 from sgma_hf.data.rows import load_rows, with_modality_columns
+from sgma_hf.data.whole_files import write_json
 from sgma_hf.evaluation.agreement_scores import evaluate_agreement
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
-from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
 
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("nothing to score: give rows by `--dataset`, or a scene by `--label` and its rasters")
     args = parser.parse_args(argv)
     results = _score_rows(args)
-    save_results(results, args.output)
+    write_json(args.output, results)
     print(results_to_markdown(results))
 
 

@@ -17,8 +17,9 @@ from transformers import AutoModelForSemanticSegmentation
 import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
 from sgma_hf.data.command_line import Parser
+from sgma_hf.data.whole_files import write_json
 from sgma_hf.evaluation.scenes import evaluate_scene, score_map
-from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.publishing.tables import markdown_table
 from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 from sgma_hf.rasters.raster import require_rasterio
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> None:
         results = _score_model(args, processor, rasters)
         text = results_to_markdown(results) + _robustness_table(results)
     if args.output is not None:
-        save_results(results, args.output)
+        write_json(args.output, results)
     print(text)
     if args.plot is not None:  # last: the scores are there, whatever becomes of the picture
         _plot(results, args.plot)

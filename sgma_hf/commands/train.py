@@ -8,9 +8,10 @@ from transformers import set_seed
 
 from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.data.command_line import report_errors
+from sgma_hf.data.whole_files import write_json
 from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
 from sgma_hf.publishing.record import command_line
-from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.training.arguments import RunArguments, SgmaTrainingArguments
 from sgma_hf.training.checkpoints import last_complete_checkpoint, remove_checkpoint
 from sgma_hf.training.start import check_arguments, start_training
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     if start.validation_rows is not None:
         results = trainer.score(start.validation_rows)
         if trainer.is_world_process_zero():
-            save_results(results, Path(training_args.output_dir) / "validation_results.json")
+            write_json(Path(training_args.output_dir) / "validation_results.json", results)
             print(results_to_markdown(results))
     trainer.create_model_card()
     return _push(trainer) if training_args.push_to_hub else 0

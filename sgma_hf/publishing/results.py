@@ -1,10 +1,8 @@
-"""Results of an evaluation as a Markdown table and as a JSON file."""
+"""Results of an evaluation as a Markdown table."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..data.whole_files import write_json
 from .tables import markdown_table
 
 
@@ -69,16 +67,3 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
             f"{', '.join(means)}."
         )
     return remarks
-
-
-def save_results(results: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write results as JSON, whole or not at all: a file of that name is replaced at the end, by a rename.
-
-    Args:
-        results: What `evaluate_modality_combinations` returned.
-        path: File to write; its folder is made if need be.
-
-    Raises:
-        OSError: If the file cannot be written; what was there before stays.
-    """
-    write_json(path, results)

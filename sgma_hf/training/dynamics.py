@@ -34,10 +34,10 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.rows import decode_row
+from ..data.whole_files import write_json
 from ..evaluation.metrics import segmentation_scores
 from ..evaluation.prepared_rows import evaluating
 from ..model.cells_sgma import STAGE_STRIDES
-from ..publishing.results import save_results
 
 
 DYNAMICS_FILE = "learning_dynamics.json"
@@ -124,7 +124,7 @@ class LearningDynamics:
             "epochs": self.epochs,
             "evaluations": self.evaluations,
         }
-        save_results(record, Path(directory) / DYNAMICS_FILE)
+        write_json(Path(directory) / DYNAMICS_FILE, record)
 
 
 def read_learning_dynamics(directory: str | os.PathLike) -> dict[str, Any]:

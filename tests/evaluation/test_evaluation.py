@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sgma_hf.data.whole_files import write_json
 from sgma_hf.evaluation.agreement_scores import evaluate_agreement
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations, modality_combinations
 from sgma_hf.evaluation.metrics import confusion_matrix, segmentation_scores
@@ -15,7 +16,7 @@ from sgma_hf.evaluation.prepared_rows import PreparedRows
 from sgma_hf.model.configuration_sgma import SgmaConfig
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 from sgma_hf.model.modeling_sgma import SgmaForSemanticSegmentation
-from sgma_hf.publishing.results import results_to_markdown, save_results
+from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.publishing.weights_digest import weights_digest
 
 
@@ -358,26 +359,26 @@ def test_markdown_is_a_table_in_percent_with_what_was_left_out():
 
 def test_results_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "new" / "results.json"
-    save_results({"average_miou": 0.5}, path)
+    write_json(path, {"average_miou": 0.5})
     assert json.loads(path.read_text()) == {"average_miou": 0.5}
     with pytest.raises(ValueError):
-        save_results({"average_miou": float("nan")}, path)
+        write_json(path, {"average_miou": float("nan")})
     with pytest.raises(TypeError):
-        save_results({"average_miou": object()}, path)
+        write_json(path, {"average_miou": object()})
     assert json.loads(path.read_text()) == {"average_miou": 0.5}
     assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
 
 
 def test_a_full_disk_leaves_the_previous_results(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    save_results({"average_miou": 0.5}, path)
+    write_json(path, {"average_miou": 0.5})
 
     def no_space(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
-        save_results({"average_miou": 0.6}, path)
+        write_json(path, {"average_miou": 0.6})
     assert json.loads(path.read_text()) == {"average_miou": 0.5}
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
 

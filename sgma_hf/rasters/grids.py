@@ -35,15 +35,26 @@ def locate(
     place = target.georeference
     x, y = own.affine @ (np.asarray(columns, dtype=float), np.asarray(rows, dtype=float))
     if not same_crs(own.crs, place.crs):
-        transform = require_rasterio("coordinate reference systems").warp.transform
-        found = transform(parse_crs(own.crs), parse_crs(place.crs), x.ravel().tolist(), y.ravel().tolist())
-        x, y = (np.array(part).reshape(x.shape) for part in found)
+        found = _transformed(own.crs, place.crs, x.ravel().tolist(), y.ravel().tolist())
+        x, y = np.array(found).reshape(2, *x.shape)
     with np.errstate(invalid="ignore"):
         if place.is_geographic:
             west, _, east, _ = place.bounds(target.size)
             middle = (west + east) / 2
             x = np.where(np.abs(x - middle) > 180 + 1e-6, middle + (x - middle + 180) % 360 - 180, x)
         return place.pixels(x, y)
+
+
+def _transformed(own: str, target: str, x: list[float], y: list[float]) -> tuple[list[float], list[float]]:
+    """Places in another CRS, infinite where it has none of them."""
+    rasterio = require_rasterio("coordinate reference systems")
+    try:
+        return rasterio.warp.transform(parse_crs(own), parse_crs(target), x, y)
+    except rasterio._err.CPLE_AppDefinedError:  # a place that is far from the target ends it for all the others
+        if len(x) == 1:
+            return [np.inf], [np.inf]
+    found = [_transformed(own, target, [one], [other]) for one, other in zip(x, y, strict=True)]
+    return [one for (one,), _ in found], [other for _, (other,) in found]
 
 
 def footprint(own: Georeference, size: tuple[int, int], target: Grid | RasterInfo) -> tuple[np.ndarray, np.ndarray]:

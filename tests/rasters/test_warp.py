@@ -110,3 +110,22 @@ def test_coarser_grid_takes_the_mean_of_what_it_covers_and_gaps_are_left_out(tmp
         image = scene.read(0, 0, 40, 40)["x"][..., 0]
     assert image.mask[10:20, 10:20].all() and image.count() == 1500
     np.testing.assert_allclose(image.compressed(), 101, atol=0.6)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32631", "EPSG:3413"])
+def test_file_of_the_whole_earth_is_read_on_a_small_map_and_around_the_pole(tmp_path, crs):
+    """Some places of it, a quarter of a turn away from the zone, are none in the CRS of the map."""
+    latitude = 90 - (np.arange(360) + 0.5) * 0.5
+    values = np.repeat(latitude[None, :, None], 720, axis=2).astype(np.float32)
+    path = write_tiff(tmp_path / "earth.tif", values, crs="EPSG:4326", transform=Affine(0.5, 0, -180, 0, -0.5, 90))
+    north = 5e6 if crs == "EPSG:32631" else 5e5
+    grid = Affine(50000, 0, 200000 if crs == "EPSG:32631" else -5e5, 0, -50000, north)
+    like = write_tiff(tmp_path / "grid.tif", np.zeros((1, 20, 20), np.uint8), crs=crs, transform=grid)
+    with RasterScene({"x": path}, channels={"x": 1}, like=like) as scene:
+        image = scene.read(0, 0, 20, 20)["x"][..., 0]
+    row, column = np.mgrid[:20, :20] + 0.5
+    x, y = grid @ (column, row)
+    _, expected = warp.transform(crs, "EPSG:4326", x.ravel().tolist(), y.ravel().tolist())
+    assert image.count() == 400
+    # Half a pixel of the file: beyond the last row of pixels there is no slope left at the pole.
+    np.testing.assert_allclose(image.filled(), np.reshape(expected, (20, 20)), atol=0.3)

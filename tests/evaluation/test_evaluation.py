@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from comparison_fixtures import BACKBONE
 from torch import nn
 
 from sgma_hf.data.whole_files import write_json
@@ -18,15 +19,6 @@ from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 from sgma_hf.model.modeling_sgma import SgmaForSemanticSegmentation
 from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.publishing.weights_digest import weights_digest
-
-
-BACKBONE = {
-    "model_type": "pvt_v2",
-    "hidden_sizes": [8, 8, 16, 16],
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 1, 2, 2],
-    "mlp_ratios": [2, 2, 2, 2],
-}
 
 
 @pytest.fixture

@@ -229,18 +229,15 @@ class SgmaSemanticFilter(nn.Module):
 
 
 def class_prototypes(logits: torch.Tensor, tokens: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Average a row's features into one global prototype per class.
+    """Average a row's features into one global prototype per class, (B, K, C).
 
     The paper sums over modalities and positions; the softmax over both, which makes it an average whatever the size
     of the image and the number of modalities, is ours.
 
     Args:
-        logits: Scores of the semantic filter, (batch_size, num_modalities, positions, num_labels).
-        tokens: Projected features, (batch_size, num_modalities, positions, channels).
-        bias: Logarithm of the covered fraction of every cell, (batch_size, num_modalities, positions), or None.
-
-    Returns:
-        Prototypes of shape (batch_size, num_labels, channels).
+        logits: Scores of the semantic filter, (B, M, N, K).
+        tokens: Projected features, (B, M, N, C).
+        bias: Logarithm of the covered fraction of every cell, (B, M, N) or (B, M, 1), or None: all covered.
     """
     logits = logits.flatten(1, 2)  # (B, M * N, K)
     if bias is not None:
@@ -281,17 +278,7 @@ class SgmaSpatialPerceptron(SgmaPerceptron):
     def forward(
         self, prototypes: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """Compute the semantic reference feature.
-
-        Args:
-            prototypes: Queries, (batch_size, num_labels, channels).
-            tokens: Projected features, (batch_size, num_modalities, positions, channels).
-            values: `self.value(tokens)`.
-            bias: Added to the scores, (batch_size, num_modalities, positions), or None.
-
-        Returns:
-            Reference feature of shape (batch_size, positions, channels).
-        """
+        """Prototypes (B, K, C), tokens and their `value` (B, M, N, C), bias of the scores -> reference (B, N, C)."""
         _, num_modalities, positions, channels = tokens.shape
         head_dim = channels // self.num_heads
         query = self.query(prototypes).unflatten(2, (self.num_heads, head_dim)) * head_dim**-0.5  # (B, K, A, D)
@@ -314,17 +301,9 @@ class SgmaRobustnessPerceptron(SgmaPerceptron):
     def forward(
         self, reference: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weigh and fuse the modalities.
+        """Reference (B, N, C), `key` and `value` of tokens (B, M, N, C), bias of the scores -> fused and robustness.
 
-        Args:
-            reference: Semantic reference feature, (batch_size, positions, channels).
-            keys: `self.key(tokens)`, (batch_size, num_modalities, positions, channels).
-            values: `self.value(tokens)`, of the same shape.
-            bias: Added to the scores, (batch_size, num_modalities, positions), or None.
-
-        Returns:
-            The fused tokens, (batch_size, positions, channels), and the robustness, float32 in [0, 1], of shape
-            (batch_size, num_modalities, positions).
+        The fused tokens are (B, N, C), the robustness is float32 at least, in [0, 1], (B, M, N).
         """
         head_dim = keys.shape[-1] // self.num_heads
         query = (self.query(reference) * head_dim**-0.5).unflatten(2, (self.num_heads, head_dim))  # (B, N, A, D)

@@ -344,10 +344,6 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             )
         return loaded
 
-    def get_input_embeddings(self):
-        """The backbone's own; a vision model has no token embeddings."""
-        return self.sgma.get_input_embeddings()
-
     def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> SgmaEncoding:
         """Encode a batch once, for `fuse_and_decode`; see [`SgmaModel.encode`]."""
         return self.sgma.encode(pixel_values, modality_mask)

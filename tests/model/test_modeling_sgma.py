@@ -5,7 +5,6 @@ import torch
 from tiny_models import assert_same_model, spread_weights, tiny_config, tiny_model
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaModel
-from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.model.layers_sgma import class_prototypes
 
 
@@ -150,12 +149,6 @@ def test_a_prototype_does_not_depend_on_the_size_of_the_image():
     tokens, logits = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 3)
     doubled = class_prototypes(logits.repeat(1, 1, 2, 1), tokens.repeat(1, 1, 2, 1), None)
     torch.testing.assert_close(doubled, class_prototypes(logits, tokens, None))
-
-
-def test_upsampling_keeps_cells_over_their_pixels():
-    pixels = upsample_to_pixels(torch.arange(3.0).view(1, 1, 1, 3), 4, (4, 10))
-    assert pixels.shape == (1, 1, 4, 10)  # of the twelve columns the last two are beyond the image
-    assert pixels[0, 0, 0].tolist() == [0, 0, 0.125, 0.375, 0.625, 0.875, 1.125, 1.375, 1.625, 1.875]
 
 
 # --- the loss ---

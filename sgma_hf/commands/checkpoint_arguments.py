@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from sgma_hf.data.command_line import check_folder_or_id
 
 
-def checkpoint_modalities(model: str) -> list[str]:
-    """The modalities of an SGMA checkpoint.
+def check_checkpoint(model: str) -> list[str]:
+    """Check that this is a checkpoint of SGMA; returns its modalities.
 
     Args:
         model: A folder, or an id on the Hub.
@@ -35,14 +34,6 @@ def _from_hub(model: str) -> Path:
     except OSError as error:  # all of the Hub's errors are some, and of many lines
         reason = str(error).strip().splitlines()[0]
         raise OSError(f"--model {model}: there is no such folder, and from the Hub: {reason}") from error
-
-
-def load_processor(model: str) -> Any:
-    """The image processor of an SGMA checkpoint; errors as of `checkpoint_modalities`."""
-    from transformers import AutoImageProcessor
-
-    checkpoint_modalities(model)
-    return AutoImageProcessor.from_pretrained(model)
 
 
 def choose_device(name: str | None, *, local_rank: int = 0) -> str:

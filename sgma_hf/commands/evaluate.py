@@ -9,24 +9,11 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForSemanticSegmentation
-from transformers.hf_argparser import string_to_bool
-
-import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
 from sgma_hf.commands import evaluate_scene
-from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
+from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
-from sgma_hf.data.metadata import DatasetMetadata, check_meaning
-from sgma_hf.data.rows import load_rows, with_modality_columns
 from sgma_hf.data.whole_files import write_json
-from sgma_hf.evaluation.agreement_scores import evaluate_agreement
-from sgma_hf.evaluation.combinations import evaluate_modality_combinations
 from sgma_hf.publishing.results import results_to_markdown
-from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
-
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def _parser() -> Parser:
@@ -37,7 +24,7 @@ def _parser() -> Parser:
     add("--split", required=True, help="split of the dataset, for instance validation")
     add("--output", required=True, help="JSON file to write the results to")
     windows = "side of the windows that larger rows are cut into; default: the size trained on; 0: none"
-    add("--window_size", type=int, help=windows)
+    add("--tile_size", type=int, metavar="PIXELS", help=windows, former=("--window_size",))
     add("--batch_size", type=int, default=8, help="rows per forward pass, at most; default: 8")
     shown = "what the model sees of a modality that is left out: nothing (default), or zeros after normalisation"
     add("--missing", choices=["absent", "zero"], default="absent", help=shown)
@@ -47,9 +34,11 @@ def _parser() -> Parser:
         "also say how well each modality alone agrees with the others here: the yardstick for the maps of "
         "`sgma-hf predict --extras agreement`; it takes a second pass"
     )
-    add("--agreement", type=string_to_bool, nargs="?", const=True, default=False, help=agreement)
+    parser.add_switch("--agreement", help=agreement)
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
-    add("--dtype", choices=list(DTYPES), default="float32", help="type of the weights; default: float32")
+    parser.add_switch("--bf16", help="compute in bfloat16, instead of float32")
+    parser.add_switch("--fp16", help="compute in float16, instead of float32")
+    add("--dtype", choices=["float32", "float16", "bfloat16"], help=argparse.SUPPRESS)  # what it was called before
     add("--num_workers", type=int, default=0, help="processes that read rows; 0, the default, reads in this one")
     return parser
 
@@ -71,21 +60,33 @@ def main(argv: list[str] | None = None) -> None:
     if not flags & {"--dataset", "--help", "-h"}:
         parser.error("nothing to score: give rows by `--dataset`, or a scene by `--label` and its rasters")
     args = parser.parse_args(argv)
+    if args.bf16 + args.fp16 + (args.dtype is not None) > 1:
+        parser.error("`--bf16` and `--fp16` exclude each other; give one of them")
+    args.dtype = args.dtype or ("bfloat16" if args.bf16 else "float16" if args.fp16 else "float32")
+    check_folder_or_id(args.dataset, "--dataset")
+    check_checkpoint(args.model)
     results = _score_rows(args)
     write_json(args.output, results)
     print(results_to_markdown(results))
 
 
 def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
-    check_folder_or_id(args.dataset, "--dataset")
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    from sgma_hf.data.metadata import DatasetMetadata, check_meaning
+    from sgma_hf.data.rows import load_rows, with_modality_columns
+    from sgma_hf.evaluation.agreement_scores import evaluate_agreement
+    from sgma_hf.evaluation.combinations import evaluate_modality_combinations
+    from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
+
     device = choose_device(args.device)
-    processor = load_processor(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model)
     rows = load_rows(args.dataset, args.split)
     rows = with_modality_columns(rows, processor.modalities)
     check_meaning(DatasetMetadata.load(args.dataset), AutoConfig.from_pretrained(args.model), processor)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=DTYPES[args.dtype]).to(device)
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device)
     reading = {
-        "window_size": (model.config.tile_size if args.window_size is None else args.window_size) or None,
+        "window_size": (model.config.tile_size if args.tile_size is None else args.tile_size) or None,
         "batch_size": args.batch_size,
         "num_workers": args.num_workers,
         "progress_bar": True,

@@ -12,19 +12,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoModelForSemanticSegmentation
-
-import sgma_hf  # noqa: F401  registers the model with transformers' Auto classes
-from sgma_hf.commands.checkpoint_arguments import choose_device, load_processor
+from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser
 from sgma_hf.data.whole_files import write_json
-from sgma_hf.evaluation.scenes import evaluate_scene, score_map
 from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.publishing.tables import markdown_table
-from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
-from sgma_hf.rasters.raster import require_rasterio
-from sgma_hf.rasters.scene import RasterInput
-from sgma_hf.visualization.charts import plot_robustness_matrix
 
 
 def _parser(modalities: Sequence[str]) -> Parser:
@@ -62,8 +54,7 @@ def main(argv: list[str]) -> None:
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
     model_name = first.parse_known_args(argv)[0].model
-    processor = None if model_name is None else load_processor(model_name)
-    modalities = [] if processor is None else processor.modalities
+    modalities = [] if model_name is None else check_checkpoint(model_name)
     parser = _parser(modalities)
     args = parser.parse_args(argv)
     if args.map is not None:
@@ -75,7 +66,7 @@ def main(argv: list[str]) -> None:
         rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
         if not rasters:
             parser.error(f"no raster given; give at least one of {', '.join(f'--{name}' for name in modalities)}")
-        results = _score_model(args, processor, rasters)
+        results = _score_model(args, rasters)
         text = results_to_markdown(results) + _robustness_table(results)
     if args.output is not None:
         write_json(args.output, results)
@@ -84,7 +75,13 @@ def main(argv: list[str]) -> None:
         _plot(results, args.plot)
 
 
-def _score_model(args: argparse.Namespace, processor: Any, rasters: Mapping[str, list[str]]) -> dict[str, Any]:
+def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> dict[str, Any]:
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    from sgma_hf.evaluation.scenes import evaluate_scene
+    from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
+
+    processor = AutoImageProcessor.from_pretrained(args.model)
     device = choose_device(args.device)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
     options = {"tile_size": args.tile_size, "stride": args.stride, "batch_size": args.batch_size}
@@ -98,6 +95,8 @@ def _plot(results: Mapping[str, Any], path: str) -> None:
     Raises:
         ValueError: If there is none, or the file's kind is not known.
     """
+    from sgma_hf.visualization.charts import plot_robustness_matrix
+
     if not any((results["robustness_per_class"] or {}).values()):
         raise ValueError(
             "`--plot` has nothing to draw: reliance takes a checkpoint that fuses by 'sgf', two modalities or more, "
@@ -108,6 +107,10 @@ def _plot(results: Mapping[str, Any], path: str) -> None:
 
 def _score_map(args: argparse.Namespace) -> dict[str, Any]:
     """Scores of a map whose tags name its classes."""
+    from sgma_hf.evaluation.scenes import score_map
+    from sgma_hf.rasters.raster import require_rasterio
+    from sgma_hf.rasters.scene import RasterInput
+
     path = RasterInput.parse(args.map).path
     with require_rasterio(path).open(path) as file:
         tags = file.tags(1)

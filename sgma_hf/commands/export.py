@@ -15,7 +15,7 @@ missing, of the file and of the model, which skips what is absent. ONNX takes th
 
 import argparse
 
-from sgma_hf.commands.checkpoint_arguments import checkpoint_modalities
+from sgma_hf.commands.checkpoint_arguments import check_checkpoint
 from sgma_hf.data.command_line import Parser, report_errors
 
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments without the program's name; None takes those of the process.
     """
     args = _parser().parse_args(argv)
-    checkpoint_modalities(args.model)
+    check_checkpoint(args.model)
 
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 

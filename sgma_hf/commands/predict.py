@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sgma_hf.commands.checkpoint_arguments import checkpoint_modalities, choose_device
+from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.model.fusion_sgma import FUSIONS
 from sgma_hf.prediction import EXTRAS
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     model = first.parse_known_args(argv)[0].model
     if model is None:
         _parser(None).parse_args(argv)  # prints the help, or that --model is missing
-    modalities = checkpoint_modalities(model)
+    modalities = check_checkpoint(model)
     flags = ", ".join(f"--{name}" for name in modalities)
     parser = _parser(modalities)
     parser.known_flags = f" (the modalities of {model} are {flags})"

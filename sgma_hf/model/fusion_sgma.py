@@ -191,7 +191,7 @@ def _pick(packed: torch.Tensor, index: torch.Tensor, covered: torch.Tensor | Non
     return packed[index] if covered is None else torch.where(covered.unsqueeze(-1), packed[index], 0)
 
 
-# `configuration_sgma.FUSION_NAMES` has the same names, to check configurations without any layer.
+# `limits_sgma.FUSION_NAMES` has the same names, to check configurations without any layer.
 FUSIONS: dict[str, type[SgmaMeanFusion]] = {
     "sgf": SgmaSemanticGuidedFusion,
     "mean": SgmaMeanFusion,

@@ -374,17 +374,9 @@ class SgmaImageProcessor(
         return mask
 
     def _normalize(self, raster: Raster, row: _Row, m: int, out: np.ndarray, *, index: int) -> np.ndarray | bool:
-        """Write the window of one raster, normalised and on the output grid; return what it covers.
+        """Write the window of modality m, normalised and on the output grid, over zeros; return what it covers.
 
-        Args:
-            raster: The modality as it was given.
-            row: Its row, for the geometry.
-            m: Index of the modality.
-            out: float32 zeros (channels, height, width), written in place.
-            index: Index of the row, for messages.
-
-        Returns:
-            True if all of the window is covered, False if nothing is (`out` stays 0), else bool (height, width).
+        True if all of the window is covered, False if nothing is (`out` stays 0), else bool (height, width).
         """
         top, left, height, width = row.window
         resampling = raster.size != row.grid or row.size != (height, width)

@@ -72,14 +72,8 @@ class SgmaPipeline(Pipeline):
         """Predict samples of any sizes; those whose tensors have the same shapes share a forward pass.
 
         Padding to one size would do with a single pass, but changes what the encoder sees of the smaller samples.
-
-        Args:
-            samples: `pixel_values` (1, channels, height, width) and `modality_mask` (1, modalities) or
-                (1, modalities, height, width) of each.
-
-        Returns:
-            Per sample `labels`, int64 (height, width), `scores`, float32 (height, width), and, if the model has it,
-            `robustness`, float32 (modalities, height, width).
+        Per sample `labels` and `scores`, (height, width), and, if the model has it, `robustness`, (modalities, height,
+        width), are returned.
         """
         passes: dict[tuple[torch.Size, torch.Size], list[int]] = {}
         for index, sample in enumerate(samples):

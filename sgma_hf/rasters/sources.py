@@ -237,17 +237,12 @@ class WarpedSource:
             "YSCALE": float(scales[0]),
         }
         self._reach = int(np.ceil(_KERNEL_RADIUS / min(scales))) + 2
-        # float64 for int32, float32 holds the others exactly.
-        self._dtype = np.float64 if self._info.dtype == "int32" else np.float32
 
     def read(self, window: Window) -> Raster:
         """A window of the grid."""
-        values = np.zeros((self._info.channels, window.height, window.width), self._dtype)
+        values = np.zeros((self._info.channels, window.height, window.width), self._info.dtype)
         valid = np.zeros((window.height, window.width), dtype=bool)
         self._fill(window, values, valid)
-        if self._info.dtype != "float32":
-            limits = np.iinfo(self._info.dtype)
-            values = np.rint(values, out=values).clip(limits.min, limits.max, out=values).astype(self._info.dtype)
         return Raster(np.moveaxis(values, 0, -1) if self._colors is None else self._colors[values[0]], valid)
 
     def _fill(self, window: Window, values: np.ndarray, valid: np.ndarray) -> None:
@@ -270,20 +265,26 @@ class WarpedSource:
             "dst_transform": self._place.window(window.top, window.left).affine,
         }
         resamplings, reproject = self._warp.Resampling, self._warp.reproject
-        source = np.moveaxis(raster.values, -1, 0).astype(self._dtype, order="C")
-        target = np.zeros(values.shape, self._dtype)
+        source = np.ascontiguousarray(np.moveaxis(raster.values, -1, 0))
         gaps = {}
-        if not raster.valid.all():
-            source[:, ~raster.valid] = np.nan  # keeps what is not there out of every sum
+        if self._method != "nearest" and not raster.valid.all():
+            # NaN keeps what is not there out of every sum. float64 for int32, float32 holds the others exactly.
+            source = source.astype(np.float64 if source.dtype == np.int32 else np.float32)
+            source[:, ~raster.valid] = np.nan
             gaps = {"src_nodata": np.nan, "dst_nodata": np.nan}
+        target = np.zeros(values.shape, source.dtype)
         reproject(source, target, resampling=resamplings[self._method], **options, **gaps)
-        if is_inside and not gaps:
+        if is_inside and raster.valid.all():
             values[:], valid[:] = target, True
             return
         mask = np.zeros(valid.shape, dtype=np.uint8)
         reproject(raster.valid.astype(np.uint8), mask, resampling=resamplings.nearest, **options)
         valid[:] = (mask > 0) & np.isfinite(target).all(axis=0)
-        values[:] = np.where(valid, target, 0)
+        target = np.where(valid, target, 0)
+        if target.dtype != values.dtype:  # as GDAL rounds
+            limits = np.iinfo(values.dtype)
+            target = np.floor(target + 0.5).clip(limits.min, limits.max)
+        values[:] = target
 
     def _part_below(self, window: Window) -> tuple[Window, bool]:
         """The part of the file that a window looks at, and whether that lies within the file on all sides."""

@@ -97,7 +97,7 @@ def test_figures_of_the_paper_are_apart_and_add_up():
 def test_readme_is_short_and_shows_figures_of_the_card():
     assert len(TEXTS["README"].splitlines()) <= 200
     card = (ROOT / "model_cards" / "results_weedmap.md").read_text(encoding="utf-8")
-    measured = TEXTS["README"].split("<!-- measured: compare -->")[1].split("<!-- end of measured -->")[0]
+    measured = section(TEXTS["README"], "Results")
     rows = re.findall(r"^\| `(\w+)`[^|]*\| (\d+) \| (.*) \|$", measured, flags=re.MULTILINE)
     assert 1 <= len(rows) <= 10
     for arm, seeds, figures in rows:

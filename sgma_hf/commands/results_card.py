@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgma_hf.commands.arguments import DataclassParser
-from sgma_hf.comparison.report import readme_block, results_card, write_into_readme
+from sgma_hf.comparison.report import results_card
 from sgma_hf.comparison.run_records import read_rows
 from sgma_hf.data.command_line import did_you_mean, report_errors
 from sgma_hf.data.whole_files import write_text
@@ -15,29 +15,17 @@ class ResultsCardArguments:
     """Arguments of `sgma-hf results-card`."""
 
     results: list[str] = field(metadata={"help": "Files of JSON lines by `sgma-hf compare`; later ones are newer."})
-    output: str | None = field(default=None, metadata={"help": "Markdown file to write the card to."})
+    output: str = field(metadata={"help": "Markdown file to write the card to."})
     dataset: str | None = field(
         default=None, metadata={"help": "Name of the data set, where the files hold runs of several."}
-    )
-    readme: str | None = field(
-        default=None, metadata={"help": "README whose block between the marks of the comparison is replaced."}
     )
 
 
 @report_errors("sgma-hf results-card")
 def main(argv: list[str] | None = None) -> int:
-    """Write the card, the README's table, or both.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 2 after one line that says what was wrong.
-    """
+    """Write the card; 0, or 2 after one line that says what was wrong."""
     parser = DataclassParser(ResultsCardArguments, prog="sgma-hf results-card", description=__doc__)
     (args,) = parser.parse(argv)
-    if args.output is None and args.readme is None:
-        raise ValueError("Nothing to write: give `--output`, `--readme` or both.")
     absent = [path for path in args.results if not Path(path).is_file()]
     if absent:
         raise FileNotFoundError(f"There is no file {absent}; give those that `sgma-hf compare --output` wrote.")
@@ -48,10 +36,6 @@ def main(argv: list[str] | None = None) -> int:
             hint = did_you_mean(args.dataset, names) or "."
             raise ValueError(f"The results hold no run on {args.dataset!r}{hint} They are of {', '.join(names)}.")
         rows = [row for row in rows if row["dataset"]["name"] == args.dataset]
-    if args.output is not None:
-        write_text(args.output, results_card(rows))
-        print(f"{args.output}: {len(rows)} runs")
-    if args.readme is not None:
-        write_into_readme(args.readme, readme_block(rows))
-        print(f"{args.readme}: {len(rows)} runs")
+    write_text(args.output, results_card(rows))
+    print(f"{args.output}: {len(rows)} runs")
     return 0

@@ -1,19 +1,15 @@
 """The results card of a comparison: tables whose every figure is computed from the lines of `sgma-hf compare`."""
 
-import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ..data.whole_files import write_text
 from ..publishing.tables import markdown_table
 from .arms import ARMS
 from .experiments import Experiment, Figure, at, group_runs
 from .figures import NOTHING, arm_table, change, number, percent
 from .paired_statistics import PairedDifference, spread
-from .report_extras import corruption_sections, detection_table, reliance_section
+from .report_extras import corruption_sections, reliance_section
 from .runs import ABSENCE_PROBABILITIES
 
 
@@ -40,7 +36,6 @@ PARTS = (
     ("row sampling", "sgma_row_sampling", "sgma"),
     ("row sampling, with less dropout", "sgma_recipe", "sgma_less_dropout"),
 )
-README_BEGIN, README_END = "<!-- measured: compare -->", "<!-- end of measured -->"
 _INTRODUCTION = (
     "Written by `sgma-hf results-card` from the lines of `sgma-hf compare`. mIoU and IoU in %; Average, Top-1 and "
     "Last-1 are the mean over all combinations of the modalities, the best and the worst; ± is the standard deviation "
@@ -78,42 +73,11 @@ def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_block(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the compact table of the first run's model and loss, one line per arm, and who wins against whom.
-
-    Trainings on other rows, some of them incomplete, get a table below; other models and losses, what single parts
-    add and what damaged modalities cost are for the card.
-    """
-    experiments = group_runs(rows)
-    main = experiments[0]
-    parts = []
-    for experiment, title in zip(experiments, _titles(experiments), strict=True):
-        if {**experiment.settings, "missing": None} != {**main.settings, "missing": None}:
-            continue
-        facts = _facts(experiment)
-        told = (f"{name} {facts[name]}" for name in ("report_split", "seeds", "hardware", "commit"))
-        parts.append(f"`{experiment.dataset['name']}`, {title}; {'; '.join(told)}; weights of the last step:")
-        parts.append(_scores_table(experiment))
-        if experiment is main:
-            parts += [_MATRIX_NOTE, _matrix(experiment), _LIMITS, *detection_table(experiment, MAIN_ARM)]
-    return "\n\n".join(parts)
-
-
-def write_into_readme(path: str | os.PathLike, text: str) -> None:
-    """Replace what stands between the comparison's two marks in a README; a ValueError if it does not hold them."""
-    content = Path(path).read_text(encoding="utf-8")
-    pattern = re.escape(README_BEGIN) + r"\n.*?" + re.escape(README_END)
-    if content.count(README_BEGIN) != 1 or not re.search(pattern, content, flags=re.DOTALL):
-        raise ValueError(f"{path} does not hold {README_BEGIN!r} once and {README_END!r} after it; add both lines.")
-    block = f"{README_BEGIN}\n{text.strip()}\n{README_END}"
-    write_text(path, re.sub(pattern, lambda _: block, content, count=1, flags=re.DOTALL))
-
-
 def _sections(experiment: Experiment) -> Iterator[tuple[str, ...]]:
     """Headings, each with its texts."""
     yield "What was run", markdown_table(["what", "value"], list(_facts(experiment).items()), text_columns=2)
     yield "Arms", "All have modality dropout 0.5 and no row sampling unless they say otherwise.", _arms(experiment)
-    yield "All combinations of the modalities", _scores_table(experiment, combinations=True), *_scored_on(experiment)
+    yield "All combinations of the modalities", _scores_table(experiment), *_scored_on(experiment)
     yield "Wins, ties, losses", _MATRIX_NOTE, _matrix(experiment), _highest(experiment), _LIMITS
     for main in (MAIN_ARM, RECIPE_ARM):
         others = [arm for arm in experiment.runs if arm != main]
@@ -228,8 +192,8 @@ def _arms(experiment: Experiment) -> str:
     return markdown_table(["arm", "what it is", "runs"], lines, text_columns=2)
 
 
-def _scores_table(experiment: Experiment, *, combinations: bool = False) -> str:
-    names = experiment.results(experiment.all_runs[0])["combinations"] if combinations else []
+def _scores_table(experiment: Experiment) -> str:
+    names = experiment.results(experiment.all_runs[0])["combinations"]
     columns = {name: experiment.score("combinations", name, "miou") for name in names}
     return arm_table(experiment, columns | {name: experiment.score(key) for name, key in SCORES.items()})
 

@@ -8,7 +8,7 @@ from comparison_fixtures import made_up_run
 from sgma_hf.commands import results_card as command
 from sgma_hf.comparison.experiments import group_runs
 from sgma_hf.comparison.paired_statistics import PairedDifference, paired_difference, spread
-from sgma_hf.comparison.report import readme_block, results_card, write_into_readme
+from sgma_hf.comparison.report import results_card
 from sgma_hf.evaluation.corruption_scores import ALL_MODALITIES
 
 
@@ -133,24 +133,10 @@ def test_headings_name_what_differs():
     third = made_up_run("mean", 1, 0.5)
     third["settings"] |= {"crop_size": 64, "backbone_config": {"model_type": "resnet", "depths": [1, 2]}}
     heading = "500 steps, "
-    card, block = results_card([first, second, third]), readme_block([first, second, third])
-    for text in (card, block):
-        assert f"{heading}crop_size 128, backbone_config model_type pvt_v2, hidden_sizes 8/8/16/16" in text
-        assert "warmup_steps 0.05" in text and "warmup_steps 0.1" in text and "weight_decay 0.01," not in text
+    card = results_card([first, second, third])
+    assert f"{heading}crop_size 128, backbone_config model_type pvt_v2, hidden_sizes 8/8/16/16" in card
+    assert "warmup_steps 0.05" in card and "warmup_steps 0.1" in card and "weight_decay 0.01," not in card
     assert f"{heading}crop_size 64, backbone_config model_type resnet, depths 1/2" in card
-    assert "resnet" not in block  # another model is for the card
-
-
-def test_readme_block_shows_the_first_experiment_and_adds_incomplete_trainings():
-    recipe = [made_up_run("sgma_recipe", seed, 0.53 + 0.01 * seed) for seed in range(3)]
-    incomplete = made_up_run("sgma", 0, 0.4)
-    incomplete["settings"] |= {"missing": {"a": 0.3}}
-    block = readme_block([*three_seeds(), *recipe, incomplete])
-    assert "| `sgma_recipe` | 0 / 1 / 2 |" in block
-    assert "highest mean" not in block and "What each part adds" not in block  # that is for the card
-    assert "500 steps, missing a 0.3; report_split test; seeds 0; hardware CPU (imagined)" in block
-    assert "| `sgma` | 40.0 | 30.0 | 70.0 |" in block
-    assert block.count("Encoders start from random weights") == 1
 
 
 def test_the_highest_mean_is_over_seeds_that_all_arms_have():
@@ -215,10 +201,8 @@ def test_corruptions_and_reliance_get_their_sections():
     lower = "is lower in damaged cells than in the same ones undamaged"
     assert f"| robustness {lower} | 1 | 2 |" in card and f"| agreement {lower} | 2 | 2 |" in card
     areas = "| corruption | robustness, cells | robustness, windows | agreement, cells | agreement, windows |"
-    block = readme_block(rows)
-    for text in (card, block):  # means of 0.8 and 0.4, of 0.95 and 0.55, of 1.05 and 0.65
-        assert areas in text and "| `noise_1` | 0.60 | – | 0.75 | 0.85 |" in text
-    assert "better without it" not in block
+    # means of 0.8 and 0.4, of 0.95 and 0.55, of 1.05 and 0.65
+    assert areas in card and "| `noise_1` | 0.60 | – | 0.75 | 0.85 |" in card
     assert "| mean | a | -0.25 | 0.75 | -0.25 | 0.75 |" in card
     assert "| the mean map's correlation with a modality's errors is negative | 1 | 2 |" in card
     assert "| all | 66.0 | 50.0 | 70.0 | 60.0 | 40.0 |" in card
@@ -234,21 +218,6 @@ def test_corruptions_and_reliance_get_their_sections():
     assert "| all | 64.0 ± 2.8 |" in card and "| 62.0 ± 2.8 | 40.0 ± 0.0 |" in card and f"{better} 1 | 2 |" in card
 
 
-def test_readme_block_is_replaced_and_nothing_else(tmp_path):
-    readme = tmp_path / "README.md"
-    before, after = "# Title\n<!-- measured: demo -->\nx\n<!-- end of measured -->\n", "\nrest \\1\n"
-    readme.write_text(before + "<!-- measured: compare -->\n<!-- end of measured -->" + after)
-    for _ in range(2):  # again, over what is there
-        write_into_readme(readme, readme_block(three_seeds()))
-    text = readme.read_text()
-    assert text.startswith(before) and text.endswith("<!-- end of measured -->" + after)
-    assert "| `sgma` | 62.0 ± 2.0 | 30.0 ± 0.0 | 70.0 ± 0.0 |" in text
-    assert text.count("| `mean` | 52.0 ") == 1 and "seeds 0, 1, 2" in text
-    readme.write_text("# Title\n")
-    with pytest.raises(ValueError, match="measured: compare"):
-        write_into_readme(readme, "x")
-
-
 def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
     results, output = tmp_path / "results.jsonl", tmp_path / "cards" / "fields.md"
     rows = [*three_seeds(), made_up_run("sgma", 0, 0.1, name="trees")]
@@ -258,11 +227,13 @@ def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
         (arguments, "['fields', 'trees']"),
         ([*arguments, "--dataset", "sea"], "no run on 'sea'"),
         (["--results", str(tmp_path / "nothing.jsonl"), "--output", str(output)], "There is no file"),
-        (["--results", str(results)], "--output"),
     ):
         assert command.main(flags) == 2
         error = capsys.readouterr().err
         assert message in error and error.startswith("sgma-hf results-card: ") and error.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--results", str(results)])
+    assert "--output" in capsys.readouterr().err
     assert not output.exists()
     assert command.main([*arguments, "--dataset", "fields"]) == 0
     assert output.read_text() == results_card(three_seeds())

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PrinterCallback, set_seed
 
+from ..data.evaluation_mode import evaluating
 from ..data.metadata import DatasetMetadata
 from ..data.processor_fitting import fit_processor
 from ..data.rows import SPLIT_ALIASES
@@ -288,7 +289,6 @@ def bernoulli_expectation(
     return total / (1 - absence ** len(modalities))
 
 
-@torch.no_grad()
 def giga_macs(model: PreTrainedModel, crop_size: int) -> float:
     """Multiply-accumulates, in 10^9, of one image of `crop_size` pixels a side with all modalities.
 
@@ -296,8 +296,8 @@ def giga_macs(model: PreTrainedModel, crop_size: int) -> float:
     """
     pixel_values = torch.zeros(1, sum(model.config.modality_channels), crop_size, crop_size, device=model.device)
     # the counter does not know the CPU's fused attention, so the plain products are counted
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.eval()(pixel_values)
+    with evaluating(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(pixel_values)
     return counter.get_total_flops() / 2 / 1e9
 
 

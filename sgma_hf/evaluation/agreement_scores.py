@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor
 
+from ..data.evaluation_mode import evaluating
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..prediction.agreement import modality_agreement
-from .prepared_rows import PreparedBatches, PreparedRows, evaluating
+from .prepared_rows import PreparedBatches, PreparedRows
 
 
 def evaluate_agreement(

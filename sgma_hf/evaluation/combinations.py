@@ -21,9 +21,10 @@ import torch
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..data.evaluation_mode import evaluating
 from ..model.cells_sgma import predicted_classes
 from .metrics import ScoredClasses, check_scored_classes, count_pixels, mean_of_defined, segmentation_scores
-from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows, evaluating
+from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
 
 
 Missing = Literal["absent", "zero"]

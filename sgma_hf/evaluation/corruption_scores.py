@@ -29,13 +29,14 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..data.evaluation_mode import evaluating
 from ..data.rows import decode_row
 from ..model.cells_sgma import STAGE_STRIDES, predicted_classes
 from ..prediction.agreement import modality_agreement
 from .corruptions import CORRUPTIONS, REGIONAL_KINDS, Corruption, corrupt, draw
 from .map_tallies import MapTally, per_stage
 from .metrics import ScoredClasses, check_scored_classes, count_pixels, segmentation_scores
-from .prepared_rows import PreparedRow, PreparedRows, check_batch_size, evaluating, groups_of_equals
+from .prepared_rows import PreparedRow, PreparedRows, check_batch_size, groups_of_equals
 from .stage_cells import cell_shares
 
 

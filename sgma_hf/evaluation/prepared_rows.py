@@ -1,7 +1,6 @@
 """Labelled rows as a model takes them: read, cut into windows, processed, and put together by size."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -19,18 +18,6 @@ from .metrics import check_class_ids
 
 # Rows wait for others of their size to share a batch with; this many batches of them at most are kept in memory.
 MAX_WAITING_BATCHES = 4
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode that the model had is restored, also after an error."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def check_processor(config: Any, processor: BaseImageProcessor) -> None:

@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..data.evaluation_mode import evaluating
 from ..model.cells_sgma import LOGITS_STRIDE, STAGE_STRIDES, predicted_classes, repeat_to_pixels
-from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows, evaluating
+from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
 from .stage_cells import NUM_BINS, bin_indices, histogram_auc, ratio
 
 

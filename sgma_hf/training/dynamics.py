@@ -33,10 +33,10 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..data.evaluation_mode import evaluating
 from ..data.rows import decode_row
 from ..data.whole_files import write_json
 from ..evaluation.metrics import segmentation_scores
-from ..evaluation.prepared_rows import evaluating
 from ..model.cells_sgma import STAGE_STRIDES
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..data.evaluation_mode import evaluating
 from ..model.image_transforms_sgma import read_raster, valid_pixels
 from ..model.limits_sgma import IGNORE_INDEX
 from .palette import (
@@ -215,7 +216,6 @@ def plot_modality_board(
     )
 
 
-@torch.no_grad()
 def _predict_subsets(
     model: Any,
     processor: Any,
@@ -227,16 +227,12 @@ def _predict_subsets(
     """Class ids per subset, and the first one's robustness maps by modality, per stage (None if there are none)."""
     size = None if label is None else [label.shape]
     inputs = processor([images], segmentation_maps=None if label is None else [label])
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         encoding = model.encode(
             inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"].to(model.device)
         )
         masks = [torch.tensor([name in names for name in processor.modalities]) for names in subsets]
         outputs = [model.fuse_and_decode(encoding, mask.to(model.device)) for mask in masks]
-    finally:
-        model.train(was_training)
     predictions = [
         processor.post_process_semantic_segmentation(output, target_sizes=size)[0].cpu().numpy() for output in outputs
     ]

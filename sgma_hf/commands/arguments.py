@@ -17,18 +17,11 @@ class DataclassParser(Parser, HfArgumentParser):
     """`HfArgumentParser` whose errors are those of `Parser`, with a short `--help` and files of arguments."""
 
     def parse(self, argv: Sequence[str] | None = None, *, shown: Sequence[str] | None = None) -> tuple[Any, ...]:
-        """Read a command line; flags and values that are wrong end the process with one line and status 2.
+        """Read a command line into one dataclass for each of the classes; wrong flags and values end the process.
 
-        Args:
-            argv: Flags, and in front of them the name of a `.yaml`, `.yml` or `.json` file if there is one; the flags
-                override what it holds. None takes those of the process.
-            shown: Arguments that `--help` shows; then `--help_all` shows all.
-
-        Returns:
-            One dataclass for each of the classes.
-
-        Raises:
-            ValueError: If the file is not one of arguments, or a dataclass refuses its values.
+        In front of the flags the name of a `.yaml`, `.yml` or `.json` file may stand; the flags override what it
+        holds. `shown` are the arguments that `--help` shows; then `--help_all` shows all. Raises a ValueError if the
+        file is not one of arguments, or a dataclass refuses its values.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
         if shown is not None:

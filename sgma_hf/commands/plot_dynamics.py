@@ -17,11 +17,7 @@ def _parser() -> Parser:
 
 @report_errors("sgma-hf plot-dynamics")
 def main(argv: list[str] | None = None) -> None:
-    """Draw the figure and say where it is.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-    """
+    """Draw the figure and say where it is."""
     args = _parser().parse_args(argv)
     if not Path(args.run).is_dir():
         raise FileNotFoundError(f"--run {args.run} is no folder of a training run")

@@ -18,12 +18,13 @@ from sgma_hf.training.start import check_arguments, start_training
 from sgma_hf.training.trainer import SgmaTrainer
 
 
-# What `--help` shows; the others are for few runs.
+# What `--help` shows; the others are for few runs, or named by the error that asks for them.
 MAIN_ARGUMENTS = (
     "dataset",
     "output_dir",
     "modalities",
     "backbone",
+    "backbone_config",
     "model",
     "crop_size",
     "per_device_train_batch_size",
@@ -34,21 +35,12 @@ MAIN_ARGUMENTS = (
     "validation_split",
     "eval_strategy",
     "resume_from_checkpoint",
-    "overwrite",
 )
 
 
 @report_errors("sgma-hf train")
 def main(argv: list[str] | None = None) -> int:
-    """Train, save the model with its processor, and evaluate it on the validation split.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process. A `.yaml` or `.json` file may
-            stand before the flags, or for them.
-
-    Returns:
-        0; 1 after one line if the push to the Hub failed, 2 after any other error, 130 after Ctrl-C.
-    """
+    """Train, save the model with its processor, and evaluate it; 1 after one line if the push to the Hub failed."""
     parser = DataclassParser((RunArguments, SgmaTrainingArguments), prog="sgma-hf train", description=__doc__)
     arguments, training_args = parser.parse(argv, shown=MAIN_ARGUMENTS)
     check_arguments(arguments)

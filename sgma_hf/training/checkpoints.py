@@ -70,14 +70,9 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 
 def checkpoint_to_resume(given: str | os.PathLike | Literal[True], output_dir: str | os.PathLike) -> str:
-    """Choose the checkpoint to resume from.
+    """Choose the checkpoint to resume from: a folder, or with True the last complete one of `output_dir`.
 
-    Args:
-        given: A folder `checkpoint-<step>`, or True for the last complete one of `output_dir`.
-        output_dir: Folder of the run.
-
-    Raises:
-        ValueError: If it is not complete, or there is none.
+    Raises a ValueError if it is not complete, or there is none.
     """
     last = last_complete_checkpoint(output_dir if given is True else Path(given).parent)
     if given is True and last is None:
@@ -106,16 +101,9 @@ def read_sampler_state(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def check_continues(checkpoint: str | os.PathLike, config: SgmaConfig, *, layout: Layout, max_steps: int) -> None:
-    """Refuse a checkpoint that a run would not continue.
+    """Raise a ValueError for a checkpoint of another layout or model than a run's, or beyond its last step.
 
-    Args:
-        checkpoint: A folder `checkpoint-<step>` of `Trainer`.
-        config: Of the model.
-        layout: The layout of checkpoints of the run.
-        max_steps: Last step of the run; 0 or less where epochs are counted.
-
-    Raises:
-        ValueError: If the checkpoint is of another layout or model, or beyond the last step.
+    `max_steps` is 0 or less where epochs are counted.
     """
     saved_layout = checkpoint_layout(checkpoint)
     if saved_layout != layout:

@@ -40,13 +40,7 @@ class RowDraws:
 
 
 def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
-    """Draw the random choices for a row.
-
-    Args:
-        seed: Seed of the run, at least 0.
-        key: The row and its epoch.
-        num_modalities: Number of modalities.
-    """
+    """Draw the random choices for a row."""
     generator = np.random.default_rng([seed, key.epoch, key.index, key.repeat])
     return RowDraws(
         crop=generator.random(2),
@@ -61,16 +55,7 @@ def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
 
 
 def drop_modalities(present: np.ndarray, probabilities: np.ndarray, draws: RowDraws) -> np.ndarray:
-    """Drop modalities of one row at random, each with its own probability, but never the last that is there.
-
-    Args:
-        present: Which modalities the row has, bool, (num_modalities,).
-        probabilities: Probability of each to be dropped, in [0, 1], (num_modalities,).
-        draws: The row's random choices.
-
-    Returns:
-        Which modalities are kept, bool, (num_modalities,).
-    """
+    """Which modalities of a row stay, bool (M,): each is dropped with its probability, but never the last."""
     kept = present & (draws.dropout >= probabilities)
     candidates = np.flatnonzero(present)
     if not kept.any() and len(candidates):
@@ -217,11 +202,7 @@ def data_seed(args: SgmaTrainingArguments) -> int:
 def collator_of(
     args: SgmaTrainingArguments, processor: BaseImageProcessor, given: SgmaDataCollator | None
 ) -> SgmaDataCollator:
-    """The collator that arguments describe, or a given one, which the arguments then describe: all else goes by them.
-
-    Raises:
-        TypeError: If the given one is of another class.
-    """
+    """The collator that arguments describe, or the given one, after which the arguments are changed then."""
     if given is None:
         options = {name: getattr(args, name) for name in _AUGMENTATION}
         return SgmaDataCollator(processor, seed=data_seed(args), with_row_index=True, **options)

@@ -49,28 +49,18 @@ _MODALITY_PARAMETER = re.compile(r"(?:^|\.)(?:stems|projectors)\.(\d+)\.")
 
 @dataclass
 class LearningDynamics:
-    """The records of a run so far; they are saved with every checkpoint.
-
-    Attributes:
-        modalities: Names of the modalities.
-        class_names: Names of the classes.
-        epochs: What `add_epoch` recorded, oldest first.
-        evaluations: What `add_evaluation` recorded, oldest first.
-        prototypes: The last epoch's mean class prototypes, float64 (num_labels, channels) for each stage.
-    """
+    """The records of a run so far, oldest first; they are saved with every checkpoint."""
 
     modalities: list[str]
     class_names: list[str]
     epochs: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    prototypes: list[np.ndarray] | None = None
+    prototypes: list[np.ndarray] | None = None  # the last epoch's means, (num_labels, channels) of each stage
 
     def add_epoch(self, summary: Mapping[str, Any], *, epoch: float, step: int) -> dict[str, float]:
         """Record the `TrainingStatistics.summary` of an epoch that has ended, by epochs and steps trained.
 
-        Returns:
-            What goes to the log: `dynamics/<figure>/<modality>` and `dynamics/prototype_drift/stage<1..4>`, without
-            the figures per class and what is None.
+        Returns what goes to the log, without the figures per class and what is None.
         """
         modalities = {name: _modality_record(summary, index) for index, name in enumerate(self.modalities)}
         prototypes = summary["prototypes"]
@@ -87,10 +77,9 @@ class LearningDynamics:
     def add_evaluation(
         self, separation: Mapping[str, list[float | None]], *, epoch: float, step: int, name: str
     ) -> dict[str, float]:
-        """Record what `feature_separation` returned; one of the same step and name takes the place of the earlier.
+        """Record what `feature_separation` returned, in place of an earlier one of the same step and name.
 
-        Returns:
-            What goes to the log: `dynamics/separation/<modality>/stage<1..4>`.
+        Returns what goes to the log.
         """
         for record in self.evaluations:
             if (record["step"], record["name"]) == (step, name):
@@ -128,16 +117,9 @@ class LearningDynamics:
 
 
 def read_learning_dynamics(directory: str | os.PathLike) -> dict[str, Any]:
-    """Read the `learning_dynamics.json` of a run.
+    """Read `modalities`, `class_names`, `epochs` and `evaluations` from a run's folder; see `LearningDynamics`.
 
-    Args:
-        directory: The run's folder.
-
-    Returns:
-        `modalities`, `class_names`, `epochs` and `evaluations`, see `LearningDynamics`.
-
-    Raises:
-        ValueError: If the folder has no such file, or it is not what `LearningDynamics.save` writes.
+    Raises a ValueError if it has no such file, or one of something else.
     """
     path = Path(directory) / DYNAMICS_FILE
     if not path.is_file():
@@ -166,11 +148,7 @@ def modality_parameters(model: torch.nn.Module, num_modalities: int) -> list[lis
 
 
 def prototype_drift(prototypes: np.ndarray, earlier: np.ndarray) -> float | None:
-    """How far class prototypes turned: the mean over the classes of 1 - cosine, in [0, 2]; None if one is zero.
-
-    Args:
-        prototypes: (num_labels, channels).
-        earlier: The same of the epoch before.
+    """How far (num_labels, channels) turned: the classes' mean of 1 - cosine, in [0, 2]; None if one is zero.
 
     Example:
         >>> prototype_drift(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [3.0, 0.0]]))
@@ -182,18 +160,11 @@ def prototype_drift(prototypes: np.ndarray, earlier: np.ndarray) -> float | None
 
 
 def silhouette(features: torch.Tensor, classes: torch.Tensor, *, chunk_size: int = 1024) -> float | None:
-    """Mean silhouette of points that belong to classes, by Euclidean distance.
+    """Mean silhouette in [-1, 1] of points (num_points, channels) in classes (num_points,), by Euclidean distance.
 
     A point's is (b - a) / max(a, b), with a its mean distance to the others of its class and b the smallest of its
-    mean distances to the other classes; 0 for the only point of a class.
-
-    Args:
-        features: Points, float (num_points, channels).
-        classes: Class of each, integer (num_points,).
-        chunk_size: Distances are held for so many points at a time.
-
-    Returns:
-        A figure in [-1, 1]; None if there are fewer than two classes, or a feature is not finite.
+    mean distances to the other classes; 0 for the only point of a class. None if there are fewer than two classes, or
+    a feature is not finite. `chunk_size` points have their distances in memory at a time.
 
     Example:
         >>> silhouette(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
@@ -225,20 +196,11 @@ def feature_separation(
     window_size: int | None = None,
     seed: int = 0,
 ) -> dict[str, list[float | None]]:
-    """Tell how well the classes are apart in each modality's features, see the module's docstring.
+    """Silhouettes of the four stages by modality, see the module's docstring; None with fewer than two classes.
 
-    1024 labelled pixels at most, spread evenly over 32 rows at most (one window of each), the same for all stages and
-    for all modalities that cover them. Every process of a distributed run does the same and needs no other.
-
-    Args:
-        model: An SGMA model with a segmentation head; its mode is restored.
-        processor: Its image processor.
-        dataset: Rows of the one schema; those without a label or without any modality are passed over.
-        window_size: Side in pixels of the window; None takes whole rows.
-        seed: Seed of the rows, windows and pixels.
-
-    Returns:
-        Silhouette in [-1, 1] of the four stages, by modality; None where the sample holds fewer than two classes.
+    1024 labelled pixels at most, spread evenly over 32 rows at most (one window of `window_size` pixels each, or the
+    whole row), the same for all stages and for all modalities that cover them. Rows without a label or without any
+    modality are passed over. Every process of a distributed run does the same and needs no other.
     """
     config = model.config
     features: list[list[list[torch.Tensor]]] = [[] for _ in config.modalities]  # by modality, row and stage

@@ -49,9 +49,8 @@ PUBLISHED = (
 class HubTrainer(Trainer):
     """Trainer whose every push leaves a repository that loads, and whose model card comes from the run.
 
-    Attributes:
-        data_description: Where the rows come from, for the card; what is None is taken from the rows where they know.
-        command: The command of the run, for the card; None is that of the process.
+    `data_description` says where the rows come from; what is None there is taken from the rows where they know.
+    `command` is the run's; None is that of the process.
     """
 
     def __init__(self, *args, **kwargs):
@@ -61,15 +60,7 @@ class HubTrainer(Trainer):
         super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository as `Trainer.init_hf_repo` does, but refuse a public one where a private was asked for.
-
-        Args:
-            token: Access token; None is `args.hub_token`, else the one that is logged in.
-            private: Whether a repository that is created is private; None is `args.hub_private_repo`.
-
-        Raises:
-            ValueError: If a private one was asked for, and it is there and public.
-        """
+        """Make the repository as `Trainer` does; a ValueError if a private one was asked for and it is public."""
         super().init_hf_repo(token=token, private=private)
         private = self.args.hub_private_repo if private is None else private
         if private and self.is_world_process_zero():
@@ -84,15 +75,10 @@ class HubTrainer(Trainer):
     def record_evaluation(
         self, results: Mapping[str, Any], model: PreTrainedModel, rows: Sequence | None = None
     ) -> dict[str, Any]:
-        """Keep the scores of the weights as they are now, for the card.
+        """Keep the scores that `evaluate_modality_combinations` gave this trainer's whole model, for the card.
 
-        Args:
-            results: What `evaluate_modality_combinations` returned.
-            model: The model that it was called with: this trainer's, whole and without wrappers.
-            rows: The rows that it was evaluated on; None is the trainer's own evaluation rows.
-
-        Returns:
-            The results, with `dataset`, `split`, whether that was `trained_on`, and the SHA-256 of the weights.
+        Returns them with `dataset`, `split`, whether that was `trained_on`, and the SHA-256 of the weights. `rows`
+        None is the trainer's own evaluation rows.
         """
         own = rows is None or rows is self.eval_dataset
         rows = self.eval_dataset if rows is None else rows
@@ -148,11 +134,8 @@ class HubTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model, processor and record, whole also where FSDP saves shards. To be called on all processes.
 
-        There is no `training_args.bin`: it would be a pickle, with the access token in it.
-
-        Args:
-            output_dir: Folder; None is `args.output_dir`.
-            _internal_call: True leaves out the push that `args.push_to_hub` asks for.
+        There is no `training_args.bin`: it would be a pickle, with the access token in it. `_internal_call` leaves out
+        the push that `args.push_to_hub` asks for.
         """
         output_dir = self.args.output_dir if output_dir is None else output_dir
         state_dict = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
@@ -172,16 +155,9 @@ class HubTrainer(Trainer):
         finetuned_from: str | None = None,
         dataset: str | None = None,
     ) -> None:
-        """Write the card of the run to README.md in the output folder, unless a person has written one there.
+        """Write the run's card and record to the output folder; a README.md that a person wrote there stays.
 
-        The record that it is written from is saved beside it.
-
-        Args:
-            license: Licence of the weights, as the Hub abbreviates it; None states none.
-            tags: Further tags.
-            model_name: Repository that the card's example loads; None is the one that is pushed to.
-            finetuned_from: Checkpoint that training went on from; None is what the model was loaded from.
-            dataset: Data set that was trained on; None is what `data_description` or the rows say.
+        The card's example loads `model_name`; what is None is taken from the run.
         """
         if not self.is_world_process_zero():
             return
@@ -226,17 +202,8 @@ class HubTrainer(Trainer):
     ) -> CommitInfo | Future | None:
         """Save the model and push it with its processor, code and card, in one commit. To be called on all processes.
 
-        Args:
-            commit_message: First line of the commit.
-            blocking: Whether to wait until it is there.
-            token: Access token; None is `args.hub_token`, else the one that is logged in.
-            revision: Branch; None is `args.hub_revision`.
-            private: Whether a repository that is created is private; None is `args.hub_private_repo`. True refuses one
-                that is public.
-            kwargs: Passed on to `create_model_card`.
-
-        Returns:
-            The commit, or a `Future` of it; None on processes other than the first.
+        As `Trainer.push_to_hub`, with `private` for a repository that is created (None is `args.hub_private_repo`;
+        True refuses one that is public). `kwargs` go to `create_model_card`. None on processes other than the first.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = self.args.hub_token if token is None else token
@@ -268,10 +235,7 @@ class HubTrainer(Trainer):
 
     # Private, because Trainer pushes by itself here: half a repository, with `training_args.bin`.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push a checkpoint in the background; what fails is reported, and never stops the training.
-
-        The files are linked first: the checkpoint may be rotated away, and the next one written, while they upload.
-        """
+        """Push a checkpoint in the background, from links, as it may be rotated away; no error stops the training."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()

@@ -36,40 +36,26 @@ ROW_WEIGHTS_FILE = "row_weights.jsonl"
 
 
 class RowKey(NamedTuple):
-    """What a row is asked for by; it travels with the row, because loader workers hold copies of everything else.
+    """What a row is asked for by; it travels with the row, because loader workers hold copies of everything else."""
 
-    Attributes:
-        epoch: Epoch, from 0.
-        index: Index of the row in the data set.
-        repeat: How often the row came before in this epoch.
-        dropout: Probability to drop each modality in this epoch; None leaves the collator's.
-        padding: Whether the row only fills up a batch: it has no labels and no modality there.
-    """
-
-    epoch: int
-    index: int
-    repeat: int = 0
-    dropout: tuple[float, ...] | None = None
-    padding: bool = False
+    epoch: int  # from 0
+    index: int  # of the row in the data set
+    repeat: int = 0  # how often the row came before in this epoch
+    dropout: tuple[float, ...] | None = None  # probability of each modality in this epoch; None is the collator's
+    padding: bool = False  # it only fills up a batch: it has no labels and no modality there
 
 
 @dataclass
 class EpochStatistics:
     """What one epoch showed, as far as it showed anything: None or NaN stands for unknown.
 
-    Attributes:
-        robustness: Mean robustness of each modality in [0, 1], over the rows where it competed, (num_modalities,).
-        single_loss: Mean over the rows that modality-aware sampling drew it for of the row's mean cross-entropy,
-            predicted from that modality alone, (num_modalities,).
-        row_losses: Mean cross-entropy of each row's fused prediction over its valid pixels, and over the times it came
-            in the epoch, (num_rows,). With the model's `class_weights` both losses are the sum of weight times
-            cross-entropy over the number of pixels, so a row of rare classes counts as harder; `sgma-hf train` scales
-            the weights to a mean of 1 over the training pixels. A Dice loss, if the model has one, is part of both.
+    A loss is the row's mean cross-entropy over its valid pixels. With `class_weights` it is the sum of weight times
+    cross-entropy over the number of pixels, so a row of rare classes counts as harder. A Dice loss is part of it.
     """
 
-    robustness: list[float] | None = None
-    single_loss: list[float] | None = None
-    row_losses: list[float] | None = None
+    robustness: list[float] | None = None  # mean of each modality in [0, 1], over the rows where it competed
+    single_loss: list[float] | None = None  # mean of each modality, over the rows that MAS drew it for
+    row_losses: list[float] | None = None  # mean of each row's fused prediction, over the times it came
 
     def updated_by(self, newer: "EpochStatistics") -> "EpochStatistics":
         """Take the newer values; what the newer epoch did not see keeps its earlier one."""
@@ -101,16 +87,10 @@ def modality_fragility(statistics: EpochStatistics, num_modalities: int) -> np.n
 def row_weights(
     statistics: EpochStatistics, present: np.ndarray, *, hardness: float = 0.5, max_ratio: float = 4.0
 ) -> np.ndarray:
-    """How often each row shall come, relative to the others.
+    """How often each row shall come relative to the others, float64 (num_rows,), mean 1: see the module's docstring.
 
-    Args:
-        statistics: What the last epoch showed.
-        present: Which modalities each row has, bool, (num_rows, num_modalities); at least one in each.
-        hardness: Exponent of the row's relative loss; 0 leaves it out.
-        max_ratio: Largest ratio of two weights, at least 1.
-
-    Returns:
-        Weights, float64, (num_rows,), mean 1.
+    `present` says which modalities each row has, bool (num_rows, num_modalities), at least one in each. `hardness` 0
+    leaves the row's loss out; `max_ratio` is the largest ratio of two weights.
     """
     fragility = modality_fragility(statistics, present.shape[1])
     weights = (present * fragility).sum(1) / present.sum(1)
@@ -125,16 +105,9 @@ def row_weights(
 
 
 def draw_counts(weights: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Draw how often each row comes, as many rows as there are, each within one of its expectation.
+    """Draw how often each row comes, int64, as many rows as there are, each within one of its expectation.
 
     Systematic sampling over a random order: it is unbiased like independent draws, with far less noise.
-
-    Args:
-        weights: Relative weights, (num_rows,), positive.
-        generator: Source of randomness.
-
-    Returns:
-        Counts, int64, (num_rows,), their sum num_rows.
     """
     order = generator.permutation(len(weights))
     ends = np.cumsum(weights[order]) * (len(weights) / weights.sum())
@@ -148,13 +121,8 @@ def draw_counts(weights: np.ndarray, generator: np.random.Generator) -> np.ndarr
 class RowWeightsFile:
     """The sampling weights of all rows, epoch by epoch, as JSON lines `{"epoch": 0, "weights": [1.0, ...]}`.
 
-    Epochs count from 0; the weights are in the order of the training set, with six significant digits, mean 1: about
-    8 bytes per row and epoch.
-
-    Args:
-        directory: The run's folder.
-        first_epoch: Epoch that is written first. A resumed run keeps what is there of earlier ones: what the run that
-            was killed wrote after its last checkpoint is written again.
+    The weights are in the order of the training set, with six significant digits: about 8 bytes per row and epoch. Of
+    a file that is there only epochs before `first_epoch` are kept: a resumed run writes the others again.
     """
 
     def __init__(self, directory: str | os.PathLike, first_epoch: int):
@@ -163,12 +131,7 @@ class RowWeightsFile:
         write_text(self.path, "".join(line for line in lines if line.endswith("\n") and _epoch_of(line) < first_epoch))
 
     def write(self, epoch: int, weights: np.ndarray) -> None:
-        """Append an epoch.
-
-        Args:
-            epoch: The epoch that they steer, from 0.
-            weights: Weights of the rows, (num_rows,).
-        """
+        """Append the weights (num_rows,) that steer an epoch."""
         rounded = [float(f"{weight:.6g}") for weight in weights.tolist()]
         line = json.dumps({"epoch": epoch, "weights": rounded}, separators=(",", ":"))
         with self.path.open("a", encoding="utf-8") as file:
@@ -187,12 +150,7 @@ class ModalityAwareSampler(torch.utils.data.Sampler):
     """Shuffles the rows, once per epoch, and hands on all that their random choices depend on.
 
     The order depends on seed, epoch and weights alone, never on the global random state, so all processes have the
-    same and a resumed run has that of the uninterrupted one.
-
-    Args:
-        num_rows: Rows of the data set.
-        seed: Seed of the run, at least 0.
-        multiple: The epoch is filled up with padding to a multiple of this many keys.
+    same and a resumed run has that of the uninterrupted one. Padding fills the epoch up to a multiple of `multiple`.
     """
 
     def __init__(self, num_rows: int, seed: int, multiple: int = 1):
@@ -232,11 +190,7 @@ class ModalityAwareSampler(torch.utils.data.Sampler):
 
 
 class EpochRows(torch.utils.data.Dataset):
-    """A data set that is asked for `RowKey`s and writes them into the rows, for `SgmaDataCollator`.
-
-    Args:
-        dataset: Rows of the one schema, with a length.
-    """
+    """A data set that is asked for `RowKey`s and writes them into the rows, for `SgmaDataCollator`."""
 
     def __init__(self, dataset: Sequence[Mapping[str, Any]]):
         self.dataset = dataset
@@ -251,14 +205,9 @@ class EpochRows(torch.utils.data.Dataset):
 
 @dataclass
 class SamplingState:
-    """What robustness-weighted sampling knows; it is saved with every checkpoint.
+    """What robustness-weighted sampling knows; it is saved with every checkpoint."""
 
-    Attributes:
-        epoch: Epoch that `frozen` steers; -1 before the first.
-        frozen: Statistics behind the weights of that epoch.
-    """
-
-    epoch: int = -1
+    epoch: int = -1  # that `frozen` steers; -1 before the first
     frozen: EpochStatistics = field(default_factory=EpochStatistics)
 
     def to_dict(self) -> dict[str, Any]:

@@ -36,11 +36,8 @@ def check_sharding(accelerator: Accelerator) -> None:
 class UnusedParameters:
     """Gives all processes gradients of the same parameters, and takes away again what none of them used.
 
-    To the optimiser 0 is another step than none. Which ones a loss depends on is read off its graph, as DDP does.
-
-    Args:
-        model: The model to train, before it is sharded.
-        accelerator: The trainer's.
+    To the optimiser 0 is another step than none. Which ones a loss depends on is read off its graph, as DDP does. Made
+    before the model is sharded.
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):

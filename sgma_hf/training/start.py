@@ -64,12 +64,7 @@ class TrainingStart:
 
 
 def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments) -> TrainingStart:
-    """Load the rows, and load or make the model and its processor, which is fitted to training crops.
-
-    Raises:
-        ValueError: If arguments contradict each other or the data set, or no row can be trained on.
-        OSError: If there is no such data set, model or encoder.
-    """
+    """Load the rows, and load or make the model and its processor, which is fitted to training crops."""
     check_arguments(arguments)
     for what, given in (
         ("data set", arguments.dataset),

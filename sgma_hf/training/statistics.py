@@ -58,19 +58,9 @@ class LogSums:
 class TrainingStatistics:
     """Sums and counts over one epoch: additive, so that processes and interrupted parts are added, never overwritten.
 
-    Everything stays on the device and costs no synchronisation until `reduce`.
-
-    Where the model has `class_weights`, a row's loss is what it is trained on: the sum over its valid pixels of weight
-    times cross-entropy, divided by their number (not by the sum of their weights), plus the Dice loss if the model has
-    one. Losses by class are plain cross-entropy.
-
-    Args:
-        num_rows: Rows of the training set.
-        num_modalities: Modalities of the model.
-        num_labels: Classes of the model.
-        ignore_index: Label value that does not count.
-        device: Where the batches are.
-        stage_channels: Channels of each stage's class prototypes; none if the model has no prototypes.
+    Everything stays on the device and costs no synchronisation until `reduce`. A row's loss is what it is trained on
+    (see `EpochStatistics`); losses by class are plain cross-entropy. `stage_channels` are those of each stage's class
+    prototypes, none if the model has no prototypes.
     """
 
     def __init__(
@@ -138,11 +128,8 @@ class TrainingStatistics:
     def add_gradients(self, parameters: Sequence[Sequence[nn.Parameter]], *, counted: bool = True) -> None:
         """Add the squared norm of each modality's gradient in an optimiser step, of those that have one.
 
-        Squares are additive over the shards of a parameter, norms are not.
-
-        Args:
-            parameters: What belongs to each modality alone (`modality_parameters`).
-            counted: False on all but one of the processes that hold shards of the same parameters.
+        Squares are additive over the shards of a parameter, norms are not. `counted` is False on all but one of the
+        processes that hold shards of the same parameters.
         """
         sums = self.sums["squared_gradients"]
         norms = []
@@ -232,11 +219,7 @@ class TrainingStatistics:
         return {name: values.tolist() for name, values in self.sums.items()}
 
     def load(self, values: Mapping[str, Any]) -> None:
-        """Take over what `to_dict` wrote.
-
-        Raises:
-            ValueError: If they are those of another data set or model.
-        """
+        """Take over what `to_dict` wrote; raises a ValueError if it is of another data set or model."""
         for name, sums in self.sums.items():
             loaded = torch.tensor(values[name], dtype=sums.dtype, device=sums.device)
             if loaded.shape != sums.shape:
@@ -249,17 +232,10 @@ class TrainingStatistics:
 
 
 def contested_cells(modality_mask: torch.Tensor, robustness: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-    """Cells of each stage that a modality covers, at least in part, and another one too.
+    """Cells of each stage, bool (B, M, h, w), that a modality covers, at least in part, and another one too.
 
     Alone in a cell a modality has robustness 1, and 0 where it covers nothing: that tells where sensors look, not how
-    fragile they are.
-
-    Args:
-        modality_mask: The batch's mask, of either kind.
-        robustness: Maps of the stages, (batch_size, num_modalities, height, width).
-
-    Returns:
-        Bool, like the maps.
+    fragile they are. The mask is of either kind.
     """
     if modality_mask.ndim == 2:
         masks = [modality_mask[..., None, None].expand_as(maps) for maps in robustness]
@@ -271,16 +247,7 @@ def contested_cells(modality_mask: torch.Tensor, robustness: tuple[torch.Tensor,
 def mean_robustness(
     robustness: tuple[torch.Tensor, ...], contested: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean of each row's robustness where modalities compete.
-
-    Args:
-        robustness: Maps of the stages, (batch_size, num_modalities, height, width).
-        contested: What `contested_cells` returned.
-
-    Returns:
-        The mean over the contested cells and then over the stages that have some, and which pairs have any, bool,
-        both (batch_size, num_modalities).
-    """
+    """Each row's mean over the contested cells, then over the stages that have some; which pairs (B, M) have any."""
     counts = torch.stack([cells.flatten(2).sum(2) for cells in contested])  # (4, B, M)
     sums = torch.stack(
         [torch.where(cells, maps, 0).flatten(2).sum(2) for cells, maps in zip(contested, robustness, strict=True)]

@@ -309,19 +309,14 @@ class SgmaTrainer(HubTrainer):
     def whole_model(self) -> PreTrainedModel:
         """The model without its wrappers; where it is sharded, a copy with all weights. To be called on all processes.
 
-        What evaluates it calls `encode` and `fuse_and_decode`, and not `forward`, and on each process as often as that
-        has rows.
+        Evaluation calls `encode` and `fuse_and_decode`, not `forward`, and on each process as often as that has rows.
         """
         if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
             return whole_copy(self.model, self._model_class)
         return self.accelerator.unwrap_model(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, processor and record as `HubTrainer.save_model` does.
-
-        A checkpoint begins with it: never over one that an earlier attempt left at this step, half of each looks
-        whole.
-        """
+        """Save as `HubTrainer` does; a checkpoint never over one of an earlier attempt: half of each looks whole."""
         if _internal_call and output_dir is not None:
             if self.is_world_process_zero():
                 remove_checkpoint(output_dir)

@@ -14,20 +14,22 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers.utils import logging
 
 from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.comparison.arms import ARMS, select_arms
 from sgma_hf.comparison.compared_rows import content_fingerprint, load_metadata
-from sgma_hf.comparison.identity import is_recorded
 from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
-from sgma_hf.comparison.runs import Run, RunSettings, backbone_from_file, check_device, execute_run, setting
+from sgma_hf.comparison.settings import RunSettings, setting
 from sgma_hf.data.command_line import report_errors
 from sgma_hf.data.incomplete_rows import parse_shares
 from sgma_hf.data.rows import load_rows
 
+
+if TYPE_CHECKING:
+    from sgma_hf.comparison.runs import Run
 
 # What a preset decides unless a flag says otherwise. The sizes are those of `RunSettings`. On a data set of 210
 # training and 97 evaluated rows of 360 x 480 pixels, the three runs of `quick` took 3 to 5 minutes of one core each.
@@ -82,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     (args,) = DataclassParser(CompareArguments, prog="sgma-hf compare", description=__doc__).parse(argv)
     if args.num_proc < 1:
         raise ValueError(f"`--num_proc` is {args.num_proc}; expected at least 1.")
+
+    from sgma_hf.comparison.identity import is_recorded
+
     runs = _planned_runs(args)
     prepare_file(args.output)
     recorded, fingerprint = read_rows(args.output), content_fingerprint(args.dataset)
@@ -100,10 +105,12 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _planned_runs(args: CompareArguments) -> list[Run]:
+def _planned_runs(args: CompareArguments) -> "list[Run]":
     """All runs, seed by seed, after a check of everything that can be checked without training."""
     preset = PRESETS[args.preset]
     arms = select_arms(args.arms or preset["arms"])
+    from sgma_hf.comparison.runs import Run, backbone_from_file, check_device
+
     check_device(args.device)
     metadata = load_metadata(args.dataset)
     missing = parse_shares(args.missing, "--missing")
@@ -122,7 +129,7 @@ def _planned_runs(args: CompareArguments) -> list[Run]:
     return [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
 
 
-def _execute(runs: list[Run], args: CompareArguments) -> Iterator[tuple[Run, dict[str, Any] | Failure]]:
+def _execute(runs: "list[Run]", args: CompareArguments) -> "Iterator[tuple[Run, dict[str, Any] | Failure]]":
     """Yield every run with its row, or with what went wrong, as they end."""
     if args.num_proc == 1:
         for run in runs:
@@ -141,7 +148,7 @@ def _execute(runs: list[Run], args: CompareArguments) -> Iterator[tuple[Run, dic
             pool.shutdown(cancel_futures=True)
 
 
-def _in_own_process(run: Run, max_gigabytes: float, stopped: threading.Event) -> dict[str, Any] | Failure:
+def _in_own_process(run: "Run", max_gigabytes: float, stopped: threading.Event) -> dict[str, Any] | Failure:
     """One run in a process that, if it is killed, takes no other run along; it is tried twice."""
     # spawned, not forked: a child would inherit torch's threads in whatever state they are
     context = multiprocessing.get_context("spawn")
@@ -158,12 +165,14 @@ def _in_own_process(run: Run, max_gigabytes: float, stopped: threading.Event) ->
     return failure
 
 
-def _attempt(run: Run, max_gigabytes: float) -> dict[str, Any] | Failure:
+def _attempt(run: "Run", max_gigabytes: float) -> dict[str, Any] | Failure:
     """One run; a failure is returned, so that those after it are done all the same."""
     verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        from sgma_hf.comparison.runs import execute_run
+
         return execute_run(run, max_gigabytes=max_gigabytes)
     except Exception as error:
         return Failure(type(error).__name__, str(error), traceback.format_exc())

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
 
 import sgma_hf
 from sgma_hf.commands import main as run_command
@@ -23,7 +21,6 @@ from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.data.whole_files import write_json
-from sgma_hf.visualization.boards import plot_modality_board
 
 
 # A small PVT-v2, from random weights: there is nothing to download.
@@ -42,7 +39,6 @@ TRAINING = {
     "logging_steps": 50,
     "save_strategy": "no",
     "report_to": "none",
-    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 FIGURE_DPI = 150
 STOPPED = 130  # exit status of a command after Ctrl-C
@@ -69,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--tiles", type=int, default=320, help="tiles of 128 x 128 pixels, 15 %% each to evaluate on")
     add("--seed", type=int, default=0, help="decides the scenes, the weights and the training")
     args = parser.parse_args(argv)
+    import torch
+
     started = time.time()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     seconds = _train_and_evaluate(args)
@@ -105,10 +103,13 @@ def _run(command: str, *arguments: Any) -> float:
 
 def _train_and_evaluate(args: argparse.Namespace) -> dict[str, float]:
     """Scenes, training, all seven combinations on the test split; seconds of each."""
+    import torch
+
     dataset, model = args.output_dir / "dataset", args.output_dir / "model"
     backbone = args.output_dir / "backbone.json"
     write_json(backbone, BACKBONE)
-    flags = [part for name, value in TRAINING.items() for part in (f"--{name}", value)]
+    training = TRAINING | {"dataloader_pin_memory": torch.cuda.is_available()}
+    flags = [part for name, value in training.items() for part in (f"--{name}", value)]
     return {
         "demo-scenes": _run(
             "demo-scenes", "--output", dataset, "--tiles", args.tiles, "--seed", args.seed, "--overwrite"
@@ -157,6 +158,10 @@ def _mosaic(tiles: list[np.ndarray]) -> np.ndarray:
 
 def _draw(args: argparse.Namespace) -> Path:
     """The modality board of a test scene whose height model ends inside it, by the model as reloaded from disk."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    from sgma_hf.visualization.boards import plot_modality_board
+
     print("\nReloading the model through AutoModel, and drawing what it sees, predicts and relies on ...", flush=True)
     model = AutoModel.from_pretrained(args.output_dir / "model").eval()
     processor = AutoImageProcessor.from_pretrained(args.output_dir / "model")

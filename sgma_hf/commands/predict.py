@@ -13,7 +13,6 @@ from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser, report_errors
-from sgma_hf.model.fusion_sgma import FUSIONS
 from sgma_hf.prediction import EXTRAS
 
 
@@ -115,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
 def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling: str | dict[str, str]) -> None:
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
+    from sgma_hf.model.fusion_sgma import FUSIONS
     from sgma_hf.prediction.map_files import PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import predict_raster
     from sgma_hf.rasters.scene import RasterInput
@@ -164,6 +164,8 @@ def _resampling(texts: list[str]) -> str | dict[str, str]:
 
 def _report(prediction: Any, config: Any) -> None:
     """Say what the map is made of, what it shows, and what is in each file."""
+    from sgma_hf.model.fusion_sgma import FUSIONS
+
     height, width = prediction.size
     missing = [name for name in config.modalities if name not in prediction.modalities]
     print(

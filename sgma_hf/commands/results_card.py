@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgma_hf.commands.arguments import DataclassParser
-from sgma_hf.comparison.report import results_card
 from sgma_hf.comparison.run_records import read_rows
 from sgma_hf.data.command_line import did_you_mean, report_errors
 from sgma_hf.data.whole_files import write_text
@@ -29,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     absent = [path for path in args.results if not Path(path).is_file()]
     if absent:
         raise FileNotFoundError(f"There is no file {absent}; give those that `sgma-hf compare --output` wrote.")
+
+    from sgma_hf.comparison.report import results_card
+
     rows = [row for path in args.results for row in read_rows(path)]
     if args.dataset is not None:
         names = sorted({row["dataset"]["name"] for row in rows})

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from transformers import PreTrainedModel, PrinterCallback, set_seed
 from ..data.evaluation_mode import evaluating
 from ..data.metadata import DatasetMetadata
 from ..data.processor_fitting import fit_processor
-from ..data.rows import SPLIT_ALIASES
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.corruption_scores import evaluate_corruptions
 from ..evaluation.reliance import reliance_error_agreement
@@ -40,62 +39,10 @@ from .compared_rows import content_fingerprint, decoded_rows, load_metadata, num
 from .early_fusion import EarlyFusionForSemanticSegmentation, early_fusion_config
 from .identity import model_fields, training_fields
 from .run_records import FORMAT_VERSION
+from .settings import RunSettings
 
 
 ABSENCE_PROBABILITIES = (0.2, 0.1, 0.05)
-# A small PVT-v2, from random weights: it learns in minutes on a CPU.
-SMALL_PVT_V2 = {"model_type": "pvt_v2", "hidden_sizes": [32, 64, 160, 256], "depths": [1, 1, 1, 1]}
-
-
-def setting(default: Any, text: str, **options: Any) -> Any:
-    """A field with what the command's flag of its name says in `--help`."""
-    return field(default=default, metadata={"help": text, **options})
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What all runs of a comparison have in common; runs of equal settings may stand in one table.
-
-    What each setting is, its `help` says. `missing` is the share of training rows that lose each modality,
-    `backbone_config` the encoder's configuration with its `model_type`.
-    """
-
-    train_split: str = setting("train", "Split to train on.")
-    report_split: str = setting("test", "Split to report on; nothing may be chosen by it.")
-    choosing_split: str | None = setting(None, "Split to evaluate on too, for choices between recipes.")
-    missing: dict[str, float] = field(default_factory=dict)
-    max_steps: int = setting(500, "Training steps; the last one's weights are evaluated.")
-    batch_size: int = setting(8, "Crops per step, and windows per forward pass of the evaluation.")
-    crop_size: int = setting(128, "Side of crops and evaluated windows in pixels.")
-    learning_rate: float = setting(1e-3, "Highest learning rate of AdamW; encoders start at random.")
-    decoder_hidden_size: int = setting(128, "Width of the decode head.")
-    dice_loss_weight: float = setting(SgmaConfig.dice_loss_weight, "Weight of the Dice loss, of all arms.")
-    modality_adapter_size: int = setting(
-        SgmaConfig.modality_adapter_size, "Hidden channels of each modality's adapter before the encoder, of all arms."
-    )
-    backbone_config: dict[str, Any] = field(default_factory=lambda: dict(SMALL_PVT_V2))
-    corruptions: bool = setting(False, "Evaluate damaged inputs too.")
-    reliance: bool = setting(False, "Compare robustness maps with the errors of single modalities too.")
-    device: str = setting(
-        "cpu",
-        "Where the models run; only on the CPU do two runs of one seed give one result for certain.",
-        choices=["cpu", "cuda"],
-    )
-    threads: int = setting(1, "Threads of torch in each run; sums depend on them in the last bits.")
-
-    def __post_init__(self):
-        for name in ("max_steps", "batch_size", "crop_size", "decoder_hidden_size", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; expected at least 1.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` is {self.learning_rate}; expected a finite number above 0.")
-        report, *others = (SPLIT_ALIASES.get(s, s) for s in (self.report_split, self.train_split, self.choosing_split))
-        if report in others:
-            raise ValueError(
-                f"`report_split` is {self.report_split!r}, which is trained on or chooses; report on another split."
-            )
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"`device` is {self.device!r}; expected 'cpu' or 'cuda'.")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from .limits_sgma import FUSION_NAMES, IGNORE_INDEX, MAX_IMAGE_SIDE, check_modalities, check_num_labels
+from .limits_sgma import (
+    DICE_LOSS_WEIGHT,
+    FUSION_NAMES,
+    IGNORE_INDEX,
+    MAX_IMAGE_SIDE,
+    MODALITY_ADAPTER_SIZE,
+    check_modalities,
+    check_num_labels,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -123,7 +131,7 @@ class SgmaConfig(PreTrainedConfig):
     modalities: list[str] | tuple[str, ...] = ("rgb", "dsm", "nir")
     modality_channels: list[int] | tuple[int, ...] = (3, 1, 1)
     backbone_config: dict | PreTrainedConfig | None = None
-    modality_adapter_size: int = 16
+    modality_adapter_size: int = MODALITY_ADAPTER_SIZE
     fusion: str = "sgf"
     num_attention_heads: int = 4
     decoder_hidden_size: int = 256
@@ -131,7 +139,7 @@ class SgmaConfig(PreTrainedConfig):
     sgf_loss_weight: float | int = 2.0
     mas_loss_weight: float | int = 1.0
     mas_exponent: float | int = 1.0
-    dice_loss_weight: float | int = 1.0
+    dice_loss_weight: float | int = DICE_LOSS_WEIGHT
     freeze_batch_norm: bool = True
     initializer_range: float = 0.02
     semantic_loss_ignore_index: int = IGNORE_INDEX

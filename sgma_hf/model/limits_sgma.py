@@ -1,4 +1,4 @@
-"""What modalities, classes and images may be; without torch and transformers, for those who read rasters alone."""
+"""What modalities, classes and models may be; without torch and transformers, for those who read rasters alone."""
 
 import re
 
@@ -15,6 +15,9 @@ IGNORE_INDEX = 255  # of a pixel without a label; label maps are uint8
 MAX_LABELS = IGNORE_INDEX
 MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
 FUSION_NAMES = ("sgf", "mean", "pointwise_mean", "projector_mean")
+# Defaults of a model, which commands name in their help.
+MODALITY_ADAPTER_SIZE = 16
+DICE_LOSS_WEIGHT = 1.0
 
 
 def check_modalities(modalities, modality_channels):

@@ -4,3 +4,10 @@ Enter by `trainer.SgmaTrainer` with `arguments.SgmaTrainingArguments`; `sgma-hf 
 `start.start_training`. `collator` makes a batch, `row_sampling` orders the rows, `statistics` and `dynamics` record.
 An augmentation is added to `collator.RowDraws`, last of its draws, and to `SgmaDataCollator`, with its argument.
 """
+
+# Encoders by name.
+PVT_V2_SIZES = {
+    "pvt_v2_b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2]},
+    "pvt_v2_b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2]},
+    "pvt_v2_b2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3]},
+}

@@ -4,16 +4,10 @@ from dataclasses import dataclass, field
 
 from transformers import SchedulerType, TrainingArguments
 
-from ..model.configuration_sgma import SgmaConfig
-from ..model.limits_sgma import FUSION_NAMES
+from ..model.limits_sgma import DICE_LOSS_WEIGHT, FUSION_NAMES, MODALITY_ADAPTER_SIZE
+from . import PVT_V2_SIZES
 
 
-# Encoders by name.
-PVT_V2_SIZES = {
-    "pvt_v2_b0": {"hidden_sizes": [32, 64, 160, 256], "depths": [2, 2, 2, 2]},
-    "pvt_v2_b1": {"hidden_sizes": [64, 128, 320, 512], "depths": [2, 2, 2, 2]},
-    "pvt_v2_b2": {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3]},
-}
 # Schedules that change the learning rate when the score of the evaluation does not rise.
 SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 _NO_METRICS = "evaluation counts pixels in confusion matrices, and gathers no predictions"
@@ -201,7 +195,7 @@ class RunArguments:
     )
     decoder_hidden_size: int = field(default=256, metadata={"help": "Width of a new model's decode head."})
     modality_adapter_size: int = field(
-        default=SgmaConfig.modality_adapter_size,
+        default=MODALITY_ADAPTER_SIZE,
         metadata={
             "help": "Hidden channels of a new model's adapter of each modality; 0, the paper's model, has none."
         },
@@ -211,7 +205,7 @@ class RunArguments:
         default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
     )
     dice_loss_weight: float = field(
-        default=SgmaConfig.dice_loss_weight,
+        default=DICE_LOSS_WEIGHT,
         metadata={
             "help": "Weight of a Dice loss beside the cross-entropy in a new model, against class imbalance; 0 is the "
             "paper's loss."

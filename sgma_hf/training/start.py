@@ -33,7 +33,8 @@ from ..evaluation.combinations import modality_combinations
 from ..model.configuration_sgma import SgmaConfig
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
-from .arguments import PVT_V2_SIZES, SCHEDULES_BY_SCORE, RunArguments, SgmaTrainingArguments
+from . import PVT_V2_SIZES
+from .arguments import SCHEDULES_BY_SCORE, RunArguments, SgmaTrainingArguments
 
 
 logger = logging.get_logger(__name__)

@@ -6,7 +6,6 @@ import torch
 from tiny_models import spread_weights, tiny_model
 
 from sgma_hf import SgmaImageProcessor
-from sgma_hf.commands import benchmark
 from sgma_hf.commands.benchmark import main
 from sgma_hf.cost.timing import FUSIONS, VARIANTS
 
@@ -39,7 +38,10 @@ def test_benchmark_compares_every_variant_and_checks_the_combinations(tmp_path, 
 
 def test_figures_name_the_device_that_they_were_measured_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
-    monkeypatch.setattr(benchmark, "_sections", lambda args, case: [({"device of the models": case.device}, "")])
+    monkeypatch.setattr(
+        "sgma_hf.commands.benchmark_sections.measure_sections",
+        lambda args, case: [({"device of the models": case.device}, "")],
+    )
     assert main(["--device", "cuda:1", "--output", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["machine"]["processor"], figures["device of the models"]) == ("a GPU at cuda:1", "cuda:1")

@@ -32,7 +32,7 @@ def executed(monkeypatch):
         row |= {"reliance": {}} if run.settings.reliance else {}
         return row | {"format_version": 1}
 
-    monkeypatch.setattr(compare, "execute_run", pretend)
+    monkeypatch.setattr("sgma_hf.comparison.runs.execute_run", pretend)
     return done
 
 
@@ -72,12 +72,12 @@ def test_a_run_that_fails_does_not_stop_the_others(scenes, executed, tmp_path, m
             raise RuntimeError("out of memory")
         return pretend(run, max_gigabytes=max_gigabytes)
 
-    monkeypatch.setattr(compare, "execute_run", fail)
+    monkeypatch.setattr("sgma_hf.comparison.runs.execute_run", fail)
     assert run(scenes, output, "--arms", "mean", "sgma") == 1
     error = capsys.readouterr().err
     assert "mean, seed 0: RuntimeError: out of memory" in error and 'raise RuntimeError("out of memory")' in error
     assert [row["arm"] for row in read_rows(output)] == ["sgma"]
-    monkeypatch.setattr(compare, "execute_run", pretend)
+    monkeypatch.setattr("sgma_hf.comparison.runs.execute_run", pretend)
     assert run(scenes, output, "--arms", "mean", "sgma") == 0
     assert [row["arm"] for row in read_rows(output)] == ["sgma", "mean"]
 
@@ -91,11 +91,11 @@ def test_an_interruption_leaves_whole_lines_and_the_next_call_goes_on(scenes, ex
             raise KeyboardInterrupt
         return pretend(run, max_gigabytes=max_gigabytes)
 
-    monkeypatch.setattr(compare, "execute_run", interrupt)
+    monkeypatch.setattr("sgma_hf.comparison.runs.execute_run", interrupt)
     assert run(scenes, output, "--arms", "mean", "sgma", "early") == 130
     assert "stopped; the same command goes on" in capsys.readouterr().err
     assert [json.loads(line)["arm"] for line in output.read_text().splitlines()] == ["mean"]
-    monkeypatch.setattr(compare, "execute_run", pretend)
+    monkeypatch.setattr("sgma_hf.comparison.runs.execute_run", pretend)
     executed.clear()
     assert run(scenes, output, "--arms", "mean", "sgma", "early") == 0
     assert executed == [("sgma", 0), ("early", 0)]

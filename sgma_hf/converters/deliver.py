@@ -17,7 +17,6 @@ import numpy as np
 from ..data.windows import Window
 from ..model.limits_sgma import IGNORE_INDEX
 from .benchmarks.builder import BenchmarkBuilder
-from .benchmarks.check import fewer_than_published
 from .benchmarks.command import run_command
 from .benchmarks.dataset import (
     LABEL,
@@ -26,6 +25,7 @@ from .benchmarks.dataset import (
     SPLITS,
     BenchmarkDataset,
     Choice,
+    ConversionOptions,
     DatasetDescription,
     Modality,
     Problem,
@@ -206,11 +206,10 @@ class DeliverReader(BenchmarkDataset):
     description = DELIVER
     file_pattern = _FRAME_FILE
 
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """RGB, depth (in the chosen form), events, lidar."""
-        depth = _RAW_DEPTH if self.choices["depth"] == "depth" else _HHA
-        return tuple(depth if modality.name == "depth" else modality for modality in self.description.modalities)
+    def __init__(self, options: ConversionOptions | None = None) -> None:
+        super().__init__(options)
+        if self.choices["depth"] == "depth":
+            self.modalities = tuple(_RAW_DEPTH if item == _HHA else item for item in self.modalities)
 
     def find(self, source: Path) -> Survey:
         """Find the frames by the last five components of the paths."""
@@ -232,8 +231,7 @@ class DeliverReader(BenchmarkDataset):
                     what = f"{self._folder(column)}/{name}_{_FOLDERS[column][1]}_front.png"
                     reason = "is not there, though other files of this frame are"
                     problems.append(Problem("missing", what, reason, _REMEDY, scene.key))
-        protocol = self.description.splits[self.split]
-        problems += fewer_than_published(protocol, scenes, lambda split: _REMEDY)
+        problems += self.fewer_than_published(scenes, lambda split: _REMEDY)
         return Survey(scenes, problems + _count_notes(scenes))
 
     def _folder(self, column: str) -> str:

@@ -19,7 +19,6 @@ from ..data.windows import Window
 from ..rasters.files import read_info
 from . import dfc2023_facts as facts
 from .benchmarks.builder import BenchmarkBuilder
-from .benchmarks.check import fewer_than_published
 from .benchmarks.command import run_command
 from .benchmarks.dataset import (
     LABEL,
@@ -116,9 +115,8 @@ class Dfc2023Reader(BenchmarkDataset):
             problems += [*damaged, *unknown, *self._absent_files(part, found)]
             if labels:
                 problems.append(self._annotation_note(part, labels))
-        protocol = self.description.splits[self.split]
-        problems += fewer_than_published(protocol, scenes, lambda split: self._archive_hint(split, contents))
-        if not scenes and not protocol.num_scenes:
+        problems += self.fewer_than_published(scenes, lambda split: self._archive_hint(split, contents))
+        if not scenes and not self.description.splits[self.split].num_scenes:
             hint = self._archive_hint("train", contents)
             problems.append(Problem("missing", f"train of Track {self.track}", "has no tiles", hint))
         problems += [*self._city_note(tiles["train"]), *self._null_notes(scenes)]

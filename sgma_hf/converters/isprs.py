@@ -10,7 +10,16 @@ import numpy as np
 
 from ..data.windows import Window
 from ..model.limits_sgma import IGNORE_INDEX
-from .benchmarks.dataset import LABEL, BenchmarkDataset, Choice, Problem, Scene, Survey, different_size
+from .benchmarks.dataset import (
+    LABEL,
+    BenchmarkDataset,
+    Choice,
+    ConversionOptions,
+    Problem,
+    Scene,
+    Survey,
+    different_size,
+)
 from .benchmarks.source_walk import FolderContents, unpacking_hint, walk_files
 
 
@@ -138,20 +147,10 @@ class IsprsDataset(BenchmarkDataset):
     file_names: ClassVar[Mapping[str, str]]
     patterns: ClassVar[Mapping[str, re.Pattern]]
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Five classes, or six with clutter."""
-        return CLASS_NAMES[: self.choices["classes"]]
-
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """The official colours."""
-        return PALETTE[: self.choices["classes"]]
-
-    @property
-    def is_eroded(self) -> bool:
-        """Whether the eroded labels are asked for."""
-        return self.choices["labels"] == "eroded"
+    def __init__(self, options: ConversionOptions | None = None) -> None:
+        super().__init__(options)
+        self.class_names, self.palette = CLASS_NAMES[: self.choices["classes"]], PALETTE[: self.choices["classes"]]
+        self.is_eroded = self.choices["labels"] == "eroded"
 
     @abstractmethod
     def files_of(self, tile: str, found: Mapping[str, FilesByTile]) -> dict[str, Path | None]:

@@ -21,6 +21,7 @@ from .benchmarks.dataset import (
     LABEL,
     OBSERVED,
     Choice,
+    ConversionOptions,
     DatasetDescription,
     Modality,
     Problem,
@@ -190,10 +191,9 @@ class Potsdam(IsprsDataset):
         "eroded": "top_potsdam_R_C_label_noBoundary.tif",
     }
 
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """Rgb, nir and the chosen height."""
-        return _RGB, _NIR, _NDSM if self.choices["height"] == "ndsm" else _DSM
+    def __init__(self, options: ConversionOptions | None = None) -> None:
+        super().__init__(options)
+        self.modalities = (_RGB, _NIR, _NDSM if self.choices["height"] == "ndsm" else _DSM)
 
     def files_of(self, tile: str, found: Mapping[str, FilesByTile]) -> dict[str, Path | None]:
         """Images and heights by preference; the one lossy label from where it is not."""

@@ -1,7 +1,7 @@
 """Tells what of a data set is on disk: found, missing, damaged; counts against the published ones."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ...data.windows import Window
 from ...model.limits_sgma import IGNORE_INDEX
-from .dataset import LABEL, SPLITS, BenchmarkDataset, Problem, Scene, SplitProtocol, Survey
+from .dataset import LABEL, SPLITS, BenchmarkDataset, Problem, Scene, Survey
 from .job_pool import run_jobs
 from .rows import RowMaker
 from .source_walk import better_source
@@ -230,15 +230,3 @@ def survey_source(dataset: BenchmarkDataset, source: Path) -> Survey:
             reason = "more of the data set lies above it"
             problems.insert(0, Problem("note", f"--source {source}", reason, f"Did you mean --source {better}?"))
     return replace(survey, scenes=scenes, problems=problems)
-
-
-def fewer_than_published(
-    protocol: SplitProtocol, scenes: Sequence[Scene], remedy: Callable[[str], str]
-) -> list[Problem]:
-    """Splits with fewer scenes than were published; `remedy` says by split what to do."""
-    found = Counter(scene.split for scene in scenes)
-    return [
-        Problem("missing", f"split {split}", f"{found[split]} of {count} published scenes are there", remedy(split))
-        for split, count in protocol.num_scenes.items()
-        if found[split] < count
-    ]

@@ -19,7 +19,8 @@ checks and converts, `builder` a builder of the `datasets` library:
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -39,138 +40,79 @@ OBSERVED = "observed in public copies"  # the source of a fact that no page, pap
 
 @dataclass(frozen=True)
 class Modality:
-    """A modality column.
-
-    Args:
-        name: Of the column.
-        channels: Bands.
-        dtype: As stored, one of `SUPPORTED_DTYPES`; an integer is never squeezed.
-        unit: Of the values; None where nobody says.
-        nodata: Values that stand for nothing (NaN always does).
-        description: What the bands are, in a few words.
-    """
+    """A modality column."""
 
     name: str
     channels: int
-    dtype: str
-    unit: str | None = None
-    nodata: tuple[float, ...] = ()
-    description: str = ""
+    dtype: str  # as stored, one of `SUPPORTED_DTYPES`; an integer is never squeezed
+    unit: str | None = None  # of the values; None where nobody says
+    nodata: tuple[float, ...] = ()  # values that stand for nothing (NaN always does)
+    description: str = ""  # what the bands are, in a few words
 
 
 @dataclass(frozen=True)
 class SplitProtocol:
-    """A named division into splits.
+    """A named division into splits."""
 
-    Args:
-        description: What it is, one sentence; says so where it is ours.
-        source: Repository, paper or page that defines it.
-        num_scenes: Published number of scenes per split; splits that are empty are left out.
-    """
-
-    description: str
-    source: str
-    num_scenes: Mapping[str, int]
+    description: str  # one sentence; says so where it is ours
+    source: str  # repository, paper or page that defines it
+    num_scenes: Mapping[str, int]  # as published, per split; splits that are empty are left out
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An option of the data set's own: `--name value`, found in `ConversionOptions.choices[name]`.
-
-    Args:
-        default: Where the option is not given.
-        help: One line for `--help`.
-        values: What is allowed; None allows everything of the default's type.
-    """
+    """An option of the data set's own: `--name value`, found in `BenchmarkDataset.choices[name]`."""
 
     default: str | int
-    help: str
-    values: tuple[str | int, ...] | None = None
+    help: str  # one line for `--help`
+    values: tuple[str | int, ...] | None = None  # None allows everything of the default's type
 
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """The documented constants of a data set. Every fact has a public source, in `facts` or beside it.
+    """The documented constants of a data set. Every fact has a public source, in `facts` or beside it."""
 
-    Args:
-        name: Of the command, the builder's config and the cache: lower case with underscores.
-        title: For the card.
-        summary: What it is, two or three sentences.
-        homepage: Where it is handed out.
-        modalities: All that it can have; `BenchmarkDataset.modalities` gives those that the options choose.
-        class_names: Of the ids 0, 1, ...
-        palette: (red, green, blue) per class, the official colours.
-        splits: Named protocols by what `--split` calls them; the first is the default.
-        choices: Options of its own.
-        class_shares: Published share of the labelled pixels per class, all labels together; empty where nobody says.
-        class_shares_source: Who measured them.
-        default_tile: Side of a tile in pixels; None keeps scenes whole.
-        facts: (statement, source) about the files: what the reader relies on.
-        terms: Terms of use, plain text; printed before a push and part of the card.
-        license: Identifier for the card's head.
-        citation: BibTeX.
-        acknowledgement: A sentence that publications have to carry; empty if none.
-    """
-
-    name: str
-    title: str
-    summary: str
-    homepage: str
-    modalities: tuple[Modality, ...]
-    class_names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    splits: Mapping[str, SplitProtocol]
-    choices: Mapping[str, Choice] = field(default_factory=dict)
-    class_shares: tuple[float, ...] = ()
-    class_shares_source: str = ""
-    default_tile: int | None = None
-    facts: tuple[tuple[str, str], ...] = ()
-    terms: str = ""
-    license: str = "other"
-    citation: str = ""
-    acknowledgement: str = ""
+    name: str  # of the command, the builder's config and the cache: lower case with underscores
+    title: str  # for the card
+    summary: str  # what it is, two or three sentences
+    homepage: str  # where it is handed out
+    modalities: tuple[Modality, ...]  # all that it can have; a reader's `modalities` are those that the options choose
+    class_names: tuple[str, ...]  # of the ids 0, 1, ...
+    palette: tuple[tuple[int, int, int], ...]  # (red, green, blue) per class, the official colours
+    splits: Mapping[str, SplitProtocol]  # by what `--split` calls them; the first is the default
+    choices: Mapping[str, Choice] = field(default_factory=dict)  # options of its own
+    class_shares: tuple[float, ...] = ()  # published, of the labelled pixels of all splits; empty where nobody says
+    class_shares_source: str = ""  # who measured them
+    default_tile: int | None = None  # side of a tile in pixels; None keeps scenes whole
+    facts: tuple[tuple[str, str], ...] = ()  # (statement, source) about the files: what the reader relies on
+    terms: str = ""  # of use, plain text; printed before a push and part of the card
+    license: str = "other"  # identifier for the card's head
+    citation: str = ""  # BibTeX
+    acknowledgement: str = ""  # a sentence that publications have to carry; empty if none
 
 
 @dataclass
 class ConversionOptions:
-    """What is to be made of a data set; the command line has a flag for each.
+    """What is to be made of a data set; the command line has a flag for each."""
 
-    Args:
-        split: Name of a protocol of the description; None takes the first.
-        tile: Side of a tile in pixels of the scene; None keeps scenes whole.
-        stride: Pixels from tile to tile of training scenes, `tile` by default; see `Tiling`.
-        exclude: Names of scenes to leave out.
-        missing: Share of the training rows that lose a modality, by modality.
-        coverage: Share of the training rows in which a modality ends inside the tile, by modality.
-        missing_seed: Decides which rows.
-        choices: The data set's own options; those left out take their defaults.
-    """
-
-    split: str | None = None
-    tile: int | None = None
-    stride: int | None = None
-    exclude: Sequence[str] = ()
-    missing: Mapping[str, float] = field(default_factory=dict)
-    coverage: Mapping[str, float] = field(default_factory=dict)
-    missing_seed: int = 0
-    choices: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = None  # name of a protocol of the description; None takes the first
+    tile: int | None = None  # side of a tile in pixels of the scene; None keeps scenes whole
+    stride: int | None = None  # pixels from tile to tile of training scenes, `tile` by default; see `Tiling`
+    exclude: Sequence[str] = ()  # names of scenes to leave out
+    missing: Mapping[str, float] = field(default_factory=dict)  # share of training rows that lose a modality, by name
+    coverage: Mapping[str, float] = field(default_factory=dict)  # share in which a modality ends inside the tile
+    missing_seed: int = 0  # decides which rows
+    choices: Mapping[str, Any] = field(default_factory=dict)  # the data set's own; those left out take their defaults
 
 
 @dataclass
 class Scene:
-    """What becomes one row, or several tiles. Has to survive pickling: worker processes get it.
+    """What becomes one row, or several tiles. Has to survive pickling: worker processes get it."""
 
-    Args:
-        name: Unique in its split; row ids begin with it.
-        split: `train`, `validation` or `test`.
-        files: Path by column, `label` included; None where the data set has none here (the column becomes null).
-        extra: Whatever else the reader wants to know, such as the scene's annotations.
-    """
-
-    name: str
-    split: str
-    files: dict[str, Path | None]
-    extra: Any = None
+    name: str  # unique in its split; row ids begin with it
+    split: str  # `train`, `validation` or `test`
+    files: dict[str, Path | None]  # by column, `label` included; None where there is none (the column becomes null)
+    extra: Any = None  # whatever else the reader wants to know, such as the scene's annotations
 
     @property
     def key(self) -> str:
@@ -180,22 +122,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it should be.
+    """Something that is not as it should be."""
 
-    Args:
-        kind: `missing` and `damaged` stop a conversion (unless the user lets them pass); a `note` is just said.
-        what: The file, or the files in words.
-        reason: What is wrong with it.
-        remedy: What to download or do; empty if nothing helps.
-        scene: Key of the scene it concerns, None if it concerns no single one. A scene with damage is what
-            `--skip_damaged` leaves out.
-    """
-
+    # `missing` and `damaged` stop a conversion (unless the user lets them pass); a `note` is just said.
     kind: Literal["missing", "damaged", "note"]
-    what: str
-    reason: str
-    remedy: str = ""
-    scene: str | None = None
+    what: str  # the file, or the files in words
+    reason: str  # what is wrong with it
+    remedy: str = ""  # what to download or do; empty if nothing helps
+    scene: str | None = None  # key of the one that it concerns; `--skip_damaged` leaves out scenes with damage
 
     def __str__(self) -> str:
         """One line."""
@@ -204,14 +138,10 @@ class Problem:
 
 @dataclass
 class Survey:
-    """What `find` makes of a folder, from names, directory entries and annotation files; no raster is opened.
+    """What `find` makes of a folder, from names, directory entries and annotation files; no raster is opened."""
 
-    Args:
-        scenes: In a fixed order.
-        problems: Files that are absent, archives still packed, annotation files that do not parse.
-    """
-
-    scenes: list[Scene]
+    scenes: list[Scene]  # in a fixed order
+    # Files that are absent, archives still packed, annotation files that do not parse.
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -232,6 +162,9 @@ class BenchmarkDataset(ABC):
         self.options = options or ConversionOptions()
         self.readers = WindowReaders()
         description = self.description
+        # The columns and classes under these options, colours of the classes: a reader may choose others.
+        self.modalities, self.class_names = description.modalities, description.class_names
+        self.palette = description.palette
         self.split = self.options.split or next(iter(description.splits))
         if self.split not in description.splits:
             raise ValueError(f"{description.name} has no split {self.split!r}; there are {list(description.splits)}.")
@@ -243,21 +176,6 @@ class BenchmarkDataset(ABC):
         for name, choice in description.choices.items():
             if choice.values is not None and self.choices[name] not in choice.values:
                 raise ValueError(f"{name} is {self.choices[name]!r}; expected one of {list(choice.values)}.")
-
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """The modality columns under these options, in their order."""
-        return self.description.modalities
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes under these options."""
-        return self.description.class_names
-
-    @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
-        """Colours of `class_names`."""
-        return self.description.palette
 
     @property
     def filled(self) -> list[str]:
@@ -277,6 +195,17 @@ class BenchmarkDataset(ABC):
             at all is found, no scenes and one problem of kind `missing`. `options.exclude` is applied by the driver.
         """
 
+    def fewer_than_published(self, scenes: Sequence[Scene], remedy: Callable[[str], str]) -> list[Problem]:
+        """Splits of the protocol with fewer scenes than were published; `remedy` says by split what to do."""
+        found = Counter(scene.split for scene in scenes)
+        return [
+            Problem(
+                "missing", f"split {split}", f"{found[split]} of {count} published scenes are there", remedy(split)
+            )
+            for split, count in self.description.splits[self.split].num_scenes.items()
+            if found[split] < count
+        ]
+
     def scene_size(self, scene: Scene) -> tuple[int, int]:
         """(height, width) of the scene's reference grid, from headers; by default of its label or first modality.
 
@@ -284,7 +213,7 @@ class BenchmarkDataset(ABC):
             ValueError: If the file that tells cannot be read; it is named.
         """
         columns = [LABEL, *(modality.name for modality in self.modalities)]
-        path = next((scene.files[name] for name in columns if scene.files.get(name) is not None), None)
+        path = next((path for name in columns if (path := scene.files.get(name)) is not None), None)
         if path is None:
             raise ValueError(f"Scene {scene.name!r} has no files.")
         return self.readers.open(path).size
@@ -343,13 +272,13 @@ class BenchmarkDataset(ABC):
 
     def metadata(self) -> DatasetMetadata:
         """What the columns mean under these options."""
-        modalities, filled = self.modalities, self.filled
+        filled = self.filled
         return DatasetMetadata(
-            modalities=[modality.name for modality in modalities],
-            modality_channels=[modality.channels for modality in modalities],
-            modality_dtypes=[modality.dtype for modality in modalities],
-            nodata=[[0.0] if modality.name in filled else list(modality.nodata) for modality in modalities],
-            units=[modality.unit for modality in modalities],
+            modalities=[modality.name for modality in self.modalities],
+            modality_channels=[modality.channels for modality in self.modalities],
+            modality_dtypes=[modality.dtype for modality in self.modalities],
+            nodata=[[0.0] if modality.name in filled else list(modality.nodata) for modality in self.modalities],
+            units=[modality.unit for modality in self.modalities],
             class_names=list(self.class_names),
             palette=[list(colour) for colour in self.palette],
         )

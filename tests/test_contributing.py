@@ -1,0 +1,93 @@
+"""The recipes of CONTRIBUTING.md run as printed."""
+
+import ast
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from document_blocks import blocks, run, section
+
+from sgma_hf.commands import COMMANDS
+from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import decode_row, load_rows
+
+
+TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+RECIPES = [
+    title for title in re.findall(r"^## (.*)$", TEXT, flags=re.MULTILINE) if blocks(section(TEXT, title), "python")
+]
+
+
+def load(title, name, folder, monkeypatch):
+    """Import a recipe's block as the module `name`, from a file in `folder`."""
+    ((_, block),) = blocks(section(TEXT, title), "python")
+    path = folder / f"{name.rpartition('.')[2]}.py"
+    path.write_text(block, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("title", RECIPES)
+def test_a_recipe_runs_as_printed(title, tmp_path, monkeypatch):
+    load(title, "sgma_hf.converters.recipe", tmp_path, monkeypatch)
+
+
+def write_fields(folder):
+    """Three scenes of 24 x 32 pixels: b has no height, c has pixels that nobody labelled; labels by name."""
+    rasterio = pytest.importorskip("rasterio")
+    rng = np.random.default_rng(0)
+    labels = {}
+    for name in "abc":
+        labels[name] = rng.integers(0 if name == "c" else 1, 3, (24, 32), dtype=np.uint8)
+        rgb = rng.integers(0, 256, (3, 24, 32), dtype=np.uint8)
+        bands = {"rgb": rgb, "dsm": np.full((1, 24, 32), 7.25, np.float32), "label": labels[name][None]}
+        for kind, values in bands.items():
+            if (name, kind) == ("b", "dsm"):
+                continue
+            profile = {"count": len(values), "height": 24, "width": 32, "dtype": values.dtype.name}
+            transform = rasterio.Affine(0.1, 0, 600000, 0, -0.1, 4800000)
+            path = folder / f"{name}_{kind}.tif"
+            with rasterio.open(path, "w", driver="GTiff", crs="EPSG:32631", transform=transform, **profile) as file:
+                file.write(values)
+    return labels
+
+
+def test_the_data_set_of_the_recipe_is_checked_converted_and_read(tmp_path, monkeypatch, capsys):
+    title = "A data set of your own"
+    (line,) = re.findall(r"`(\"\w+\": \(.*\)),`", section(TEXT, title))
+    ((command, (module, summary)),) = ast.literal_eval(f"{{{line}}}").items()
+    fields = load(title, module, tmp_path, monkeypatch)
+    monkeypatch.setitem(COMMANDS, command, (module, summary))
+    (tmp_path / "source").mkdir()
+    labels = write_fields(tmp_path / "source")
+    source, out = str(tmp_path / "source"), tmp_path / "rows"
+    run(["sgma-hf", command, "--source", source, "--check", "--num_proc", "1"])
+    assert "fields: complete and sound" in capsys.readouterr().out
+    run(["sgma-hf", command, "--source", source, "--output", str(out), "--tile_size", "16", "--num_proc", "1"])
+
+    train, validation = load_rows(out, "train"), load_rows(out, "validation")
+    assert (len(train), len(validation)) == (8, 4)
+    assert {row["id"][0] for row in train if row["dsm"] is None} == {"b"}
+    images, label = decode_row(validation[0], ["rgb", "dsm"])
+    assert images["rgb"].shape == (16, 16, 3) and (images["dsm"] == 7.25).all()
+    np.testing.assert_array_equal(label, labels["c"][:16, :16] - np.uint8(1))
+    assert {0, 1, 255} == set(np.unique(label))
+    assert DatasetMetadata.load(out).nodata == [[], [-9999.0]]
+    card, description = (out / "README.md").read_text(), fields.Fields.description
+    for said in (description.terms, description.citation, *(statement for statement, _ in description.facts)):
+        assert said in card
+
+    (tmp_path / "source" / "c_rgb.tif").unlink()
+    assert fields.main(["--source", source, "--output", str(tmp_path / "other")]) == 2
+    assert "split validation: 0 of 1 published scenes are there. Get fields.zip" in capsys.readouterr().err
+
+
+def test_the_reader_of_a_data_set_is_short():
+    ((_, block),) = blocks(section(TEXT, "A data set of your own"), "python")
+    assert sum(bool(line.strip()) for line in block.splitlines()) <= 30

@@ -103,7 +103,8 @@ def pushed(tmp_path_factory):
 def test_a_push_leaves_a_complete_repository_in_one_commit_each(pushed):
     hub, client = pushed
     first, *_ = hub.model("org/model").history()
-    of_the_processor = {"image_processing_sgma.py", "image_transforms_sgma.py", "post_processing_sgma.py"}
+    parts = ("image_processing", "image_transforms", "normalization", "post_processing")
+    of_the_processor = {f"{name}_sgma.py" for name in parts}
     assert set(first) == CODE - of_the_processor | {
         "README.md",
         "config.json",

@@ -6,7 +6,7 @@ Measures their peaks of memory, the loading of data, and the evaluation of all c
 With `--sweep`, again for other numbers of modalities and classes, sizes, and shares of modalities present.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.data.command_line import report_errors
@@ -85,16 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     processor = hardware_name(torch.device(args.device))
     machine = {"processor": processor, "torch": torch.__version__, "threads": args.threads}
-    case = BenchmarkCase(
-        {"model_type": "pvt_v2", **PVT_V2_SIZES[args.backbone_config]},
-        size=args.size,
-        batch_size=args.batch_size,
-        num_modalities=args.num_modalities,
-        num_labels=args.num_labels,
-        decoder_hidden_size=args.decoder_hidden_size,
-        seed=args.seed,
-        device=args.device,
-    )
+    given = vars(args) | {"backbone_config": {"model_type": "pvt_v2", **PVT_V2_SIZES[args.backbone_config]}}
+    case = BenchmarkCase(**{item.name: given[item.name] for item in fields(BenchmarkCase) if item.name in given})
     print(f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} thread(s)\n", flush=True)
     figures = {"arguments": vars(args), "machine": machine}
     for measured, text in measure_sections(args, case):

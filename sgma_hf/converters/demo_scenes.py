@@ -192,23 +192,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--output", type=Path, required=True, former=["--out"], help="folder to make; load_dataset(folder) reads it")
-    add("--tiles", type=int, default=240, help="rows in all, 70 : 15 : 15 %% per split")
+    add("--tiles", dest="num_tiles", type=int, default=240, help="rows in all, 70 : 15 : 15 %% per split")
     add("--tile_size", type=int, default=128, former=["--size"], help="side of a tile in pixels of 0.35 m")
     add("--seed", type=int, default=0, help="the same seed gives the same rows")
     add("--missing", type=float, default=0.2, help="share of training rows that lack a modality")
     add("--coverage", type=float, default=0.25, help="chance that a modality ends inside a training scene")
     add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
     add_push_arguments(parser)
-    args = parser.parse_args(argv)
-    summary = write_demo_scenes(
-        args.output,
-        num_tiles=args.tiles,
-        tile_size=args.tile_size,
-        seed=args.seed,
-        missing=args.missing,
-        coverage=args.coverage,
-        overwrite=args.overwrite,
-    )
-    sys.stdout.write(f"{summary}\n")
-    push_as_asked(args)
+    arguments = parser.parse_args(argv)
+    options = {name: value for name, value in vars(arguments).items() if name not in ("output", "push", "public")}
+    sys.stdout.write(f"{write_demo_scenes(arguments.output, **options)}\n")
+    push_as_asked(arguments)
     return 0

@@ -143,10 +143,10 @@ class ClassMap:
         Returns:
             uint8 (height, width); what has no class is 255.
         """
-        codes, known = _codes(values, self.by_colour), np.array(sorted(self.sources))
-        ids = np.array([self.sources[code] for code in known.tolist()], dtype=np.uint8)
-        nearest = np.searchsorted(known[:-1], codes)
-        return np.where(valid & (known[nearest] == codes), ids[nearest], np.uint8(IGNORE_INDEX))
+        codes = _codes(values, self.by_colour)
+        present = np.unique(codes)
+        ids = np.array([self.sources.get(code, IGNORE_INDEX) for code in present.tolist()], dtype=np.uint8)
+        return np.where(valid, ids[np.searchsorted(present, codes)], np.uint8(IGNORE_INDEX))
 
 
 def count_values(values: np.ndarray, valid: np.ndarray, *, by_colour: bool, path: Path) -> Counter:
@@ -172,7 +172,8 @@ def count_values(values: np.ndarray, valid: np.ndarray, *, by_colour: bool, path
 
 def _codes(values: np.ndarray, by_colour: bool) -> np.ndarray:
     """One integer per pixel, (height, width)."""
-    return _code(np.moveaxis(values, -1, 0).astype(np.int64)) if by_colour else values[..., 0]
+    bands = np.moveaxis(values, -1, 0).astype(np.int64)
+    return _code(bands) if by_colour else bands[0]
 
 
 def _code(colour: Any) -> Any:

@@ -394,7 +394,8 @@ class Moments:
                 sample = sample.astype(np.float64) - level
                 means[band] = sample.mean()
                 sample -= means[band]
-                squares[band] = np.vdot(sample, sample)
+                # Not by BLAS: its threads, waiting for work, double the time of a conversion.
+                squares[band] = np.square(sample, out=sample).sum()
         self.merge(count, means, squares)
 
     def merge(self, count: int, mean: np.ndarray, squares: np.ndarray) -> None:

@@ -25,13 +25,9 @@ from .rows import RowMaker
 
 @dataclass
 class BenchmarkConfig(ConversionOptions, datasets.BuilderConfig):
-    """Configuration of a builder: the options of a conversion, `tile` by default what suits the data set.
+    """Configuration of a builder: the options of a conversion, `tile` by default what suits the data set."""
 
-    Args:
-        allow_missing: Whether files that are not there are null instead of an error.
-    """
-
-    allow_missing: bool = False
+    allow_missing: bool = False  # whether files that are not there are null instead of an error
 
 
 class BenchmarkBuilder(datasets.GeneratorBasedBuilder):

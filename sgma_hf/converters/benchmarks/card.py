@@ -23,13 +23,7 @@ def build_benchmark_card(
 ) -> str:
     """Card of a converted data set, Markdown with a YAML head; see `build_card`.
 
-    Args:
-        report: The reader with its options, and the scenes; those without damage were converted.
-        metadata: Of the dataset made.
-        statistics: What each split holds.
-        withheld: What was taken from which row on purpose.
-        command: The command that made it.
-        fingerprint: Of the rows.
+    `withheld` is what was taken from which row on purpose, `fingerprint` that of the rows.
     """
     dataset, description = report.dataset, report.dataset.description
     sections = [

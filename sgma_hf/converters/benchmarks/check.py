@@ -23,20 +23,12 @@ _STRIP_PIXELS = 2**21  # read at once: 25 MB of float32 in three bands
 
 @dataclass
 class SceneCheck:
-    """What reading a scene through has shown.
+    """What reading a scene through has shown."""
 
-    Args:
-        size: (height, width); None if not even that is known, and then there is a problem.
-        problems: Of this scene.
-        class_pixels: Pixels per class, all 0 without a label.
-        ignored_pixels: Label pixels of 255.
-        has_label: Whether there is a label.
-    """
-
-    size: Sequence[int] | None
+    size: Sequence[int] | None  # (height, width); None if not even that is known, and then there is a problem
     problems: list[Problem]
-    class_pixels: list[int]
-    ignored_pixels: int = 0
+    class_pixels: list[int]  # per class, all 0 without a label
+    ignored_pixels: int = 0  # of the label, those of 255
     has_label: bool = False
 
     @classmethod
@@ -90,25 +82,17 @@ def check_scenes(dataset: BenchmarkDataset, scenes: Sequence[Scene], *, num_proc
     """Read scenes through in `num_proc` processes; gives one check per scene, in order."""
     jobs = [(dataset, scene) for scene in scenes]
     done = tqdm(run_jobs(check_scene, jobs, num_proc), total=len(jobs), desc="checking", unit="scene")
-    results = dict(done)
-    return [results[index] for index in range(len(jobs))]
+    return [check for _, check in sorted(done)]
 
 
 @dataclass
 class CheckReport:
-    """What a check found.
-
-    Args:
-        dataset: The reader.
-        source: The folder.
-        survey: What names told.
-        checks: What reading told, one per scene of the survey; empty if the rasters were not read.
-    """
+    """What a check found."""
 
     dataset: BenchmarkDataset
     source: Path
-    survey: Survey
-    checks: list[SceneCheck] = field(default_factory=list)
+    survey: Survey  # what names told
+    checks: list[SceneCheck] = field(default_factory=list)  # per scene what reading told; empty if none was read
 
     def of_kind(self, kind: str) -> list[Problem]:
         """Problems of one kind, those of the survey first."""
@@ -207,12 +191,7 @@ def listed(problems: Sequence[Problem]) -> str:
 
 
 def survey_source(dataset: BenchmarkDataset, source: Path) -> Survey:
-    """Find the scenes, leave out the excluded ones, and say if the folder seems the wrong one.
-
-    Raises:
-        FileNotFoundError: If `source` is no folder.
-        ValueError: If an excluded scene is not one of the data set's.
-    """
+    """Find the scenes, leave out the excluded ones, and say if the folder seems the wrong one."""
     if not source.is_dir():
         raise FileNotFoundError(f"--source {source} is not a folder.")
     survey = dataset.find(source)

@@ -8,12 +8,18 @@ Files that are missing or damaged stop a conversion before it writes anything.
 """
 
 import argparse
+import io
 import math
 import os
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from ...data.command_line import Parser, report_errors
 from ...data.incomplete_rows import parse_shares
@@ -22,10 +28,13 @@ from ..writing.card import command_for_card
 from ..writing.parquet import check_output
 from .check import CheckReport, check_scenes, listed, survey_source
 from .converter import conversion_fingerprint, convert_benchmark, describe_rate, find_conversion, load_checks
-from .dataset import BenchmarkDataset, ConversionOptions, DatasetDescription
+from .dataset import SPLITS, BenchmarkDataset, ConversionOptions, Scene
 from .job_pool import default_processes
-from .preview import save_preview
 from .rows import RowMaker
+
+
+_ROWS_LOOKED_AT = 36  # of a scene: about a quarter of a 6000-pixel tile
+_ROWS_SHOWN = 3
 
 
 def benchmark_parser(reader: type[BenchmarkDataset]) -> Parser:
@@ -67,23 +76,18 @@ def _tile(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
-def _options(description: DatasetDescription, arguments: argparse.Namespace) -> ConversionOptions:
-    chosen = {name: vars(arguments)[name] for name in description.choices}
+def _options(names: Iterable[str], arguments: argparse.Namespace) -> ConversionOptions:
     given = vars(arguments) | {
         "exclude": tuple(part for item in arguments.exclude for part in item.split(",") if part),
         "missing": parse_shares(arguments.missing, "--missing"),
         "coverage": parse_shares(arguments.coverage, "--coverage"),
-        "choices": {name: value for name, value in chosen.items() if value is not None},
+        "choices": {name: value for name in names if (value := vars(arguments)[name]) is not None},
     }
     return ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
 
 
 def run_command(reader: type[BenchmarkDataset], argv: list[str] | None = None) -> int:
     """Run the command of a data set; see the module's docstring.
-
-    Args:
-        reader: The data set.
-        argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
         0; 1 if a check found something missing or damaged; 2 after a message that says what was wrong; 130 after
@@ -97,7 +101,7 @@ def run_command(reader: type[BenchmarkDataset], argv: list[str] | None = None) -
 
 
 def _run(reader: type[BenchmarkDataset], arguments: argparse.Namespace, argv: list[str]) -> int:
-    dataset = reader(_options(reader.description, arguments))
+    dataset = reader(_options(reader.description.choices, arguments))
     if not (arguments.check or arguments.output or arguments.preview):
         raise ValueError("nothing to do: give --output DIR, --check or --preview PNG.")
     if (arguments.push or arguments.overwrite) and (arguments.check or not arguments.output):
@@ -111,7 +115,7 @@ def _run(reader: type[BenchmarkDataset], arguments: argparse.Namespace, argv: li
         script = f"dataset_scripts/{reader.description.name}.py"
         _convert(report, arguments, command_for_card(script, argv, ("--source", "--output", "--preview")))
     if arguments.preview and report.survey.scenes:
-        save_preview(dataset, report.sound_scenes(), arguments.preview)
+        _save_preview(dataset, report.sound_scenes(), arguments.preview)
         sys.stdout.write(f"{arguments.preview}\n")
     return 0 if report.is_sound or not arguments.check else 1
 
@@ -160,3 +164,41 @@ def _check(report: CheckReport, out: Path, fingerprint: str, num_proc: int) -> s
     report.checks = check_scenes(report.dataset, report.survey.scenes, num_proc=num_proc)
     num_pixels = sum(math.prod(check.size) for check in report.checks if check.size is not None)
     return describe_rate("checked", num_pixels, time.monotonic() - start, num_proc)
+
+
+def _save_preview(dataset: BenchmarkDataset, scenes: Sequence[Scene], path: Path) -> None:
+    """Draw rows of some sound scenes under each other: modalities, labels and a legend; what is missing is hatched."""
+    if not scenes:
+        raise ValueError("There are no sound scenes to draw.")
+    first_of = {scene.split: scene for scene in reversed(scenes)}
+    firsts = [first_of[split] for split in SPLITS if split in first_of]
+    chosen = [*firsts, *(scene for scene in scenes if scene not in firsts)][:_ROWS_SHOWN]
+    boards = [_board(dataset, scene) for scene in chosen]
+    picture = Image.new("RGB", (max(board.width for board in boards), sum(board.height for board in boards)), "white")
+    for index, board in enumerate(boards):
+        picture.paste(board, (0, sum(above.height for above in boards[:index])))
+    picture.save(path)
+
+
+def _board(dataset: BenchmarkDataset, scene: Scene) -> Image.Image:
+    """The row with the most classes, one that was made incomplete before others."""
+    from ...visualization.boards import plot_sample  # imports torch
+
+    maker = RowMaker(dataset)
+    metadata = maker.metadata
+    row = max(
+        islice(maker.rows(scene), _ROWS_LOOKED_AT),
+        key=lambda row: (bool(row.taken), 0 if row.label is None else len(np.unique(row.label))),
+    )
+    figure = plot_sample(
+        row.images,
+        label=row.label,
+        nodata=dict(zip(metadata.modalities, metadata.nodata, strict=True)),
+        units=dict(zip(metadata.modalities, metadata.units, strict=True)),
+        class_names=metadata.class_names,
+        palette=metadata.palette,
+        title=f"{scene.split}: {row.row_id}{' (no label)' if row.label is None else ''}",
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return Image.open(buffer).convert("RGB")

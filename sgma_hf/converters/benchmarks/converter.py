@@ -85,11 +85,7 @@ def load_checks(out: Path, fingerprint: str) -> list[SceneCheck] | None:
 
 @contextlib.contextmanager
 def work_folder(out: Path, fingerprint: str, checks: Sequence[SceneCheck]) -> Iterator[Path]:
-    """The hidden folder of a conversion, for one process at a time; what one of another fingerprint left is removed.
-
-    Raises:
-        BlockingIOError: If another process is at it.
-    """
+    """The hidden folder of a conversion, for one process at a time; removes what one of another fingerprint left."""
     work = _work_path(out)
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -119,16 +115,10 @@ def plan_shards(
     sizes: Mapping[str, Sequence[int]],
     max_bytes: int = _SHARD_BYTES,
 ) -> dict[str, list[Scene]]:
-    """Divide scenes among Parquet files, whatever the number of processes; whole scenes, in order.
+    """Divide scenes among Parquet files, whatever the number of processes; gives the scenes by the file's name.
 
-    Args:
-        dataset: The reader.
-        scenes: The scenes.
-        sizes: (height, width) by the scene's key.
-        max_bytes: Of a file's rows before compression, about; a larger scene has a file of its own.
-
-    Returns:
-        Scenes of one split by the name of the file.
+    A file holds whole scenes of one split, in order, of about `max_bytes` before compression; a larger scene has one
+    of its own. `sizes` are (height, width) by the scene's key.
     """
     maker = RowMaker(dataset)
     shards: dict[str, list[Scene]] = {}
@@ -177,24 +167,10 @@ def convert_benchmark(
     command: str = "",
     max_shard_bytes: int = _SHARD_BYTES,
 ) -> str:
-    """Convert checked scenes to a folder that `load_dataset(out)` reads.
+    """Convert checked scenes, but the damaged ones, to a folder that `load_dataset(out)` reads.
 
-    Args:
-        report: All scenes, read through; those that are damaged are left out.
-        out: The folder to make.
-        fingerprint: Of `conversion_fingerprint`; shards that an interrupted run with the same one left are kept.
-        num_proc: Processes.
-        overwrite: Whether to replace an earlier dataset.
-        command: The command line, for the card.
-        max_shard_bytes: Of a shard's rows before compression.
-
-    Returns:
-        A summary for the terminal, with the throughput.
-
-    Raises:
-        ValueError: If there are no sound scenes.
-        FileExistsError: If `out` is in the way.
-        BlockingIOError: If another process is converting to `out`.
+    Shards that an interrupted run with the same `fingerprint` (of `conversion_fingerprint`) left are kept. `command`
+    is for the card. Returns a summary for the terminal, with the throughput.
     """
     scenes = report.sound_scenes()
     if not scenes:

@@ -9,25 +9,19 @@ from multiprocessing.connection import wait
 from typing import Any
 
 
-_NUM_DEFAULT = 4
 _PRELOADED = "sgma_hf.converters.benchmarks.command"
 
 
 def default_processes() -> int:
     """As many as there are cores for this process, at most four: then the disk is what is waited for."""
-    return min(_NUM_DEFAULT, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], num_proc: int) -> Iterator[tuple[int, Any]]:
-    """Call a function once per job.
+    """Call a function once per job, here or in processes; yields (index of the job, result) as they are done.
 
-    Args:
-        function: Defined at the top of a module, so that it can be sent to another process.
-        jobs: Arguments of each call.
-        num_proc: Processes; 1 calls the function here.
-
-    Yields:
-        Index of the job and the result, as they are done. The first error stops everything that has not begun.
+    The function is defined at the top of a module, so that it can be sent to another process. The first error stops
+    everything that has not begun.
     """
     if num_proc < 1:
         raise ValueError(f"{num_proc} processes: expected 1 or more (--num_proc).")

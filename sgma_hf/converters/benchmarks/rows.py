@@ -15,30 +15,16 @@ from .dataset import LABEL, BenchmarkDataset, Scene
 
 @dataclass
 class BenchmarkRow:
-    """A row before it is encoded.
+    """A row before it is encoded."""
 
-    Args:
-        row_id: Begins with the scene's name.
-        images: Raster by modality, None where missing.
-        label: uint8 class ids, None where nobody labelled.
-        taken: What was withheld on purpose.
-    """
-
-    row_id: str
-    images: dict[str, np.ndarray | None]
-    label: np.ndarray | None
-    taken: list[str]
+    row_id: str  # begins with the scene's name
+    images: dict[str, np.ndarray | None]  # by modality, None where missing
+    label: np.ndarray | None  # uint8 class ids, None where nobody labelled
+    taken: list[str]  # what was withheld on purpose
 
 
 class RowMaker:
-    """Makes the rows of scenes.
-
-    Args:
-        dataset: Reader of the data set, with its options.
-
-    Raises:
-        ValueError: If the options name modalities that there are not, or a tile size that cannot be.
-    """
+    """Makes the rows of scenes; refuses options that name modalities that there are not, or an impossible tile."""
 
     def __init__(self, dataset: BenchmarkDataset) -> None:
         options = dataset.options
@@ -53,11 +39,7 @@ class RowMaker:
         return pixels * (1 + sum(item.channels * np.dtype(item.dtype).itemsize for item in self.dataset.modalities))
 
     def rows(self, scene: Scene) -> Iterator[BenchmarkRow]:
-        """Read a scene and yield its rows, from top left to bottom right.
-
-        Raises:
-            ValueError: If a file is damaged; it is named.
-        """
+        """Read a scene and yield its rows, from top left to bottom right; ValueError names a file that is damaged."""
         dataset, is_whole = self.dataset, self.tiling.tile is None
         try:
             height, width = dataset.scene_size(scene)
@@ -72,16 +54,13 @@ class RowMaker:
                     label = images.pop(LABEL)
                     if label is not None:
                         label = self.tiling.label(label, window, scene.split)
-                    if any(image is not None for image in images.values()):
-                        yield self._row(scene.split, row_id, images, label)
+                    if all(image is None for image in images.values()):
+                        continue
+                    # Integers that may end inside a tile have 0 for "no data", which they must not hold otherwise.
+                    images |= {name: free_fill_value(images[name], 0) for name in dataset.filled}
+                    taken = []
+                    if scene.split == "train":  # what is judged stays complete
+                        images, taken = self.withholder.apply(row_id, images)
+                    yield BenchmarkRow(row_id, images, label, taken)
         finally:
             dataset.readers.close()
-
-    def _row(
-        self, split: str, row_id: str, images: dict[str, np.ndarray | None], label: np.ndarray | None
-    ) -> BenchmarkRow:
-        # Integers that may end inside a tile have 0 for "no data", which they must not hold otherwise.
-        images = images | {name: free_fill_value(images[name], 0) for name in self.dataset.filled}
-        # What is judged stays complete.
-        images, taken = self.withholder.apply(row_id, images) if split == "train" else (images, [])
-        return BenchmarkRow(row_id, images, label, taken)

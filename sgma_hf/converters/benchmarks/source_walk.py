@@ -16,17 +16,11 @@ _PARENT_FILES = 50_000  # a search above --source must not turn into a walk over
 
 @dataclass
 class FolderContents:
-    """Files under a folder.
+    """Files under a folder."""
 
-    Args:
-        files: Sorted, shallow ones first; no hidden ones.
-        archives: Files that are still packed.
-        is_whole: False if the walk was cut short.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    archives: list[Path] = field(default_factory=list)
-    is_whole: bool = True
+    files: list[Path] = field(default_factory=list)  # sorted, shallow ones first; no hidden ones
+    archives: list[Path] = field(default_factory=list)  # those that are still packed
+    is_whole: bool = True  # False if the walk was cut short
 
 
 def walk_files(source: Path, *, max_depth: int = _MAX_DEPTH, max_files: int | None = None) -> FolderContents:
@@ -41,9 +35,7 @@ def walk_files(source: Path, *, max_depth: int = _MAX_DEPTH, max_files: int | No
         seen.add(real)
         depth = len(Path(folder).relative_to(source).parts)
         children[:] = sorted(name for name in children if not name.startswith(".") and depth < max_depth)
-        for name in names:
-            if name.startswith("."):
-                continue
+        for name in (name for name in names if not name.startswith(".")):
             target = contents.archives if name.lower().endswith(ARCHIVE_SUFFIXES) else contents.files
             target.append(Path(folder) / name)
         if max_files is not None and len(contents.files) > max_files:

@@ -10,6 +10,7 @@ from comparison_fixtures import FLAGS, made_up_run, write_scenes
 from killed_processes import killed
 
 from sgma_hf.commands import compare
+from sgma_hf.comparison import runs
 from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
 
 
@@ -65,7 +66,7 @@ def test_presets_share_their_runs(scenes, executed, tmp_path):
 
 def test_a_run_that_fails_does_not_stop_the_others(scenes, executed, tmp_path, monkeypatch, capsys):
     output = tmp_path / "results.jsonl"
-    pretend = compare.execute_run
+    pretend = runs.execute_run
 
     def fail(run, *, max_gigabytes):
         if run.arm.name == "mean":
@@ -84,7 +85,7 @@ def test_a_run_that_fails_does_not_stop_the_others(scenes, executed, tmp_path, m
 
 def test_an_interruption_leaves_whole_lines_and_the_next_call_goes_on(scenes, executed, tmp_path, monkeypatch, capsys):
     output = tmp_path / "results.jsonl"
-    pretend = compare.execute_run
+    pretend = runs.execute_run
 
     def interrupt(run, *, max_gigabytes):
         if run.arm.name == "sgma":

@@ -89,11 +89,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
 
 @report_errors("sgma-hf predict", on_stop="the same command with --resume goes on from here", also=(TypeError,))
 def main(argv: list[str] | None = None) -> None:
-    """Predict, write the files and say what they are.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-    """
+    """Predict, write the files and say what they are."""
     argv = sys.argv[1:] if argv is None else argv
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
@@ -150,11 +146,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
 
 
 def _resampling(texts: list[str]) -> str | dict[str, str]:
-    """`bilinear`, or `dsm=cubic rgb=average`.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Read `bilinear`, or `dsm=cubic rgb=average`."""
     if len(texts) == 1 and "=" not in texts[0]:
         return texts[0]
     if not all("=" in text for text in texts):

@@ -21,15 +21,11 @@ def measure_memory(case: BenchmarkCase, variants: Sequence[str]) -> dict[str, di
     """Measure the peak of one step above what is resident before it: model, inputs and libraries are there by then.
 
     Every measurement is the first step of a fresh process, so that no variant finds memory that another one left.
-    The peak of a training step includes the gradients of all parameters, not the optimiser's state.
+    The peak of a training step includes the gradients of all parameters, not the optimiser's state. On a GPU, it is
+    the memory of the GPU that counts.
 
-    Args:
-        case: What to run. On a GPU, it is the memory of the GPU that counts.
-        variants: As for `measure_case`.
-
-    Returns:
-        For "training" and "inference" the `bytes` of every variant, and its ratios `to_mean_fusion` and
-        `to_backbone`. None on a CPU where the system does not tell: peaks can be set back on Linux only.
+    Returns, for "training" and "inference", the `bytes` of every variant, and its ratios `to_mean_fusion` and
+    `to_backbone`; None on a CPU where the system does not tell: peaks can be set back on Linux only.
     """
     if case.device == "cpu" and not CLEAR_REFS.exists():
         return None

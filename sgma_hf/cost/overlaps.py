@@ -14,19 +14,9 @@ from ..rasters.scene import RasterScene
 
 
 def measure_scene_overlaps(model: Any, processor: Any, rasters: Mapping[str, str | Path]) -> list[dict[str, float]]:
-    """Measure by overlap how much neighbouring tiles disagree.
+    """The figures of `measure_overlaps` for each overlap, means over the `places` of a scene, and how many these are.
 
-    Args:
-        model: An SGMA model with a segmentation head, in eval mode.
-        processor: Its image processor.
-        rasters: The file of each modality, of a scene that is two tiles wide and one high, or larger.
-
-    Returns:
-        The figures of `measure_overlaps` for each overlap, means over all places that are two tiles wide and without
-        gaps, which have edges of their own; and `places`, how many these are.
-
-    Raises:
-        ValueError: If the scene is too small, or has gaps wherever two tiles would lie.
+    A place is two tiles wide and has no gaps, which have edges of their own. Raises ValueError if the scene has none.
     """
     channels = dict(zip(processor.modalities, processor.modality_channels, strict=True))
     nodata = dict(zip(processor.modalities, processor.nodata, strict=True))
@@ -68,20 +58,10 @@ def measure_overlaps(
     `sliding_window.DEFAULT_OVERLAP` comes from this figure: it is the smallest overlap beyond which the disagreement
     midway between the edges of two tiles (where both weigh the same, and the blend can do least) stopped falling much.
 
-    Args:
-        model: An SGMA model with a segmentation head, in eval mode.
-        pixel_values: As for the model, at least `tile_size` high and twice as wide.
-        modality_mask: As for the model.
-        tile_size: Side of the tiles in pixels.
-        overlaps: Shares of the tile's side.
-
-    Returns:
-        For each overlap: `overlap`; `label_disagreement`, the share of covered pixels in the overlap to which the two
-        tiles give different classes; `probability_gap`, the mean over them of the largest difference of a class
-        probability; and both again for the 8 columns in the middle of the overlap, as `middle_...`.
-
-    Raises:
-        ValueError: If the image is too small.
+    The image is at least one tile high and two wide; overlaps are shares of the tile's side. Returns for each
+    `overlap`: `label_disagreement`, the share of covered pixels in it to which the two tiles give different classes;
+    `probability_gap`, the mean over them of the largest difference of a class probability; and both again for the 8
+    columns in the middle of the overlap, as `middle_...`.
     """
     height, width = pixel_values.shape[-2:]
     if height < tile_size or width < 2 * tile_size:

@@ -28,24 +28,12 @@ def measure_raster_throughput(
     """Time `predict_raster` on synthetic GeoTIFFs, and the model alone on the very same batches, held in memory.
 
     Both are timed in turn, so that whatever else the machine does hits them alike. `predict_raster` reads compressed
-    files, normalises, blends overlapping tiles and writes a Cloud Optimized GeoTIFF besides.
+    files, normalises, blends overlapping tiles and writes a Cloud Optimized GeoTIFF besides. The scene is square, with
+    a uint8 raster for each modality.
 
-    Args:
-        model: An SGMA model with a segmentation head, in eval mode; a uint8 raster is made up for each modality.
-        tile_size: Side of the tiles in pixels.
-        tiles_per_side: Tiles, at the default stride, along each side of the square scene.
-        batch_size: Tiles per forward pass.
-        repeats: Rounds; medians over them are given.
-        seed: Seed of the values.
-
-    Returns:
-        `raster_seconds` and `model_seconds`, medians; `throughput_share`, the median of `model_seconds /
-        raster_seconds` over the rounds: the share of the bare model's throughput that is left; `megapixels` of the
-        scene, `megapixels_per_second` of the whole, and `tiles`.
-
-    Raises:
-        ValueError: If a number is below 1.
-        ImportError: If rasterio is missing.
+    Returns `raster_seconds` and `model_seconds`, medians over the rounds; `throughput_share`, the median of
+    `model_seconds / raster_seconds`: the share of the bare model's throughput that is left; `megapixels` of the scene,
+    `megapixels_per_second` of the whole, and `tiles`.
     """
     if min(tile_size, tiles_per_side, batch_size, repeats) < 1:
         raise ValueError(

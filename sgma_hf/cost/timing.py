@@ -41,28 +41,16 @@ FUSIONS = (SGMA, PACKAGE_DEFAULT, "projected mean", MEAN_FUSION, BACKBONE)
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """A model's shape and what it is given.
+    """A model's shape and what it is given."""
 
-    Args:
-        backbone_config: Configuration of the encoder, as `SgmaConfig` takes it.
-        size: Side of the square images in pixels.
-        batch_size: Images per pass.
-        num_modalities: Modalities; the first has three bands, the others one.
-        num_present: How many of them, the first ones, each row has; None for all.
-        num_labels: Classes.
-        decoder_hidden_size: Width of the decode head.
-        seed: Seed of weights and images.
-        device: Where to run.
-    """
-
-    backbone_config: dict[str, Any]
-    size: int = 256
+    backbone_config: dict[str, Any]  # as `SgmaConfig` takes it
+    size: int = 256  # side of the square images in pixels
     batch_size: int = 1
-    num_modalities: int = 3
-    num_present: int | None = None
+    num_modalities: int = 3  # the first has three bands, the others one
+    num_present: int | None = None  # how many of them, the first ones, each row has; None for all
     num_labels: int = 5
     decoder_hidden_size: int = 128
-    seed: int = 0
+    seed: int = 0  # of weights and images
     device: str = "cpu"
 
     def build(self, variant: str = SGMA) -> SgmaForSemanticSegmentation:
@@ -91,12 +79,7 @@ class BenchmarkCase:
         return {name: values.to(self.device) for name, values in batch.items()}
 
     def passes(self, variant: str, *, training: bool) -> Callable[[], None]:
-        """Make a function that does one training step, without the optimiser, or one inference of a variant.
-
-        Args:
-            variant: A name out of `VARIANTS`.
-            training: Whether it is a training step.
-        """
+        """Make a function that does one training step, without the optimiser, or one inference of a variant."""
         model, batch = self.build(variant).train(training), self.batch()
         pairs = int(batch["modality_mask"].sum())
         stacked = batch["pixel_values"][:1, :3].repeat(pairs, 1, 1, 1)
@@ -120,17 +103,10 @@ def compared(variants: Sequence[str]) -> dict[str, list[str]]:
 
 
 def measure_case(case: BenchmarkCase, variants: Sequence[str], *, repeats: int) -> dict[str, dict]:
-    """Time the training step and the inference of some variants.
+    """Time the training step and the inference of some variants, SGMA, mean fusion and the bare backbone among them.
 
-    Args:
-        case: What to run.
-        variants: Names out of `VARIANTS`, SGMA, mean fusion and the bare backbone among them; for inference those of
-            `FUSIONS` are run.
-        repeats: Rounds, at least 1.
-
-    Returns:
-        For "training" and "inference" the `seconds` of every variant, and its ratios `to_sgma`, `to_mean_fusion` and
-        `to_backbone`.
+    Returns, for "training" and "inference", the `seconds` of every variant, and its ratios `to_sgma`, `to_mean_fusion`
+    and `to_backbone`.
     """
     figures = {}
     for kind, names in compared(variants).items():
@@ -145,9 +121,8 @@ def measure_case(case: BenchmarkCase, variants: Sequence[str], *, repeats: int) 
 def measure_subsets(case: BenchmarkCase, *, repeats: int) -> dict[str, float | bool]:
     """Time the inference of all modalities, of one, and of every combination, from one encoding and by a plain loop.
 
-    Returns:
-        `seconds` of each, `one_to_all` and `one_encoding_to_loop` as ratios, and `combinations_agree_in_float64`:
-        whether both ways to evaluate all combinations predict the same.
+    Returns `seconds` of each, `one_to_all` and `one_encoding_to_loop` as ratios, and `combinations_agree_in_float64`:
+    whether both ways to evaluate all combinations predict the same.
     """
     model, pixel_values = case.build(), case.batch()["pixel_values"]
     subsets = [subset.to(case.device) for subset in _subsets(case)]
@@ -184,14 +159,8 @@ def measure_loading(
 ) -> dict[str, float]:
     """Time one process that makes a batch of rows, decoding and augmentation included, and the step that it feeds.
 
-    Args:
-        case: The model; its bands and classes have to fit the rows.
-        rows: One batch of rows in memory, each with its `RowKey`.
-        collator: Makes the batch.
-        repeats: Rounds.
-
-    Returns:
-        `batch_seconds`, `step_seconds` and their ratio `loading_to_compute`.
+    `rows` are one batch in memory, each with its `RowKey`; the model's bands and classes have to fit them. Returns
+    `batch_seconds`, `step_seconds` and their ratio `loading_to_compute`.
     """
     model = case.build().train()
     batch = {name: values.to(case.device) for name, values in collator(rows).items()}

@@ -117,14 +117,9 @@ def decode_raster(value: Any, *, is_label: bool = False) -> np.ndarray | None:
 
 
 def whole_numbers(values: np.ndarray, path: str | os.PathLike) -> np.ndarray:
-    """Label values of any real dtype as integers, NaN and infinity as 255.
+    """Label values of any real dtype as integers, NaN and infinity as 255; ValueError that names `path` at a fraction.
 
-    Args:
-        values: Labels as a file holds them; tools that burn polygons write whole numbers as floating point.
-        path: Their file, for the error.
-
-    Raises:
-        ValueError: If a value has a fraction.
+    Tools that burn polygons write whole numbers as floating point.
     """
     if values.dtype.kind in "iu":
         return values

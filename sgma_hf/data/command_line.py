@@ -34,12 +34,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
 
     def add_argument(self, *names: str, former: Sequence[str] = (), **options: Any) -> argparse.Action:
-        """Add an argument as argparse does.
+        """Add an argument as argparse does; of two spellings, the one with dashes is not shown.
 
-        Args:
-            names: Of the argument; a spelling with dashes beside one with underscores is not shown.
-            former: Flags that it had once: they go on working, and `--help` does not show them.
-            options: Those of argparse.
+        Flags that it had once, `former`, go on working, and `--help` does not show them.
         """
         action = super().add_argument(*(n for n in names if _plain(n) == n or _plain(n) not in names), **options)
         self._former.update({_plain(flag): action.option_strings[0] for flag in former})
@@ -59,11 +56,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(self._spell(args), namespace)
 
     def refuse_unknown_flags(self, args: Sequence[str] | None = None) -> None:
-        """End the process with one line, which names the nearest flag, if a flag is none of this command.
-
-        Args:
-            args: The command line without the program's name; None takes that of the process.
-        """
+        """End the process with one line, which names the nearest flag, if a flag is none of this command."""
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         for word in self._spell(args):
             given = word.partition("=")[0]
@@ -117,14 +110,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 def check_folder_or_id(given: str, what: str) -> None:
     """Refuse what is no folder here and cannot be meant to be on the Hub, before the Hub is asked.
 
-    Only OWNER/NAME can be an id, and is none where a folder of the owner's name is here.
-
-    Args:
-        given: What was given.
-        what: What it is, for the message: `--model`.
-
-    Raises:
-        FileNotFoundError: With the nearest folder, if one is near.
+    Only OWNER/NAME can be an id, and is none where a folder of the owner's name is here. The FileNotFoundError says
+    `what` was given (`--model`), and the nearest folder, if one is near.
     """
     path = Path(given)
     if path.exists():
@@ -143,13 +130,8 @@ def report_errors(
 ) -> Callable[[Callable[..., int | None]], Callable[..., int]]:
     """Decorate a command's `main(argv)` so that it says in one line what went wrong, without a traceback.
 
-    Args:
-        program: Name in front of the line: `sgma-hf predict`.
-        on_stop: How to go on after Ctrl-C, one line.
-        also: Errors to report beside `USER_ERRORS`.
-
-    Returns:
-        The decorator. The command then returns what `main` returns (0 for None), 2 after an error, 130 after Ctrl-C.
+    The line begins with the program, `sgma-hf predict`; `on_stop` says how to go on after Ctrl-C. Errors are
+    `USER_ERRORS` and `also`. It returns what `main` returns (0 for None), 2 after an error, 130 after Ctrl-C.
     """
 
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:

@@ -17,15 +17,7 @@ _MIN_COVERED, _MAX_COVERED = 0.2, 0.8  # of the tile's diagonal across the line
 
 
 def parse_shares(text: str, flag: str) -> dict[str, float]:
-    """Read `dsm=0.3,nir=0.1`.
-
-    Args:
-        text: The argument.
-        flag: Its name, for errors.
-
-    Raises:
-        ValueError: If it is anything else, or a share is not between 0 and 1.
-    """
+    """Read `dsm=0.3,nir=0.1`; a ValueError about anything else names the `flag`."""
     shares: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, number = part.strip().partition("=")
@@ -50,9 +42,6 @@ class RowWithholder:
         missing: Share of rows that lose the modality.
         coverage: Share of rows in which the modality ends inside the tile.
         seed: Decides which.
-
-    Raises:
-        ValueError: If a modality is not one of the dataset's.
     """
 
     def __init__(
@@ -68,14 +57,9 @@ class RowWithholder:
                 raise ValueError(f"{flag} names {unknown}; the modalities are {metadata.modalities}.")
 
     def apply(self, row_id: str, images: Mapping[str, np.ndarray | None]) -> tuple[dict, list[str]]:
-        """Make one row incomplete.
+        """Make one row's rasters by modality, None where missing, incomplete.
 
-        Args:
-            row_id: Its id.
-            images: Its rasters by modality, None where missing.
-
-        Returns:
-            The rasters, and what was taken: `dsm` for a whole modality, `dsm (part)` for one that now ends inside.
+        Returns them, and what was taken: `dsm` for a whole modality, `dsm (part)` for one that now ends inside.
         """
         digest = hashlib.sha256(f"{self.seed}:{row_id}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
@@ -114,12 +98,7 @@ class RowWithholder:
 
 
 def free_fill_value(array: np.ndarray | None, fill: float) -> np.ndarray | None:
-    """Move pixels that equal the value for "no data" in all channels by one, so that it means nothing else.
-
-    Args:
-        array: Integers, (height, width) or (height, width, channels); None stays None.
-        fill: The value.
-    """
+    """Move integer pixels that equal the value for "no data" in all channels by one, so that it means nothing else."""
     if array is None:
         return None
     free = valid_pixels(array, [fill])

@@ -114,15 +114,8 @@ def check_meaning(
     """Compare a data set with a model that is to be evaluated on it or trained further.
 
     The processor takes over the data set's nodata values, with a warning: in these rows they are no measurements,
-    whatever they were in those that the model knows.
-
-    Args:
-        metadata: Of the data set; nothing is known and nothing compared without.
-        config: Of the model.
-        processor: Of the model; changed in place.
-
-    Raises:
-        ValueError: If a class of the data set is one of the model's under another id.
+    whatever they were in those that the model knows. Raises ValueError if a class of the data set is one of the
+    model's under another id. Without metadata nothing is compared.
     """
     if metadata is None:
         return

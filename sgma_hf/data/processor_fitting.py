@@ -22,17 +22,9 @@ def fit_processor(
     """Fit a processor to labelled rows, in one pass: whole rasters, where every pixel counts once, or crops.
 
     Crops are taken of modalities with a reference level, where the window decides the values: a height above the
-    lowest point of a crop is smaller than one above the lowest point of a hilly scene.
-
-    Args:
-        rows: Labelled rows of the one schema.
-        modalities: Names of their columns.
-        modality_channels: Bands of each.
-        crop_size: Side of a training crop in pixels of the label; None trains on whole rows.
-        **options: Other fields of the processor: `nodata`, `num_labels`, ...
-
-    Raises:
-        ValueError: If a row cannot be read, or there is nothing to fit to, see `SgmaImageProcessor.fit`.
+    lowest point of a crop is smaller than one above the lowest point of a hilly scene. `crop_size` is their side in
+    pixels of the label; None trains on whole rows. Options are other fields of the processor: `nodata`, `num_labels`,
+    ... Errors are those of `SgmaImageProcessor.fit`.
     """
     levels = SgmaImageProcessor(modalities, modality_channels, **options).reference_level
     levelled = [name for name, level in zip(modalities, levels, strict=True) if level != "none"]
@@ -43,16 +35,9 @@ def fit_processor(
 def refit_processor(
     processor: SgmaImageProcessor, rows: Iterable[Mapping[str, Any]], modalities: Sequence[str], crop_size: int | None
 ) -> None:
-    """Replace mean and standard deviation of some modalities of a processor, for sensors that its model is new to.
+    """Replace mean and standard deviation of some modalities of a processor, whose sensors its model is new to.
 
-    Args:
-        processor: Changed in place; everything but these statistics stays.
-        rows: Labelled rows of the one schema.
-        modalities: Some of the processor's.
-        crop_size: Side of a training crop in pixels of the label; None trains on whole rows.
-
-    Raises:
-        ValueError: If one is not the processor's, or a row cannot be read.
+    Rows and `crop_size` are those of `fit_processor`.
     """
     unknown = [name for name in modalities if name not in processor.modalities]
     if unknown:

@@ -83,11 +83,7 @@ def _refuse_foreign_files(rows: Dataset, column: str, source: str) -> None:
 
 
 def labelled_rows(rows: Dataset) -> Dataset:
-    """Leave out the rows whose label is None, without decoding any.
-
-    Args:
-        rows: Rows as `load_rows` returns them.
-    """
+    """Leave out the rows of `load_rows` whose label is None, without decoding any."""
     labelled = present_modalities(rows, ["label"])[:, 0]
     return rows if labelled.all() else rows.select(np.flatnonzero(labelled))
 
@@ -97,16 +93,6 @@ def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
 
     A misspelt column must not look like a missing sensor. So it is refused where some other column holds rasters, and
     what is added is named in a warning.
-
-    Args:
-        rows: Rows as `load_rows` returns them.
-        modalities: Names that a model knows.
-
-    Returns:
-        The rows with a column of each modality.
-
-    Raises:
-        ValueError: If a column is missing while another one holds rasters of an unknown name, or all are missing.
     """
     missing = [name for name in modalities if name not in rows.column_names]
     if not missing:
@@ -134,14 +120,9 @@ def _holds_rasters(feature: Any) -> bool:
 
 
 def present_modalities(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
-    """Tell which modalities, or other columns, each row has, without decoding any.
+    """Which modalities, or other columns, each row has, bool (num_rows, num_modalities), without decoding any.
 
-    Args:
-        rows: Rows as `load_rows` returns them, or a sequence of mappings of that form.
-        modalities: Names, in the order of the columns of the result.
-
-    Returns:
-        Bool, (num_rows, num_modalities).
+    Rows are those of `load_rows`, or a sequence of mappings of that form.
     """
     if not isinstance(rows, Dataset):
         return np.array([[row.get(name) is not None for name in modalities] for row in rows], dtype=bool)

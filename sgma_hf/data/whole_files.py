@@ -17,13 +17,7 @@ T = TypeVar("T")
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """Give a file to write beside `path`, which takes its place when the block ends without an error.
 
-    A full disk or a killed process leaves what was at `path` as it was.
-
-    Args:
-        path: File to write; its folder is made if it is not there.
-
-    Raises:
-        OSError: If the file cannot be written.
+    A full disk or a killed process leaves what was at `path` as it was. Its folder is made if it is not there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,24 +41,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write a value as JSON with an indent of two, whole or not at all.
-
-    Raises:
-        ValueError: If it holds NaN or an infinity, which JSON does not know.
-    """
+    """Write a value as JSON, whole or not at all; ValueError for NaN or an infinity, which JSON does not know."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_dataclass(kind: type[T], path: str | os.PathLike, what: str) -> T:
     """Read what `write_json` wrote of `asdict(...)`, without fields that only a later version knows.
 
-    Args:
-        kind: The dataclass.
-        path: The file.
-        what: What the file is, for the error.
-
-    Raises:
-        ValueError: If it is something else.
+    A ValueError about anything else says `what` the file should be.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -21,13 +21,7 @@ class Window(NamedTuple):
 def window_starts(length: int, size: int, stride: int | None = None) -> list[int]:
     """Where windows start along an axis; the last one is shifted back so that it ends with the axis.
 
-    Args:
-        length: Pixels along the axis.
-        size: Pixels of a window; where that is more than there are, there is one window.
-        stride: Pixels between starts, 1 to `size`, which is the default.
-
-    Raises:
-        ValueError: If a number is out of range.
+    The stride is 1 to `size`, which is the default. Where `size` is more than `length`, there is one window.
 
     Example:
         >>> window_starts(10, 4, 3)
@@ -42,17 +36,10 @@ def window_starts(length: int, size: int, stride: int | None = None) -> list[int
 
 
 def cover(size: tuple[int, int], window: int | None, stride: int | None = None) -> Iterator[Window]:
-    """Windows that together cover an image, row by row.
+    """Windows that together cover an image of `size` (height, width), row by row.
 
-    Args:
-        size: (height, width) of the image in pixels.
-        window: Side of a window in pixels; None gives the whole image as one. A side of the image that is shorter
-            gives shorter windows.
-        stride: Pixels from one window to the next, 1 to `window`, which is the default. The last window of a row or
-            column is shifted back inside, so it may overlap more.
-
-    Raises:
-        ValueError: If a number is out of range.
+    They are `window` pixels wide and high, less where the image is; None gives the whole image as one. They start as
+    `window_starts` says, so the last of a row or column may overlap more.
     """
     if window is None:
         yield Window(0, 0, *size)

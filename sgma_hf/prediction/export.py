@@ -33,12 +33,7 @@ class PixelLogits(torch.nn.Module):
 
 
 def check_export_path(output: str | os.PathLike) -> Path:
-    """The path, if what it asks for can be written.
-
-    Raises:
-        ValueError: If it ends otherwise than in `.pt2` or `.onnx`.
-        ImportError: If ONNX is asked for and the extra is missing.
-    """
+    """The path; ValueError unless it ends in `.pt2` or `.onnx`, ImportError if the extra for ONNX is missing."""
     output = Path(output)
     if output.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"`--output` is {str(output)!r}; expected a name that ends in .pt2 or .onnx.")
@@ -67,21 +62,10 @@ def export_model(
     Height and width are fixed unless `dynamic_size` asks for multiples of 32: only then do all stages divide evenly,
     and one graph without padding and cropping serves all sizes.
 
-    Args:
-        model: An SGMA model with a segmentation head, in eval mode, float32.
-        processor: Its image processor.
-        output: File to write: `.pt2` for torch.export, `.onnx` for ONNX.
-        size: Height and width in pixels. None: the configuration's, that of the training crops, or the processor's.
-        pixel_mask: Take a mask per pixel instead of one per modality.
-        dynamic_size: Take images whose sides are any multiples of 32 pixels, from 64 on.
-
-    Returns:
-        The largest difference between the logits of the file and the model, relative to the largest logit; and the
-        median seconds for one image, by what was timed.
-
-    Raises:
-        ValueError: If the arguments do not fit each other, or the file does not compute what the model computes.
-        ImportError: If ONNX is asked for and the extra is missing.
+    The model is in eval mode and float32. `size` is height and width in pixels; None takes the configuration's, that
+    of the training crops, or the processor's. With `pixel_mask` the file takes a mask per pixel, else per modality.
+    Returns the largest difference between the logits of the file and the model, relative to the largest logit, and the
+    median seconds for one image by what was timed. Raises ValueError if the file does not compute what the model does.
     """
     output, module = check_export_path(output), PixelLogits(model).eval()
     size = size or model.config.tile_size or min(processor.size.values())

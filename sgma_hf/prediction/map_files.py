@@ -34,21 +34,13 @@ _LABELS = "labels"
 
 @dataclass(frozen=True)
 class Layer:
-    """One raster that is computed: the labels, or something beside them.
+    """One raster that is computed: the labels, or something beside them."""
 
-    Args:
-        name: "labels", or one of `EXTRAS`.
-        bands: What each band is.
-        dtype: "uint8", where 255 is nodata, or "float32", where NaN is.
-        palette: [red, green, blue] in 0..255 per value of a "uint8" layer.
-        tags: Names of the values, or what else a reader has to know.
-    """
-
-    name: str
-    bands: tuple[str, ...]
-    dtype: str = "float32"
-    palette: tuple[tuple[int, ...], ...] = ()
-    tags: Mapping[str, str] = field(default_factory=dict)
+    name: str  # "labels", or one of `EXTRAS`
+    bands: tuple[str, ...]  # what each band is
+    dtype: str = "float32"  # where NaN is nodata; or "uint8", where 255 is
+    palette: tuple[tuple[int, ...], ...] = ()  # [red, green, blue] in 0..255 per value of a "uint8" layer
+    tags: Mapping[str, str] = field(default_factory=dict)  # names of the values, or what else a reader has to know
 
     @property
     def nodata(self) -> float:
@@ -57,16 +49,9 @@ class Layer:
 
 
 def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -> list[Layer]:
-    """The rasters of a run, labels first.
+    """The rasters of a run, labels first; ValueError if one of `extras` cannot be had from this model and modalities.
 
-    Args:
-        config: The model's configuration.
-        modalities: Those that have a raster, in the model's order.
-        extras: Names among `EXTRAS`.
-
-    Raises:
-        ValueError: If an extra is unknown, the model has no robustness and it is asked for, or there is one modality
-            alone and agreement is asked for.
+    `modalities` are those that have a raster, in the model's order.
     """
     unknown = [name for name in extras if name not in EXTRAS]
     if unknown:
@@ -105,16 +90,12 @@ def _indices(name: str, band: str, palette: Sequence[Sequence[int]], tag: str, n
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """Which files a run writes.
+    """Which files a run writes."""
 
-    Args:
-        files: What they hold -> file. Of a GeoTIFF its layers; of a PNG "labels", the map itself, "color" and
-            "robustness_<modality>".
-        other_extras: What runs with other options write beside the map, by what it holds.
-    """
-
+    # What it holds -> file. Of a GeoTIFF its layers; of a PNG "labels", the map itself, "color" and
+    # "robustness_<modality>".
     files: dict[str, Path]
-    other_extras: dict[str, Path]
+    other_extras: dict[str, Path]  # the same, of what runs with other options write beside the map
 
     @property
     def label_map(self) -> Path:
@@ -130,18 +111,10 @@ class OutputPlan:
 def plan_outputs(
     out: str | os.PathLike, layers: Sequence[Layer], inputs: Sequence[Path], modalities: Sequence[str]
 ) -> OutputPlan:
-    """Name the output files and check the names, before any work is done.
+    """Name the output files, beside the label map `out`, before any work is done. `modalities` are all of the model.
 
-    Args:
-        out: The label map: `.png`, or `.tif` or `.tiff`.
-        layers: What is computed.
-        inputs: Files that must not be overwritten.
-        modalities: All modalities of the model.
-
-    Raises:
-        ValueError: If the name has another suffix, a PNG is asked to hold what it can't, or a file would replace an
-            input, a folder, or, beside the map itself, something that `publish` did not write.
-        ImportError: If a TIFF is asked for and rasterio is missing.
+    Raises ValueError if the name has another suffix than those known, a PNG is asked to hold what it can't, or a file
+    would replace one of `inputs`, a folder, or, beside the map itself, something that `publish` did not write.
     """
     out = Path(out)
     if out.suffix.lower() not in PNG_SUFFIXES + TIFF_SUFFIXES:
@@ -191,11 +164,7 @@ def _run_of(path: Path, name: str) -> str | None:
 
 
 def check_writable(label_map: Path) -> None:
-    """Check that files can be made where the output will be; its folder is made if need be.
-
-    Raises:
-        OSError: If they can't; the folder is named.
-    """
+    """Make the output's folder if need be; OSError that names it if no file can be made there."""
     folder = label_map.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -211,14 +180,9 @@ class StripStore:
     A strip is a few hundred rows of the map, in raw files; that of the labels is named last, so where it is, the strip
     is whole.
 
-    `run` names what the map is made of: model, rasters and options, but not the layers. Extras of two runs of one name
-    belong to the same map.
-
-    Args:
-        label_map: The output.
-        width: Pixels of a row.
-        layers: What is computed.
-        fingerprint: What has to be the same for pixels of two runs to fit together; JSON-able.
+    `fingerprint`, which JSON can hold, has to be the same for pixels of two runs to fit together. `run` names what the
+    map is made of: model, rasters and options, but not the layers. Extras of two runs of one name belong to the same
+    map.
     """
 
     def __init__(self, label_map: Path, width: int, layers: Sequence[Layer], fingerprint: Mapping[str, Any]):
@@ -229,12 +193,7 @@ class StripStore:
         self.run = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
     def prepare(self, *, resume: bool) -> None:
-        """Make the folder; empty, unless an earlier run is resumed.
-
-        Raises:
-            OSError: If it cannot be made or written to.
-            ValueError: If the run to resume was another one.
-        """
+        """Make the folder; empty, unless an earlier run is resumed. ValueError if that was another one."""
         record = self.folder / "run.json"
         if resume and record.is_file():
             earlier = json.loads(record.read_text(encoding="utf-8"))
@@ -283,11 +242,7 @@ class StripWriter:
         self._files: dict[str, BinaryIO] = {}
 
     def append(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Append rows of every layer, each (bands, rows, width).
-
-        Raises:
-            OSError: If they cannot be written.
-        """
+        """Append rows of every layer, each (bands, rows, width)."""
         for layer in self._store.layers:
             if layer.name not in self._files:
                 path = self._store.path(self._strip, layer.name)
@@ -296,11 +251,7 @@ class StripWriter:
             self._files[layer.name].write(np.ascontiguousarray(values.transpose(1, 0, 2)))
 
     def commit(self) -> None:
-        """Close and name the files, labels last.
-
-        Raises:
-            OSError: If they cannot be written.
-        """
+        """Close and name the files, labels last."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -315,19 +266,9 @@ def publish(
 ) -> list[Path]:
     """Make the files of a run from its strips, and give them their names when all of them are written and checked.
 
-    Extras of another map of that name, which would pass for those of the new one, are removed then.
-
-    Args:
-        store: All strips of the run.
-        plan: Where to.
-        size: (height, width) of the map.
-        georeference: Where it lies.
-
-    Returns:
-        The extras that were removed. Files that this function did not write are never touched.
-
-    Raises:
-        OSError: If something cannot be written; nothing has its final name then.
+    If something cannot be written, nothing has its final name. Extras of another map of that name, which would pass
+    for those of the new one, are removed at the end, and returned. Files that this function did not write are never
+    touched.
     """
     staged = {name: store.folder / path.name for name, path in plan.files.items()}
     if plan.is_tiff:

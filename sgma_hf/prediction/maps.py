@@ -45,24 +45,16 @@ ROWS_WAITING = 2  # batches of rows that wait to be written
 
 @dataclass(frozen=True)
 class RasterPrediction:
-    """What a run wrote.
+    """What a run wrote."""
 
-    Args:
-        files: What it is -> file: "labels" and the extras, or for PNG "labels", "color" and "robustness_<modality>".
-        size: (height, width) of the map in pixels.
-        class_pixels: Pixels per class id, int64 (256,); 255 is "nothing covers".
-        modalities: Those that had a raster, in the order in which they were given.
-        agreement: Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has
-            two modalities; empty unless it was asked for.
-        removed: Extras of an earlier map of that name, which do not belong to this one.
-    """
-
-    files: dict[str, Path]
-    size: tuple[int, int]
-    class_pixels: np.ndarray
-    modalities: list[str]
+    files: dict[str, Path]  # what it is -> file, as in `OutputPlan`
+    size: tuple[int, int]  # (height, width) of the map in pixels
+    class_pixels: np.ndarray  # per class id, int64 (256,); 255 is "nothing covers"
+    modalities: list[str]  # that had a raster, in the order in which they were given
+    # Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has two
+    # modalities; empty unless it was asked for.
     agreement: dict[str, float | None]
-    removed: list[Path]
+    removed: list[Path]  # extras of an earlier map of that name, which do not belong to this one
 
 
 class _Tiles:

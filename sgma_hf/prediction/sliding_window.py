@@ -16,12 +16,7 @@ DEFAULT_OVERLAP = 0.25
 def default_stride(tile_size: int, overlap: float = DEFAULT_OVERLAP) -> int:
     """Pixels between the starts of neighbouring tiles: multiples of 32 where the tile is large enough for that.
 
-    Args:
-        tile_size: Side of a tile in pixels.
-        overlap: Share of the tile's side that neighbours have in common, in [0, 1).
-
-    Raises:
-        ValueError: If a number is out of range.
+    `overlap` is the share of the tile's side that neighbours have in common, in [0, 1).
     """
     if tile_size < 1:
         raise ValueError(f"`tile_size` is {tile_size}; expected pixels, at least 1.")
@@ -33,11 +28,7 @@ def default_stride(tile_size: int, overlap: float = DEFAULT_OVERLAP) -> int:
 
 
 def tile_weights(height: int, width: int) -> torch.Tensor:
-    """Weights of a tile's pixels in the blend, falling linearly from the middle to the edge, but not to 0.
-
-    Returns:
-        float32 in (0, 1], shape (height, width).
-    """
+    """Weights of a tile's pixels in the blend, (height, width): linear from the middle to the edge, in (0, 1]."""
     ramps = []
     for length in (height, width):
         position = torch.arange(length, dtype=torch.float32)
@@ -48,15 +39,8 @@ def tile_weights(height: int, width: int) -> torch.Tensor:
 class TileBlender:
     """Adds up weighted tiles of an image, row of tiles by row of tiles, and hands out what no further tile touches.
 
-    It holds as many rows of pixels as a tile has, whatever the height of the image:
+    It holds as many rows of pixels as a tile of (height, width) has, whatever the height of the image, from `top` on:
     `4 * (channels + 1) * tile height * image width` bytes.
-
-    Args:
-        channels: Maps per tile.
-        tile: (height, width) of the tiles in pixels.
-        width: Width of the image in pixels.
-        top: First row of the image that is held.
-        device: Where to add up.
     """
 
     def __init__(
@@ -74,12 +58,9 @@ class TileBlender:
         self._tile = tile_weights(*tile).to(device)
 
     def add(self, maps: torch.Tensor, top: int, left: int) -> None:
-        """Add a tile.
+        """Add a tile's maps, (channels, height, width), at a place in the image.
 
-        Args:
-            maps: float, (channels, height, width) of a tile.
-            top: Its first row in the image. Rows above those that are held are somebody else's and left out.
-            left: Its first column.
+        Rows above those that are held are somebody else's and left out.
         """
         skipped = max(0, self.top - top)
         first = top + skipped - self.top

@@ -17,17 +17,9 @@ _ROWS_AT_ONCE = 256
 
 
 def check_alpha(path: str | os.PathLike, bands: BandSelection = ALL_BANDS) -> None:
-    """Refuse a band that counts as alpha by its tag alone, if it is neither transparent nor opaque somewhere.
+    """Raise ValueError if a band counts as alpha by its tag alone, and is neither transparent nor opaque somewhere.
 
-    The band is read until such a value is found.
-
-    Args:
-        path: A file that `read_info` accepts with these bands.
-        bands: Which bands are values, and whether alpha is meant.
-
-    Raises:
-        ValueError: If it is in doubt what the band is, or it cannot be read; the file is named.
-        ImportError: If it takes rasterio and that is missing.
+    The band is read until such a value is found. `path` is a file that `read_info` accepts with these bands.
     """
     path = Path(path)
     if bands.alpha:

@@ -1,7 +1,7 @@
 """Which bands of a raster file are values, and which one, if any, is alpha.
 
 An 8-bit GeoTIFF of four bands whose writer did not say what they are calls the fourth one alpha, near infrared or not.
-So bands can be chosen, what is chosen is never alpha, and `raster_alpha.check_alpha` asks where the tag is in doubt.
+So bands can be chosen, what is chosen is never alpha, and `alpha.check_alpha` asks where the tag is in doubt.
 """
 
 import re
@@ -14,17 +14,11 @@ _SUFFIX = re.compile(r"(?P<name>.+):(?P<bands>\d+(,\d+)*)(?P<alpha>,alpha)?")
 
 @dataclass(frozen=True)
 class BandSelection:
-    """The bands that somebody wants of a file.
+    """The bands that somebody wants of a file, counted from 1."""
 
-    Args:
-        values: Bands that are values, counted from 1, in this order; None takes all that are not tagged as alpha.
-        alpha: Whether the band tagged as alpha is transparency for sure, also where it is neither 0 nor opaque.
-        elsewhere: Bands of the same file that are values of another modality, and so no alpha.
-    """
-
-    values: tuple[int, ...] | None = None
-    alpha: bool = False
-    elsewhere: frozenset[int] = frozenset()
+    values: tuple[int, ...] | None = None  # in this order; None takes all that are not tagged as alpha
+    alpha: bool = False  # whether what is tagged as alpha is so for sure, also where it is neither 0 nor opaque
+    elsewhere: frozenset[int] = frozenset()  # values of another modality in the same file, and so no alpha
 
     @classmethod
     def parse(cls, text: str) -> "tuple[str, BandSelection]":
@@ -52,13 +46,9 @@ ALL_BANDS = BandSelection()
 
 
 def share_files(selections: Sequence[tuple[Hashable, BandSelection]]) -> list[BandSelection]:
-    """Let each choice of bands know what else is chosen from the same file.
+    """Let the bands chosen of each file know, in the same order, what else is chosen from that file.
 
-    Args:
-        selections: Pairs of a file and the bands that are wanted of it.
-
-    Returns:
-        The bands, in the same order. Where all are wanted, the file's own tags stand.
+    Where all bands are wanted, the file's own tags stand.
     """
     shared = []
     for file, bands in selections:

@@ -29,18 +29,9 @@ def read_on_extent(
     no data, and what holds no data never blends into its neighbours. Where one of them has no place, both are taken to
     show the same extent.
 
-    Args:
-        info: Header of the raster.
-        grid: Place of the reference grid, None if it has none.
-        size: (height, width) of the reference grid in pixels.
-        nodata: Values that stand for nothing, besides the declared one.
-        use_declared_nodata: Whether the file's own nodata value counts.
-
-    Returns:
-        The raster; its size may differ from `size`, its extent does not.
-
-    Raises:
-        ValueError: If the two do not overlap, or, without georeferencing, have different proportions.
+    `grid` and `size` (height, width) are the reference's; the raster's size may differ, its extent does not. `nodata`
+    stands for nothing besides the declared value. Raises ValueError if the two do not overlap, or, without
+    georeferencing, have different proportions.
     """
     options = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "bands": info.bands}
     reference = Grid(size, grid)

@@ -49,16 +49,10 @@ def uses_pillow(path: Path) -> bool:
 def read_info(
     path: str | os.PathLike, *, bands: BandSelection = ALL_BANDS, palette_as_indices: bool = False
 ) -> RasterInfo:
-    """Read the header of a raster file.
+    """Read the header of a raster file, or raise ValueError that names it.
 
-    Args:
-        path: The file.
-        bands: Bands to look at; to choose that of a palette file gives its indices.
-        palette_as_indices: Whether a palette file is one band of indices, as labels are, or three of colour.
-
-    Raises:
-        ValueError: If the file is not a readable raster or has no such band; it is named.
-        ImportError: If it takes rasterio and that is missing.
+    A palette file is three bands of colour; of indices, as labels are, with `palette_as_indices` or if its band is
+    chosen.
     """
     path = Path(path)
     if not uses_pillow(path):
@@ -80,11 +74,7 @@ def read_info(
 
 
 def check_bands(bands: BandSelection, count: int, tagged: Collection[int], path: Path) -> None:
-    """Refuse bands that are not there.
-
-    Raises:
-        ValueError: If one is chosen that a file of `count` bands does not have, or alpha and none of `tagged` is left.
-    """
+    """Refuse bands that a file of `count` bands does not have, and alpha where none of `tagged` is left for it."""
     if not set(bands.values or ()) <= set(range(1, count + 1)):
         raise ValueError(f"{path} has the bands 1 to {count}; bands {list(bands.values)} were asked for.")
     if bands.alpha and bands.alpha_band(tagged) is None:
@@ -106,20 +96,9 @@ def read_raster(
     internal mask says so, or where alpha is 0. Scale and offset of a header are applied: the file's own nodata value
     is one of the stored numbers, and always counts there.
 
-    Args:
-        path: The file.
-        nodata: Values that stand for nothing.
-        use_declared_nodata: Whether the file's own nodata value counts too.
-        window: (top, left, height, width); what lies outside the raster holds no data. None reads all of it.
-        bands: Which bands are values; to choose that of a palette file gives its indices.
-        palette_as_indices: Whether a palette file gives its indices, as labels need, or its colours.
-
-    Returns:
-        The raster, values in the file's dtype (float64 and what is scaled becomes float32, int8 int16).
-
-    Raises:
-        ValueError: If the file cannot be read; it is named.
-        ImportError: If it takes rasterio and that is missing.
+    `nodata` counts besides what the file declares. What lies outside the raster in a `window` holds no data. `bands`
+    and `palette_as_indices` are those of `read_info`. Values keep the file's dtype (float64 and what is scaled becomes
+    float32, int8 int16). Raises ValueError that names the file if it cannot be read.
     """
     path = Path(path)
     if uses_pillow(path):
@@ -159,21 +138,14 @@ def open_quietly(rasterio: ModuleType, path: str | Path) -> Any:
 class RasterFile(contextlib.AbstractContextManager):
     """A file that is open in GDAL, read as bands, alpha, mask, palette, scale and offset say.
 
-    Args:
-        path: The file.
-        bands: Which bands are values. GDAL masks by whatever is tagged as alpha; of those that are values the tag is
-            taken away, by way of a virtual file.
-        palette_as_indices: Whether a palette file gives its indices instead of its colours.
+    GDAL masks by whatever is tagged as alpha; of bands that are values a virtual file takes the tag away. Raises
+    ValueError that names the file if it is no readable raster or has no such band.
 
     Attributes:
         info: What the header says.
         alpha_band: The band (from 1) that says which pixels hold data; None if none does.
         colors: Colour table, uint8 (256, 3), of a palette file of which no band was chosen; else None.
         has_single_bits: Whether the values have 1 bit each.
-
-    Raises:
-        ValueError: If it is no readable raster or has no such band; it is named.
-        ImportError: If rasterio is missing.
     """
 
     def __init__(self, path: Path, bands: BandSelection = ALL_BANDS, *, palette_as_indices: bool = False):
@@ -224,11 +196,7 @@ class RasterFile(contextlib.AbstractContextManager):
         )
 
     def read(self, window: Window | None = None) -> Raster:
-        """Read a window; what lies outside the raster holds no data. Declared nodata is not looked for.
-
-        Raises:
-            ValueError: If the file is damaged or holds integers beyond int32; it is named.
-        """
+        """Read a window; what lies outside the raster holds no data. Declared nodata is not looked for."""
         window = Window(0, 0, *self.info.size) if window is None else window
         top, left = max(0, window.top), max(0, window.left)
         height = max(0, min(self.info.size[0], window.top + window.height) - top)
@@ -265,17 +233,12 @@ class RasterFile(contextlib.AbstractContextManager):
             limits = np.iinfo(np.int32)
             if values.max() > limits.max or values.min() < limits.min:
                 raise ValueError(f"{self._path} holds {values.dtype} values beyond int32. Convert it to float32.")
-        with np.errstate(
-            over="ignore"
-        ):  # float64's lowest number, a common nodata value, becomes -inf: no data either
+        # float64's lowest number, a common nodata value, becomes -inf: no data either
+        with np.errstate(over="ignore"):
             return values.astype(self.info.dtype, copy=False), valid
 
     def read_stored(self, band: int, top: int, height: int) -> np.ndarray:
-        """Rows of one band (from 1) as they are stored.
-
-        Raises:
-            ValueError: If the file is damaged; it is named.
-        """
+        """Rows of one band (from 1) as they are stored."""
         with self._named_errors():
             part = self._rasterio.windows.Window(0, top, self.info.size[1], min(height, self.info.size[0] - top))
             return self._dataset.read(band, window=part)

@@ -9,15 +9,10 @@ from .raster import Georeference, RasterInfo, parse_crs, require_rasterio, same_
 
 @dataclass(frozen=True)
 class Grid:
-    """The pixels that a map is made of.
+    """The pixels that a map is made of."""
 
-    Args:
-        size: (height, width).
-        georeference: Where they lie; None if nobody knows.
-    """
-
-    size: tuple[int, int]
-    georeference: Georeference | None
+    size: tuple[int, int]  # (height, width)
+    georeference: Georeference | None  # None if nobody knows where they lie
 
     @property
     def is_geographic(self) -> bool:
@@ -130,10 +125,9 @@ def longitude_shifts(info: RasterInfo, grid: Grid) -> list[float]:
 
 
 def check_proportions(info: RasterInfo, size: tuple[int, int]) -> None:
-    """Without georeferencing two rasters can only show one extent if a whole number of cells fits, up to one.
+    """Raise ValueError if the raster has other proportions than a reference of `size`, up to one cell.
 
-    Raises:
-        ValueError: If the raster has other proportions than a reference of `size` (height, width).
+    Without georeferencing two rasters can only show one extent if they have the same.
     """
     (rows, columns), (height, width) = info.size, size
     if abs(rows * width - columns * height) > max(min(width, columns), min(height, rows)):

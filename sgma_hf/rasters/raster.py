@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 def require_rasterio(path: Any) -> ModuleType:
-    """Import rasterio, or say how to get it.
-
-    Raises:
-        ImportError: If it is not installed; names the file that needs it and the extra.
-    """
+    """Import rasterio, or raise ImportError that names the file that needs it and the extra."""
     try:
         import rasterio
         import rasterio.shutil
@@ -40,10 +36,7 @@ def require_rasterio(path: Any) -> ModuleType:
 
 
 def bounded_cache() -> AbstractContextManager:
-    """Keep GDAL's cache of blocks at 256 MB, where it would take 5 % of the machine's memory.
-
-    It does nothing without rasterio, or where `GDAL_CACHEMAX` is set.
-    """
+    """Keep GDAL's cache at 256 MB, not 5 % of all memory; nothing without rasterio or where `GDAL_CACHEMAX` is set."""
     if importlib.util.find_spec("rasterio") is None or "GDAL_CACHEMAX" in os.environ:
         return contextlib.nullcontext()
     return require_rasterio("the rasters").Env(GDAL_CACHEMAX=256 * 2**20)
@@ -68,15 +61,11 @@ def metres_per_unit(crs: str) -> float | None:
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where a raster lies: pixel (column, row) is at `(c + a * column + b * row, f + d * column + e * row)`.
+    """Where a raster lies: pixel (column, row) is at `(c + a * column + b * row, f + d * column + e * row)`."""
 
-    Args:
-        transform: (a, b, c, d, e, f), in units of `crs`; (c, f) is the outer corner of the first pixel.
-        crs: Coordinate reference system as WKT; None where the file does not say.
-    """
-
+    # (a, b, c, d, e, f), in units of the CRS; (c, f) is the outer corner of the first pixel
     transform: tuple[float, float, float, float, float, float]
-    crs: str | None
+    crs: str | None  # as WKT; None where the file does not say
 
     @property
     def affine(self) -> "Affine":
@@ -117,11 +106,7 @@ class Georeference:
 
 
 def lonlat_bounds(georeference: Georeference, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """West, south, east, north of a raster in degrees.
-
-    Raises:
-        ValueError: If the CRS is not known.
-    """
+    """West, south, east, north of a raster in degrees; ValueError without a CRS."""
     if georeference.crs is None:
         raise ValueError("A raster without a CRS has no longitude and latitude.")
     warp = require_rasterio("coordinate reference systems").warp
@@ -130,43 +115,25 @@ def lonlat_bounds(georeference: Georeference, size: tuple[int, int]) -> tuple[fl
 
 @dataclass(frozen=True)
 class RasterInfo:
-    """What the header of a raster file says.
-
-    Args:
-        path: The file.
-        size: (height, width) in pixels.
-        channels: Bands that are values.
-        dtype: Dtype of the values as read, one the row format has.
-        nodata: Declared nodata value, None if there is none (or NaN, which always is), or if the file is scaled.
-        has_mask: Whether an alpha band or an internal mask says which pixels hold data.
-        georeference: None where the file has none.
-        bands: Which bands were asked for.
-        is_scaled: Whether the values are the stored numbers times a scale plus an offset, those of the header.
-    """
+    """What the header of a raster file says."""
 
     path: Path
-    size: tuple[int, int]
-    channels: int
-    dtype: str
-    nodata: float | None
-    has_mask: bool
+    size: tuple[int, int]  # (height, width) in pixels
+    channels: int  # bands that are values
+    dtype: str  # of the values as read, one the row format has
+    nodata: float | None  # as declared; None without one, for NaN (which always is no data), and for scaled files
+    has_mask: bool  # whether an alpha band or an internal mask says which pixels hold data
     georeference: Georeference | None
-    bands: BandSelection = ALL_BANDS
-    is_scaled: bool = False
+    bands: BandSelection = ALL_BANDS  # those that were asked for
+    is_scaled: bool = False  # whether values are the stored numbers times the header's scale plus its offset
 
 
 @dataclass
 class Raster:
-    """A raster in memory.
+    """A raster in memory."""
 
-    Args:
-        values: (height, width, channels).
-        valid: bool (height, width), True where there is data.
-        georeference: None where it has none.
-    """
-
-    values: np.ndarray
-    valid: np.ndarray
+    values: np.ndarray  # (height, width, channels)
+    valid: np.ndarray  # bool (height, width), True where there is data
     georeference: Georeference | None = None
 
     @property

@@ -28,23 +28,14 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class RasterInput:
-    """A file that somebody named, and the bands of it that are meant.
-
-    Args:
-        path: The file.
-        bands: Which of them are values, and which is alpha.
-    """
+    """A file that somebody named, and the bands of it that are meant."""
 
     path: Path
     bands: BandSelection = ALL_BANDS
 
     @classmethod
     def parse(cls, text: str | os.PathLike) -> "RasterInput":
-        """Read `a.tif`, `a.tif:4,1,2`, or `a.tif:1,2,3,alpha`.
-
-        Raises:
-            ValueError: If there is no such file.
-        """
+        """Read `a.tif`, `a.tif:4,1,2`, or `a.tif:1,2,3,alpha`; ValueError if there is no such file."""
         name, bands = (text, ALL_BANDS) if Path(text).exists() else BandSelection.parse(str(text))
         if not Path(name).is_file():
             raise ValueError(f"The raster {str(name)!r} does not exist or is no file.")
@@ -54,7 +45,8 @@ class RasterInput:
 class RasterScene(contextlib.AbstractContextManager):
     """The rasters of one place by modality, on one grid.
 
-    Datasets are opened once and are not for several threads at a time; close the scene when done.
+    Datasets are opened once and are not for several threads at a time; close the scene when done. Raises ValueError if
+    something given cannot be used; a file is named.
 
     Args:
         rasters: File or files per modality, each with a band selection behind a colon if need be; None for a modality
@@ -66,11 +58,6 @@ class RasterScene(contextlib.AbstractContextManager):
         resampling: How other grids are interpolated, one of `RESAMPLINGS`, or one per modality (others: bilinear).
             Masks are always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all
             else means what the image processor does in training.
-
-    Raises:
-        ValueError: If there is no raster, a modality or resampling is unknown, a file cannot be read or used, or a
-            modality lies elsewhere; the file is named.
-        ImportError: If a file takes rasterio and that is missing.
     """
 
     def __init__(
@@ -110,20 +97,9 @@ class RasterScene(contextlib.AbstractContextManager):
         return list(self._files)
 
     def read(self, top: int, left: int, height: int, width: int) -> dict[str, np.ma.MaskedArray]:
-        """Read a window of the grid.
+        """Read a window of the grid; what lies beyond it holds no data.
 
-        Args:
-            top: First row.
-            left: First column.
-            height: Rows; those below the grid hold no data.
-            width: Columns, likewise.
-
-        Returns:
-            Masked array (height, width, channels) for every modality that holds data there, the mask True where it
-            holds none.
-
-        Raises:
-            ValueError: If a file is damaged; it is named.
+        Every modality that holds data there is a masked array (height, width, channels), True where it holds none.
         """
         inside = Window(top, left, min(height, self.grid.size[0] - top), min(width, self.grid.size[1] - left))
         images = {}

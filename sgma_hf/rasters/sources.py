@@ -37,17 +37,8 @@ class Mosaic:
     """Files of one kind on a grid; where several cover a pixel, the first of them counts.
 
     What is warped is warped in blocks that do not depend on the windows that are asked for, and kept for a while, for
-    windows that overlap.
-
-    Args:
-        infos: Headers of the files. Those that lie elsewhere are left out.
-        grid: Where they are read.
-        nodata: Values that stand for nothing, besides the declared ones.
-        method: One of `RESAMPLINGS`.
-
-    Raises:
-        ValueError: If a file cannot be read, has no place on Earth and other proportions than the grid, or all lie
-            elsewhere.
+    windows that overlap. `nodata` stands for nothing besides what the files declare, `method` is one of `RESAMPLINGS`.
+    Files that lie elsewhere are left out; ValueError if all do, or one without a place has other proportions.
     """
 
     def __init__(self, infos: Sequence[RasterInfo], grid: Grid, nodata: Sequence[float], method: str):
@@ -208,14 +199,8 @@ class WarpedSource:
     """A file on another grid: values interpolated from those that hold data, the mask picked by nearest neighbour.
 
     GDAL's kernel is as wide as a pixel of the file or of the grid, whichever is larger. Left to itself, GDAL guesses
-    that from the extent of what it is given, and so blurs turned grids, and every window by another amount.
-
-    Args:
-        info: Header of the file.
-        grid: Where it is read.
-        nodata: Values that stand for nothing.
-        method: One of `RESAMPLINGS`.
-        shift: Degrees by which the file is taken to lie further east.
+    that from the extent of what it is given, and so blurs turned grids, and every window by another amount. `shift`
+    takes the file to lie so many degrees further east.
     """
 
     def __init__(self, info: RasterInfo, grid: Grid, nodata: Sequence[float], method: str, shift: float):

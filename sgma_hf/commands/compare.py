@@ -6,14 +6,16 @@ quick preset's runs are part of the full one.
 
 import multiprocessing
 import os
+import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, fields
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers.utils import logging
@@ -30,6 +32,8 @@ from sgma_hf.data.rows import load_rows
 
 if TYPE_CHECKING:
     from sgma_hf.comparison.runs import Run
+
+    Outcome = tuple[Run, dict[str, Any] | "Failure"]
 
 # What a preset decides unless a flag says otherwise. The sizes are those of `RunSettings`. On a data set of 210
 # training and 97 evaluated rows of 360 x 480 pixels, the three runs of `quick` took 3 to 5 minutes of one core each.
@@ -73,14 +77,7 @@ class CompareArguments(RunSettings):
 
 @report_errors("sgma-hf compare", on_stop="the same command goes on with the runs that are not in the output yet")
 def main(argv: list[str] | None = None) -> int:
-    """Do the runs that the output does not hold yet, seed by seed.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 1 if a run failed; the others are done all the same. 2 after wrong arguments, 130 after Ctrl-C.
-    """
+    """Do the runs that the output does not hold yet, seed by seed; 1 if one failed, the others are done anyway."""
     (args,) = DataclassParser(CompareArguments, prog="sgma-hf compare", description=__doc__).parse(argv)
     if args.num_proc < 1:
         raise ValueError(f"`--num_proc` is {args.num_proc}; expected at least 1.")
@@ -93,15 +90,16 @@ def main(argv: list[str] | None = None) -> int:
     waiting = [run for run in runs if not is_recorded(run.identity(fingerprint), recorded)]
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them already in {args.output}", flush=True)
     failures, started = 0, time.monotonic()
-    for done, (run, outcome) in enumerate(_execute(waiting, args), 1):
-        if isinstance(outcome, Failure):
-            failures += 1
-            print(outcome.trace, file=sys.stderr)
-            print(f"{run.arm.name}, seed {run.seed}: {outcome.kind}: {outcome.message}", file=sys.stderr, flush=True)
-            continue
-        append_row(args.output, outcome)
-        minutes = (time.monotonic() - started) / 60
-        print(f"[{done}/{len(waiting)}, {minutes:.0f} min] {_one_line(outcome)}", flush=True)
+    with closing(_execute(waiting, args)) as outcomes:
+        for done, (run, outcome) in enumerate(outcomes, 1):
+            if isinstance(outcome, Failure):
+                failures += 1
+                where = f"{run.arm.name}, seed {run.seed}"
+                print(f"{outcome.trace}\n{where}: {outcome.kind}: {outcome.message}", file=sys.stderr, flush=True)
+                continue
+            append_row(args.output, outcome)
+            minutes = (time.monotonic() - started) / 60
+            print(f"[{done}/{len(waiting)}, {minutes:.0f} min] {_one_line(outcome)}", flush=True)
     return 1 if failures else 0
 
 
@@ -129,7 +127,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     return [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
 
 
-def _execute(runs: "list[Run]", args: CompareArguments) -> "Iterator[tuple[Run, dict[str, Any] | Failure]]":
+def _execute(runs: "list[Run]", args: CompareArguments) -> "Iterator[Outcome]":
     """Yield every run with its row, or with what went wrong, as they end."""
     if args.num_proc == 1:
         for run in runs:
@@ -137,32 +135,60 @@ def _execute(runs: "list[Run]", args: CompareArguments) -> "Iterator[tuple[Run, 
         return
     # read when the child imports torch, before any argument reaches it
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    stopped = threading.Event()
-    with ThreadPoolExecutor(args.num_proc) as pool:
-        waiting = {pool.submit(_in_own_process, run, args.max_gigabytes, stopped): run for run in runs}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
+    yield from _in_own_processes(runs, args.num_proc, args.max_gigabytes)
 
 
-def _in_own_process(run: "Run", max_gigabytes: float, stopped: threading.Event) -> dict[str, Any] | Failure:
-    """One run in a process that, if it is killed, takes no other run along; it is tried twice."""
+def _in_own_processes(runs: "list[Run]", num_proc: int, max_gigabytes: float) -> "Iterator[Outcome]":
+    """Runs in processes that take no other run along if they are killed; they are tried twice, and end with this."""
+    waiting = deque((run, 2) for run in runs)
+    children: dict[Connection, tuple[Run, int, SpawnProcess]] = {}
+    try:
+        while waiting or children:
+            while waiting and len(children) < num_proc:
+                run, tries = waiting.popleft()
+                receiver, process = _start(run, max_gigabytes)
+                children[receiver] = run, tries, process
+            for receiver in wait(list(children)):
+                run, tries, process = children[receiver]
+                with receiver:
+                    try:
+                        outcome = receiver.recv()
+                    except EOFError:
+                        outcome = None
+                process.join()
+                del children[receiver]
+                if outcome is None and tries > 1:
+                    waiting.appendleft((run, tries - 1))
+                    continue
+                killed = f"its process was killed, perhaps for want of memory: exit status {process.exitcode}"
+                yield run, outcome or Failure("ChildProcessError", killed, "")
+    finally:
+        for _, _, process in children.values():
+            process.terminate()
+        for _, _, process in children.values():
+            process.join(10)
+            process.kill()  # one that does not come back to Python
+
+
+def _start(run: "Run", max_gigabytes: float) -> tuple[Connection, SpawnProcess]:
     # spawned, not forked: a child would inherit torch's threads in whatever state they are
     context = multiprocessing.get_context("spawn")
-    for _ in range(2):
-        with ProcessPoolExecutor(1, mp_context=context) as process:
-            try:
-                return process.submit(_attempt, run, max_gigabytes).result()
-            except BrokenProcessPool as error:
-                failure = Failure(
-                    type(error).__name__, f"its process was killed, perhaps for want of memory: {error}", ""
-                )
-        if stopped.is_set():
-            break
-    return failure
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_attempt, args=(sender, _attempt, run, max_gigabytes))
+    # Ctrl-C reaches all processes. A child is born deaf to it, so that it cannot be cut short in its imports, which
+    # would print a traceback: this process ends it.
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    sender.close()  # the child's end is the last one then: where it is killed, there is nothing to wait for
+    return receiver, process
+
+
+def _send_attempt(sender: Connection, attempt: Callable[..., Any], run: "Run", max_gigabytes: float) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no temporary folder behind
+    sender.send(attempt(run, max_gigabytes))
 
 
 def _attempt(run: "Run", max_gigabytes: float) -> dict[str, Any] | Failure:

@@ -1,13 +1,13 @@
 """`sgma-hf compare`: order, resumption, and files that a killed process leaves whole."""
 
 import json
+import multiprocessing
 import re
-import threading
 
 import pytest
 import torch
 from comparison_fixtures import FLAGS, made_up_run, write_scenes
-from killed_processes import killed
+from killed_processes import killed, lingering
 
 from sgma_hf.commands import compare
 from sgma_hf.comparison import runs
@@ -192,10 +192,19 @@ def test_gpus_that_a_run_would_not_be_on_are_refused(scenes, executed, tmp_path,
 def test_a_process_that_is_killed_is_tried_once_more(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "_attempt", killed)
     once, always = str(tmp_path / "once"), str(tmp_path / "always")
-    assert compare._in_own_process(once, 1, threading.Event()) == "tries: 2"
-    failure = compare._in_own_process(always, 9, threading.Event())
-    assert failure.kind == "BrokenProcessPool" and "killed" in failure.message
+    assert list(compare._in_own_processes([once], 2, 1)) == [(once, "tries: 2")]
+    ((_, failure),) = compare._in_own_processes([always], 2, 9)
+    assert failure.kind == "ChildProcessError" and "killed" in failure.message
     assert (tmp_path / "always").read_text() == "xx"
+
+
+def test_no_process_outlives_the_comparison(monkeypatch):
+    monkeypatch.setattr(compare, "_attempt", lingering)
+    outcomes = compare._in_own_processes([0, 600], 2, 1)
+    assert next(outcomes) == (0, "0 s")
+    assert len(multiprocessing.active_children()) == 1
+    outcomes.close()
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Formats: https://cocodataset.org/#format-data and `common/maskApi.c` of github.c
 count pixels column by column (down the first column, then the second), beginning with zeros.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,6 @@ def decompress_counts(text: str | bytes) -> list[int]:
 
     Every character holds five bits of a number, lowest first, plus 32 where another character follows, plus 48; the
     highest of a number's bits is its sign. From the fourth number on, each is the difference to the one two before.
-
-    Raises:
-        ValueError: If it is no such text, or ends inside a number.
     """
     codes = text.encode("ascii", "replace") if isinstance(text, str) else bytes(text)
     counts: list[int] = []
@@ -45,11 +43,7 @@ def decompress_counts(text: str | bytes) -> list[int]:
 
 
 def decode_runs(counts: Sequence[int] | str | bytes, size: tuple[int, int]) -> np.ndarray:
-    """Decode run lengths in pixels (zeros first), or their compressed text, to bool of `size` (height, width).
-
-    Raises:
-        ValueError: If the runs are not whole numbers of pixels that add up to height x width.
-    """
+    """Decode run lengths in pixels (zeros first), or their compressed text, to bool of `size` (height, width)."""
     runs = decompress_counts(counts) if isinstance(counts, (str, bytes)) else list(counts)
     if not all(isinstance(run, int) and run >= 0 for run in runs):
         raise ValueError("Run lengths must be whole numbers, not negative.")
@@ -69,13 +63,7 @@ def fill_polygon(coordinates: Sequence[float], size: tuple[int, int]) -> np.ndar
 
     Args:
         coordinates: x0, y0, x1, y1, ... in pixels; pixel (row i, column j) spans j..j+1 in x and i..i+1 in y.
-        size: (height, width) in pixels. What lies outside is cut off.
-
-    Returns:
-        bool, (height, width). Nothing is set for fewer than three points.
-
-    Raises:
-        ValueError: If the coordinates are not finite numbers in pairs.
+        size: (height, width) of the bool mask. What lies outside is cut off; under three points set nothing.
     """
     try:
         points = np.asarray(coordinates, dtype=np.float64)
@@ -104,12 +92,7 @@ def fill_polygon(coordinates: Sequence[float], size: tuple[int, int]) -> np.ndar
 def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """Mask of one annotation, bool of `size` (height, width).
 
-    Args:
-        segmentation: A list of polygons (their union), or a dict with `counts` and perhaps `size`.
-        size: Of the image.
-
-    Raises:
-        ValueError: If it is none of these, or belongs to an image of another size.
+    `segmentation` is a list of polygons (their union), or a dict with `counts` and perhaps `size`.
     """
     if isinstance(segmentation, Mapping):
         given = segmentation.get("size", list(size))
@@ -121,36 +104,19 @@ def segmentation_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     if not isinstance(segmentation, list):
         kind = type(segmentation).__name__
         raise ValueError(f"`segmentation` is {kind}; expected a list of polygons or a dict with run lengths.")
-    mask = np.zeros(size, dtype=bool)
-    for polygon in segmentation:
-        mask |= fill_polygon(polygon, size)
-    return mask
+    masks = (fill_polygon(polygon, size) for polygon in segmentation)
+    return functools.reduce(np.logical_or, masks, np.zeros(size, dtype=bool))
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image of an annotation file.
+    """One image of an annotation file."""
 
-    Args:
-        size: (height, width) in pixels as the file says it.
-        annotations: `(category id, segmentation)` of each instance, in the file's order.
-    """
-
-    size: tuple[int, int]
-    annotations: list[tuple[int, Any]]
+    size: tuple[int, int]  # (height, width) in pixels as the file says it
+    annotations: list[tuple[int, Any]]  # (category id, segmentation) of each instance, in the file's order
 
     def label(self, class_of_category: Mapping[int, int]) -> np.ndarray:
-        """Draw the instances into one map of classes.
-
-        Args:
-            class_of_category: Class id of each category id; where instances overlap, the later one wins.
-
-        Returns:
-            uint8, (height, width); 0 where there is no instance.
-
-        Raises:
-            ValueError: If a category is unknown or a mask cannot be decoded.
-        """
+        """Draw the instances into one map of classes, uint8 (height, width); of those that overlap, the later wins."""
         label = np.zeros(self.size, dtype=np.uint8)
         for index, (category, segmentation) in enumerate(self.annotations):
             if category not in class_of_category:
@@ -163,12 +129,7 @@ class CocoImage:
 
 
 def read_annotations(path: Path) -> dict[str, CocoImage] | None:
-    """Images of a COCO file by the stem of their file name; None if it lists images without any `annotations`.
-
-    Raises:
-        ValueError: If it is not JSON, or not such a file; the message names the file.
-        OSError: If it cannot be read.
-    """
+    """Images of a COCO file by the stem of their file name; None if it lists images without any `annotations`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

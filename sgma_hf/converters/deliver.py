@@ -156,14 +156,7 @@ def corner_case(scene: str) -> str | None:
 
 
 def train_ids(stored: np.ndarray) -> np.ndarray:
-    """Class ids of a semantic image: uint8 (height, width), 0..24, and 255 where void.
-
-    Args:
-        stored: uint8 (height, width, channels); the first channel holds 1..25, or 0 or 255 for void.
-
-    Raises:
-        ValueError: If it holds other values; they are named.
-    """
+    """Class ids, uint8 (height, width), of a semantic image (height, width, channels): 0..24, and 255 where void."""
     ids = stored[..., 0]
     unknown = np.unique(ids[(ids > len(CLASSES)) & (ids != IGNORE_INDEX)])
     if unknown.size:
@@ -179,14 +172,7 @@ def three_channels(values: np.ndarray) -> np.ndarray:
 
 
 def raw_depth(values: np.ndarray) -> np.ndarray:
-    """Depth as stored, uint16 (height, width).
-
-    Args:
-        values: (height, width, channels) of 8 or 16 bits; with several channels all (but alpha) are equal.
-
-    Raises:
-        ValueError: If the channels differ, so that none is the depth, or values do not fit into 16 bits.
-    """
+    """Depth as stored, uint16 (height, width), of one channel or several that (but alpha) are equal."""
     depth, others = values[..., 0], values[..., 1:3] if values.shape[2] > 2 else values[..., :0]
     if (others != depth[..., None]).any():
         raise ValueError("has channels that differ, so the first is not the depth; use --depth hha")

@@ -62,17 +62,10 @@ def random_split(stem: str, seed: int) -> str:
 
 
 def to_decibels(power: np.ndarray, nodata: float | None = None) -> np.ndarray:
-    """Backscatter in decibels, 10 log10(power).
+    """Linear backscatter in decibels, 10 log10(power), float32.
 
-    Args:
-        power: Linear backscatter of any shape.
-        nodata: Value that stands for nothing, if the file declares one.
-
-    Returns:
-        float32 of the same shape. What is not positive has no logarithm, and like nodata becomes NaN: no data.
-
-    Raises:
-        ValueError: If most values are negative, as they are if the file holds decibels already.
+    What is not positive has no logarithm, and like nodata becomes NaN: no data. If most values are negative, the file
+    holds decibels already: a ValueError.
     """
     values = power.astype(np.float64)
     valid = np.isfinite(values) if nodata is None else np.isfinite(values) & (values != nodata)
@@ -119,7 +112,12 @@ class Dfc2023Reader(BenchmarkDataset):
         if not scenes and not self.description.splits[self.split].num_scenes:
             hint = self._archive_hint("train", contents)
             problems.append(Problem("missing", f"train of Track {self.track}", "has no tiles", hint))
-        problems += [*self._city_note(tiles["train"]), *self._null_notes(scenes)]
+        cities = Counter(place[1] for place in map(sensor_and_city, tiles["train"]) if place is not None)
+        if self.track == 2 and cities:
+            published = facts.CITY_COUNTS | dict.fromkeys(sorted(set(cities) - set(facts.CITY_COUNTS)), 0)
+            by_city = ", ".join(f"{city} {cities[city]} of {count}" for city, count in published.items())
+            problems.append(Problem("note", "training tiles by city, found of published", by_city))
+        problems += self._null_notes(scenes)
         return Survey(sorted(scenes, key=lambda scene: SPLITS.index(scene.split)), problems)
 
     def _find_tiles(self, contents: FolderContents) -> _Tiles:
@@ -242,15 +240,6 @@ class Dfc2023Reader(BenchmarkDataset):
             reason += " (published: {} and {})".format(*facts.ANNOTATION_COUNTS)
         return Problem("note", f"{part} annotations", reason)
 
-    def _city_note(self, tiles: Mapping[str, Mapping[str, Path]]) -> list[Problem]:
-        """Training tiles by city, found and published."""
-        cities = Counter(place[1] for place in map(sensor_and_city, tiles) if place is not None)
-        if self.track == 1 or not cities:
-            return []
-        by_city = [f"{city} {cities[city]} of {count}" for city, count in facts.CITY_COUNTS.items()]
-        others = [f"{city} {cities[city]} of 0" for city in sorted(set(cities) - set(facts.CITY_COUNTS))]
-        return [Problem("note", "training tiles by city, found of published", ", ".join(by_city + others))]
-
     def _null_notes(self, scenes: Sequence[Scene]) -> list[Problem]:
         """Which rows have no label or no height because the contest keeps them."""
         notes = []
@@ -265,9 +254,7 @@ class Dfc2023Reader(BenchmarkDataset):
 
     def scene_size(self, scene: Scene) -> tuple[int, int]:
         """(height, width) as the annotations say it, else of the first file."""
-        if scene.extra is not None:
-            return scene.extra.size
-        return super().scene_size(scene)
+        return scene.extra.size if scene.extra is not None else super().scene_size(scene)
 
     def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray | None:
         """Read a window: RGB and height as stored, SAR in decibels, the label drawn from its annotations.

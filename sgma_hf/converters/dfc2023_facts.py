@@ -57,17 +57,10 @@ ROOF_TYPES = (
 )
 
 
-def _colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours of ours: the contest has none."""
-    return tuple((red, green, blue) for red, green, blue in default_palette(count))
-
-
-def _city_counts() -> dict[str, int]:
-    """Track 2's tiles per split of `cities`."""
-    counts = {split: sum(CITY_COUNTS.get(city, 0) for city in cities) for split, cities in HELD_OUT_CITIES.items()}
-    return {"train": sum(CITY_COUNTS.values()) - sum(counts.values()), **counts}
-
-
+# Track 2's tiles per split of `cities`.
+_HELD_OUT = {split: sum(CITY_COUNTS.get(city, 0) for city in cities) for split, cities in HELD_OUT_CITIES.items()}
+_CITIES = {"train": sum(CITY_COUNTS.values()) - sum(_HELD_OUT.values()), **_HELD_OUT}
+_PALETTE = tuple(map(tuple, default_palette(1 + len(ROOF_TYPES))))  # ours: the contest has none
 _RGB = Modality("rgb", 3, "uint8", nodata=(0.0,), description="red, green, blue; black where the mosaic ends")
 _NDSM = Modality("ndsm", 1, "float32", unit="m", description="height above ground; the contest's dsm")
 _SAR = Modality("sar", 1, "float32", unit="dB", description="Gaofen-3 backscatter")
@@ -84,7 +77,7 @@ TRACK_2 = DatasetDescription(
     homepage=HOMEPAGE,
     modalities=(_RGB, _NDSM, _SAR),
     class_names=("background", "building"),
-    palette=_colours(2),
+    palette=_PALETTE[:2],
     splits={
         "official": SplitProtocol(
             "The contest's; validation and test have neither labels nor heights.",
@@ -95,7 +88,7 @@ TRACK_2 = DatasetDescription(
             "Ours: training tiles only; whole cities are held out (test Copenhagen, SanDiego, on Track 1 also Suzhou; "
             "validation Portsmouth, Sydney, on Track 1 also Darwin).",
             _OURS,
-            _city_counts(),
+            _CITIES,
         ),
         "random": SplitProtocol(
             "Ours: training tiles only, 70 : 10 : 20 by a hash of --split-seed and the tile's name; tiles of one city "
@@ -166,7 +159,7 @@ TRACK_1 = dataclasses.replace(
     ),
     modalities=(_RGB, _SAR),
     class_names=("background", *ROOF_TYPES),
-    palette=_colours(1 + len(ROOF_TYPES)),
+    palette=_PALETTE,
     splits={
         "official": dataclasses.replace(
             TRACK_2.splits["official"],

@@ -56,22 +56,16 @@ _MAX_SEAM_SHARE = 0.01
 
 
 def decode_isprs_label(colors: np.ndarray, *, num_classes: int, is_eroded: bool) -> np.ndarray:
-    """Turn the colours of a label into class ids.
+    """Turn the colours of a label into ids of `CLASS_NAMES`, uint8 (height, width), 255 ignored.
 
     Each channel is compared with 127, so that labels that were compressed with loss, and the cars of a Potsdam label
-    whose red is 252, are read as meant; exact comparison loses them (torchgeo/torchgeo issue 1727).
+    whose red is 252, are read as meant; exact comparison loses them (torchgeo/torchgeo issue 1727). A ValueError lists
+    colours that are near none of the classes.
 
     Args:
         colors: uint8 (height, width, 3), or 4 channels of which the last does not count.
         num_classes: 6, or 5 to ignore clutter.
         is_eroded: Whether black, the boundary between classes, may occur; it becomes 255.
-
-    Returns:
-        uint8 (height, width): 0 impervious surfaces, 1 building, 2 low vegetation, 3 tree, 4 car, 5 clutter, 255
-        ignored.
-
-    Raises:
-        ValueError: If colours occur that are near none of the classes; they are listed with their counts.
     """
     if colors.dtype != np.uint8 or colors.ndim != 3 or colors.shape[2] not in (3, 4):
         raise ValueError(
@@ -191,18 +185,17 @@ class IsprsDataset(BenchmarkDataset):
         kind = self.choices["labels"]
         of_test = {self.tile_name.format(tile) for tile in self.test_tiles}
         lacking = {
-            column: (column, [scene.name for scene in scenes if scene.files[column] is None])
-            for column in (modality.name for modality in self.modalities)
+            item.name: [scene.name for scene in scenes if scene.files[item.name] is None] for item in self.modalities
         }
         unlabelled = [scene for scene in scenes if scene.files[LABEL] is None]
-        lacking[kind] = (f"{kind} labels", [scene.name for scene in unlabelled if scene.name not in of_test])
+        lacking[kind] = [scene.name for scene in unlabelled if scene.name not in of_test]
         problems = []
-        for key, (what, tiles) in lacking.items():
+        for key, tiles in lacking.items():
             if tiles:
+                what = f"{kind} labels" if key == kind else key
                 listed = "all tiles" if len(tiles) == len(scenes) else f"{len(tiles)} tiles ({shorten(tiles)})"
-                archives = self.archives[key]
-                hint = unpacking_hint(contents.archives, archives)
-                hint = hint or f"Download {' or '.join(archives)} and unpack it"
+                hint = unpacking_hint(contents.archives, self.archives[key])
+                hint = hint or f"Download {' or '.join(self.archives[key])} and unpack it"
                 problems.append(Problem("missing", f"{what} of {listed}", f"no file {self.file_names[key]}", hint))
         withheld = [scene.name for scene in unlabelled if scene.name in of_test and any(scene.files.values())]
         if withheld:
@@ -241,15 +234,14 @@ class IsprsDataset(BenchmarkDataset):
         reader, size = self.readers.open(scene.files[column]), self.scene_size(scene)
         if not all(0 <= full - own <= 1 for full, own in zip(size, reader.size, strict=True)):
             raise ValueError(different_size(reader.size, size))
-        rows = np.arange(window.top, window.top + window.height)
-        columns = np.arange(window.left, window.left + window.width)
-        own_rows, own_columns = np.minimum(rows, reader.size[0] - 1), np.minimum(columns, reader.size[1] - 1)
-        top, left = int(own_rows[0]), int(own_columns[0])
-        values = reader.read((top, left, int(own_rows[-1]) - top + 1, int(own_columns[-1]) - left + 1))
+        rows = np.minimum(np.arange(window.top, window.top + window.height), reader.size[0] - 1)
+        columns = np.minimum(np.arange(window.left, window.left + window.width), reader.size[1] - 1)
+        top, left = int(rows[0]), int(columns[0])
+        values = reader.read((top, left, int(rows[-1]) - top + 1, int(columns[-1]) - left + 1))
         if values.shape[2] != 1 or values.dtype != dtype:
             raise ValueError(f"holds {values.shape[2]} band(s) of {values.dtype}, expected one of {dtype}")
-        values = values[..., 0][np.ix_(own_rows - top, own_columns - left)]
+        values = values[..., 0][np.ix_(rows - top, columns - left)]
         if dtype == "float32":
-            values[rows >= reader.size[0]] = np.nan
-            values[:, columns >= reader.size[1]] = np.nan
+            values[reader.size[0] - window.top :] = np.nan
+            values[:, reader.size[1] - window.left :] = np.nan
         return values

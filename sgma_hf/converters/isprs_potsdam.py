@@ -233,7 +233,6 @@ class Potsdam(IsprsDataset):
         return notes
 
     def _kind_of(self, path: Path) -> str:
-        """RGBIR, RGB or IRRG."""
         return next(kind for kind in ("RGBIR", "RGB", "IRRG") if self.patterns[kind].fullmatch(path.name))
 
     def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray:

@@ -90,8 +90,6 @@ DESCRIPTION = DatasetDescription(
 )  # fmt: skip
 
 _BENCHMARK_ARCHIVE = "ISPRS_semantic_labeling_Vaihingen.zip"
-_IMAGE_FOLDER = "top"
-_DAMAGED_DSM = "11"
 
 
 class Vaihingen(IsprsDataset):
@@ -128,18 +126,17 @@ class Vaihingen(IsprsDataset):
 
     def files_of(self, tile: str, found: Mapping[str, FilesByTile]) -> dict[str, Path | None]:
         """Images and labels of the same name are told apart by their folder."""
-        named_alike = found["top"].get(tile, [])
-        images = [path for path in named_alike if path.parent.name.lower() == _IMAGE_FOLDER]
+        images, labels = [], found["eroded"].get(tile, []) if self.is_eroded else []
+        for path in found["top"].get(tile, []):
+            if path.parent.name.lower() == "top":
+                images.append(path)
+            elif not self.is_eroded:
+                labels.append(path)
         heights = found["dsm"].get(tile, [])
-        if tile == _DAMAGED_DSM:
-            heights = sorted(heights, key=lambda path: path.parent.name.lower() == "dsm")  # others first
-        full = [path for path in named_alike if path not in images]
-        labels = found["eroded"].get(tile, []) if self.is_eroded else full
-        return {
-            "irrg": images[0] if images else None,
-            "dsm": heights[0] if heights else None,
-            LABEL: labels[0] if labels else None,
-        }
+        if tile == "11":  # the one in the folder dsm was found damaged
+            heights = sorted(heights, key=lambda path: path.parent.name.lower() == "dsm")
+        columns = {"irrg": images, "dsm": heights, LABEL: labels}
+        return {column: paths[0] if paths else None for column, paths in columns.items()}
 
 
 class IsprsVaihingen(BenchmarkBuilder):

@@ -1,8 +1,9 @@
 """Arguments of training: transformers' own, what SGMA adds, and what a run is of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import SchedulerType, TrainingArguments
+from transformers.hf_argparser import HfArg
 
 from ..model.limits_sgma import DICE_LOSS_WEIGHT, FUSION_NAMES, MODALITY_ADAPTER_SIZE
 from . import PVT_V2_SIZES
@@ -67,52 +68,40 @@ class SgmaTrainingArguments(TrainingArguments):
             `label_smoothing_factor`.
     """
 
-    crop_size: int | None = field(default=None, metadata={"help": "Side of the training window in pixels."})
-    random_flip: bool = field(default=True, metadata={"help": "Flip vertically and horizontally at random."})
-    random_quarter_turns: bool = field(default=True, metadata={"help": "Turn by multiples of 90 degrees at random."})
-    modality_dropout: list[float] = field(
-        default_factory=lambda: [0.3],
-        metadata={"help": "Probability to drop a modality: one for all, or one per modality."},
+    crop_size: int | None = HfArg(default=None, help="Side of the training window in pixels.")
+    random_flip: bool = HfArg(default=True, help="Flip vertically and horizontally at random.")
+    random_quarter_turns: bool = HfArg(default=True, help="Turn by multiples of 90 degrees at random.")
+    modality_dropout: list[float] = HfArg(
+        default_factory=lambda: [0.3], help="Probability to drop a modality: one for all, or one per modality."
     )
-    noise_std: list[float] = field(
-        default_factory=lambda: [0.0], metadata={"help": "Gaussian noise, normalised units: one, or one per modality."}
+    noise_std: list[float] = HfArg(
+        default_factory=lambda: [0.0], help="Gaussian noise, normalised units: one, or one per modality."
     )
-    gain_range: list[float] = field(
-        default_factory=lambda: [0.0], metadata={"help": "Random gain 1 +- gain_range: one, or one per modality."}
+    gain_range: list[float] = HfArg(
+        default_factory=lambda: [0.0], help="Random gain 1 +- gain_range: one, or one per modality."
     )
-    robustness_sampling: bool = field(
-        default=True,
-        metadata={"help": "Sample rows and drop modalities by what the last epoch showed about robustness and loss."},
+    robustness_sampling: bool = HfArg(
+        default=True, help="Sample rows and drop modalities by what the last epoch showed about robustness and loss."
     )
-    sampling_hardness: float = field(
-        default=0.5, metadata={"help": "Exponent of a row's relative loss in its sampling weight."}
-    )
-    sampling_max_ratio: float = field(
-        default=4.0, metadata={"help": "Largest ratio of two rows' sampling weights, at least 1."}
-    )
-    warmup_start_factor: float = field(
-        default=0.1, metadata={"help": "Share of the learning rate at which the warm-up starts."}
-    )
+    sampling_hardness: float = HfArg(default=0.5, help="Exponent of a row's relative loss in its sampling weight.")
+    sampling_max_ratio: float = HfArg(default=4.0, help="Largest ratio of two rows' sampling weights, at least 1.")
+    warmup_start_factor: float = HfArg(default=0.1, help="Share of the learning rate at which the warm-up starts.")
 
-    learning_rate: float = field(default=6e-5, metadata={"help": "Initial learning rate of AdamW."})
-    weight_decay: float = field(default=1e-2, metadata={"help": "Weight decay of AdamW."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "Epsilon of AdamW."})
-    num_train_epochs: float = field(default=200.0, metadata={"help": "Number of epochs."})
-    lr_scheduler_type: str = field(default="polynomial", metadata={"help": "Schedule of the learning rate."})
-    warmup_steps: float = field(
-        default=0.05, metadata={"help": "Steps of linear warm-up; a number below 1 is a share of all steps."}
+    learning_rate: float = HfArg(default=6e-5, help="Initial learning rate of AdamW.")
+    weight_decay: float = HfArg(default=1e-2, help="Weight decay of AdamW.")
+    adam_epsilon: float = HfArg(default=1e-8, help="Epsilon of AdamW.")
+    num_train_epochs: float = HfArg(default=200.0, help="Number of epochs.")
+    lr_scheduler_type: str = HfArg(default="polynomial", help="Schedule of the learning rate.")
+    warmup_steps: float = HfArg(
+        default=0.05, help="Steps of linear warm-up; a number below 1 is a share of all steps."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Has to be False: the collator reads the rows' columns."}
-    )
-    metric_for_best_model: str | None = field(
+    remove_unused_columns: bool = HfArg(default=False, help="Has to be False: the collator reads the rows' columns.")
+    metric_for_best_model: str | None = HfArg(
         default="average_miou",
-        metadata={
-            "help": "What the best checkpoint is chosen by, on the evaluation rows: `average_miou`, `top1_miou`, "
-            "`last1_miou`, or that of one combination, as `miou/rgb+dsm`."
-        },
+        help="What the best checkpoint is chosen by, on the evaluation rows: `average_miou`, `top1_miou`, "
+        "`last1_miou`, or that of one combination, as `miou/rgb+dsm`.",
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that is better."})
+    greater_is_better: bool | None = HfArg(default=True, help="Whether more of that is better.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -158,64 +147,50 @@ class SgmaTrainingArguments(TrainingArguments):
 class RunArguments:
     """What `sgma-hf train` trains, and on which rows: its arguments beside `SgmaTrainingArguments`."""
 
-    dataset: str = field(metadata={"help": "Rows: a folder of a converter, or an id on the Hub."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    validation_split: str | None = field(
+    dataset: str = HfArg(help="Rows: a folder of a converter, or an id on the Hub.")
+    train_split: str = HfArg(default="train", help="Split to train on.")
+    validation_split: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Split to evaluate on while training, and to choose by; default: `validation` if it has labels."
-        },
+        help="Split to evaluate on while training, and to choose by; default: `validation` if it has labels.",
     )
-    modalities: list[str] | None = field(
-        default=None, metadata={"help": "Columns to use, in this order; default: all that the data set names."}
+    modalities: list[str] | None = HfArg(
+        default=None, help="Columns to use, in this order; default: all that the data set names."
     )
-    model: str | None = field(
-        default=None, metadata={"help": "SGMA checkpoint to go on from, with its processor; default: a new model."}
+    model: str | None = HfArg(
+        default=None, help="SGMA checkpoint to go on from, with its processor; default: a new model."
     )
-    fit_statistics: list[str] | None = field(
+    fit_statistics: list[str] | None = HfArg(
         default=None,
-        metadata={
-            "help": "Modalities of `--model` whose mean and standard deviation are fitted to the rows: those that "
-            "were added to it and have no statistics of their own yet. A new model's are fitted in any case."
-        },
+        help="Modalities of `--model` whose mean and standard deviation are fitted to the rows: those that "
+        "were added to it and have no statistics of their own yet. A new model's are fitted in any case.",
     )
-    overwrite: bool = field(
-        default=False,
-        metadata={"help": "Replace an earlier run in `--output_dir`; its checkpoints are removed before training."},
+    overwrite: bool = HfArg(
+        default=False, help="Replace an earlier run in `--output_dir`; its checkpoints are removed before training."
     )
-    backbone: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pretrained encoder: Hub id or folder of a backbone or classifier; default: random weights."
-        },
+    backbone: str | None = HfArg(
+        default=None, help="Pretrained encoder: Hub id or folder of a backbone or classifier; default: random weights."
     )
-    backbone_config: str = field(
+    backbone_config: str = HfArg(
         default="pvt_v2_b2",
-        metadata={"help": f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration."},
+        help=f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration.",
     )
-    decoder_hidden_size: int = field(default=256, metadata={"help": "Width of a new model's decode head."})
-    modality_adapter_size: int = field(
+    decoder_hidden_size: int = HfArg(default=256, help="Width of a new model's decode head.")
+    modality_adapter_size: int = HfArg(
         default=MODALITY_ADAPTER_SIZE,
-        metadata={
-            "help": "Hidden channels of a new model's adapter of each modality; 0, the paper's model, has none."
-        },
+        help="Hidden channels of a new model's adapter of each modality; 0, the paper's model, has none.",
     )
-    fusion: str = field(default="sgf", metadata={"help": "How a new model fuses.", "choices": list(FUSION_NAMES)})
-    mas_loss_weight: float = field(
-        default=1.0, metadata={"help": "Weight of modality-aware sampling's loss in a new model; 0 leaves it out."}
+    fusion: str = HfArg(default="sgf", help="How a new model fuses.", metadata={"choices": list(FUSION_NAMES)})
+    mas_loss_weight: float = HfArg(
+        default=1.0, help="Weight of modality-aware sampling's loss in a new model; 0 leaves it out."
     )
-    dice_loss_weight: float = field(
+    dice_loss_weight: float = HfArg(
         default=DICE_LOSS_WEIGHT,
-        metadata={
-            "help": "Weight of a Dice loss beside the cross-entropy in a new model, against class imbalance; 0 is the "
-            "paper's loss."
-        },
+        help="Weight of a Dice loss beside the cross-entropy in a new model, against class imbalance; 0 is the "
+        "paper's loss.",
     )
-    class_weighting: str = field(
+    class_weighting: str = HfArg(
         default="none",
-        metadata={
-            "help": "Weigh a new model's classes in the loss by the inverse of their share of the training pixels, or "
-            "by its square root.",
-            "choices": ["none", "inverse_sqrt", "inverse"],
-        },
+        help="Weigh a new model's classes in the loss by the inverse of their share of the training pixels, or "
+        "by its square root.",
+        metadata={"choices": ["none", "inverse_sqrt", "inverse"]},
     )

@@ -5,7 +5,7 @@ loader workers and another way to accumulate gradients see the same images.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,6 @@ class SgmaDataCollator:
     gain_range: Sequence[float] | float = 0.0
     seed: int = 0
     with_row_index: bool = False
-    _boundaries: list[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.crop_size is not None and self.crop_size < 1:
@@ -104,7 +103,6 @@ class SgmaDataCollator:
         self.modality_dropout = self._per_modality("modality_dropout", 1.0)
         self.noise_std = self._per_modality("noise_std", np.inf)
         self.gain_range = self._per_modality("gain_range", 1.0)
-        self._boundaries = np.cumsum([0, *self.processor.modality_channels]).tolist()
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows, each with its `RowKey` under `_key` (see `EpochRows`).
@@ -120,7 +118,11 @@ class SgmaDataCollator:
         keys = [row[ROW_KEY] for row in rows]
         draws = [draw_row(self.seed, key, len(names)) for key in keys]
         images, labels = zip(*(decode_row(row, names) for row in rows), strict=True)
-        self._check(rows, images, labels)
+        for row, rasters, label in zip(rows, images, labels, strict=True):
+            if label is None:
+                raise ValueError(f"Row {row.get('id')!r} has no label; leave rows without a label out of training.")
+            if all(raster is None for raster in rasters.values()):
+                raise ValueError(f"Row {row.get('id')!r} has none of the modalities {list(rasters)}; leave it out.")
         windows = [self._window(label.shape, draw) for label, draw in zip(labels, draws, strict=True)]
         try:
             batch = self.processor(list(images), segmentation_maps=list(labels), windows=windows)
@@ -158,14 +160,6 @@ class SgmaDataCollator:
             )
         return np.broadcast_to(values, (count,))
 
-    @staticmethod
-    def _check(rows: Sequence, images: Sequence, labels: Sequence) -> None:
-        for row, rasters, label in zip(rows, images, labels, strict=True):
-            if label is None:
-                raise ValueError(f"Row {row.get('id')!r} has no label; leave rows without a label out of training.")
-            if all(raster is None for raster in rasters.values()):
-                raise ValueError(f"Row {row.get('id')!r} has none of the modalities {list(rasters)}; leave it out.")
-
     def _window(self, size: tuple[int, int], draw: RowDraws) -> tuple[int, int, int, int]:
         """Place of the crop: top, left, height and width in pixels of the label's grid."""
         sides = [side if self.crop_size is None else min(side, self.crop_size) for side in size]
@@ -186,10 +180,10 @@ class SgmaDataCollator:
     def _perturb(self, values: torch.Tensor, draw: RowDraws) -> None:
         """Multiply and add noise, per modality and in place; what is missing is masked anyway."""
         generator = np.random.default_rng(draw.noise_seed)
-        for index, (gain, std) in enumerate(zip(self.gain_range, self.noise_std, strict=True)):
-            bands = values[self._boundaries[index] : self._boundaries[index + 1]]
+        modalities = values.split(list(self.processor.modality_channels))
+        for bands, gain, std, drawn in zip(modalities, self.gain_range, self.noise_std, draw.gain, strict=True):
             if gain:
-                bands *= 1 + gain * draw.gain[index]
+                bands *= 1 + gain * drawn
             if std:
                 bands += std * torch.from_numpy(generator.standard_normal(bands.shape, dtype=np.float32))
 

@@ -53,34 +53,34 @@ class EpochStatistics:
     cross-entropy over the number of pixels, so a row of rare classes counts as harder. A Dice loss is part of it.
     """
 
-    robustness: list[float] | None = None  # mean of each modality in [0, 1], over the rows where it competed
-    single_loss: list[float] | None = None  # mean of each modality, over the rows that MAS drew it for
-    row_losses: list[float] | None = None  # mean of each row's fused prediction, over the times it came
+    robustness: list[float | None] | None = None  # mean of each modality in [0, 1], over the rows where it competed
+    single_loss: list[float | None] | None = None  # mean of each modality, over the rows that MAS drew it for
+    row_losses: list[float | None] | None = None  # mean of each row's fused prediction, over the times it came
 
     def updated_by(self, newer: "EpochStatistics") -> "EpochStatistics":
         """Take the newer values; what the newer epoch did not see keeps its earlier one."""
         merged = {}
         for name, value in asdict(newer).items():
-            earlier = getattr(self, name)
-            if value is None or earlier is None:
-                merged[name] = earlier if value is None else value
-            else:
-                merged[name] = np.where(np.isnan(value), earlier, value).tolist()
+            earlier, value = _numbers(getattr(self, name)), _numbers(value)
+            merged[name] = np.where(np.isnan(value), earlier, value).tolist()
         return EpochStatistics(**merged)
+
+
+def _numbers(values: list[float | None] | None) -> np.ndarray:
+    return np.array(values, dtype=np.float64)  # None becomes NaN, in a list or in place of one
 
 
 def modality_fragility(statistics: EpochStatistics, num_modalities: int) -> np.ndarray:
     """Fragility phi of the module's docstring, (num_modalities,), mean 1; what is not known of a modality counts 1."""
 
     def share(values: np.ndarray) -> np.ndarray:
+        values = np.broadcast_to(values, num_modalities)
         known = np.isfinite(values) & (values > 0)
         shares = np.full(num_modalities, 1 / num_modalities)
         shares[known] = values[known] / values[known].sum() * known.mean() if known.any() else shares[known]
         return shares
 
-    unknown = np.full(num_modalities, np.nan)
-    robustness = unknown if statistics.robustness is None else np.asarray(statistics.robustness)
-    single_loss = unknown if statistics.single_loss is None else np.asarray(statistics.single_loss)
+    robustness, single_loss = _numbers(statistics.robustness), _numbers(statistics.single_loss)
     return num_modalities / 2 * (share(1 / np.maximum(robustness, 1e-6)) + share(single_loss))
 
 
@@ -94,11 +94,10 @@ def row_weights(
     """
     fragility = modality_fragility(statistics, present.shape[1])
     weights = (present * fragility).sum(1) / present.sum(1)
-    if statistics.row_losses is not None and hardness:
-        losses = np.asarray(statistics.row_losses, dtype=np.float64)
-        mean = np.nanmean(losses) if np.isfinite(losses).any() else 0.0
-        if mean > 0:
-            weights = weights * np.where(np.isfinite(losses), losses / mean, 1.0) ** hardness
+    losses = _numbers(statistics.row_losses)
+    mean = np.nanmean(losses) if np.isfinite(losses).any() else 0.0
+    if mean > 0:
+        weights = weights * np.where(np.isfinite(losses), losses / mean, 1.0) ** hardness
     limit = max_ratio**0.5
     weights = np.clip(weights / weights.mean(), 1 / limit, limit)
     return weights / weights.mean()
@@ -175,16 +174,9 @@ class ModalityAwareSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[RowKey]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        if self.weights is None:
-            counts = np.ones(self.num_rows, dtype=np.int64)
-        else:
-            counts = draw_counts(self.weights, generator)
-        keys = [
-            RowKey(self.epoch, index, repeat, self.dropout)
-            for index, count in enumerate(counts.tolist())
-            for repeat in range(count)
-        ]
-        keys = [keys[position] for position in generator.permutation(len(keys))]
+        counts = [1] * self.num_rows if self.weights is None else draw_counts(self.weights, generator).tolist()
+        drawn = [(index, repeat) for index, count in enumerate(counts) for repeat in range(count)]
+        keys = [RowKey(self.epoch, *drawn[position], self.dropout) for position in generator.permutation(len(drawn))]
         padding = [keys[place % len(keys)]._replace(padding=True) for place in range(len(self) - len(keys))]
         return iter(keys + padding)
 
@@ -212,20 +204,11 @@ class SamplingState:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; NaN becomes None."""
-        lists = asdict(self.frozen)
-        return {
-            "epoch": self.epoch,
-            "frozen": {
-                name: None if values is None else [None if value != value else value for value in values]
-                for name, values in lists.items()
-            },
-        }
+        frozen = {name: _numbers(values) for name, values in asdict(self.frozen).items()}
+        frozen = {name: np.where(np.isnan(values), None, values).tolist() for name, values in frozen.items()}
+        return {"epoch": self.epoch, "frozen": frozen}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SamplingState":
         """Read what `to_dict` wrote."""
-        lists = {
-            name: None if entries is None else [float("nan") if entry is None else entry for entry in entries]
-            for name, entries in values["frozen"].items()
-        }
-        return cls(values["epoch"], EpochStatistics(**lists))
+        return cls(values["epoch"], EpochStatistics(**values["frozen"]))

@@ -22,13 +22,7 @@ from ..data.codec import decode_raster
 from ..data.command_line import check_folder_or_id
 from ..data.metadata import DatasetMetadata, check_meaning
 from ..data.processor_fitting import fit_processor, refit_processor
-from ..data.rows import (
-    SPLIT_ALIASES,
-    labelled_rows,
-    load_rows,
-    present_modalities,
-    with_modality_columns,
-)
+from ..data.rows import SPLIT_ALIASES, labelled_rows, load_rows, present_modalities, with_modality_columns
 from ..evaluation.combinations import modality_combinations
 from ..model.configuration_sgma import SgmaConfig
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
@@ -40,17 +34,8 @@ from .arguments import SCHEDULES_BY_SCORE, RunArguments, SgmaTrainingArguments
 logger = logging.get_logger(__name__)
 
 SUMMARY_SCORES = ("average_miou", "top1_miou", "last1_miou")
-_NEW_MODEL_ARGUMENTS = (
-    "modalities",
-    "backbone",
-    "backbone_config",
-    "decoder_hidden_size",
-    "modality_adapter_size",
-    "fusion",
-    "mas_loss_weight",
-    "dice_loss_weight",
-    "class_weighting",
-)
+# The arguments of a run that do not describe a new model.
+_OF_ANY_MODEL = ("dataset", "train_split", "validation_split", "model", "fit_statistics", "overwrite")
 
 
 @dataclass
@@ -66,12 +51,8 @@ class TrainingStart:
 
 def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments) -> TrainingStart:
     """Load the rows, and load or make the model and its processor, which is fitted to training crops."""
-    check_arguments(arguments)
-    for what, given in (
-        ("data set", arguments.dataset),
-        ("--model", arguments.model),
-        ("--backbone", arguments.backbone),
-    ):
+    named = {"data set": arguments.dataset, "--model": arguments.model, "--backbone": arguments.backbone}
+    for what, given in named.items():
         if given is not None:
             check_folder_or_id(given, what)
     metadata = DatasetMetadata.load(arguments.dataset)
@@ -99,8 +80,8 @@ def check_arguments(arguments: RunArguments) -> None:
     """Raise a ValueError if arguments of a new model and of one to go on from are mixed."""
     if arguments.model is None and arguments.fit_statistics:
         raise ValueError("`--fit_statistics` goes with `--model`; those of a new model are all fitted. Leave it out.")
-    defaults = {item.name: item.default for item in fields(RunArguments)}
-    changed = [f"--{name}" for name in _NEW_MODEL_ARGUMENTS if getattr(arguments, name) != defaults[name]]
+    of_new_model = [item for item in fields(RunArguments) if item.name not in _OF_ANY_MODEL]
+    changed = [f"--{item.name}" for item in of_new_model if getattr(arguments, item.name) != item.default]
     if arguments.model is not None and changed:
         raise ValueError(f"{changed} describe a new model, but `--model` goes on from one; leave one of the two out.")
 
@@ -174,10 +155,8 @@ def _validation_rows(
     if len(usable):
         return usable
     # Some data sets publish no labels but those of their training rows.
-    problem = (
-        f"None of the {len(rows)} rows of split {split!r} of {arguments.dataset!r} has a label and "
-        f"any of the modalities {modalities}"
-    )
+    where = f"the {len(rows)} rows of split {split!r} of {arguments.dataset!r}"
+    problem = f"None of {where} has a label and any of the modalities {modalities}"
     if is_asked_for:
         raise ValueError(
             f"{problem}: nothing can be evaluated on them. Name labelled rows by `--validation_split`, or leave "

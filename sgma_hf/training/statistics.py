@@ -108,7 +108,9 @@ class TrainingStatistics:
             contested = contested_cells(modality_mask, outputs.robustness)
             means, competed = mean_robustness(outputs.robustness, contested)
             competed = competed & valid.unsqueeze(1)
-            self._add_robustness(outputs.robustness[0], contested[0], means, competed, cells)
+            sums = self.sums["robustness"]
+            sums += torch.stack([torch.where(competed, means.to(sums.dtype), 0).sum(0), competed.sum(0)])
+            self._add_class_robustness(outputs.robustness[0], contested[0] & competed[..., None, None], cells)
         if outputs.prototypes is not None:
             counted = competing.any(1).to(self.sums["prototype_rows"].dtype)
             self.sums["prototype_rows"] += counted.sum()
@@ -157,23 +159,12 @@ class TrainingStatistics:
         classes = torch.where(classes == self.ignore_index, num_labels, classes)
         return nn.functional.one_hot(classes, num_labels + 1)[..., :num_labels].to(sums.dtype)
 
-    def _add_robustness(
-        self,
-        maps: torch.Tensor,
-        contested: torch.Tensor,
-        means: torch.Tensor,
-        competed: torch.Tensor,
-        cells: torch.Tensor,
-    ) -> None:
-        """Add each row's means, and the finest stage's maps by the class of their cells."""
-        sums, class_sums = self.sums["robustness"], self.sums["class_robustness"]
-        counted = competed.to(sums.dtype)
-        sums[0] += (means.to(sums.dtype) * counted).sum(0)
-        sums[1] += counted.sum(0)
-        one_hot = self._one_hot(cells)  # (B, h, w, K)
-        counted = contested.to(sums.dtype) * counted[..., None, None]
-        class_sums[0] += torch.einsum("bmhw,bhwk->mk", maps.to(sums.dtype) * counted, one_hot)
-        class_sums[1] += torch.einsum("bmhw,bhwk->mk", counted, one_hot)
+    def _add_class_robustness(self, maps: torch.Tensor, counted: torch.Tensor, cells: torch.Tensor) -> None:
+        """Add the finest stage's maps by the class of their cells."""
+        sums, one_hot = self.sums["class_robustness"], self._one_hot(cells)  # (B, h, w, K)
+        counted = counted.to(sums.dtype)
+        sums[0] += torch.einsum("bmhw,bhwk->mk", maps.to(sums.dtype) * counted, one_hot)
+        sums[1] += torch.einsum("bmhw,bhwk->mk", counted, one_hot)
 
     def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
         """Add confusion and loss by class of the predictions from the drawn modality, at one pixel per cell."""
@@ -257,9 +248,5 @@ def mean_robustness(
 
 
 def epoch_statistics(summary: Mapping[str, Any]) -> EpochStatistics:
-    """What row sampling needs of a summary; a part that no row showed is None."""
-
-    def known(name: str) -> list[float] | None:
-        return None if np.isnan(summary[name]).all() else summary[name].tolist()
-
-    return EpochStatistics(known("robustness"), known("single_loss"), known("row_losses"))
+    """What row sampling needs of a summary."""
+    return EpochStatistics(*(summary[name].tolist() for name in ("robustness", "single_loss", "row_losses")))

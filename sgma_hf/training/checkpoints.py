@@ -53,7 +53,9 @@ def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
     elif layout == "fsdp_sharded":
         parts = _has_shards(checkpoint / "pytorch_model_fsdp_0") and _has_shards(checkpoint / "optimizer_0")
     else:
-        parts = _has_safetensors(checkpoint) and _has(checkpoint, "optimizer.pt")
+        index = _read_json(checkpoint / "model.safetensors.index.json")
+        weights = {"model.safetensors"} if index is None else set(index["weight_map"].values())
+        parts = _has(checkpoint, *weights, "optimizer.pt")
     count = sampler_state["num_processes"]
     random_states = ["rng_state.pth"] if count == 1 else [f"rng_state_{index}.pth" for index in range(count)]
     return parts and _has(checkpoint, "config.json", "scheduler.pt", *random_states)
@@ -149,13 +151,6 @@ def _read_json(path: Path) -> Any | None:
 
 def _has(folder: Path, *names: str) -> bool:
     return all((folder / name).is_file() for name in names)
-
-
-def _has_safetensors(folder: Path) -> bool:
-    if _has(folder, "model.safetensors"):
-        return True
-    index = _read_json(folder / "model.safetensors.index.json")
-    return index is not None and _has(folder, *set(index["weight_map"].values()))
 
 
 def _has_shards(folder: Path) -> bool:

@@ -43,6 +43,7 @@ from ..model.cells_sgma import STAGE_STRIDES
 DYNAMICS_FILE = "learning_dynamics.json"
 SEPARATION_PIXELS = 1024
 SEPARATION_ROWS = 32
+_RECORDED = ("modalities", "class_names", "epochs", "evaluations")
 _SCALARS = ("robustness", "single_loss", "single_miou", "gradient_norm")
 _MODALITY_PARAMETER = re.compile(r"(?:^|\.)(?:stems|projectors)\.(\d+)\.")
 
@@ -81,12 +82,11 @@ class LearningDynamics:
 
         Returns what goes to the log.
         """
-        for record in self.evaluations:
-            if (record["step"], record["name"]) == (step, name):
-                record["separation"] = dict(separation)
-                break
-        else:
-            self.evaluations.append({"epoch": epoch, "step": step, "name": name, "separation": dict(separation)})
+        same = [record for record in self.evaluations if (record["step"], record["name"]) == (step, name)]
+        if not same:
+            same = [{"epoch": epoch, "step": step, "name": name}]
+            self.evaluations += same
+        same[0]["separation"] = dict(separation)
         return {
             f"dynamics/separation/{modality}/stage{stage}": value
             for modality, values in separation.items()
@@ -107,13 +107,7 @@ class LearningDynamics:
 
     def save(self, directory: str | os.PathLike) -> None:
         """Write `learning_dynamics.json` into the run's folder, whole or not at all."""
-        record = {
-            "modalities": self.modalities,
-            "class_names": self.class_names,
-            "epochs": self.epochs,
-            "evaluations": self.evaluations,
-        }
-        write_json(Path(directory) / DYNAMICS_FILE, record)
+        write_json(Path(directory) / DYNAMICS_FILE, {name: getattr(self, name) for name in _RECORDED})
 
 
 def read_learning_dynamics(directory: str | os.PathLike) -> dict[str, Any]:
@@ -129,7 +123,7 @@ def read_learning_dynamics(directory: str | os.PathLike) -> dict[str, Any]:
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in ("modalities", "class_names", "epochs", "evaluations")}
+        return {name: record[name] for name in _RECORDED}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is no record of learning dynamics: {error!r}. Train again to write it.") from error
 
@@ -203,10 +197,10 @@ def feature_separation(
     modality are passed over. Every process of a distributed run does the same and needs no other.
     """
     config = model.config
-    features: list[list[list[torch.Tensor]]] = [[] for _ in config.modalities]  # by modality, row and stage
+    features: list[list[list[torch.Tensor]]] = [[[] for _ in STAGE_STRIDES] for _ in config.modalities]
     classes: list[list[torch.Tensor]] = [[] for _ in config.modalities]
     with evaluating(model):
-        for inputs, pixels in _sampled_windows(dataset, processor, config, window_size=window_size, seed=seed):
+        for inputs, pixels in _sampled_windows(dataset, processor, config, window_size, seed):
             mask = inputs["modality_mask"]
             encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask.to(model.device))
             for modality, position in enumerate(encoding.position[0].tolist()):
@@ -214,30 +208,17 @@ def feature_separation(
                     continue
                 seen = pixels if mask.ndim == 2 else pixels[mask[0, modality][pixels[:, 0], pixels[:, 1]]]
                 rows, columns = seen.to(model.device).unbind(1)
-                cells = [
-                    stage.tokens[position, rows // stride * stage.size[1] + columns // stride]
-                    for stage, stride in zip(encoding.stages, STAGE_STRIDES, strict=True)
-                ]
-                features[modality].append(cells)
-                classes[modality].append(inputs["labels"][0][seen[:, 0], seen[:, 1]])
-    separation: dict[str, list[float | None]] = {}
-    for name, parts, labels in zip(config.modalities, features, classes, strict=True):
-        if parts:
-            stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
-            labels_of_all = torch.cat(labels).to(model.device)
-            separation[name] = [silhouette(stage, labels_of_all) for stage in stages]
-        else:
-            separation[name] = [None] * len(STAGE_STRIDES)
-    return separation
+                for parts, stage, stride in zip(features[modality], encoding.stages, STAGE_STRIDES, strict=True):
+                    parts.append(stage.tokens[position, rows // stride * stage.size[1] + columns // stride])
+                classes[modality].append(inputs["labels"][0][seen[:, 0], seen[:, 1]].to(model.device))
+    return {
+        name: [silhouette(torch.cat(parts), torch.cat(labels)) if parts else None for parts in stages]
+        for name, stages, labels in zip(config.modalities, features, classes, strict=True)
+    }
 
 
 def _sampled_windows(
-    dataset: Sequence[Mapping[str, Any]],
-    processor: BaseImageProcessor,
-    config: Any,
-    *,
-    window_size: int | None,
-    seed: int,
+    dataset: Sequence, processor: BaseImageProcessor, config: Any, window_size: int | None, seed: int
 ) -> Iterator[tuple[Mapping[str, torch.Tensor], torch.Tensor]]:
     """Yield the model's inputs of single windows, and the pixels (n, 2), row and column, that were drawn in each."""
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:SEPARATION_ROWS].tolist()
@@ -262,16 +243,16 @@ def _sampled_windows(
 
 
 def _modality_record(summary: Mapping[str, Any], index: int) -> dict[str, Any]:
-    by_class = {
-        name: [_known(value) for value in summary[name][index]] for name in ("class_robustness", "class_single_loss")
-    }
-    by_class = {name: None if set(values) == {None} else values for name, values in by_class.items()}
+    def by_class(name: str) -> list[float | None] | None:
+        values = [_known(value) for value in summary[name][index]]
+        return None if set(values) == {None} else values
+
     scores = segmentation_scores(summary["single_confusion"][index].astype(np.int64))
     return {
         "robustness": _known(summary["robustness"][index]),
-        "class_robustness": by_class["class_robustness"],
+        "class_robustness": by_class("class_robustness"),
         "single_loss": _known(summary["single_loss"][index]),
-        "class_single_loss": by_class["class_single_loss"],
+        "class_single_loss": by_class("class_single_loss"),
         "single_miou": scores["miou"],
         "single_iou": scores["iou"] if scores["pixels"] else None,
         "gradient_norm": _known(np.sqrt(summary["squared_gradients"][index])),

@@ -5,11 +5,12 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from huggingface_hub import CommitInfo, HfApi, ModelCard, run_as_future
+from huggingface_hub import CommitInfo, HfApi, run_as_future
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
@@ -80,12 +81,15 @@ class HubTrainer(Trainer):
         Returns them with `dataset`, `split`, whether that was `trained_on`, and the SHA-256 of the weights. `rows`
         None is the trainer's own evaluation rows.
         """
-        own = rows is None or rows is self.eval_dataset
         rows = self.eval_dataset if rows is None else rows
-        described = self.data_description
+        name, split = _origin(rows)
+        if rows is self.eval_dataset:
+            described = self.data_description
+            name = dataset_name(described.dataset)[0] or name
+            split = described.evaluation_split or split
         source = {
-            "dataset": dataset_name(described.dataset)[0] if own and described.dataset else _name_of(rows),
-            "split": (described.evaluation_split if own else None) or _split_of(rows),
+            "dataset": name,
+            "split": split,
             "trained_on": rows is self.train_dataset,
             DIGEST_KEY: weights_digest(model.state_dict().items()),
         }
@@ -101,20 +105,21 @@ class HubTrainer(Trainer):
     def recorded_arguments(self) -> dict[str, Any]:
         """The training arguments that decide the result, as values that JSON can hold."""
         arguments = {key: getattr(self.args, key) for key in RECORDED_ARGUMENTS if hasattr(self.args, key)}
-        return {key: _plain(value) for key, value in arguments.items()}
+        return {key: value.value if isinstance(value, Enum) else value for key, value in arguments.items()}
 
     def training_record(self) -> TrainingRecord:
         """Collect the facts of the run for the weights as they are now; scores only if they are of these weights."""
         described = self.data_description
         name, on_hub = dataset_name(described.dataset)
+        known_name, known_split = _origin(self.train_dataset)
         step = self.step_of_weights()
         finished = [entry for entry in self.state.log_history if "train_runtime" in entry]
         model = self.accelerator.unwrap_model(self.model)
         steps_per_epoch = self.state.global_step / self.state.epoch if self.state.epoch else None
         return TrainingRecord(
-            dataset=name or _name_of(self.train_dataset),
+            dataset=name or known_name,
             dataset_is_on_hub=on_hub,
-            train_split=described.train_split or _split_of(self.train_dataset),
+            train_split=described.train_split or known_split,
             train_rows=None if self.train_dataset is None else len(self.train_dataset),
             units=described.units,
             finetuned_from=dataset_name(model.config._name_or_path or None)[0],
@@ -166,29 +171,18 @@ class HubTrainer(Trainer):
         if dataset is not None:
             record.dataset, record.dataset_is_on_hub = dataset_name(dataset)
         record.save(self.args.output_dir)
-        self._write_card(self.args.output_dir, record, license=license, tags=tags, repo_id=model_name)
+        tags = [tags] if isinstance(tags, str) else tags or []
+        self._write_card(self.args.output_dir, record, repo_id=model_name, license=license, tags=tags)
 
     def _write_card(
-        self,
-        folder: str | os.PathLike,
-        record: TrainingRecord,
-        *,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        repo_id: str | None = None,
+        self, folder: str | os.PathLike, record: TrainingRecord, repo_id: str | None = None, **options
     ) -> None:
         path = Path(folder) / "README.md"
         if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
             return
-        model = self.accelerator.unwrap_model(self.model)
-        card: ModelCard = build_model_card(
-            model.config,
-            self.processing_class,
-            record,
-            repo_id=repo_id or self.hub_model_id,
-            license=license,
-            tags=[tags] if isinstance(tags, str) else tags or [],
-        )
+        config = self.accelerator.unwrap_model(self.model).config
+        repo_id = repo_id or self.hub_model_id
+        card = build_model_card(config, self.processing_class, record, repo_id=repo_id, **options)
         path.write_text(str(card), encoding="utf-8")
 
     def push_to_hub(
@@ -285,14 +279,8 @@ def _link_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
             shutil.copy2(path, target / path.name)
 
 
-def _plain(value: Any) -> Any:
-    """An enumeration's value, or what JSON can hold already."""
-    return value.value if hasattr(value, "value") else value
-
-
-def _split_of(rows: Any) -> str | None:
-    return str(rows.split) if isinstance(rows, Dataset) and rows.split is not None else None
-
-
-def _name_of(rows: Any) -> str | None:
-    return rows.info.dataset_name if isinstance(rows, Dataset) else None
+def _origin(rows: Any) -> tuple[str | None, str | None]:
+    """Name and split of a data set, where its rows know them."""
+    if not isinstance(rows, Dataset):
+        return None, None
+    return rows.info.dataset_name, None if rows.split is None else str(rows.split)

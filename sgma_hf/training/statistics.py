@@ -1,7 +1,7 @@
 """What training shows about each modality, added up over an epoch and all processes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,48 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from ..evaluation.metrics import count_pixels
 from ..model.cells_sgma import STAGE_STRIDES, touched_cells
+from ..model.configuration_sgma import SgmaConfig
 from .row_sampling import EpochStatistics
-
-
-class SeenRows(NamedTuple):
-    """What both the log and the epoch count of a batch, B rows and M modalities."""
-
-    competing: torch.Tensor  # (B, M), bool: modalities of rows with a loss that have another one
-    robustness: torch.Tensor | None  # (B, M): mean of each row, see `mean_robustness`
-    competed: torch.Tensor | None  # (B, M), bool: where that is known
-
-
-class LogSums:
-    """Sums of losses, robustness and sampling probabilities since the last log, each with its count."""
-
-    def __init__(self, modalities: Sequence[str], device: torch.device):
-        # All of them, whatever a process sees: the processes have to agree on what they add up.
-        self.names = {"loss_sgf": ["loss_sgf"], "loss_mas": ["loss_mas"]}
-        self.names |= {
-            kind: [f"{kind}/{name}" for name in modalities] for kind in ("robustness", "sampling_probability")
-        }
-        self.sums = {kind: torch.zeros(2, len(names), device=device) for kind, names in self.names.items()}
-
-    @torch.no_grad()
-    def add(self, outputs: Any, seen: SeenRows) -> None:
-        """Add a training batch, with what `TrainingStatistics.add` returned of it."""
-        for name, loss in outputs.loss_dict.items():
-            counts = (~outputs.row_losses.isnan()).any().float()  # without a valid pixel there is no loss to average
-            self.sums[name] += torch.stack([loss.float() * counts, counts])[:, None]
-        if seen.robustness is not None:
-            self._add_rows("robustness", seen.robustness, seen.competed)
-        if outputs.sampling_probabilities is not None:
-            self._add_rows("sampling_probability", outputs.sampling_probabilities, seen.competing)
-
-    def _add_rows(self, name: str, values: torch.Tensor, counted: torch.Tensor) -> None:
-        self.sums[name] += torch.stack([torch.where(counted, values.float(), 0).sum(0), counted.sum(0).float()])
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all processes since the last call, by the names of the log; none of what was not seen."""
-        totals, counts = accelerator.reduce(torch.cat(list(self.sums.values()), dim=1), "sum").tolist()
-        self.sums = {kind: torch.zeros_like(sums) for kind, sums in self.sums.items()}
-        names = [name for names in self.names.values() for name in names]
-        return {name: total / count for name, total, count in zip(names, totals, counts, strict=True) if count}
 
 
 class TrainingStatistics:
@@ -63,17 +23,9 @@ class TrainingStatistics:
     prototypes, none if the model has no prototypes.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        num_modalities: int,
-        num_labels: int,
-        ignore_index: int,
-        device: torch.device,
-        *,
-        stage_channels: Sequence[int] = (),
-    ):
-        self.ignore_index = ignore_index
+    def __init__(self, num_rows: int, config: SgmaConfig, device: torch.device, *, stage_channels: Sequence[int] = ()):
+        num_modalities, num_labels = config.num_modalities, config.num_labels
+        self.ignore_index = config.semantic_loss_ignore_index
         # float64 keeps sums over long epochs exact enough to be compared; Apple's GPUs have none
         dtype = torch.float32 if device.type == "mps" else torch.float64
         shapes = {
@@ -86,30 +38,35 @@ class TrainingStatistics:
             "single_confusion": (num_modalities, num_labels, num_labels),
             "prototype_rows": (1,),
         }
-        self.prototype_names = [f"prototypes_{stage}" for stage in range(len(stage_channels))]
-        shapes |= {
-            name: (num_labels, channels) for name, channels in zip(self.prototype_names, stage_channels, strict=True)
-        }
+        prototypes = {f"prototypes_{stage}": (num_labels, size) for stage, size in enumerate(stage_channels)}
+        self.prototype_names, shapes = list(prototypes), shapes | prototypes
         self.sums = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+        # Sums and counts since the last log; all names, whatever a process sees: they have to agree on what they add.
+        kinds = {"loss_sgf": 1, "loss_mas": 1, "robustness": num_modalities, "sampling_probability": num_modalities}
+        self._logged = torch.zeros(2, sum(kinds.values()), dtype=dtype, device=device)
+        self._parts = dict(zip(kinds, self._logged.split(list(kinds.values()), dim=1), strict=True))
+        self._log_names = ["loss_sgf", "loss_mas"]
+        self._log_names += [f"{kind}/{name}" for kind in list(kinds)[2:] for name in config.modalities]
 
     @torch.no_grad()
-    def add(
-        self, outputs: Any, modality_mask: torch.Tensor, labels: torch.Tensor, row_index: torch.Tensor
-    ) -> SeenRows:
-        """Add a training batch, its rows by their index in the training set; returns what the log counts as well."""
+    def add(self, outputs: Any, modality_mask: torch.Tensor, labels: torch.Tensor, row_index: torch.Tensor) -> None:
+        """Add a training batch, its rows by their index in the training set."""
         present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
         valid = ~outputs.row_losses.isnan()
         # One modality alone has robustness 1 by definition; rows without a valid pixel only fill up a batch.
         competing = present & (present.sum(1, keepdim=True) > 1) & valid.unsqueeze(1)
         self._add("row_losses", row_index, outputs.row_losses, valid)
+        for name, loss in outputs.loss_dict.items():  # without a valid pixel there is no loss to average
+            self._parts[name] += self._sum_rows(loss.reshape(1, 1), valid.any().reshape(1, 1))
+        if outputs.sampling_probabilities is not None:
+            self._parts["sampling_probability"] += self._sum_rows(outputs.sampling_probabilities, competing)
         cells = labels[:, ::4, ::4]  # the pixel in the corner of every cell of the finest stage
-        means = competed = None
         if outputs.robustness is not None:
             contested = contested_cells(modality_mask, outputs.robustness)
             means, competed = mean_robustness(outputs.robustness, contested)
             competed = competed & valid.unsqueeze(1)
-            sums = self.sums["robustness"]
-            sums += torch.stack([torch.where(competed, means.to(sums.dtype), 0).sum(0), competed.sum(0)])
+            for sums in (self.sums, self._parts):
+                sums["robustness"] += self._sum_rows(means, competed)
             self._add_class_robustness(outputs.robustness[0], contested[0] & competed[..., None, None], cells)
         if outputs.prototypes is not None:
             counted = competing.any(1).to(self.sums["prototype_rows"].dtype)
@@ -124,7 +81,6 @@ class TrainingStatistics:
                 rows = torch.arange(len(labels), device=labels.device)
                 seen = seen & modality_mask[rows, outputs.sampled_modality, ::4, ::4]
             self._add_single_classes(outputs, cells, seen)
-        return SeenRows(competing, means, competed)
 
     @torch.no_grad()
     def add_gradients(self, parameters: Sequence[Sequence[nn.Parameter]], *, counted: bool = True) -> None:
@@ -152,6 +108,11 @@ class TrainingStatistics:
         sums[0].index_add_(0, index, torch.where(valid, values, 0).to(sums.dtype))
         sums[1].index_add_(0, index, valid.to(sums.dtype))
 
+    def _sum_rows(self, values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """Sum over the rows of (B, n) where they count, and their number, (2, n)."""
+        values = values.to(self.sums["row_losses"].dtype)
+        return torch.stack([torch.where(counted, values, 0).sum(0), counted.sum(0)])
+
     def _one_hot(self, classes: torch.Tensor) -> torch.Tensor:
         """One-hot classes, (..., K); pixels to ignore fall into a class of their own, which is cut off again."""
         sums = self.sums["class_robustness"]
@@ -178,6 +139,12 @@ class TrainingStatistics:
         losses = nn.functional.cross_entropy(logits.float(), cells, ignore_index=self.ignore_index, reduction="none")
         sums[0] += torch.einsum("bm,bhw,bhwk->mk", modality, losses.to(sums.dtype), one_hot)
         sums[1] += torch.einsum("bm,bhwk->mk", modality, one_hot)
+
+    def means_to_log(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all processes since the last call, by the names of the log; none of what was not seen."""
+        totals, counts = accelerator.reduce(self._logged, "sum").tolist()
+        self._logged.zero_()
+        return {name: total / n for name, total, n in zip(self._log_names, totals, counts, strict=True) if n}
 
     def clear(self) -> None:
         """Start from 0 again, for another epoch."""

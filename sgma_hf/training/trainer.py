@@ -37,14 +37,9 @@ from .row_sampling import (
     modality_fragility,
     row_weights,
 )
-from .sharding import (
-    UnusedParameters,
-    check_sharding,
-    fill_optimizer_state,
-    whole_copy,
-)
+from .sharding import UnusedParameters, check_sharding, fill_optimizer_state, whole_copy
 from .start import SUMMARY_SCORES, check_dataset, check_metric, largest_side, modalities_of_rows
-from .statistics import LogSums, TrainingStatistics, epoch_statistics
+from .statistics import TrainingStatistics, epoch_statistics
 
 
 logger = logging.get_logger(__name__)
@@ -124,8 +119,8 @@ class SgmaTrainer(HubTrainer):
                 "in a subclass."
             )
         check_processor(model.config, processing_class)
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_dataset(name, dataset)
+        check_dataset("train_dataset", train_dataset)
+        check_dataset("eval_dataset", eval_dataset)
         check_metric(args, model.config.modalities, eval_dataset)
         super().__init__(
             model,
@@ -141,9 +136,8 @@ class SgmaTrainer(HubTrainer):
         self._unused_parameters = UnusedParameters(model, self.accelerator) if self.is_fsdp_enabled else None
         # First of all: those that report to others stop doing so at the end of training.
         self.callback_handler.callbacks.insert(0, _EpochCallback(self))
-        self._present = (
-            None if train_dataset is None else modalities_of_rows(train_dataset, processing_class.modalities)
-        )
+        if train_dataset is not None:
+            self._present = modalities_of_rows(train_dataset, processing_class.modalities)
         self.dynamics: LearningDynamics | None = None
         self._row_weights: RowWeightsFile | None = None
 
@@ -220,14 +214,9 @@ class SgmaTrainer(HubTrainer):
         """Begin without statistics, or with those that the checkpoint was saved with."""
         config = self.model.config
         self.sampling_state = SamplingState()
-        self._log_sums = LogSums(config.modalities, self.args.device)
+        channels = self.model.sgma.channels if FUSIONS[config.fusion].has_robustness else ()
         self.statistics = TrainingStatistics(
-            len(self.train_dataset),
-            config.num_modalities,
-            config.num_labels,
-            config.semantic_loss_ignore_index,
-            self.args.device,
-            stage_channels=self.model.sgma.channels if FUSIONS[config.fusion].has_robustness else (),
+            len(self.train_dataset), config, self.args.device, stage_channels=channels
         )
         self.dynamics = LearningDynamics(list(config.modalities), config.class_names)
         self._row_weights = None
@@ -249,25 +238,21 @@ class SgmaTrainer(HubTrainer):
             self.sampling_state = state
         if not self.args.robustness_sampling:
             return
-        names = self.processing_class.modalities
+        args, names = self.args, self.processing_class.modalities
         weights = row_weights(
-            state.frozen,
-            self._present,
-            hardness=self.args.sampling_hardness,
-            max_ratio=self.args.sampling_max_ratio,
+            state.frozen, self._present, hardness=args.sampling_hardness, max_ratio=args.sampling_max_ratio
         )
         fragility = modality_fragility(state.frozen, len(names))
-        dropout = np.broadcast_to(np.asarray(self.args.modality_dropout, dtype=np.float64), len(names)) ** fragility
+        dropout = np.broadcast_to(args.modality_dropout, len(names)) ** fragility
         self.sampler.set_weights(weights, dropout.tolist())
         if self.is_world_process_zero():
             if self._row_weights is None:
-                self._row_weights = RowWeightsFile(self.args.output_dir, epoch)
+                self._row_weights = RowWeightsFile(args.output_dir, epoch)
             self._row_weights.write(epoch, weights)
-        self.log(
-            {f"fragility/{name}": value for name, value in zip(names, fragility.tolist(), strict=True)}
-            | {f"modality_dropout/{name}": value for name, value in zip(names, dropout.tolist(), strict=True)}
-            | {"row_weight/min": float(weights.min()), "row_weight/max": float(weights.max())}
-        )
+        logs = {"row_weight/min": float(weights.min()), "row_weight/max": float(weights.max())}
+        for name, phi, probability in zip(names, fragility.tolist(), dropout.tolist(), strict=True):
+            logs |= {f"fragility/{name}": phi, f"modality_dropout/{name}": probability}
+        self.log(logs)
 
     def _add_gradients(self) -> None:
         if self._unused_parameters is not None:
@@ -290,21 +275,6 @@ class SgmaTrainer(HubTrainer):
             self.log(logs)
         if self.is_world_process_zero():
             self.dynamics.save(self.args.output_dir)
-
-    def _record_separation(self, model: PreTrainedModel, dataset: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Measure how far apart the classes are in each modality's features; part of the record of a training."""
-        if self.dynamics is None:
-            return
-        separation = feature_separation(
-            model,
-            self.processing_class,
-            dataset,
-            window_size=self.model.config.tile_size,
-            seed=self.args.seed,
-        )
-        step = self.step_of_weights()
-        epoch = self.state.epoch or 0.0
-        self._log_dynamics(self.dynamics.add_evaluation(separation, epoch=epoch, step=step, name=name))
 
     def whole_model(self) -> PreTrainedModel:
         """The model without its wrappers; where it is sharded, a copy with all weights. To be called on all processes.
@@ -411,25 +381,19 @@ class SgmaTrainer(HubTrainer):
             )
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch, output_prototypes=model.training)
         if model.training and row_index is not None:
-            seen = self.statistics.add(outputs, inputs["modality_mask"], inputs["labels"], row_index)
-            self._log_sums.add(outputs, seen)
+            self.statistics.add(outputs, inputs["modality_mask"], inputs["labels"], row_index)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means since the last time over all processes."""
         if "loss" in logs and self.is_in_train:
-            logs |= self._log_sums.means(self.accelerator)
+            logs |= self.statistics.means_to_log(self.accelerator)
         super().log(logs, start_time)
 
     def score(self, rows: Sequence[Mapping[str, Any]], model: PreTrainedModel | None = None) -> dict[str, Any]:
         """Score the model on every combination of its modalities, and keep that for the card.
 
-        Args:
-            rows: Rows of the one schema.
-            model: What `whole_model` returned, if it is there already.
-
-        Returns:
-            As `record_evaluation`: what `evaluate_modality_combinations` returns, and of which rows and weights.
+        Returns what `record_evaluation` does; `model` is what `whole_model` returned, if it is there already.
         """
         model = self.whole_model() if model is None else model
         results = evaluate_modality_combinations(
@@ -445,11 +409,7 @@ class SgmaTrainer(HubTrainer):
         return self.record_evaluation(results, model, rows)
 
     def predict(self, *args, **kwargs):
-        """Not there: the logits of a whole data set would have to be kept.
-
-        Raises:
-            NotImplementedError: Always.
-        """
+        """Refuse, by a NotImplementedError: the logits of a whole data set would have to be kept."""
         raise NotImplementedError(
             "`SgmaTrainer` has no `predict`. For scores call `evaluate(dataset)`; for maps use `pipeline`, "
             "`predict_raster`, or the model's output with `processor.post_process_semantic_segmentation`."
@@ -490,6 +450,13 @@ class SgmaTrainer(HubTrainer):
         metrics = {name: score for name, score in metrics.items() if score is not None}
         metrics |= speed_metrics(metric_key_prefix, start_time, num_samples=results["rows"])
         self.log(metrics)
-        self._record_separation(model, dataset, metric_key_prefix)
+        if self.dynamics is not None:  # part of the record of a training
+            separation = feature_separation(
+                model, self.processing_class, dataset, window_size=model.config.tile_size, seed=self.args.seed
+            )
+            epoch, step = self.state.epoch or 0.0, self.step_of_weights()
+            self._log_dynamics(
+                self.dynamics.add_evaluation(separation, epoch=epoch, step=step, name=metric_key_prefix)
+            )
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

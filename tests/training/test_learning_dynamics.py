@@ -121,11 +121,10 @@ def test_state_survives_json_exactly():
     assert all(np.array_equal(*pair) for pair in zip(copy.prototypes, dynamics.prototypes, strict=True))
 
 
-def statistics(**changes):
-    return TrainingStatistics(
-        **{"num_rows": 4, "num_modalities": 3, "num_labels": 5, "ignore_index": 255, "device": torch.device("cpu")}
-        | changes
-    )
+def statistics(num_modalities=3, num_labels=5, **options):
+    names = MODALITIES[:num_modalities]
+    config = SgmaConfig(modalities=names, modality_channels=[1] * num_modalities, num_labels=num_labels)
+    return TrainingStatistics(4, config, torch.device("cpu"), **options)
 
 
 def test_loss_of_one_modality_alone_is_added_up_by_class():
@@ -166,7 +165,12 @@ def test_robustness_counts_where_modalities_compete():
 
     labels = torch.zeros(1, 32, 40, dtype=torch.long)  # also where nothing is
     outputs = SimpleNamespace(
-        row_losses=torch.ones(1), robustness=(maps, *coarse), prototypes=None, sampled_modality=None
+        row_losses=torch.ones(1),
+        loss_dict={},
+        robustness=(maps, *coarse),
+        sampling_probabilities=None,
+        prototypes=None,
+        sampled_modality=None,
     )
     sums = statistics(num_modalities=2, num_labels=2)
     sums.add(outputs, mask, labels, torch.tensor([0]))

@@ -45,11 +45,7 @@ def _parser() -> Parser:
 
 @report_errors("sgma-hf evaluate", on_stop="nothing was written, and the same command starts anew", also=(TypeError,))
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate, write the JSON file and print the table.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-    """
+    """Evaluate, write the JSON file and print the table."""
     argv = sys.argv[1:] if argv is None else argv
     flags = {argument.partition("=")[0] for argument in argv}
     if "--label" in flags:

@@ -46,11 +46,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
 
 
 def main(argv: list[str]) -> None:
-    """Evaluate, write the JSON file if one is named, and print the scores.
-
-    Args:
-        argv: Arguments without the program's name.
-    """
+    """Evaluate, write the JSON file if one is named, and print the scores."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
     model_name = first.parse_known_args(argv)[0].model
@@ -90,11 +86,7 @@ def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> 
 
 
 def _plot(results: Mapping[str, Any], path: str) -> None:
-    """Write the matrix of reliance.
-
-    Raises:
-        ValueError: If there is none, or the file's kind is not known.
-    """
+    """Write the matrix of reliance."""
     from sgma_hf.visualization.charts import plot_robustness_matrix
 
     if not any((results["robustness_per_class"] or {}).values()):

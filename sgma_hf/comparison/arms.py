@@ -98,11 +98,7 @@ ARMS = {arm.name: arm for arm in _ALL}
 
 
 def select_arms(names: Sequence[str]) -> list[Arm]:
-    """Look arms up by name, in the order of the names; `["all"]` takes every arm.
-
-    Raises:
-        ValueError: If a name is unknown or repeated, or there is none.
-    """
+    """Look arms up by name, in the order of the names, each once; `["all"]` takes every arm."""
     if list(names) == ["all"]:
         return list(ARMS.values())
     if not names or len(set(names)) < len(names):

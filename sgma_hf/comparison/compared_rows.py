@@ -14,12 +14,7 @@ from ..data.rows import decode_row, load_rows
 
 
 def load_metadata(folder: str) -> DatasetMetadata:
-    """Read what the columns of a folder that a converter wrote mean.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it does not name its classes.
-    """
+    """Read what the columns of a folder that a converter wrote mean; it has to be there, and to name its classes."""
     check_folder_or_id(folder, "--dataset")  # names the nearest folder
     if not Path(folder).is_dir():
         raise FileNotFoundError(
@@ -35,14 +30,7 @@ def load_metadata(folder: str) -> DatasetMetadata:
 
 
 def content_fingerprint(folder: str) -> str:
-    """Hash the rows of a folder that a converter wrote, and what its columns mean; its card does not count.
-
-    Returns:
-        16 hexadecimal digits of a SHA-256.
-
-    Raises:
-        ValueError: If there is no Parquet file in it.
-    """
+    """16 digits of a SHA-256 of a folder's rows, and of what its columns mean; its card does not count."""
     root = Path(folder)
     files = sorted(root.rglob("*.parquet"))
     if not files:
@@ -67,14 +55,8 @@ def decoded_rows(
     """Decode the labelled rows of a split into memory, `max_gigabytes` of 10^9 bytes at most.
 
     `missing` is the share of the rows that lose each modality on purpose. Which rows is a function of their ids alone:
-    the same for all arms and seeds. The last modality of a row stays.
-
-    Returns:
-        Rows of the one schema that hold arrays; rows without a label or without any modality are left out.
-
-    Raises:
-        ValueError: If there is no such split, no row is left, a modality to be missing is unknown, or the arrays
-            take more memory than allowed.
+    the same for all arms and seeds. The last modality of a row stays. Rows hold arrays; those without a label or
+    without any modality are left out.
     """
     withholder = RowWithholder(metadata, missing or {}, {}, seed=0)
     rows, size = [], 0

@@ -29,23 +29,15 @@ def at(*keys: str | int) -> Figure:
 
 @dataclass
 class Experiment:
-    """Arms that were trained on the same data with the same settings.
+    """Arms that were trained on the same data with the same settings."""
 
-    Attributes:
-        dataset: Its name, fingerprint, modalities and classes, as the first run has them.
-        settings: Those that the training depends on.
-        training: The training arguments of all arms.
-        runs: The runs by arm and seed, arms in the order of `ARMS`, others after them.
-        left_out: Runs of an arm by an earlier definition of it, which are in no table.
-        replaced: Runs that were done again with other scores; the later ones are in the tables.
-    """
-
-    dataset: dict[str, Any]
-    settings: dict[str, Any]
-    training: dict[str, Any]
+    dataset: dict[str, Any]  # name, fingerprint, modalities and classes, as the first run has them
+    settings: dict[str, Any]  # those that the training depends on
+    training: dict[str, Any]  # the training arguments of all arms
+    # By arm and seed, arms in the order of `ARMS`, others after them.
     runs: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
-    left_out: int = 0
-    replaced: int = 0
+    left_out: int = 0  # runs of an arm by an earlier definition of it, which are in no table
+    replaced: int = 0  # runs that were done again with other scores; the later ones are in the tables
 
     @property
     def all_runs(self) -> list[dict[str, Any]]:
@@ -90,19 +82,10 @@ class Experiment:
 
 
 def group_runs(rows: Sequence[Mapping[str, Any]]) -> list[Experiment]:
-    """Sort runs into experiments.
+    """Sort runs, the newest last, into experiments, in the order in which they first appear.
 
     Where an arm's definition, or the package's default model, changed between two runs, its last line decides which
     definition counts.
-
-    Args:
-        rows: Runs as `read_rows` returns them, the newest last.
-
-    Returns:
-        Experiments in the order in which they first appear.
-
-    Raises:
-        ValueError: If there is no run.
     """
     if not rows:
         raise ValueError("There is no run in the results; run `sgma-hf compare` first, or correct the file's name.")

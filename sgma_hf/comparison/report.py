@@ -54,11 +54,7 @@ _LIMITS = (
 
 
 def results_card(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the card of one data set from runs as `read_rows` returns them, trainings that differ one by one.
-
-    Raises:
-        ValueError: If there is no run, or runs of several data sets.
-    """
+    """Write the card of one data set from runs as `read_rows` returns them, trainings that differ one by one."""
     experiments = group_runs(rows)
     names = list(dict.fromkeys(experiment.dataset["name"] for experiment in experiments))
     if len(names) > 1:

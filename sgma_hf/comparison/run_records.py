@@ -20,12 +20,9 @@ _TYPES = {"arm": str, "seed": int} | dict.fromkeys(
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read all runs of a file of JSON lines; one that does not exist has none.
+    """Read all runs of a file of JSON lines; one that does not exist has none, and another line than a run is refused.
 
     A last line that is not whole, left by a machine that went down, is left out with a warning.
-
-    Raises:
-        ValueError: If another line is no run.
     """
     return _parse(Path(path).read_bytes(), path)[0] if Path(path).exists() else []
 
@@ -33,9 +30,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
     """Add one run by a single write of its whole line, after what `prepare_file` does; several processes may.
 
-    Raises:
-        ValueError: If a figure is not finite, or the file holds something else than runs.
-        OSError: If the line cannot be written; nothing of it stays.
+    Nothing of it stays if it cannot be written whole, and nothing is written of figures that are not finite.
     """
     line = (json.dumps(row, allow_nan=False) + "\n").encode()
     with _locked(path) as file:
@@ -50,9 +45,7 @@ def append_row(path: str | os.PathLike, row: Mapping[str, Any]) -> None:
 def prepare_file(path: str | os.PathLike) -> None:
     """Make sure that runs can be added to a file: made if need be, without a last line that was cut off.
 
-    Raises:
-        ValueError: If something else than runs is in it; nothing is changed then.
-        OSError: If it cannot be written.
+    If something else than runs is in it, nothing is changed, and a ValueError says so.
     """
     with _locked(path):
         pass

@@ -126,13 +126,8 @@ def build_model(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> S
 def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
     """Train, evaluate and describe one run; the decoded rows of a split may take `max_gigabytes` of memory.
 
-    Returns:
-        A row that JSON can hold: the run's identity, what it ran on, what it cost, and every figure of it; scores are
-        fractions in [0, 1].
-
-    Raises:
-        ValueError: If the data set lacks a split or class names, its rows take too much memory, or there is no such
-            device.
+    The row can be written as JSON: the run's identity, what it ran on, what it cost, and every figure of it; scores
+    are fractions in [0, 1].
     """
     settings, seconds = run.settings, {}
     torch.set_num_threads(settings.threads)

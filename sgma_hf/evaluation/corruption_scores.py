@@ -56,19 +56,9 @@ def evaluate_corruptions(
 ) -> dict[str, Any]:
     """Corrupt single modalities of a data set, and see what becomes of prediction, robustness maps and agreement.
 
-    Which rows, pixels and cells count is said at the top of this module. The cost is a
-    forward pass for each corruption and modality, and two more fusions of it. The model's mode is restored.
-
-    Args:
-        model: An SGMA model with a segmentation head, or a baseline with the same `encode` and `fuse_and_decode`.
-        processor: Its image processor.
-        rows: Rows of the one schema, with a length.
-        window_size: Side in pixels of the windows that larger rows are cut into, as in
-            `evaluate_modality_combinations`; None for whole rows.
-        batch_size: Windows per forward pass, at most.
-        seed: Seed of all draws.
-        corruptions: What to do to each modality.
-        scored_classes: Which classes count in the means, see `segmentation_scores`.
+    Which rows, pixels and cells count is said at the top of this module. The cost is a forward pass for each
+    corruption and modality, and two more fusions of it. The model may be a baseline with the same `encode` and
+    `fuse_and_decode`; its mode is restored. A `window_size` of None takes whole rows.
 
     Returns:
         A dictionary that JSON can hold, scores as fractions in [0, 1] and None where undefined:
@@ -85,9 +75,7 @@ def evaluate_corruptions(
         - `modalities`, `class_names`, `strides`, `seed`, `window_size`, `scored_classes`, `windows`, and what was
           left out: `rows_without_label`, `rows_incomplete`, `windows_incomplete`.
 
-    Raises:
-        ValueError: If no row is complete and labelled, a row cannot be read, or an option is unknown.
-        TypeError: If `rows` has no length.
+    A ValueError says that no row is complete and labelled, a row cannot be read, or an option is unknown.
     """
     config = model.config
     prepared = PreparedRows(rows, processor, config, window_size)

@@ -71,10 +71,6 @@ class PreparedRows(torch.utils.data.Dataset):
 
     What cannot be evaluated is in the list by its reason: "label" or "modality", which it has none of. Windows are
     those of `window_size` pixels a side that larger rows are cut into; None gives whole rows.
-
-    Raises:
-        TypeError: If the dataset has no length.
-        ValueError: If it is empty, the processor is another model's, or the window size is below 1.
     """
 
     def __init__(
@@ -126,18 +122,11 @@ class PreparedRows(torch.utils.data.Dataset):
 
 
 class PreparedBatches:
-    """The batches of an evaluation, each of one size, on the CPU; to be iterated once.
+    """The batches of an evaluation, each of one size, at most `batch_size` windows, on the CPU; to be iterated once.
 
-    Args:
-        rows: What to put together.
-        batch_size: Windows per batch, at most.
-        num_workers: Processes that read and prepare rows; 0 does it in this one.
-        progress: What a progress bar over the rows is called; None shows none.
-        accelerator: Shares the rows out among its processes, each exactly once.
-
-    Attributes:
-        counts: `rows` that were read and the `windows` they gave, and of these `rows_without_label` and
-            `rows_without_modality`, which are left out.
+    `progress` names a progress bar over the rows, None shows none; `accelerator` shares the rows out among its
+    processes, each exactly once. `counts` are the `rows` that were read and the `windows` they gave, and of these
+    `rows_without_label` and `rows_without_modality`, which are left out.
     """
 
     def __init__(

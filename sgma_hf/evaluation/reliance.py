@@ -152,16 +152,9 @@ def reliance_error_agreement(
 ) -> dict[str, Any]:
     """Measure how well robustness maps agree with the errors of the predictions from single modalities.
 
-    What is counted and what the figures mean is said at the top of this module. Rows without a label or a modality
-    are left out; nothing is kept of a batch but sums and histograms. The model's mode is restored.
-
-    Args:
-        model: An SGMA model with a segmentation head, or a baseline with the same `encode` and `fuse_and_decode`.
-        processor: Its image processor.
-        rows: Rows of the one schema, with a length.
-        window_size: Side in pixels of the windows that larger rows are cut into, as in
-            `evaluate_modality_combinations`; None for whole rows.
-        batch_size: Windows per forward pass, at most.
+    What is counted and what the figures mean is said at the top of this module. Rows without a label or a modality are
+    left out; nothing is kept of a batch but sums and histograms. The model may be a baseline with the same `encode`
+    and `fuse_and_decode`; its mode is restored. A `window_size` of None takes whole rows.
 
     Returns:
         A dictionary that JSON can hold, None where undefined:
@@ -175,10 +168,6 @@ def reliance_error_agreement(
           (modality -> share).
         - `modalities`, `class_names`, `window_size`, `rows`, `windows`, `rows_without_label`,
           `rows_without_modality`.
-
-    Raises:
-        ValueError: If no row can be evaluated, one cannot be read, or an option is wrong.
-        TypeError: If `rows` has no length.
     """
     config = model.config
     names = list(config.modalities)

@@ -36,25 +36,14 @@ def score_map(
 ) -> dict[str, Any]:
     """Compare a map with a raster of labels, which is picked by nearest neighbour where its grid is another one.
 
-    Labels that are 255, nodata or not there do not count, and neither do pixels where the map is nodata; of those it
-    is said how many of the labelled ones they are.
+    Both hold class ids from 0 to `num_labels` - 1, 255 for none, in whole numbers of any dtype; a palette's indices
+    are ids, and of several bands one is named, as in `label.tif:1`. Labels that are 255, nodata or not there do not
+    count, and neither do pixels where the map is nodata; of those it is said how many of the labelled ones they are.
 
-    Args:
-        map_path: Class ids, 255 for none, as `predict_raster` writes them; a palette's indices are ids, too.
-        label: Class ids, 255 for none; whole numbers of any dtype. Of a file with more bands, name the one that holds
-            them, as in `label.tif:1`.
-        num_labels: Number of classes.
-        robustness: The map's raster of robustness, a band per modality, if it has one.
-        scored_classes: Which classes count in the means, see `segmentation_scores`.
-
-    Returns:
-        The scores of `segmentation_scores`, with `uncovered_share`, None if nothing is labelled, and, with
-        `robustness`, `robustness_per_class`: mean share of reliance on each band over the pixels that are labelled as
-        the class, lists (num_labels, bands); None for classes that do not occur.
-
-    Raises:
-        ValueError: If a file cannot be read, has several bands, holds other ids than 0 to `num_labels` - 1, or lies
-            elsewhere.
+    Returns the scores of `segmentation_scores`, with `uncovered_share`, None if nothing is labelled. With the map's
+    raster of `robustness`, a band per modality, `robustness_per_class` is there as well: mean share of reliance on
+    each band over the pixels that are labelled as the class, lists (num_labels, bands); None for classes that do not
+    occur.
     """
     channels = {"map": 1, "truth": 1}
     rasters: dict[str, Any] = {"map": _band_of_ids(map_path), "truth": _band_of_ids(label)}
@@ -92,16 +81,12 @@ def score_map(
 
 
 def _band_of_ids(text: str | os.PathLike) -> RasterInput:
-    """The band that was chosen behind a colon, or the only one; a palette's indices instead of its colours.
-
-    Raises:
-        ValueError: If the file has several bands: the first of a label in colours would pass for class ids.
-    """
+    """The band that was chosen behind a colon, or the only one; a palette's indices instead of its colours."""
     source = RasterInput.parse(text)
     if source.path.suffix.lower() == ".npy":  # `RasterScene` refuses other shapes
         return source
     count = read_info(source.path, bands=source.bands, palette_as_indices=True).channels
-    if count != 1:
+    if count != 1:  # the first band of a label in colours would pass for class ids
         raise ValueError(
             f"{text} has {count} bands; expected one of class ids. Choose it, as in {source.path}:1, if one holds "
             "them. Labels in colours are turned into ids by `sgma-hf convert-rasters --classes`: evaluate on the "

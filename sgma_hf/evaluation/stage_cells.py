@@ -15,8 +15,7 @@ NUM_BINS = 2001  # odd, so that 0 is the centre of a bin of [-1, 1]
 def cell_shares(masks: torch.Tensor) -> list[torch.Tensor]:
     """Share of every cell's pixels where bool masks (..., height, width) are True, of those inside the image.
 
-    Returns:
-        Float32 in [0, 1], (..., ceil(height / stride), ceil(width / stride)), for the strides 4, 8, 16 and 32.
+    Float32 in [0, 1], (..., ceil(height / stride), ceil(width / stride)), for the strides 4, 8, 16 and 32.
     """
     height, width = masks.shape[-2:]
     planes = masks.reshape(-1, 1, height, width).float()

@@ -26,19 +26,11 @@ def build_model_card(
     license: str | None = None,
     tags: Sequence[str] = (),
 ) -> ModelCard:
-    """Write the card of a model.
+    """Write the card of a model; `str(card)` is the content of README.md.
 
-    Args:
-        config: Configuration of the model.
-        processor: Its image processor.
-        record: What is known about the training; None where nothing is. Scores are stated only if it has an
-            `evaluation`.
-        repo_id: Where the model will be found on the Hub. None: the card is for a folder, and its example loads ".".
-        license: Licence of the weights, as the Hub abbreviates it. None states none.
-        tags: Further tags of the repository.
-
-    Returns:
-        The card; `str(card)` is the content of README.md.
+    Scores are stated only if the record has an `evaluation`; without a record it says what is not recorded. `repo_id`
+    is where the model will be found on the Hub; None is a card of a folder, whose example loads ".". `license` is that
+    of the weights, as the Hub abbreviates it, `tags` are further ones of the repository.
     """
     record = record or TrainingRecord()
     name = (repo_id or "SGMA").rpartition("/")[2]
@@ -127,12 +119,7 @@ def _modality_table(processor: Any, units: Mapping[str, str | None]) -> str:
 
 
 def usage_snippet(processor: Any, model: str) -> str:
-    """Code that loads a model and predicts with a modality missing; it runs as it stands.
-
-    Args:
-        processor: The model's image processor.
-        model: Id on the Hub, or a folder.
-    """
+    """Code that loads a model, by id or folder, and predicts with a modality missing; it runs as it stands."""
     entries = []
     for index, (name, channels) in enumerate(zip(processor.modalities, processor.modality_channels, strict=True)):
         shape = (SNIPPET_SIZE, SNIPPET_SIZE) if channels == 1 else (SNIPPET_SIZE, SNIPPET_SIZE, channels)

@@ -27,12 +27,7 @@ _REASONS = {
 
 
 def explain_push_error(error: BaseException, repo_id: str) -> str:
-    """Say in one line why a push failed and what to do.
-
-    Args:
-        error: One of `PUSH_ERRORS`.
-        repo_id: Repository that was pushed to.
-    """
+    """Say in one line why a push failed with one of `PUSH_ERRORS`, and what to do."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -54,20 +49,11 @@ def push_dataset(
     token: str | None = None,
     commit_message: str = "Upload dataset",
 ) -> str:
-    """Upload a dataset folder: its Parquet files, metadata, card and the record of its conversion.
+    """Upload what a converter wrote, Parquet files, metadata, card and record of the conversion; returns the address.
 
     A push that broke off is completed by another one: what is there already is not sent again. Parquet files of an
-    earlier version that the folder no longer has are deleted.
-
-    Args:
-        folder: What `ParquetDatasetWriter` wrote.
-        repo_id: Dataset on the Hub, "organisation/name"; created if it is not there.
-        private: Whether a dataset that is created is private; one that is public already is refused.
-        token: Access token; None takes the one that is logged in.
-        commit_message: First line of the commit.
-
-    Returns:
-        Address of the dataset, for `load_dataset(repo_id)`.
+    earlier version that the folder no longer has are deleted. A dataset that is created is private if `private` is,
+    and one that is public already is refused then; a `token` of None takes the one that is logged in.
 
     Raises:
         ValueError: If the folder is no dataset of ours, its card is not valid, or the dataset is there and public but
@@ -120,14 +106,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def push_as_asked(arguments: argparse.Namespace) -> None:
-    """Push `arguments.output` if `--push` was given, and print where it is.
-
-    Args:
-        arguments: With `output`, `push` and `public`.
-
-    Raises:
-        ValueError, OSError: As `push_dataset`.
-    """
+    """Push `arguments.output` as `push_dataset` does if `--push` was given, and print where it is."""
     if arguments.push:
         url = push_dataset(arguments.output, arguments.push, private=not arguments.public)
         sys.stdout.write(f"{url}\n")

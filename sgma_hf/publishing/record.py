@@ -38,62 +38,35 @@ _NO_COMMANDS = ("ipykernel", "colab", "pytest", "py.test")  # these run code tha
 
 @dataclass
 class DataDescription:
-    """Where the rows of a run came from, as far as the rows themselves do not say.
+    """Where the rows of a run came from, as far as the rows themselves do not say."""
 
-    Args:
-        dataset: Id on the Hub, or a folder, of which only the name is recorded.
-        train_split: Split that was trained on.
-        evaluation_split: Split of the trainer's own evaluation rows.
-        units: Unit of each modality's values by name.
-    """
-
-    dataset: str | None = None
+    dataset: str | None = None  # id on the Hub, or a folder, of which only the name is recorded
     train_split: str | None = None
     evaluation_split: str | None = None
-    units: dict[str, str | None] = field(default_factory=dict)
+    units: dict[str, str | None] = field(default_factory=dict)  # of the values, by modality
 
 
 @dataclass
 class TrainingRecord:
-    """Facts of one run; None is what nobody recorded.
-
-    Args:
-        dataset: Name of the data set.
-        dataset_is_on_hub: Whether that is an id on the Hub.
-        train_split: Split that was trained on.
-        train_rows: Rows that were trained on.
-        units: Unit of each modality's values by name.
-        finetuned_from: Checkpoint that training went on from.
-        backbone: Checkpoint that the encoder of a new model started from.
-        command: The command that was typed, without tokens, and of absolute paths the last part.
-        arguments: Those of `RECORDED_ARGUMENTS`.
-        num_processes: Processes that trained together.
-        steps: Optimiser steps of these weights.
-        epochs: Epochs of these weights.
-        train_seconds: Wall-clock time of a finished run.
-        versions: Version of every package that matters.
-        commit: Commit of the package's repository.
-        hardware: What it ran on.
-        evaluation: Results of `evaluate_modality_combinations` of these very weights, with `dataset`, `split` and the
-            weights' SHA-256 (`sgma_hf.publishing.weights_digest`).
-    """
+    """Facts of one run; None is what nobody recorded."""
 
     dataset: str | None = None
     dataset_is_on_hub: bool = False
     train_split: str | None = None
     train_rows: int | None = None
     units: dict[str, str | None] = field(default_factory=dict)
-    finetuned_from: str | None = None
-    backbone: str | None = None
-    command: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
+    finetuned_from: str | None = None  # checkpoint that training went on from
+    backbone: str | None = None  # checkpoint that the encoder of a new model started from
+    command: str | None = None  # as `command_line` gives it
+    arguments: dict[str, Any] = field(default_factory=dict)  # those of `RECORDED_ARGUMENTS`
     num_processes: int | None = None
-    steps: int | None = None
+    steps: int | None = None  # of the optimiser, until these weights
     epochs: float | None = None
-    train_seconds: float | None = None
+    train_seconds: float | None = None  # wall-clock time of a finished run
     versions: dict[str, str] = field(default_factory=dict)
-    commit: str | None = None
+    commit: str | None = None  # of the package's repository
     hardware: str | None = None
+    # Results of `evaluate_modality_combinations` of these very weights, with `dataset`, `split` and their SHA-256.
     evaluation: dict[str, Any] | None = None
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -102,21 +75,13 @@ class TrainingRecord:
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "TrainingRecord | None":
-        """Read the record of a checkpoint; None if it has none.
-
-        Raises:
-            ValueError: If the file is not what `save` writes.
-        """
+        """Read the record of a checkpoint; None if it has none, a ValueError if it is not what `save` writes."""
         path = Path(directory) / RECORD_FILE
         return read_dataclass(cls, path, "record of a training run") if path.is_file() else None
 
 
 def redact_tokens(arguments: Sequence[str]) -> list[str]:
-    """Replace access tokens among command-line arguments.
-
-    Args:
-        arguments: As in `sys.argv`.
-    """
+    """Replace access tokens among command-line arguments."""
     result: list[str] = []
     for argument in arguments:
         flag, separator, _ = argument.partition("=")
@@ -138,12 +103,9 @@ def _without_folders(argument: str) -> str:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str | None:
-    """The command of this process, without tokens; None if it was no command (a notebook, `python -c`, a test).
+    """The command of this process, or of `arguments`; None if it was no command (a notebook, `python -c`, a test).
 
-    Of absolute paths the last part is left.
-
-    Args:
-        arguments: The program and its arguments; None takes those of the process.
+    It has no tokens, and of absolute paths the last part.
     """
     program, *rest = sys.argv if arguments is None else arguments
     is_module = os.path.basename(program) == "__main__.py"  # python -m
@@ -203,11 +165,7 @@ def hardware_name(device: torch.device) -> str:
 
 
 def dataset_name(dataset: str | None) -> tuple[str | None, bool]:
-    """Name of a data set for others, and whether it is an id on the Hub: of a local folder only the last part.
-
-    Args:
-        dataset: Id on the Hub, or a folder.
-    """
+    """Name of a data set for others, and whether it is an id on the Hub: of a local folder only the last part."""
     if dataset is None:
         return None, False
     if os.path.exists(dataset) or not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) or dataset.startswith("."):

@@ -9,9 +9,8 @@ from .tables import markdown_table
 def results_to_markdown(results: Mapping[str, Any]) -> str:
     """Write the results as a Markdown table in percent, one row per combination, with what was left out below it.
 
-    Args:
-        results: What `evaluate_modality_combinations` returned, or the same read back from JSON; under `agreement` it
-            may hold what `evaluate_agreement` returned.
+    `results` is what `evaluate_modality_combinations` returned, or the same read back from JSON; under `agreement` it
+    may hold what `evaluate_agreement` returned.
     """
     header = ["modalities", "mIoU", "F1", "accuracy", *(f"IoU {name}" for name in results["class_names"]), "rows"]
     lines = [

@@ -5,13 +5,7 @@ from typing import Any
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[Any]], *, text_columns: int = 1) -> str:
-    """Write a table; the columns of text come first, those after them are aligned to the right.
-
-    Args:
-        header: Names of the columns.
-        lines: Cells of each line.
-        text_columns: How many columns hold text.
-    """
+    """Write a table; the columns of text come first, those after them are aligned to the right."""
 
     def line(cells: Sequence[Any]) -> str:
         return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"

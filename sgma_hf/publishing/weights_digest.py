@@ -14,11 +14,7 @@ DIGEST_KEY = "weights_sha256"  # in the files of results
 
 
 def weights_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 of names, dtypes, shapes and values of weights, whatever their order.
-
-    Args:
-        weights: Names and tensors, as `model.state_dict().items()` has them.
-    """
+    """SHA-256 of names, dtypes, shapes and values of `model.state_dict().items()`, whatever their order."""
     lines = []
     for name, tensor in weights:
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
@@ -27,13 +23,9 @@ def weights_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def checkpoint_digest(name_or_path: str | os.PathLike) -> str:
-    """`weights_digest` of a checkpoint as it is stored: moved, or split into other files, it stays the same.
+    """`weights_digest` of a checkpoint in safetensors files: moved, or split into others, it stays the same.
 
-    Args:
-        name_or_path: Folder, or id on the Hub, of a checkpoint in safetensors files.
-
-    Raises:
-        OSError: If there is no such checkpoint, or it holds no weights.
+    An OSError says that there is no such checkpoint, or no weights in it.
     """
     return weights_digest(_stored_weights(Path(cached_file(str(name_or_path), "config.json")).parent))
 

@@ -65,13 +65,6 @@ def plot_sample(
         palette: [red, green, blue] in 0..255 per class; None takes `default_palette`.
         title: Heading of the figure.
         robustness_title: Heading of the row of robustness maps.
-
-    Returns:
-        The figure; save it with `figure.savefig(path)`.
-
-    Raises:
-        ImportError: If matplotlib is missing (extra `viz`).
-        ValueError: If there is no modality at all, or a map cannot be shown.
     """
     if not images:
         raise ValueError("`images` is empty; give at least one modality, None for those that are missing.")
@@ -113,24 +106,10 @@ def plot_overlay(
     nodata: Sequence[float] = (),
     title: str | None = None,
 ) -> "Figure":
-    """Draw a label map in its colours over an image, with a legend.
+    """Draw a label map (height, width) in its colours over an image, as `plot_sample` shows it, with a legend.
 
-    Args:
-        image: Raster (height, width) or (height, width, channels), masked or not; bands are shown as `plot_sample`
-            shows them.
-        label_map: Class ids (height, width); where it is 255, the image is seen as it is.
-        palette: [red, green, blue] in 0..255 per class; None takes `default_palette`.
-        class_names: Names for the legend; None numbers the classes.
-        opacity: Of the colours, in [0, 1].
-        nodata: Values of the image that stand for nothing.
-        title: Heading of the figure.
-
-    Returns:
-        The figure; save it with `figure.savefig(path)`.
-
-    Raises:
-        ImportError: If matplotlib is missing (extra `viz`).
-        ValueError: If the sizes differ, `opacity` is out of range, or a class has no colour or name.
+    The image is (height, width) or (height, width, channels), masked or not, and seen as it is where the map is 255;
+    `opacity` of the colours is in [0, 1]. A palette of None takes `default_palette`, class names of None number them.
     """
     label_map = np.asarray(label_map)
     if label_map.shape != np.shape(image)[:2]:

@@ -24,18 +24,8 @@ _MARKERS = "osD^vPX*"
 def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = None) -> "Figure":
     """Draw how each modality learned: lines over the epochs, and the last epoch's figures per class.
 
-    What the run did not have, for instance robustness without `fusion="sgf"`, leaves its panel empty.
-
-    Args:
-        record: What `read_learning_dynamics` of `sgma_hf.training.dynamics` returns.
-        title: Heading of the figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ImportError: If matplotlib is missing (extra `viz`).
-        ValueError: If no epoch is recorded.
+    `record` is what `read_learning_dynamics` of `sgma_hf.training.dynamics` returns. What the run did not have, for
+    instance robustness without `fusion="sgf"`, leaves its panel empty; without an epoch a ValueError is raised.
     """
     epochs, evaluations, names = record["epochs"], record["evaluations"], record["modalities"]
     if not epochs:
@@ -81,17 +71,8 @@ def plot_robustness_matrix(
 ) -> "Figure":
     """Draw which modality is relied on for which class, a cell for each pair.
 
-    Args:
-        robustness_per_class: Class -> modality -> mean share of reliance in [0, 1], as
-            `sgma_hf.evaluation.scenes.evaluate_scene` returns it; None for a class that does not occur.
-        title: Heading of the figure.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ImportError: If matplotlib is missing (extra `viz`).
-        ValueError: If no class occurs.
+    `robustness_per_class` is class -> modality -> mean share of reliance in [0, 1], as `evaluate_scene` returns it;
+    None for a class that does not occur. A ValueError says that none does.
     """
     matplotlib = require_matplotlib()
     rows = {name: row for name, row in robustness_per_class.items() if row}

@@ -19,16 +19,10 @@ GAP_COLOR, HATCH_COLOR, HATCH = "#f2f2f2", "#a8a8a8", "////"
 
 
 def default_palette(num_labels: int) -> list[list[int]]:
-    """Colours for classes that have none of their own.
+    """[red, green, blue] in 0..255 for classes that have no colours of their own.
 
     The first nine can be told apart with the common colour blindnesses. No set of more can: from there on, hues and
     lightness go round.
-
-    Args:
-        num_labels: Number of classes.
-
-    Returns:
-        [red, green, blue] in 0..255 per class.
     """
     palette = [list(color) for color in SAFE_COLORS[:num_labels]]
     for index in range(len(palette), num_labels):

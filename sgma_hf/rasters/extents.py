@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.windows import Window
 from .files import read_raster
-from .grids import Grid, check_proportions, edges_of, lie_apart, no_overlap, pixel_steps
+from .grids import Grid, check_crs, check_proportions, edges_of, lie_apart, no_overlap, pixel_steps
 from .raster import Georeference, Raster, RasterInfo
 from .sources import Mosaic
 
@@ -38,6 +38,7 @@ def read_on_extent(
     if grid is None or info.georeference is None:
         check_proportions(info, size)
         return read_raster(info.path, **options)
+    check_crs(info, grid)
     if lie_apart(info, reference):
         raise ValueError(no_overlap(info, reference))
     window = _aligned_window(info, reference)

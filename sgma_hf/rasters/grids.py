@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .raster import Georeference, RasterInfo, parse_crs, require_rasterio, same_crs
+from .raster import Georeference, RasterInfo, parse_crs, refuse_unknown_way, require_rasterio, same_crs
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,24 @@ def _transformed(own: str, target: str, x: list[float], y: list[float]) -> tuple
     return [one for (one,), _ in found], [other for _, (other,) in found]
 
 
-def footprint(own: Georeference, size: tuple[int, int], target: Grid | RasterInfo) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of `target`, each (21, 21), of places spread evenly over a raster of `size`."""
+def check_crs(info: RasterInfo, place: Georeference) -> None:
+    """Raise ValueError that names the file if nothing leads from its CRS to another."""
+    if not same_crs(info.georeference.crs, place.crs):
+        with refuse_unknown_way(info.path, info.georeference.crs, place.crs):
+            locate(np.zeros(1), np.zeros(1), info.georeference, Grid((1, 1), place))
+
+
+def footprint(raster: Grid | RasterInfo, target: Grid | RasterInfo) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of `target`, each (21, 21), of places spread evenly over another raster."""
     steps = np.linspace(0, 1, 21)
-    return locate(*np.meshgrid(steps * size[0], steps * size[1], indexing="ij"), own, target)
+    places = np.meshgrid(steps * raster.size[0], steps * raster.size[1], indexing="ij")
+    return locate(*places, raster.georeference, target)
 
 
 def lie_apart(one: Grid | RasterInfo, other: Grid | RasterInfo) -> bool:
     """Whether two rasters lie apart, seen from both of them; a projection may show one of them distorted."""
     for seen, target in ((one, other), (other, one)):
-        rows, columns = footprint(seen.georeference, seen.size, target)
+        rows, columns = footprint(seen, target)
         if not (np.isfinite(rows).all() and np.isfinite(columns).all()):
             return False
         if rows.max() > 0 and columns.max() > 0 and rows.min() < target.size[0] and columns.min() < target.size[1]:

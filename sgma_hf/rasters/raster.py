@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,22 @@ def parse_crs(wkt: str) -> Any:
 def same_crs(first: str | None, second: str | None) -> bool:
     """Whether two WKT texts name one CRS; an unknown one is taken to be the other."""
     return first is None or second is None or first == second or parse_crs(first) == parse_crs(second)
+
+
+@contextlib.contextmanager
+def refuse_unknown_way(what: Any, own: str, target: str) -> Iterator[None]:
+    """Raise ValueError that names `what` where nothing leads from one CRS to another, a local one for instance."""
+    rasterio = require_rasterio(what)
+    try:
+        with rasterio.Env():  # or GDAL would write pages to stderr
+            yield
+    except rasterio._err.CPLE_NotSupportedError as error:
+        kinds = ['{}"{}"]'.format(*crs.split('"')[:2]) for crs in (own, target)]
+        raise ValueError(
+            f"{what} is in the CRS {kinds[0]}, from which no way leads to {kinds[1]}: one of them is a local system "
+            "without a place on Earth, or of another planet. Where a file only says so by mistake, write the right "
+            "one: `gdal_edit.py -a_srs EPSG:... FILE`."
+        ) from error
 
 
 def metres_per_unit(crs: str) -> float | None:
@@ -110,7 +127,8 @@ def lonlat_bounds(georeference: Georeference, size: tuple[int, int]) -> tuple[fl
     if georeference.crs is None:
         raise ValueError("A raster without a CRS has no longitude and latitude.")
     warp = require_rasterio("coordinate reference systems").warp
-    return warp.transform_bounds(parse_crs(georeference.crs), "EPSG:4326", *georeference.bounds(size))
+    with refuse_unknown_way("A raster", georeference.crs, 'GEOGCRS["WGS 84"]'):
+        return warp.transform_bounds(parse_crs(georeference.crs), "EPSG:4326", *georeference.bounds(size))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..data.windows import Window
 from .alpha import check_alpha
 from .bands import ALL_BANDS, BandSelection, share_files
 from .files import RasterFile, check_bands, read_info, uses_pillow
-from .grids import Grid, footprint
+from .grids import Grid, check_crs, footprint
 from .raster import RasterInfo
 from .sources import RESAMPLINGS, Mosaic, read_npy
 
@@ -188,7 +188,7 @@ def _read_header(source: RasterInput, name: str, channels: int) -> RasterInfo:
 
 
 def _check_georeferences(infos: Sequence[RasterInfo]) -> None:
-    """Either all rasters have a place on Earth, and a CRS if any has one, or none has."""
+    """Either all rasters have a place on Earth, a CRS if any has one, and a way to the first one's; or none has."""
     placed = [info for info in infos if info.georeference is not None]
     lost = [info for info in infos if info.georeference is None]
     if placed and lost:
@@ -209,6 +209,7 @@ def _check_georeferences(infos: Sequence[RasterInfo]) -> None:
             raise ValueError(
                 f"{info.path} has the geotransform {info.georeference.transform}: its pixels have no area."
             )
+        check_crs(info, infos[0].georeference)
 
 
 def _reference_grid(infos: Sequence[RasterInfo]) -> Grid:
@@ -218,7 +219,7 @@ def _reference_grid(infos: Sequence[RasterInfo]) -> Grid:
         return Grid(first.size, None)
     top, left, bottom, right = 0, 0, *first.size
     for info in infos[1:]:
-        rows, columns = footprint(info.georeference, info.size, first)
+        rows, columns = footprint(info, first)
         if not (np.isfinite(rows).all() and np.isfinite(columns).all()):
             raise ValueError(
                 f"{info.path} cannot be brought into the CRS of {first.path}; name the map's grid with `like`."

@@ -274,7 +274,7 @@ class WarpedSource:
     def _part_below(self, window: Window) -> tuple[Window, bool]:
         """The part of the file that a window looks at, and whether that lies within the file on all sides."""
         place = self._place.window(window.top, window.left)
-        rows, columns = footprint(place, window[2:], Grid(self._info.size, self._own))
+        rows, columns = footprint(Grid(window[2:], place), Grid(self._info.size, self._own))
         known = np.isfinite(rows) & np.isfinite(columns)
         if not known.any():
             return Window(0, 0, 0, 0), False

@@ -11,6 +11,7 @@ from sgma_hf.rasters.bands import BandSelection
 from sgma_hf.rasters.extents import read_on_extent
 from sgma_hf.rasters.files import read_info, read_raster
 from sgma_hf.rasters.raster import Georeference, Raster, lonlat_bounds
+from sgma_hf.rasters.scene import RasterScene
 
 
 def grid_of(size, *, origin=(500000.0, 4800000.0), pixel=1.0):
@@ -187,6 +188,21 @@ def test_rasters_elsewhere_are_refused_with_both_extents(tmp_path):
         path = write_tiff(tmp_path / "x.tif", np.ones((1, 2, 2), dtype=np.uint8), pixel=pixel)
         with pytest.raises(ValueError, match=r"does not overlap.*500000, .*the reference \(600000"):
             read_on_extent(read_info(path), *grid_of((2, 2), origin=(600000.0, 4800000.0)))
+
+
+def test_crs_from_which_no_way_leads_to_the_other_is_said_in_one_sentence(tmp_path):
+    local = 'LOCAL_CS["RGF93 v1 / Lambert-93",UNIT["metre",1,AUTHORITY["EPSG","9001"]]]'
+    path = write_tiff(tmp_path / "label.tif", np.zeros((1, 4, 4), dtype=np.uint8), crs=local)
+    info, (place, size) = read_info(path), grid_of((4, 4))
+    with pytest.raises(
+        ValueError, match=r'label.tif is in the CRS LOCAL_CS\["RGF93 v1 / Lambert-93"\], from which no way'
+    ):
+        read_on_extent(info, place, size)
+    other = write_tiff(tmp_path / "rgb.tif", np.zeros((1, 4, 4), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"label\.tif is in the CRS LOCAL_CS"):
+        RasterScene({"rgb": other, "label": path}, channels={"rgb": 1, "label": 1})
+    with pytest.raises(ValueError, match="from which no way leads"):
+        lonlat_bounds(info.georeference, info.size)
 
 
 def test_unaligned_raster_is_interpolated_on_a_plane(tmp_path):

@@ -47,11 +47,7 @@ def demo_metadata() -> DatasetMetadata:
 
 
 def split_sizes(num_tiles: int) -> dict[str, int]:
-    """Tiles per split, 70 : 15 : 15, at least one each.
-
-    Raises:
-        ValueError: If there are fewer than three tiles.
-    """
+    """Tiles per split, 70 : 15 : 15, at least one each."""
     if num_tiles < len(SPLITS):
         raise ValueError(f"{num_tiles} tiles cannot fill the splits {list(SPLITS)}. Ask for 3 or more (--tiles).")
     held_out = max(1, round(0.15 * num_tiles))
@@ -139,20 +135,7 @@ def write_demo_scenes(
     coverage: float = 0.25,
     overwrite: bool = False,
 ) -> str:
-    """Write the demo scenes as a dataset folder.
-
-    Args:
-        out: Folder to make.
-        num_tiles: Rows in all; 70 % train, 15 % validation, 15 % test.
-        tile_size: Side of a tile in pixels.
-        seed: Decides everything.
-        missing: Share of training rows that lack a modality.
-        coverage: Chance that a modality ends inside a training scene.
-        overwrite: Whether to replace an earlier dataset.
-
-    Returns:
-        A summary for the terminal.
-    """
+    """Write the demo scenes as a dataset folder, see `demo_rows`; returns a summary for the terminal."""
     rows = demo_rows(num_tiles=num_tiles, tile_size=tile_size, seed=seed, missing=missing, coverage=coverage)
     writer = ParquetDatasetWriter(
         out,
@@ -177,14 +160,7 @@ def write_demo_scenes(
 
 @report_errors("sgma-hf demo-scenes", on_stop="nothing was written; the same command starts anew")
 def main(argv: list[str] | None = None) -> int:
-    """Command line of the demo scenes; see the module's docstring.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 2 after one line that says what was wrong.
-    """
+    """Command line of the demo scenes; see the module's docstring."""
     parser = Parser(
         prog="sgma-hf demo-scenes",
         description="Write a dataset of procedural scenes: RGB, height and near infrared.",

@@ -40,39 +40,22 @@ from .writing.parquet import ParquetDatasetWriter, check_output
 
 @dataclass
 class ConversionOptions:
-    """What `convert_rasters` does beside reading; the command line has a flag for each.
+    """What `convert_rasters` does beside reading; the command line has a flag for each."""
 
-    Args:
-        label: Folder or stem of the labels; None if there are none.
-        absent: Number of bands of each modality that no scene has, whose column is null throughout.
-        nodata: Per modality, values that stand for nothing.
-        units: Per modality, the unit of its values, for the record.
-        classes: The `--classes` file; None takes label ids as they are.
-        ignore_unmapped: Whether label values without a class are ignored instead of refused.
-        tile: Side of a tile in pixels of the label; None keeps scenes whole.
-        stride: Pixels from tile to tile of training scenes, `tile` by default; see `Tiling`.
-        val_fraction: Share of the training rows to set aside as `validation`; None sets none aside.
-        group_distance: Scenes closer than so many metres stay on one side.
-        group_regex: Scenes whose names give the same match stay on one side.
-        seed: Decides what is set aside.
-        split_names: Other names for split folders, `{"valid": "test"}`.
-        overwrite: Whether to replace an earlier dataset.
-    """
-
-    label: str | None = "label"
-    absent: Mapping[str, int] = field(default_factory=dict)
-    nodata: Mapping[str, NodataOption] = field(default_factory=dict)
-    units: Mapping[str, str] = field(default_factory=dict)
-    classes: Path | None = None
-    ignore_unmapped: bool = False
-    tile: int | None = None
-    stride: int | None = None
-    val_fraction: float | None = None
-    group_distance: float | None = None
-    group_regex: str | None = None
-    seed: int = 0
-    split_names: Mapping[str, str] = field(default_factory=dict)
-    overwrite: bool = False
+    label: str | None = "label"  # folder or stem of the labels; None if there are none
+    absent: Mapping[str, int] = field(default_factory=dict)  # bands of modalities that no scene has: null throughout
+    nodata: Mapping[str, NodataOption] = field(default_factory=dict)  # per modality, values that stand for nothing
+    units: Mapping[str, str] = field(default_factory=dict)  # per modality, for the record
+    classes: Path | None = None  # the `--classes` file; None takes label ids as they are
+    ignore_unmapped: bool = False  # whether label values without a class are ignored instead of refused
+    tile: int | None = None  # side of a tile in pixels of the label; None keeps scenes whole
+    stride: int | None = None  # pixels from tile to tile of training scenes, `tile` by default; see `Tiling`
+    val_fraction: float | None = None  # share of the training rows to set aside as `validation`; None sets none aside
+    group_distance: float | None = None  # scenes closer than so many metres stay on one side
+    group_regex: str | None = None  # scenes whose names give the same match stay on one side
+    seed: int = 0  # decides what is set aside
+    split_names: Mapping[str, str] = field(default_factory=dict)  # other names for split folders: {"valid": "test"}
+    overwrite: bool = False  # whether to replace an earlier dataset
 
 
 @dataclass
@@ -111,8 +94,6 @@ def convert_rasters(
 
     Raises:
         ValueError: If an option, a name or a file is not usable; nothing is left behind in `out`.
-        OSError: If a folder cannot be read or written.
-        ImportError: If the files take rasterio and it is not installed.
     """
     source, out, options = Path(source), Path(out), options or ConversionOptions()
     folders, chosen = _parse_modalities(modalities)
@@ -295,9 +276,8 @@ def _nodata(text: str) -> NodataOption:
     """`0`, `-9999,-32768`, or `none` (whatever the files declare)."""
     if text == "none":
         return NodataOption(use_declared=False)
-    return NodataOption(
-        tuple(value for value in map(float, text.split(",")) if np.isfinite(value))
-    )  # NaN always counts
+    # NaN always counts.
+    return NodataOption(tuple(value for value in map(float, text.split(",")) if np.isfinite(value)))
 
 
 def _parser() -> Parser:
@@ -345,14 +325,7 @@ def _parser() -> Parser:
 
 @report_errors("sgma-hf convert-rasters", on_stop="nothing was written; the same command starts anew")
 def main(argv: list[str] | None = None) -> int:
-    """Command line of the raster converter; see the module's docstring.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 2 after one line that says what was wrong.
-    """
+    """Command line of the raster converter; see the module's docstring."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
     given = vars(arguments) | {

@@ -25,19 +25,12 @@ _CAR_COLOURS = (
 
 @dataclass
 class PaintedScene:
-    """One scene, co-registered, `PIXEL_SIZE` metres per pixel.
+    """One scene, co-registered, `PIXEL_SIZE` metres per pixel."""
 
-    Args:
-        rgb: uint8 (height, width, 3), 1..255.
-        dsm: float32 (height, width), absolute height of the surface in metres.
-        nir: uint8 (height, width), 1..255.
-        label: uint8 (height, width), class ids 0..4.
-    """
-
-    rgb: np.ndarray
-    dsm: np.ndarray
-    nir: np.ndarray
-    label: np.ndarray
+    rgb: np.ndarray  # uint8 (H, W, 3), 1..255
+    dsm: np.ndarray  # float32 (H, W), absolute height of the surface in metres
+    nir: np.ndarray  # uint8 (H, W), 1..255
+    label: np.ndarray  # uint8 (H, W), class ids 0..4
 
 
 @dataclass
@@ -77,16 +70,12 @@ def smooth_noise(rng: np.random.Generator, size: int, cell: float) -> np.ndarray
 
 
 def paint_scene(rng: np.random.Generator, size: int) -> PaintedScene:
-    """Paint one square scene.
+    """Paint one square scene of `size` pixels.
 
     What tells the classes apart: grey roofs have the colour of the street but not its height; lawn (parched in some
     scenes) has the height of the street but not its near infrared; trees have the height of houses and the near
     infrared of lawn; cars are in the colour image only, for the other two sensors flew on other days. Ground height
     and slope, sun, haze and the greenness of lawns vary from scene to scene.
-
-    Args:
-        rng: Decides everything.
-        size: Side in pixels.
     """
     suburb = _lay_out(rng, size)
     _paint_streets(rng, suburb)

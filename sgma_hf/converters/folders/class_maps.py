@@ -19,19 +19,12 @@ _MAX_LISTED = 12
 
 @dataclass
 class ClassMap:
-    """Names and colours of the classes, and which label values mean them.
+    """Names and colours of the classes, and which label values mean them."""
 
-    Args:
-        names: Of the ids 0, 1, ...
-        palette: [red, green, blue] per class.
-        sources: Class id (or 255) of each value that occurs in label files; a colour is 65536 red + 256 green + blue.
-        by_colour: Whether the labels are colour-coded.
-    """
-
-    names: list[str]
-    palette: list[list[int]]
-    sources: dict[int, int]
-    by_colour: bool = False
+    names: list[str]  # of the ids 0, 1, ...
+    palette: list[list[int]]  # [red, green, blue] per class
+    sources: dict[int, int]  # class id (or 255) of each label value; a colour is 65536 red + 256 green + blue
+    by_colour: bool = False  # whether the labels are colour-coded
 
     @classmethod
     def load(cls, path: Path) -> "ClassMap":
@@ -40,9 +33,6 @@ class ClassMap:
         Either a list of names, for the ids 0, 1, ... as they are; or a list of objects with `name` and one of `value`,
         `values`, `color`, `colors` (with a value, `color` is merely the colour to draw the class in). Objects of one
         name are one class; an object with `"ignore": true` needs no name: its values become 255.
-
-        Raises:
-            ValueError: If the file is anything else.
         """
         try:
             entries = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -89,15 +79,7 @@ class ClassMap:
 
     @classmethod
     def identity(cls, found: Iterable[int], *, nodata: set[int]) -> "ClassMap":
-        """Ids as they are: classes `class_0` to the largest id found; 255 and declared nodata are ignored.
-
-        Args:
-            found: The values that occur.
-            nodata: Values that label files declare as nodata.
-
-        Raises:
-            ValueError: If there are no class ids, or ids that do not fit.
-        """
+        """Ids as they are: classes `class_0` to the largest id found; 255 and declared nodata are ignored."""
         ids = sorted(set(found) - nodata - {IGNORE_INDEX})
         if not ids:
             raise ValueError(f"The label files hold nothing but nodata ({sorted(found)}).")
@@ -110,15 +92,7 @@ class ClassMap:
         return cls(names, default_palette(len(names)), {index: index for index in ids})
 
     def refuse_unmapped(self, found: Mapping[Path, Counter], *, nodata: set[int]) -> None:
-        """Refuse values that have no class; 255 and declared nodata need none unless colour-coded.
-
-        Args:
-            found: How often each value occurs, for each label file.
-            nodata: Values that label files declare as nodata.
-
-        Raises:
-            ValueError: If there are any; it names the most frequent, and a file.
-        """
+        """Refuse values (counted by file) without a class; 255 and declared nodata need none unless colour-coded."""
         known = self.sources.keys() | (set() if self.by_colour else nodata | {IGNORE_INDEX})
         counts = sum(found.values(), Counter()).most_common()
         unmapped = [f"{self._show(value)} ({count} pixels)" for value, count in counts if value not in known]
@@ -134,14 +108,10 @@ class ClassMap:
         return tuple(source.to_bytes(3, "big")) if self.by_colour else source
 
     def apply(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Class ids of one label raster.
+        """Class ids of one label raster, uint8 (height, width); what has no class is 255.
 
-        Args:
-            values: Integer (height, width, channels); three channels if colour-coded, else one.
-            valid: bool (height, width), False where the file's mask or alpha hides the label.
-
-        Returns:
-            uint8 (height, width); what has no class is 255.
+        `values` are integers (height, width, channels), three channels if colour-coded, else one; `valid` is False
+        where the file's mask or alpha hides the label.
         """
         codes = _codes(values, self.by_colour)
         present = np.unique(codes)
@@ -150,17 +120,7 @@ class ClassMap:
 
 
 def count_values(values: np.ndarray, valid: np.ndarray, *, by_colour: bool, path: Path) -> Counter:
-    """How often each value (or colour, as in `ClassMap.sources`) occurs in a label raster.
-
-    Args:
-        values: (height, width, channels).
-        valid: bool (height, width); other pixels are not counted.
-        by_colour: Whether the three channels are a colour.
-        path: The file, for errors.
-
-    Raises:
-        ValueError: If the raster cannot be a label.
-    """
+    """How often each value (or colour, as in `ClassMap.sources`) occurs where a label, (H, W, C), is valid, (H, W)."""
     channels = values.shape[2]
     if by_colour and channels != 3:
         raise ValueError(f"{path} has {channels} band(s), but the classes are given by colour. Give `value` instead.")

@@ -19,18 +19,11 @@ from ...rasters.files import RASTER_SUFFIXES
 
 @dataclass
 class SceneFiles:
-    """The files of one place.
+    """The files of one place; None where there is none."""
 
-    Args:
-        name: Unique in its split: the files' common stem, or the scene folder's name.
-        split: `train`, `validation`, `test`.
-        rasters: File per modality, None where there is none.
-        label: Label file, None if there is none.
-    """
-
-    name: str
-    split: str
-    rasters: dict[str, Path | None]
+    name: str  # unique in its split: the files' common stem, or the scene folder's name
+    split: str  # `train`, `validation`, `test`
+    rasters: dict[str, Path | None]  # by modality
     label: Path | None
 
 
@@ -42,22 +35,14 @@ def find_scenes(
     split_names: Mapping[str, str] | None = None,
     absent: Collection[str] = (),
 ) -> list[SceneFiles]:
-    """Find the scenes of a folder.
+    """Find the scenes of a folder, by split and name; those in no split folder are `train`.
 
     Args:
         source: The folder.
         folders: Modality name to the folder (or file stem) that holds it.
         label: Folder or stem of the labels, None if there are none.
         split_names: What a split folder is to be called, where not as usual: `{"valid": "test"}`.
-        absent: Modalities that have no file at all.
-
-    Returns:
-        Scenes by split and name. Scenes in no split folder are `train`.
-
-    Raises:
-        FileNotFoundError: If `source` is no folder.
-        ValueError: If nothing, or no file of some modality or of the label, is found; it says what is there instead.
-            If there is a file of an absent modality, or no scene has both a modality and a label.
+        absent: Modalities that must have no file at all.
     """
     if not source.is_dir():
         raise FileNotFoundError(f"--source {source} is not a folder.")

@@ -17,43 +17,25 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class NodataOption:
-    """`--nodata NAME=...` of one modality.
+    """`--nodata NAME=...` of one modality."""
 
-    Args:
-        values: Given values that stand for nothing.
-        use_declared: Whether nodata values declared in the files count too.
-    """
-
-    values: tuple[float, ...] = ()
-    use_declared: bool = True
+    values: tuple[float, ...] = ()  # that stand for nothing
+    use_declared: bool = True  # whether nodata values declared in the files count too
 
 
 @dataclass(frozen=True)
 class ModalityPlan:
-    """How a modality is stored.
-
-    Args:
-        name: The modality.
-        channels: Bands.
-        dtype: Stored dtype; float32 where integers have holes but no value to fill them with.
-        nodata: Values that stand for nothing in the stored rasters (NaN always does).
-        fill: What is written where there is no data; None if that never happens.
-        option: What the user said about nodata.
-    """
+    """How a modality is stored."""
 
     name: str
     channels: int
-    dtype: str
-    nodata: tuple[float, ...]
-    fill: float | None
+    dtype: str  # float32 where integers have holes but no value to fill them with
+    nodata: tuple[float, ...]  # values that stand for nothing in the stored rasters (NaN always does)
+    fill: float | None  # what is written where there is no data; None if that never happens
     option: NodataOption
 
     def store(self, raster: Raster, path: Path) -> np.ndarray | None:
-        """The array to store, (height, width, channels) in `dtype`; None if it holds no data at all.
-
-        Raises:
-            ValueError: If it has holes that the headers did not announce and the dtype cannot mark.
-        """
+        """The array to store, (height, width, channels) in `dtype`; None if it holds no data at all."""
         if not raster.valid.any():
             return None
         values = raster.values.astype(self.dtype)
@@ -83,15 +65,8 @@ def plan_modality(
 
     One nodata value in all files is kept as it is. Where files disagree, or holes have no value (alpha, internal
     masks, the part of a scene that a raster does not reach), a floating-point modality gets NaN, and an integer one
-    becomes float32 with NaN, which holds 8 and 16 bit exactly.
-
-    Args:
-        name: The modality.
-        files: Header of each file, and place and (height, width) of the reference grid it belongs to.
-        option: What the user said about nodata.
-
-    Raises:
-        ValueError: If files differ in their number of bands, or the values have no lossless form.
+    becomes float32 with NaN, which holds 8 and 16 bit exactly. `files` are the headers, each with the place and
+    (height, width) of the reference grid it belongs to.
     """
     infos = [info for info, _, _ in files]
     channels = infos[0].channels

@@ -18,19 +18,13 @@ def group_scenes(
     distance: float | None = None,
     regex: str | None = None,
 ) -> list[int]:
-    """Number the groups that must not be divided.
+    """Number the groups that must not be divided; without `distance` and `regex`, each scene is its own.
 
     Args:
         names: Of the scenes.
         footprints: Place and (height, width) of each.
         distance: Scenes with a gap of less than so many metres between their extents are of one group.
         regex: Scenes whose names give the same first group (or whole match) are of one group.
-
-    Returns:
-        A group number per scene. Without `distance` and `regex`, each scene is its own.
-
-    Raises:
-        ValueError: If a scene has no place but `distance` is given, or its name does not match.
     """
     pairs = [] if distance is None else _close_pairs(names, footprints, distance)
     if regex is not None:
@@ -86,19 +80,9 @@ def _close_pairs(
 
 
 def choose_validation(groups: Sequence[int], sizes: Sequence[int], fraction: float, seed: int) -> list[bool]:
-    """Draw whole groups for validation until they hold about `fraction` of the rows.
+    """Draw whole groups for validation until they hold about `fraction` of the rows, at least one on each side.
 
-    Args:
-        groups: Group number per scene.
-        sizes: Rows per scene.
-        fraction: Wanted share of the rows, in (0, 1).
-        seed: Decides the order of the draw.
-
-    Returns:
-        Per scene, whether it is validation. At least one group is on each side.
-
-    Raises:
-        ValueError: If the fraction is out of range or there is only one group.
+    Per scene, `groups` has the number of its group and `sizes` its rows; the result says whether it was drawn.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"--val_fraction is {fraction}; expected a share between 0 and 1.")

@@ -11,18 +11,10 @@ from ...rasters.raster import Raster
 
 @dataclass(frozen=True)
 class Tiling:
-    """How scenes are cut. Tiles of training rows may overlap; in every other split a pixel is labelled once.
+    """How scenes are cut. Tiles of training rows may overlap; in every other split a pixel is labelled once."""
 
-    Args:
-        tile: Side of a tile in pixels; None keeps scenes whole.
-        stride: Pixels from one tile of a training scene to the next, at most `tile` (the default).
-
-    Raises:
-        ValueError: If `tile` or `stride` is not positive, the stride leaves gaps, or there is one without a tile.
-    """
-
-    tile: int | None
-    stride: int | None = None
+    tile: int | None  # side of a tile in pixels; None keeps scenes whole
+    stride: int | None = None  # pixels from one tile of a training scene to the next, at most `tile` (the default)
 
     def __post_init__(self):
         if self.tile is not None:
@@ -35,17 +27,9 @@ class Tiling:
         return list(cover(size, self.tile, self.stride if split == "train" else None))
 
     def label(self, label: np.ndarray, window: Window, split: str) -> np.ndarray:
-        """A window's label, outside the training split without what tiles before it label already.
+        """A window's label, outside the training split 255 where tiles before it (`windows`) label the pixel already.
 
         The last tile of a row or column is shifted back inside: scored twice, its pixels would weigh double.
-
-        Args:
-            label: Class ids of the window, (height, width).
-            window: One of `windows`.
-            split: Of the scene.
-
-        Returns:
-            The label, 255 where the pixel is another tile's.
         """
         if self.tile is None or split == "train":
             return label
@@ -56,16 +40,11 @@ class Tiling:
 
 
 def cut(raster: Raster, size: tuple[int, int], window: tuple[int, int, int, int]) -> Raster:
-    """Cut the part of a raster that a window of the reference grid shows.
+    """Cut the part of a raster, which covers the reference grid of `size` in any resolution, that a window shows.
 
     Where the window's edges fall on the raster's own pixels (or the raster is the finer one, to half a pixel of its
     own) this is a crop. Else the part is interpolated at the window's pixels, as the image processor does with a whole
     coarse raster.
-
-    Args:
-        raster: Covers the extent of the reference grid, in any resolution.
-        size: (height, width) of the reference grid.
-        window: (top, left, height, width) in pixels of the reference grid.
     """
     top, left, height, width = window
     if (top, left, height, width) == (0, 0, *size):

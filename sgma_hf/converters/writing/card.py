@@ -18,10 +18,7 @@ _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 def command_for_card(program: str, argv: Sequence[str], flags: Sequence[str]) -> str:
     """The command line for a card, which others read: of a path it tells the last component alone.
 
-    Args:
-        program: What comes after `python`.
-        argv: Arguments that argparse took, so that an abbreviated flag is not ambiguous.
-        flags: Flags whose value is a path.
+    `flags` are those whose value is a path. argparse took `argv`, so that an abbreviated flag is not ambiguous.
     """
     words: list[str] = []
     is_path = False
@@ -47,7 +44,7 @@ def build_card(
     license: str | None = None,
     sections: Sequence[str] = (),
 ) -> str:
-    """Card of a dataset.
+    """Card of a dataset, Markdown with a YAML head.
 
     Args:
         metadata: What the columns mean.
@@ -60,9 +57,6 @@ def build_card(
             or a new version of this one, would be answered with the old rows.
         license: Identifier for the head, `other` where there is none of the Hub's; left out if None.
         sections: Further Markdown, before the example.
-
-    Returns:
-        Markdown with a YAML head.
     """
     from datasets import Image
 

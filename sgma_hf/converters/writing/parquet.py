@@ -27,13 +27,7 @@ _ROW_GROUP_BYTES = 32 * 2**20
 
 
 class ShardWriter:
-    """One Parquet file of encoded rows, written in row groups of a bounded size.
-
-    Args:
-        path: The file.
-        schema: Of the rows.
-        max_group_bytes: Start another row group after so many encoded bytes.
-    """
+    """One Parquet file of encoded rows, in row groups of at most about `max_group_bytes` encoded bytes."""
 
     def __init__(self, path: Path, schema: pa.Schema, max_group_bytes: int = _ROW_GROUP_BYTES) -> None:
         self.path = path
@@ -191,17 +185,7 @@ class ParquetDatasetWriter:
 def encode_row(
     metadata: DatasetMetadata, row_id: str, images: Mapping[str, np.ndarray | None], label: np.ndarray | None
 ) -> dict[str, Any]:
-    """Turn arrays into a row of the dataset.
-
-    Args:
-        metadata: What the row has to be like.
-        row_id: Its id.
-        images: One entry per modality; None where missing.
-        label: Class ids, or None.
-
-    Raises:
-        ValueError: If the row is not what the metadata says; the row and the column are named.
-    """
+    """Turn arrays into a row of the dataset; a ValueError names the row and the column that are not as declared."""
     if set(images) != set(metadata.modalities):
         raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
     if label is not None:
@@ -265,11 +249,7 @@ def summarize(out: Path, metadata: DatasetMetadata, statistics: Mapping[str, Spl
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Refuse a target that is in the way, before any work is done.
-
-    Raises:
-        FileExistsError: If `out` is a file, a dataset (and `overwrite` is off), or a folder that holds anything else.
-    """
+    """Refuse a target that is in the way, before any work is done."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / METADATA_FILE).is_file():

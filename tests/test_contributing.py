@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from document_blocks import blocks, run, section
+from comparison_fixtures import FLAGS, write_scenes
+from document_blocks import blocks, commands, run, section
 
-from sgma_hf.commands import COMMANDS
+from sgma_hf.commands import COMMANDS, compare, results_card
+from sgma_hf.comparison.arms import ARMS
+from sgma_hf.comparison.run_records import read_rows
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
 
@@ -91,3 +94,18 @@ def test_the_data_set_of_the_recipe_is_checked_converted_and_read(tmp_path, monk
 def test_the_reader_of_a_data_set_is_short():
     ((_, block),) = blocks(section(TEXT, "A data set of your own"), "python")
     assert sum(bool(line.strip()) for line in block.splitlines()) <= 30
+
+
+def test_the_arm_of_the_recipe_is_trained_and_stands_in_the_card(tmp_path, monkeypatch):
+    title = "A comparison arm of your own"
+    arm = load(title, "sgma_hf.comparison.recipe", tmp_path, monkeypatch).arm
+    monkeypatch.setitem(ARMS, arm.name, arm)
+    monkeypatch.chdir(tmp_path)
+    write_scenes("rows")
+    training, card = commands(section(TEXT, title))
+    assert compare.main([*training[2:], *FLAGS, "--max_steps", "1", "--seeds", "0"]) == 0
+    (line,) = (row for row in read_rows("runs/compare.jsonl") if row["arm"] == "sgma_half_branch")
+    assert line["arm_definition"] == arm.definition() and line["model_config"]["mas_loss_weight"] == 0.5
+    assert set(line["losses"]) == {"loss", "loss_sgf", "loss_mas"}
+    assert results_card.main(card[2:]) == 0
+    assert f"| `{arm.name}` | {arm.description} | 1 |" in Path("runs/results.md").read_text()

@@ -17,6 +17,16 @@ class Window(NamedTuple):
         """Rows and columns, to index the last two axes of an array."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
+    def moved(self, rows: int, columns: int) -> "Window":
+        """The window so many rows further down and columns further right."""
+        return self._replace(top=self.top + rows, left=self.left + columns)
+
+    def inside(self, size: tuple[int, int]) -> "Window":
+        """The part of it within an image of (height, width); its own height or width is 0 if there is none."""
+        top, left = max(0, self.top), max(0, self.left)
+        bottom, right = min(size[0], self.top + self.height), min(size[1], self.left + self.width)
+        return Window(top, left, max(0, bottom - top), max(0, right - left))
+
 
 def window_starts(length: int, size: int, stride: int | None = None) -> list[int]:
     """Where windows start along an axis; the last one is shifted back so that it ends with the axis.

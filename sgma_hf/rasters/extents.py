@@ -52,9 +52,7 @@ def read_on_extent(
     target = Grid(shape, grid.scaled(size[0] / shape[0], size[1] / shape[1]))
     with contextlib.closing(Mosaic([info], target, nodata, "bilinear")) as files:
         raster = files.read(Window(0, 0, *shape))
-    if raster is None:
-        values = np.zeros((*shape, info.channels), info.dtype)
-        raster = Raster(values, np.zeros(shape, dtype=bool))
+    raster = raster or Raster.empty(shape, info.channels, info.dtype)
     return replace(raster, georeference=target.georeference)
 
 
@@ -63,10 +61,7 @@ def covers_whole_pixels(info: RasterInfo, grid: Georeference | None, size: tuple
     if grid is None or info.georeference is None:
         return True
     window = _aligned_window(info, Grid(size, grid))
-    if window is None:
-        return False
-    top, left, height, width = window
-    return top >= 0 and left >= 0 and top + height <= info.size[0] and left + width <= info.size[1]
+    return window is not None and window == window.inside(info.size)
 
 
 def _aligned_window(info: RasterInfo, grid: Grid) -> Window | None:

@@ -9,6 +9,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -198,16 +199,13 @@ class RasterFile(contextlib.AbstractContextManager):
     def read(self, window: Window | None = None) -> Raster:
         """Read a window; what lies outside the raster holds no data. Declared nodata is not looked for."""
         window = Window(0, 0, *self.info.size) if window is None else window
-        top, left = max(0, window.top), max(0, window.left)
-        height = max(0, min(self.info.size[0], window.top + window.height) - top)
-        width = max(0, min(self.info.size[1], window.left + window.width) - left)
-        georeference = self.info.georeference and self.info.georeference.window(top, left)
-        if not (height and width):
-            values = np.zeros((window.height, window.width, self.info.channels), self.info.dtype)
-            return Raster(values, np.zeros(values.shape[:2], dtype=bool), georeference)
-        with self._named_errors(". The file is damaged; fetch or write it again."):
-            raster = Raster(*self._read_inside(Window(top, left, height, width)), georeference)
-        return raster.crop(window.top - top, window.left - left, window.height, window.width)
+        inside = window.inside(self.info.size)
+        if inside.height and inside.width:
+            with self._named_errors(". The file is damaged; fetch or write it again."):
+                raster = Raster(*self._read_inside(inside)).crop(*window.moved(-inside.top, -inside.left))
+        else:
+            raster = Raster.empty(window[2:], self.info.channels, self.info.dtype)
+        return replace(raster, georeference=self.info.georeference and self.info.georeference.window(*window[:2]))
 
     def _read_inside(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Values (height, width, channels) and where they hold data."""

@@ -14,11 +14,6 @@ class Grid:
     size: tuple[int, int]  # (height, width)
     georeference: Georeference | None  # None if nobody knows where they lie
 
-    @property
-    def is_geographic(self) -> bool:
-        """Whether its coordinates are longitudes and latitudes."""
-        return self.georeference is not None and self.georeference.is_geographic
-
 
 def locate(
     rows: np.ndarray, columns: np.ndarray, own: Georeference, target: Grid | RasterInfo
@@ -125,7 +120,7 @@ def longitude_shifts(info: RasterInfo, grid: Grid) -> list[float]:
         return [0.0]
     west, _, east, _ = info.georeference.bounds(info.size)
     low, high = (-180.0, 180.0)
-    if grid.is_geographic:
+    if grid.georeference.is_geographic:
         low, _, high, _ = grid.georeference.bounds(grid.size)
     slack = 1e-6 * (high - low)
     found = [shift for shift in (0.0, -360.0, 360.0) if west + shift < high - slack and east + shift > low + slack]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.windows import Window
 from .bands import ALL_BANDS, BandSelection
 
 
@@ -159,14 +160,18 @@ class Raster:
         """(height, width) in pixels."""
         return self.valid.shape
 
+    @classmethod
+    def empty(cls, size: tuple[int, int], channels: int, dtype: str | np.dtype) -> "Raster":
+        """Nothing, of (height, width)."""
+        return cls(np.zeros((*size, channels), dtype), np.zeros(size, dtype=bool))
+
     def crop(self, top: int, left: int, height: int, width: int) -> "Raster":
         """A window of it; no data beyond its edges."""
-        rows = slice(max(0, top), max(0, min(self.size[0], top + height)))
-        columns = slice(max(0, left), max(0, min(self.size[1], left + width)))
-        values, valid = self.values[rows, columns], self.valid[rows, columns]
-        if valid.shape != (height, width):
-            there = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-            inside, values = values, np.zeros((height, width, values.shape[2]), values.dtype)
-            covered, valid = valid, np.zeros((height, width), dtype=bool)
-            values[there], valid[there] = inside, covered
-        return Raster(values, valid, self.georeference and self.georeference.window(top, left))
+        window = Window(top, left, height, width)
+        inside = window.inside(self.size)
+        part = Raster(self.values[inside.slices], self.valid[inside.slices])
+        if inside != window:
+            there, covered = inside.moved(-top, -left).slices, part
+            part = Raster.empty((height, width), covered.values.shape[2], covered.values.dtype)
+            part.values[there], part.valid[there] = covered.values, covered.valid
+        return replace(part, georeference=self.georeference and self.georeference.window(top, left))

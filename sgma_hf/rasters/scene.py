@@ -101,12 +101,12 @@ class RasterScene(contextlib.AbstractContextManager):
 
         Every modality that holds data there is a masked array (height, width, channels), True where it holds none.
         """
-        inside = Window(top, left, min(height, self.grid.size[0] - top), min(width, self.grid.size[1] - left))
+        inside = Window(top, left, height, width).inside(self.grid.size)
         images = {}
         for name, files in self._files.items():
             raster = files.read(inside)
             if raster is not None:
-                raster = raster.crop(0, 0, height, width)
+                raster = raster.crop(top - inside.top, left - inside.left, height, width)
                 mask = np.broadcast_to(~raster.valid[..., None], raster.values.shape)
                 images[name] = np.ma.MaskedArray(raster.values, mask=mask)
         return images

@@ -44,32 +44,35 @@ class Mosaic:
     def __init__(self, infos: Sequence[RasterInfo], grid: Grid, nodata: Sequence[float], method: str):
         self._grid, self._sources, self._is_warped = grid, [], False
         with contextlib.ExitStack() as opened:
-            opened.callback(self.close)
             for info in infos:
-                self._open(info, nodata, method)
+                self._open(info, nodata, method, opened)
             if not self._sources:
                 raise ValueError(no_overlap(infos[0], grid))
-            opened.pop_all()
+            self._opened = opened.pop_all()
         num_bytes = _BLOCK**2 * infos[0].channels * 4
         in_two_rows = 2 * (grid.size[1] // _BLOCK + 2)
         self._block = functools.lru_cache(max(4, min(in_two_rows, _KEPT_BYTES // num_bytes)))(self._merge)
 
-    def _open(self, info: RasterInfo, nodata: Sequence[float], method: str) -> None:
+    def _open(self, info: RasterInfo, nodata: Sequence[float], method: str, opened: contextlib.ExitStack) -> None:
         if info.nodata is not None:
             nodata = [*nodata, info.nodata]
+        offset: tuple[int, int] | None = (0, 0)
         if info.georeference is None:
             if info.size != self._grid.size or info.path.suffix.lower() == ".npy" or uses_pillow(info.path):
                 self._sources.append(LoadedSource(info, self._grid, nodata, method))
-            else:
-                self._sources.append(FileSource(info, nodata, (0, 0)))
-        elif not lie_apart(info, self._grid):
-            offset = whole_pixel_offset(info, self._grid)
-            if offset is not None:
-                self._sources.append(FileSource(info, nodata, offset))
                 return
-            self._is_warped = True
-            for shift in longitude_shifts(info, self._grid):  # more than one at the antimeridian
-                self._sources.append(WarpedSource(info, self._grid, nodata, method, shift))
+        elif lie_apart(info, self._grid):
+            return
+        else:
+            offset = whole_pixel_offset(info, self._grid)
+        # A palette is warped by its indices: colours in between would be others.
+        file = opened.enter_context(RasterFile(info.path, info.bands, palette_as_indices=offset is None))
+        if offset is not None:
+            self._sources.append(FileSource(file, nodata, offset))
+            return
+        self._is_warped = True
+        for shift in longitude_shifts(info, self._grid):  # more than one at the antimeridian
+            self._sources.append(WarpedSource(file, self._grid, nodata, method, shift))
 
     def read(self, window: Window) -> Raster | None:
         """A window of the grid; None if there is no data."""
@@ -78,20 +81,19 @@ class Mosaic:
         found = []
         for top in range(window.top // _BLOCK * _BLOCK, window.top + window.height, _BLOCK):
             for left in range(window.left // _BLOCK * _BLOCK, window.left + window.width, _BLOCK):
-                height, width = min(_BLOCK, self._grid.size[0] - top), min(_BLOCK, self._grid.size[1] - left)
-                block = self._block(Window(top, left, height, width))
+                place = Window(top, left, _BLOCK, _BLOCK).inside(self._grid.size)
+                block = self._block(place)
                 if block is not None:
-                    found.append((top - window.top, left - window.left, block))
+                    found.append((place.moved(-window.top, -window.left), block))
         if not found:
             return None
-        dtype = np.result_type(*(block.values.dtype for _, _, block in found))
-        values = np.zeros((found[0][2].values.shape[2], window.height, window.width), dtype)
-        raster = Raster(np.moveaxis(values, 0, -1), np.zeros((window.height, window.width), dtype=bool))
-        for top, left, block in found:
-            target = slice(max(0, top), top + block.size[0]), slice(max(0, left), left + block.size[1])
-            there = raster.valid[target].shape
-            part = slice(max(0, -top), max(0, -top) + there[0]), slice(max(0, -left), max(0, -left) + there[1])
-            raster.values[target], raster.valid[target] = block.values[part], block.valid[part]
+        dtype = np.result_type(*(block.values.dtype for _, block in found))
+        values = np.zeros((found[0][1].values.shape[2], window.height, window.width), dtype)
+        raster = Raster(np.moveaxis(values, 0, -1), np.zeros(window[2:], dtype=bool))
+        for place, block in found:
+            target = place.inside(window[2:])
+            part = target.moved(-place.top, -place.left).slices
+            raster.values[target.slices], raster.valid[target.slices] = block.values[part], block.valid[part]
         return raster
 
     def _merge(self, window: Window) -> Raster | None:
@@ -113,8 +115,7 @@ class Mosaic:
 
     def close(self) -> None:
         """Close the files."""
-        for source in self._sources:
-            source.close()
+        self._opened.close()
 
 
 class LoadedSource:
@@ -156,10 +157,6 @@ class LoadedSource:
         covered = resample(values, None if valid.all() else valid, rows, columns, out=resampled)
         return Raster(np.moveaxis(resampled, 0, -1), np.ones(window[2:], dtype=bool) if covered is None else covered)
 
-    def close(self) -> None:
-        """Let go of the values."""
-        self._raster = None
-
 
 def read_npy(path: Path, channels: int, *, mapped: bool = False) -> np.ndarray:
     """A `.npy` file of shape (height, width), (height, width, channels) or (channels, height, width)."""
@@ -179,20 +176,14 @@ def read_npy(path: Path, channels: int, *, mapped: bool = False) -> np.ndarray:
 class FileSource:
     """A file whose pixels are the grid's, shifted by whole pixels: read as they are."""
 
-    def __init__(self, info: RasterInfo, nodata: Sequence[float], offset: tuple[int, int]):
-        self._nodata, self._offset = nodata, offset
-        self._file = RasterFile(info.path, info.bands)
+    def __init__(self, file: RasterFile, nodata: Sequence[float], offset: tuple[int, int]):
+        self._file, self._nodata, self._offset = file, nodata, offset
 
     def read(self, window: Window) -> Raster:
         """A window of the grid."""
-        top, left = window.top + self._offset[0], window.left + self._offset[1]
-        raster = self._file.read(Window(top, left, window.height, window.width))
+        raster = self._file.read(window.moved(*self._offset))
         raster.valid &= valid_pixels(raster.values, self._nodata)
         return raster
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 class WarpedSource:
@@ -203,16 +194,15 @@ class WarpedSource:
     takes the file to lie so many degrees further east.
     """
 
-    def __init__(self, info: RasterInfo, grid: Grid, nodata: Sequence[float], method: str, shift: float):
-        self._warp = require_rasterio(info.path).warp
-        self._file = RasterFile(info.path, info.bands, palette_as_indices=True)
-        own, place = self._file.info.georeference.moved(shift), grid.georeference
-        self._info, self._grid, self._nodata = self._file.info, grid, nodata
+    def __init__(self, file: RasterFile, grid: Grid, nodata: Sequence[float], method: str, shift: float):
+        self._warp = require_rasterio(file.info.path).warp
+        own, place = file.info.georeference.moved(shift), grid.georeference
+        self._file, self._info, self._nodata = file, file.info, nodata
         self._own, self._place = own, place
         # Indices of a palette have no values in between.
-        self._colors = self._file.colors
+        self._colors = file.colors
         self._method = "nearest" if self._colors is not None else method
-        scales = np.linalg.norm(np.linalg.inv(pixel_steps(info, grid)), axis=0)
+        scales = np.linalg.norm(np.linalg.inv(pixel_steps(file.info, grid)), axis=0)
         scales[scales > 0.95] = 1  # GDAL is three times as fast where its kernel is not widened
         self._options = {
             "src_crs": own.crs or place.crs or "EPSG:3857",  # two files without a CRS share one, whichever it is
@@ -238,7 +228,7 @@ class WarpedSource:
         side = max(window.height, window.width) // 2
         if part.height * part.width > _PIXELS_AT_ONCE and side:
             for piece in cover(window[2:], side):
-                place = piece._replace(top=window.top + piece.top, left=window.left + piece.left)
+                place = piece.moved(window.top, window.left)
                 self._fill(place, values[:, *piece.slices], valid[piece.slices])
             return
         raster = self._file.read(part)
@@ -286,7 +276,3 @@ class WarpedSource:
         is_inside = bool(known.all()) and all(start >= 0 and end <= length for start, end, length in spans)
         (top, bottom), (left, right) = ((max(0, start), min(end, length)) for start, end, length in spans)
         return Window(top, left, bottom - top, right - left), is_inside
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()

@@ -29,3 +29,9 @@ def test_windows_that_leave_gaps_are_refused():
 def test_an_image_is_covered_row_by_row():
     assert list(cover((3, 6), 4, 3)) == [Window(0, 0, 3, 4), Window(0, 2, 3, 4)]
     assert list(cover((3, 6), None)) == [Window(0, 0, 3, 6)]
+
+
+def test_a_window_is_cut_to_the_image_and_moved():
+    assert Window(-2, 3, 5, 9).inside((4, 8)) == Window(0, 3, 3, 5)
+    assert Window(6, 0, 2, 8).inside((4, 8))[2:] == (0, 8)  # below the image
+    assert Window(1, 2, 3, 4).moved(-1, 5) == Window(0, 7, 3, 4)

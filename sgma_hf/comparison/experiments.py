@@ -49,11 +49,6 @@ class Experiment:
         """Seeds of all arms."""
         return sorted({run["seed"] for run in self.all_runs})
 
-    @property
-    def shared_seeds(self) -> list[int]:
-        """Seeds that every arm has."""
-        return sorted(set.intersection(*map(set, self.runs.values())))
-
     def results(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """What a run reports."""
         return run["results"][self.settings["report_split"]]

@@ -248,7 +248,7 @@ def _is_clear(difference: PairedDifference, *spreads: Any) -> bool:
 
 def _highest(experiment: Experiment) -> str:
     """Which arm has the highest mean of each score, over the seeds that all arms have."""
-    seeds, lines = experiment.shared_seeds, []
+    seeds, lines = sorted(set.intersection(*map(set, experiment.runs.values()))), []
     for name, key in SCORES.items():
         figures = {arm: experiment.figures(arm, experiment.score(key)) for arm in experiment.runs}
         means = {arm: spread([found[seed] for seed in seeds]) for arm, found in figures.items()}

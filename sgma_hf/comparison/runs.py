@@ -6,7 +6,6 @@ checkpoint is chosen: the weights that are evaluated are those of the last step.
 """
 
 import json
-import math
 import os
 import sys
 import tempfile
@@ -222,12 +221,10 @@ def bernoulli_expectation(
         >>> round(bernoulli_expectation({"a": 0.5, "b": 0.2, "a+b": 0.8}, ["a", "b"], 0.5), 6)
         0.5
     """
-    total = 0.0
-    for name, score in scores.items():
-        if score is None:
-            return None
-        count = name.count("+") + 1
-        total += score * (1 - absence) ** count * absence ** (len(modalities) - count)
+    if None in scores.values():
+        return None
+    present = {name: name.count("+") + 1 for name in scores}
+    total = sum(scores[name] * (1 - absence) ** k * absence ** (len(modalities) - k) for name, k in present.items())
     return total / (1 - absence ** len(modalities))
 
 
@@ -276,11 +273,7 @@ def _environment(device: torch.device) -> dict[str, Any]:
 
 def finite(value: Any) -> Any:
     """Copy of nested values in which NaN and infinity, which JSON has not, are None."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def backbone_from_file(path: str) -> dict[str, Any]:

@@ -67,18 +67,13 @@ def evaluate_agreement(
             sums.append(agreement.nansum(2, dtype=torch.float64).cpu().numpy())
             cells.append((~agreement.isnan()).sum(2).cpu().numpy())
     batches.finish()
-    return _summarize(model.config.modalities, np.concatenate(sums), np.concatenate(cells))
-
-
-def _summarize(modalities: Sequence[str], sums: np.ndarray, cells: np.ndarray) -> dict[str, dict[str, Any]]:
-    """From the sum over the known cells of each window, and their number, both (windows, num_modalities)."""
+    sums, cells = np.concatenate(sums), np.concatenate(cells)  # (windows, M)
     summary = {}
-    for m, name in enumerate(modalities):
+    for m, name in enumerate(model.config.modalities):
         known = cells[:, m] > 0
-        means = sums[known, m] / cells[known, m]
         summary[name] = {
             "mean": float(sums[known, m].sum() / cells[known, m].sum()) if known.any() else None,
-            "percentile_5": float(np.percentile(means, 5)) if known.any() else None,
+            "percentile_5": float(np.percentile(sums[known, m] / cells[known, m], 5)) if known.any() else None,
             "windows": int(known.sum()),
         }
     return summary

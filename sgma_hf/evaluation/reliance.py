@@ -232,7 +232,8 @@ def _count_batch(
             finest = pixels_per_cell(right[:, modality], pixels[:, modality], labels, num_labels)
             for level, (robustness, stride) in enumerate(zip(maps, strides, strict=True)):
                 height, width = robustness.shape[-2:]
-                counts = _coarsen(finest, stride // STAGE_STRIDES[0])[:, :height, :width]
+                cells = (-1, stride // STAGE_STRIDES[0])
+                counts = finest.unflatten(2, cells).unflatten(1, cells).sum((2, 4))[:, :height, :width]
                 agreement.add(level, modality, robustness[:, modality], counts)
     shares = map(repeat_to_pixels, maps, strides, [size] * len(maps))
     choice.add(right, counted, contested, labels, predicted_classes(fused.logits, size) == labels, shares)
@@ -265,8 +266,3 @@ def pixels_per_cell(right: torch.Tensor, counted: torch.Tensor, labels: torch.Te
     index = ((cell * num_labels + labels) * 2 + (~right).long())[counted]
     counts = torch.bincount(index, minlength=batch_size * rows * columns * num_labels * 2)
     return counts.view(batch_size, rows, columns, num_labels, 2)
-
-
-def _coarsen(counts: torch.Tensor, times: int) -> torch.Tensor:
-    """Add up times x times cells, (B, h, w, K, 2) -> (B, h / times, w / times, K, 2)."""
-    return counts.unflatten(2, (-1, times)).unflatten(1, (-1, times)).sum((2, 4))

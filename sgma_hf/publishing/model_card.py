@@ -13,7 +13,6 @@ from .tables import markdown_table
 
 # A README.md without this line was written by a person.
 MARKER = "<!-- Written by sgma_hf from the run itself; without this line it is left as it is. -->"
-TEMPLATE = "model_card_template.md"
 SNIPPET_SIZE = 256
 
 
@@ -49,7 +48,7 @@ def build_model_card(
     )
     return ModelCard.from_template(
         data,
-        template_str=files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"),
+        template_str=files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8"),
         marker=MARKER,
         name=name,
         config=config,

@@ -39,32 +39,23 @@ def plot_sample(
     *,
     label: np.ndarray | None = None,
     predictions: Mapping[str, np.ndarray] | None = None,
-    robustness: Mapping[str, np.ndarray] | Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    robustness: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     nodata: Mapping[str, Sequence[float]] | None = None,
     units: Mapping[str, str | None] | None = None,
     class_names: Sequence[str] | None = None,
     palette: Sequence[Sequence[int]] | None = None,
     title: str | None = None,
-    robustness_title: str = "Reliance on each modality",
 ) -> "Figure":
     """Draw one sample as a board: its modalities and labels, then predictions, then robustness maps, and a legend.
 
-    Gaps inside a modality are hatched, and so is the whole panel of a missing one. Single bands and bands of more than
-    8 bits are shown between their 2nd and 98th percentile.
+    Gaps inside a modality are hatched, and so is the whole panel of a missing one, None. Single bands and bands of
+    more than 8 bits are shown between their 2nd and 98th percentile.
 
-    Args:
-        images: Raster per modality, (height, width) or (height, width, channels), masked or not; None where missing.
-        label: Class ids (height, width), 255 where there is none.
-        predictions: Class ids (height, width) by the title of their panel. With labels, the share of labelled pixels
-            that are right is written below, and a panel shows the errors of the first one.
-        robustness: Shares in [0, 1], float (height, width), by the title of their panel; or several rows of them, by
-            their heading.
-        nodata: Values that stand for nothing, by modality. NaN always does.
-        units: Unit of the values by modality, for the range below the panel.
-        class_names: Names for the legend; None numbers the classes.
-        palette: [red, green, blue] in 0..255 per class; None takes `default_palette`.
-        title: Heading of the figure.
-        robustness_title: Heading of the row of robustness maps.
+    `images` are (height, width) or (height, width, channels), masked or not; labels and `predictions`, by the title of
+    their panel, class ids (height, width), 255 where there is none. With labels, the share of labelled pixels that are
+    right is written below, and a panel shows the errors of the first prediction. `robustness` has shares in [0, 1],
+    float (height, width), by heading of a row and title of a panel. `nodata` values and `units`, for the range below
+    the panel, are by modality. A palette of None takes `default_palette`, class names of None number the classes.
     """
     if not images:
         raise ValueError("`images` is empty; give at least one modality, None for those that are missing.")
@@ -86,10 +77,8 @@ def plot_sample(
         if label is not None and np.shape(ids) == np.shape(label):
             panels.append((f"errors: {name}", partial(_show_errors, ids=ids, truth=label)))
         rows.append(("Prediction", panels))
-    if robustness:
-        in_rows = isinstance(next(iter(robustness.values())), Mapping)
-        for heading, maps_by_name in (robustness if in_rows else {robustness_title: robustness}).items():
-            rows.append((heading, [(name, partial(_show_robustness, shares=it)) for name, it in maps_by_name.items()]))
+    for heading, shares in (robustness or {}).items():
+        rows.append((heading, [(name, partial(_show_robustness, shares=it)) for name, it in shares.items()]))
     present = np.unique([number for ids in maps for number in np.unique(ids)]).tolist()
     aspect = next((image.shape[0] / image.shape[1] for image in [*maps, *images.values()] if image is not None), 1.0)
     legend = [(names[index], palette[index]) for index in present if index != IGNORE_INDEX]

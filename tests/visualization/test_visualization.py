@@ -87,7 +87,7 @@ def test_board_shows_gaps_missing_modalities_and_accuracy():
         {"rgb": rgb, "dsm": dsm, "nir": None},
         label=label,
         predictions={"all": np.array([[0, 1], [0, 0]]), "without dsm": np.array([[0, 1], [1, 255]])},
-        robustness={"rgb": np.array([[0.25, 0.75], [np.nan, 1.0]])},
+        robustness={"Reliance on each modality": {"rgb": np.array([[0.25, 0.75], [np.nan, 1.0]])}},
         nodata={"dsm": [-9999.0]},
         units={"dsm": "m"},
         class_names=["ground", "roof"],
@@ -115,7 +115,7 @@ def test_board_shows_gaps_missing_modalities_and_accuracy():
 
 def test_robustness_is_drawn_between_0_and_1_with_a_colour_bar():
     shares = np.array([[0.25, 0.75], [np.nan, 0.5]], dtype=np.float32)
-    figure = plot_sample({"rgb": np.zeros((2, 2, 3), np.uint8)}, robustness={"height": shares})
+    figure = plot_sample({"rgb": np.zeros((2, 2, 3), np.uint8)}, robustness={"Reliance": {"height": shares}})
     image = panel(figure, "height").images[0]
     assert image.get_clim() == (0, 1)
     np.testing.assert_array_equal(np.ma.getmaskarray(image.get_array()), [[False, False], [True, False]])

@@ -295,5 +295,4 @@ class Deliver(BenchmarkBuilder):
     reader = DeliverReader
 
 
-# The command line, see `benchmarks.command`.
-main = functools.partial(run_command, DeliverReader)
+main = functools.partial(run_command, DeliverReader)  # the command line, see `benchmarks.command`

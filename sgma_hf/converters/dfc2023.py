@@ -316,5 +316,4 @@ class Dfc2023(BenchmarkBuilder):
     reader = Dfc2023Reader
 
 
-# The command line, see `benchmarks.command`.
-main = functools.partial(run_command, Dfc2023Reader)
+main = functools.partial(run_command, Dfc2023Reader)  # the command line, see `benchmarks.command`

@@ -260,5 +260,4 @@ class IsprsPotsdam(BenchmarkBuilder):
     reader = Potsdam
 
 
-# The command line, see `benchmarks.command`.
-main = functools.partial(run_command, Potsdam)
+main = functools.partial(run_command, Potsdam)  # the command line, see `benchmarks.command`

@@ -145,5 +145,4 @@ class IsprsVaihingen(BenchmarkBuilder):
     reader = Vaihingen
 
 
-# The command line, see `benchmarks.command`.
-main = functools.partial(run_command, Vaihingen)
+main = functools.partial(run_command, Vaihingen)  # the command line, see `benchmarks.command`

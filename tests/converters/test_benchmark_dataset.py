@@ -183,14 +183,14 @@ def test_statistics_of_shards_merge_to_those_of_all_rows():
             values["nir"] = None
         rows.append((values, rng.integers(0, 2, (8, 8), dtype=np.uint8) if index % 3 else None))
     described = metadata(class_names=["a", "b"])
-    whole, merged = SplitStatistics.of(described), SplitStatistics.of(described)
+    whole, merged = SplitStatistics(described), SplitStatistics(described)
     for first in range(0, 9, 2):
-        part = SplitStatistics.of(described)
+        part = SplitStatistics(described)
         for row in rows[first : first + 2]:
             part.update(*row)
             whole.update(*row)
         merged.merge_state(json.loads(json.dumps(part.state())))
-    merged.merge_state(SplitStatistics.of(described).state())
+    merged.merge_state(SplitStatistics(described).state())
     expected, found = whole.as_dict("train"), merged.as_dict("train")
     for one, other in zip(expected["modalities"], found["modalities"], strict=True):
         for key in one:

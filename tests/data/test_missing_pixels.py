@@ -8,6 +8,7 @@ from tiny_models import tiny_model
 
 from sgma_hf.converters.writing.statistics import SplitStatistics
 from sgma_hf.data.incomplete_rows import free_fill_value
+from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 from sgma_hf.model.image_transforms_sgma import valid_pixels
 from sgma_hf.visualization.boards import plot_modality_board, plot_sample
@@ -23,7 +24,8 @@ def seen_by_processor(values, nodata):
 
 
 def counted(values, nodata):
-    statistics = SplitStatistics(["x"], [1 if values.ndim == 2 else values.shape[2]], [list(nodata)], 1)
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    statistics = SplitStatistics(DatasetMetadata(["x"], [channels], ["float32"], nodata=[list(nodata)]))
     statistics.update({"x": values}, None)
     return values.shape[0] * values.shape[1] * (1 - statistics.as_dict("train")["modalities"][0]["nodata_share"])
 

@@ -73,10 +73,6 @@ def _work_path(out: Path) -> Path:
     return out.absolute().with_name(f".{out.absolute().name}.partial")
 
 
-def _record_path(work: Path, name: str) -> Path:
-    return work / f"{Path(name).stem}.record"
-
-
 def load_checks(out: Path, fingerprint: str) -> list[SceneCheck] | None:
     """What an interrupted conversion knew of all scenes before it began to write; None if there is none."""
     plan = _read(_work_path(out) / _PLAN)
@@ -140,7 +136,7 @@ def plan_shards(
 def _convert_shard(dataset: BenchmarkDataset, name: str, scenes: Sequence[Scene], work: Path) -> dict[str, Any]:
     """Write a shard and, when it is whole, its record: statistics, digest, and what was taken from which row."""
     maker = RowMaker(dataset)
-    statistics = SplitStatistics.of(maker.metadata)
+    statistics = SplitStatistics(maker.metadata)
     digest = hashlib.sha256()
     withheld: dict[str, list[str]] = {}
     with replace_file(work / _HIDDEN_DATA / name) as partial:
@@ -153,7 +149,7 @@ def _convert_shard(dataset: BenchmarkDataset, name: str, scenes: Sequence[Scene]
                 if item.taken:
                     withheld[item.row_id] = item.taken
     record = {"statistics": statistics.state(), "digest": digest.hexdigest(), "withheld": withheld}
-    write_text(_record_path(work, name), json.dumps(record))  # an empty modality's minimum is an infinity
+    write_text((work / name).with_suffix(".record"), json.dumps(record))  # an empty modality's minimum is an infinity
     return record
 
 
@@ -180,7 +176,7 @@ def convert_benchmark(
     shards = plan_shards(report.dataset, scenes, sizes, max_shard_bytes)
     with work_folder(out, fingerprint, report.checks) as work:
         is_there = {name: (work / _HIDDEN_DATA / name).is_file() for name in shards}
-        records = {name: _read(_record_path(work, name)) if is_there[name] else {} for name in shards}
+        records = {name: _read((work / name).with_suffix(".record")) if is_there[name] else {} for name in shards}
         waiting = [name for name in shards if not records[name]]
         if len(waiting) < len(shards):
             done = len(shards) - len(waiting)
@@ -220,7 +216,7 @@ def _finish(
     withheld: dict[str, list[str]] = {}
     for name, record in records.items():
         split = name.partition("-")[0]
-        statistics.setdefault(split, SplitStatistics.of(metadata)).merge_state(record["statistics"])
+        statistics.setdefault(split, SplitStatistics(metadata)).merge_state(record["statistics"])
         digest.update(f"{split} {record['digest']}".encode())
         withheld.update(record["withheld"])
     training = statistics.get("train")

@@ -20,11 +20,13 @@ class FolderContents:
 
     files: list[Path] = field(default_factory=list)  # sorted, shallow ones first; no hidden ones
     archives: list[Path] = field(default_factory=list)  # those that are still packed
-    is_whole: bool = True  # False if the walk was cut short
 
 
 def walk_files(source: Path, *, max_depth: int = _MAX_DEPTH, max_files: int | None = None) -> FolderContents:
-    """List the files under a folder, `max_depth` deep, through links too, but each folder once."""
+    """List the files under a folder, `max_depth` deep, through links too, but each folder once.
+
+    The walk is cut short when there are more than `max_files`.
+    """
     contents = FolderContents()
     seen: set[str] = set()
     for folder, children, names in os.walk(source, followlinks=True):
@@ -39,7 +41,6 @@ def walk_files(source: Path, *, max_depth: int = _MAX_DEPTH, max_files: int | No
             target = contents.archives if name.lower().endswith(ARCHIVE_SUFFIXES) else contents.files
             target.append(Path(folder) / name)
         if max_files is not None and len(contents.files) > max_files:
-            contents.is_whole = False
             break
     contents.files.sort(key=lambda path: (len(path.parts), path))
     contents.archives.sort()
@@ -74,7 +75,7 @@ def better_source(source: Path, pattern: re.Pattern) -> Path | None:
         if parent == Path(parent.anchor):
             break
         contents = walk_files(parent, max_depth=_PARENT_DEPTH, max_files=_PARENT_FILES)
-        if not contents.is_whole:
+        if len(contents.files) > _PARENT_FILES:
             break
         if count(contents) > most:
             best, most = parent, count(contents)

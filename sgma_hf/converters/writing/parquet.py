@@ -36,7 +36,7 @@ class ShardWriter:
         self.num_bytes = 0
         self._rows: list[dict[str, Any]] = []
         self._group_bytes = 0
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self.file = pq.ParquetWriter(path, schema, compression="zstd")
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one row of `encode_row`."""
@@ -47,18 +47,14 @@ class ShardWriter:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self.schema))
+            self.file.write_table(pa.Table.from_pylist(self._rows, schema=self.schema))
             self.num_bytes += self._group_bytes
             self._rows, self._group_bytes = [], 0
 
     def close(self) -> None:
         """Write what is left and end the file."""
         self._flush()
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Close the file as it is."""
-        self._writer.close()
+        self.file.close()
 
 
 class ParquetDatasetWriter:
@@ -133,7 +129,7 @@ class ParquetDatasetWriter:
         self._digest.update(split.encode())
         digest_row(self._digest, row)
         self._open_shard(split).write(row)
-        self.statistics.setdefault(split, SplitStatistics.of(self.metadata)).update(images, label)
+        self.statistics.setdefault(split, SplitStatistics(self.metadata)).update(images, label)
 
     def _open_shard(self, split: str) -> ShardWriter:
         """The file that the split's next row goes to."""
@@ -153,7 +149,7 @@ class ParquetDatasetWriter:
                 self._finish()
         finally:
             for shards in self._shards.values():
-                shards[-1].abandon()
+                shards[-1].file.close()
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _finish(self) -> None:

@@ -73,21 +73,13 @@ class _ModalityStatistics:
 class SplitStatistics:
     """What one split holds: rows, gaps and values per modality, pixels per class."""
 
-    def __init__(
-        self, modalities: Sequence[str], channels: Sequence[int], nodata: Sequence[Sequence[float]], num_classes: int
-    ) -> None:
-        self.modalities = {
-            name: _ModalityStatistics(*pair) for name, *pair in zip(modalities, channels, nodata, strict=True)
-        }
-        self.class_pixels = np.zeros(num_classes, dtype=np.int64)
+    def __init__(self, metadata: DatasetMetadata) -> None:
+        columns = zip(metadata.modalities, metadata.modality_channels, metadata.nodata, strict=True)
+        self.modalities = {name: _ModalityStatistics(channels, nodata) for name, channels, nodata in columns}
+        self.class_pixels = np.zeros(len(metadata.class_names), dtype=np.int64)
         self.ignored_pixels = 0
         self.num_rows = 0
         self.unlabelled_rows = 0
-
-    @classmethod
-    def of(cls, metadata: DatasetMetadata) -> "SplitStatistics":
-        """Empty statistics of a split of a dataset."""
-        return cls(metadata.modalities, metadata.modality_channels, metadata.nodata, len(metadata.class_names))
 
     def state(self) -> dict[str, Any]:
         """Everything gathered, as JSON keeps it exactly."""

@@ -66,14 +66,7 @@ class BenchmarkArguments:
 
 @report_errors("sgma-hf benchmark", on_stop="--output holds what was measured so far")
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 2 after one line that says what was wrong.
-    """
+    """Measure and print."""
     (args,) = DataclassParser(BenchmarkArguments, prog="sgma-hf benchmark", description=__doc__).parse(argv)
 
     import torch

@@ -28,15 +28,7 @@ from sgma_hf.training.row_sampling import ROW_KEY, RowKey
 
 
 def measure_sections(args: Any, case: BenchmarkCase) -> Iterator[tuple[dict, str]]:
-    """Measure what was asked for, section by section.
-
-    Args:
-        args: Arguments of the command.
-        case: The model to measure.
-
-    Yields:
-        The figures of a section, and the text to print.
-    """
+    """Measure what was asked for, section by section: the figures of each, and the text to print."""
     if args.overlap_model is not None:
         yield _overlaps(args)
     elif args.raster_throughput:

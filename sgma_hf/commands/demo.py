@@ -46,14 +46,7 @@ STOPPED = 130  # exit status of a command after Ctrl-C
 
 @report_errors("sgma-hf demo", on_stop="the same command starts anew")
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 2 after one line that says which step failed.
-    """
+    """Run the demo."""
     parser = Parser(
         prog="sgma-hf demo",
         description="Train, evaluate and predict on procedural scenes; some minutes on two CPU cores, no network.",

@@ -32,11 +32,7 @@ def _parser() -> Parser:
 
 @report_errors("sgma-hf export")
 def main(argv: list[str] | None = None) -> None:
-    """Export, check the result against the model, and say what was written.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-    """
+    """Export, check the result against the model, and say what was written."""
     args = _parser().parse_args(argv)
     check_checkpoint(args.model)
 

@@ -25,14 +25,7 @@ def _parser() -> Parser:
 
 @report_errors("sgma-hf push-to-hub")
 def main(argv: list[str] | None = None) -> int:
-    """Load the checkpoint, write its card, and push all in one commit.
-
-    Args:
-        argv: Arguments without the program's name; None takes those of the process.
-
-    Returns:
-        0, or 1 after one line if the push failed.
-    """
+    """Load the checkpoint, write its card, and push all in one commit; 1 after one line if the push failed."""
     args = _parser().parse_args(argv)
     folder = Path(args.model)
     if not folder.is_dir():

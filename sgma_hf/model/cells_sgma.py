@@ -32,15 +32,7 @@ def crop_padding(maps: torch.Tensor, stride: int, size: Sequence[int]) -> torch.
 
 
 def covered_fractions(covered: torch.Tensor) -> list[torch.Tensor]:
-    """Share of covered pixels in every cell of the four stages.
-
-    Args:
-        covered: 1 where a pixel is covered, else 0, float, (batch_size, num_modalities, height, width), the sides
-            multiples of 32.
-
-    Returns:
-        Four maps of shape (batch_size, num_modalities, height / stride, width / stride).
-    """
+    """Share of covered pixels in the cells of the four stages, of a float map of 0 and 1 with sides of 32 * n."""
     fractions = []
     for stride, previous in zip(STAGE_STRIDES, (1, *STAGE_STRIDES), strict=False):
         covered = nn.functional.avg_pool2d(covered, stride // previous)  # exact: the counts are below 2^24
@@ -56,16 +48,9 @@ def touched_cells(mask: torch.Tensor, stride: int) -> torch.Tensor:
 def upsample_to_pixels(maps: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
     """Bring a stage's maps to the pixels of the image, by bilinear interpolation.
 
-    The scale is exactly `stride`, and what sticks out is cropped. Stretching the map to `size` would displace it
-    wherever `stride` does not divide the image's sides.
-
-    Args:
-        maps: Float maps of shape (batch_size, channels, ceil(height / stride), ceil(width / stride)).
-        stride: Pixels per cell.
-        size: Height and width of the image in pixels.
-
-    Returns:
-        Maps of shape (batch_size, channels, height, width).
+    (batch_size, channels, ceil(height / stride), ceil(width / stride)) -> (batch_size, channels, height, width). The
+    scale is exactly `stride`, and what sticks out is cropped. Stretching the map to `size` would displace it wherever
+    `stride` does not divide the image's sides.
     """
     maps = resize(maps, (maps.shape[-2] * stride, maps.shape[-1] * stride))
     return maps[..., : size[0], : size[1]]
@@ -78,15 +63,7 @@ def repeat_to_pixels(maps: torch.Tensor, stride: int, size: Sequence[int]) -> to
 
 
 def pixel_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Bring logits to full resolution.
-
-    Args:
-        logits: (batch_size, num_labels, ceil(height / 4), ceil(width / 4)), or of full resolution already.
-        size: Height and width of the model's input in pixels.
-
-    Returns:
-        float32 at least, (batch_size, num_labels, height, width).
-    """
+    """Bring logits of stride 4, or of full resolution already, to the input's `size`; float32 at least."""
     # In half precision neighbouring classes would tie after rounding.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if tuple(logits.shape[-2:]) == tuple(size):

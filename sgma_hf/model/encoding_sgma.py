@@ -12,27 +12,18 @@ from .layers_sgma import ABSENT_SCORE
 
 @dataclass
 class SgmaEncoding:
-    """One pass of a batch through the encoder and the projectors; [`SgmaModel.fuse`] fuses any subset of it.
-
-    Attributes:
-        stages: What every stage keeps of the present pairs.
-        present: Which pairs are there, bool, (batch_size, num_modalities), and on the host as nested lists.
-        position: Index of every present pair in the packed order, (batch_size, num_modalities), -1 if absent.
-        pixel_coverage: Which pixels each modality covers, bool, (batch_size, num_modalities, height, width), without
-            padding, or None if every present modality covers its whole image.
-        fractions: Covered fraction of every cell of the four stages, float32 in [0, 1], each of shape
-            (batch_size, num_modalities, height / stride, width / stride) of the padded image, or None if all present
-            pairs are complete and nothing is padded.
-        image_size: Height and width of the input in pixels.
-    """
+    """One pass of a batch through the encoder and the projectors; [`SgmaModel.fuse`] fuses any subset of it."""
 
     stages: list[SgmaStageTokens]
-    present: torch.Tensor
-    host_present: list[list[bool]] | None
-    position: torch.Tensor
+    present: torch.Tensor  # which pairs are there, bool, (batch_size, num_modalities)
+    host_present: list[list[bool]] | None  # the same on the host; None while tracing
+    position: torch.Tensor  # of every pair in the packed order, (batch_size, num_modalities), -1 if absent
+    # Bool, (batch_size, num_modalities, height, width), without padding; None: what is present covers its whole image.
     pixel_coverage: torch.Tensor | None
+    # Covered fraction of the stages' cells in [0, 1], (batch_size, num_modalities, height / stride, width / stride) of
+    # the padded image; None: all present pairs are complete and nothing is padded.
     fractions: list[torch.Tensor] | None
-    image_size: tuple[int, int]
+    image_size: tuple[int, int]  # in pixels, without padding
 
     def coverage(self, mask: torch.Tensor) -> torch.Tensor:
         """Pixels that any modality of a mask (batch_size, num_modalities) covers, (batch_size, height, width)."""
@@ -48,16 +39,9 @@ class SgmaEncoding:
         return [crop_padding(fraction, stride, self.image_size) for fraction, stride in stages]
 
     def attention_bias(self, level: int, mask: torch.Tensor, active: list[int]) -> torch.Tensor:
-        """Logarithm of the covered fraction of a stage's cells, for the modalities whose indices are given.
+        """Logarithm of the covered fraction of a stage's cells, `ABSENT_SCORE` where nothing is, float32 at least.
 
-        Args:
-            level: Stage, 0 to 3.
-            mask: Pairs to fuse, bool, (batch_size, num_modalities).
-            active: Indices of M' modalities.
-
-        Returns:
-            float32 at least, (batch_size, M', positions), or (batch_size, M', 1) if every pair is complete;
-            `ABSENT_SCORE` where nothing is.
+        (batch_size, M', positions) for the M' modalities `active`, or (batch_size, M', 1) if every pair is complete.
         """
         there = mask[:, active].unsqueeze(-1)
         if self.fractions is None:

@@ -40,18 +40,14 @@ class SgmaStageTokens:
     class_logits: torch.Tensor | None = None
 
 
+@dataclass
 class SgmaPairs:
-    """Where the pairs of a batch stand in the packed order: one modality after the other, rows ascending in each.
+    """Where the pairs of a batch stand in the packed order: one modality after the other, rows ascending in each."""
 
-    Args:
-        position: Index of every (row, modality) among the packed pairs, int64, (batch_size, M'). An absent pair
-            points to another pair of its row: its weight is 0, and a row never reads another row.
-        dense_slices: The modalities, if every row has all of them: then a view does instead of a gather.
-    """
-
-    def __init__(self, position: torch.Tensor, dense_slices: list[int] | None):
-        self.position = position
-        self.dense_slices = dense_slices
+    # Of every (row, modality) among the packed pairs, int64, (batch_size, M'). An absent pair points to another pair
+    # of its row: its weight is 0, and a row never reads another row.
+    position: torch.Tensor
+    dense_slices: list[int] | None  # the modalities, if every row has all of them: a view does instead of a gather
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """(pairs, positions, channels) -> (batch_size, M', positions, channels)."""
@@ -64,12 +60,7 @@ class SgmaPairs:
 
 
 class SgmaMeanFusion(nn.Module):
-    """The mean of the encoder's features over the modalities present, a baseline; the other fusions build on it.
-
-    Args:
-        config: The model's configuration.
-        channels: Channels of the stage.
-    """
+    """The mean of the encoder's features over the modalities present, a baseline; the other fusions build on it."""
 
     projector_class: type[nn.Module] = SgmaTokens
     has_robustness = False  # whether `fuse` gives robustness maps
@@ -81,12 +72,9 @@ class SgmaMeanFusion(nn.Module):
     def project(self, features: torch.Tensor, pairs_per_modality: list[int], with_context: bool) -> SgmaStageTokens:
         """Do all that concerns single pairs, so that any subset of the modalities can be fused from it.
 
-        Args:
-            features: The encoder's maps of the present pairs, one modality after the other,
-                (pairs, channels, height, width).
-            pairs_per_modality: How many of the pairs belong to each modality.
-            with_context: False if no two modalities will ever be compared. One modality alone has weight 1, so keys,
-                reference values and class scores are not needed.
+        `features` are the encoder's maps of the present pairs, (pairs, channels, height, width), one modality after
+        the other. Without context no two modalities will ever be compared: one alone has weight 1, so keys, reference
+        values and class scores are not needed.
         """
         parts = zip(self.projectors, features.split(pairs_per_modality), strict=True)
         tokens = torch.cat([projector(part) for projector, part in parts if part.shape[0]])  # (P, N, C)
@@ -95,16 +83,11 @@ class SgmaMeanFusion(nn.Module):
     def fuse(
         self, stage: SgmaStageTokens, pairs: SgmaPairs, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Fuse two or more modalities.
+        """Fuse two or more modalities, the M' of `pairs`.
 
-        Args:
-            stage: The stage's tokens.
-            pairs: Which pairs to fuse, M' modalities.
-            bias: Logarithm of the covered fraction, (batch_size, M', positions); None if all cover everything.
-
-        Returns:
-            Fused tokens (batch_size, positions, channels), robustness (batch_size, M', positions) and prototypes
-            (batch_size, num_labels, channels); the latter two are None with mean fusion.
+        `bias` is the logarithm of the covered fraction, (batch_size, M', positions); None if all cover everything.
+        Gives fused tokens (batch_size, positions, channels), robustness (batch_size, M', positions) and prototypes
+        (batch_size, num_labels, channels); the latter two are None with mean fusion.
         """
         tokens = pairs.unpack(stage.tokens)  # (B, M', N, C)
         if bias is None:
@@ -115,13 +98,7 @@ class SgmaMeanFusion(nn.Module):
     def fuse_single(self, stage: SgmaStageTokens, index: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
         """Pass one modality per row alone: what `fuse` gives for it, since its softmax weight is 1.
 
-        Args:
-            stage: The stage's tokens.
-            index: The pair of each row, (batch_size,).
-            covered: False where that modality does not cover the cell, (batch_size, positions), or None.
-
-        Returns:
-            Tokens of shape (batch_size, positions, channels).
+        `index` is the pair of each row; tokens (batch_size, positions, channels) are 0 where it is not `covered`.
         """
         return _pick(stage.tokens, index, covered)
 
@@ -139,11 +116,7 @@ class SgmaProjectorMeanFusion(SgmaMeanFusion):
 
 
 class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
-    """SGF: MP per modality, then CSF, prototypes, SP and RP.
-
-    Raises:
-        ValueError: If `config.num_attention_heads` does not divide the channels.
-    """
+    """SGF: MP per modality, then CSF, prototypes, SP and RP."""
 
     has_robustness = True
 

@@ -38,14 +38,7 @@ class Raster:
 
 
 def open_image(file: str | os.PathLike | BinaryIO) -> np.ndarray | Image.Image:
-    """Read a picture with PIL, or the array of a `.npy` file; never unpickles.
-
-    Args:
-        file: Path, or an open file, which is closed.
-
-    Raises:
-        DECODE_ERRORS: If it cannot be read, or see `picture_values`.
-    """
+    """Read a picture with PIL, or the array of a `.npy` file, or raise one of `DECODE_ERRORS`; never unpickles."""
     with open(file, "rb") if isinstance(file, str | os.PathLike) else file as opened:
         magic = opened.read(len(_NPY_MAGIC))
         opened.seek(0)
@@ -72,13 +65,8 @@ def _refuse_squeezed(image: Image.Image) -> tuple[int, ...]:
 def picture_values(image: Image.Image, *, as_stored: bool) -> np.ndarray:
     """Values of a picture in the dtype of its file, (height, width) or (height, width, bands).
 
-    Args:
-        image: The picture.
-        as_stored: Give indices of a palette, and no alpha for transparent colours, as labels need. Otherwise give the
-            colours that are seen, with alpha as the last band if anything may be transparent.
-
-    Raises:
-        ValueError: If it has more than 8 bits in several bands, which PIL does not give.
+    As stored, they are the indices of a palette, without alpha for transparent colours, as labels need; otherwise the
+    colours that are seen, with alpha as the last band if anything may be transparent.
     """
     bits = _refuse_squeezed(image)
     if image.mode == "1":
@@ -166,18 +154,10 @@ def read_raster(value: Any, channels: int, *, layout: str | None, where: str) ->
 
 
 def valid_pixels(values: np.ndarray, nodata: Sequence[float], *, channel_axis: int = -1) -> np.ndarray:
-    """Which pixels of a raster hold a measurement: the one rule of what is missing.
+    """Which pixels of a raster hold a measurement, bool (height, width): the one rule of what is missing.
 
     A pixel is missing where any of its bands is masked, NaN, infinite or of a magnitude from 3.4e38 on, or where all
     of its bands equal one of the nodata values: a dark pixel with one band at 0 is no hole where nodata is 0.
-
-    Args:
-        values: (height, width), or with an axis of bands; masked or not, of any real dtype.
-        nodata: Values that stand for nothing; may be empty.
-        channel_axis: The axis of bands, the first or the last.
-
-    Returns:
-        bool (height, width), True where there is a measurement.
     """
     bands = values[None] if values.ndim == 2 else np.moveaxis(values, channel_axis, 0)
     mask, bands = np.ma.getmask(bands), np.ma.getdata(bands)
@@ -240,33 +220,19 @@ def subtract(values: np.ndarray, level: float, mean: np.ndarray, *, out: np.ndar
 
 @dataclass
 class AxisWeights:
-    """How one axis is resampled.
+    """How one axis is resampled; both arrays are float32 (num_target, cells)."""
 
-    Attributes:
-        values: float32 (num_target, cells): what each target pixel takes from each source cell; rows sum to 1.
-        footprint: float32 (num_target, cells): the cells that decide whether the pixel counts as covered.
-        cells: The source cells that the columns are for.
-    """
-
-    values: np.ndarray
-    footprint: np.ndarray
-    cells: slice
+    values: np.ndarray  # what each target pixel takes from each source cell; rows sum to 1
+    footprint: np.ndarray  # the cells that decide whether the pixel counts as covered
+    cells: slice  # the source cells that the columns are for
 
 
 def interpolation_weights(num_source: int, start: float, length: float, num_target: int) -> AxisWeights:
     """Weights that resample one axis, with pixel centres at half positions (`align_corners=False`).
 
     Linear interpolation where the target is the finer grid or the same, and the footprint of a pixel is the cell that
-    its centre lies in. Where the target is the coarser grid, both are the area of the target pixel.
-
-    Args:
-        num_source: Cells of the source along the axis.
-        start: Where the target begins, in source cells from the source's edge.
-        length: Extent of the target in source cells.
-        num_target: Cells of the target.
-
-    Returns:
-        The weights of the source cells that are needed.
+    its centre lies in. Where the target is the coarser grid, both are the area of the target pixel. `start` and
+    `length` say where the target lies, in source cells from the source's edge.
     """
     step = length / num_target
     position = np.arange(num_target)[:, None]
@@ -296,15 +262,8 @@ def resample(
 ) -> np.ndarray | None:
     """Resample (channels, height, width) axis by axis, each pixel from the covered ones among its sources alone.
 
-    Args:
-        values: float32, 0 where not covered.
-        covered: bool (height, width), or None if everything is.
-        rows: Weights for the vertical axis.
-        columns: Weights for the horizontal axis.
-        out: float32 (channels, new height, new width), where the new values are written; undefined where not covered.
-
-    Returns:
-        The new coverage, True where at least half of a pixel's footprint is covered; None if that is everything.
+    `values` are float32 and 0 where not covered, `out` is undefined there. Returned is the new coverage, True where at
+    least half of a pixel's footprint is covered. None stands for covered everywhere.
     """
     np.matmul(rows.values @ values, columns.values.T, out=out)
     if covered is None:

@@ -105,12 +105,7 @@ class SgmaModalityStem(nn.Module):
     """Brings one modality's bands to the number that the encoder takes, and adds what its adapter says.
 
     As many bands as the encoder takes go in as they are and one band is repeated, so that a pretrained first layer
-    sees what it knows; any other number is brought there by a 1x1 convolution.
-
-    Args:
-        channels: Bands of the modality.
-        encoder_channels: Bands that the encoder takes.
-        adapter_size: Hidden channels of the adapter; 0 for none.
+    sees what it knows; any other number is brought there by a 1x1 convolution. An `adapter_size` of 0 is no adapter.
     """
 
     def __init__(self, channels: int, encoder_channels: int, adapter_size: int):
@@ -229,15 +224,10 @@ class SgmaSemanticFilter(nn.Module):
 
 
 def class_prototypes(logits: torch.Tensor, tokens: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Average a row's features into one global prototype per class, (B, K, C).
+    """Average a row's features into one prototype per class: logits (B, M, N, K), tokens (B, M, N, C) -> (B, K, C).
 
     The paper sums over modalities and positions; the softmax over both, which makes it an average whatever the size
-    of the image and the number of modalities, is ours.
-
-    Args:
-        logits: Scores of the semantic filter, (B, M, N, K).
-        tokens: Projected features, (B, M, N, C).
-        bias: Logarithm of the covered fraction of every cell, (B, M, N) or (B, M, 1), or None: all covered.
+    of the image and the number of modalities, is ours. `bias` is as in [`SgmaMeanFusion.fuse`].
     """
     logits = logits.flatten(1, 2)  # (B, M * N, K)
     if bias is not None:

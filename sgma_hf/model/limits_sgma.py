@@ -21,16 +21,7 @@ DICE_LOSS_WEIGHT = 1.0
 
 
 def check_modalities(modalities, modality_channels):
-    """Check that two parallel lists describe the modalities of a model.
-
-    Args:
-        modalities: Names, each matching `[a-z][a-z0-9_]*`, unique and not reserved.
-        modality_channels: Number of bands of each modality, in the same order.
-
-    Raises:
-        ValueError: If there is no modality, the lengths differ, a name is malformed, reserved or repeated, or a
-            channel count is not between 1 and 4096.
-    """
+    """Raise ValueError unless two parallel lists, names and numbers of bands, describe the modalities of a model."""
     if not 1 <= len(modalities) <= MAX_MODALITIES:
         raise ValueError(f"`modalities` has {len(modalities)} entries; expected 1 to {MAX_MODALITIES} names.")
     if len(modalities) != len(modality_channels):
@@ -54,14 +45,7 @@ def check_modalities(modalities, modality_channels):
 
 
 def check_num_labels(num_labels):
-    """Check a number of classes.
-
-    Args:
-        num_labels: Number of classes, 2 to 255.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """Raise ValueError unless a number of classes is 2 to 255."""
     if isinstance(num_labels, bool) or not isinstance(num_labels, int) or not 2 <= num_labels <= MAX_LABELS:
         raise ValueError(
             f"`num_labels` is {num_labels!r}; expected 2 to {MAX_LABELS} classes. "

@@ -29,16 +29,8 @@ def row_losses(
 
     Sums can be added over batches and processes and divided by all their pixels, so accumulated gradients are those
     of the large batch. For that a row's Dice loss, which is one number, counts once for each of its valid pixels.
-
-    Args:
-        logits: Class scores, (batch_size, num_labels, ceil(height / 4), ceil(width / 4)).
-        labels: Classes or `ignore_index`, int64, (batch_size, height, width).
-        ignore_index: Label of pixels to leave out.
-        class_weights: Weight of each class in the cross-entropy, or None.
-        dice_weight: Weight of the Dice loss beside it.
-
-    Returns:
-        Sums, float32 at least, and numbers of valid pixels, int64, both (batch_size,).
+    Logits are at stride 4, labels int64 (batch_size, height, width); class weights count in the cross-entropy alone.
+    Sums are float32 at least, both results (batch_size,).
     """
     logits = pixel_logits(logits, labels.shape[-2:])
     weights = None if class_weights is None else logits.new_tensor(class_weights)
@@ -52,13 +44,10 @@ def row_losses(
 def weigh_losses(
     config: SgmaConfig, fused: RowLosses, sampled: RowLosses | None, num_items_in_batch: torch.Tensor | int | None
 ) -> dict[str, Any]:
-    """Weigh and add the losses of the fused prediction and of the sampling branch.
+    """Weigh and add the losses of the fused prediction and of the sampling branch, as fields of the model's output.
 
     Both are divided by the pixels of the fused prediction: where the drawn modality covers less, its term weighs
     less (ours; the paper has no partial coverage), and the divisor is known before anything is drawn.
-
-    Returns:
-        `loss`, `loss_dict`, `row_losses` and, with the branch, `sampled_row_losses` of the model's output.
     """
     sums, counts = fused
     valid = counts.sum().clamp_min(1)
@@ -106,18 +95,11 @@ def modality_sampling_probabilities(
     At every position the inverse robustness is normalised over the modalities there, and averaged over positions
     (paper). The mean over the four stages is ours. So is partial coverage: only positions where at least two
     modalities are count, for each modality those that it covers; one without such a position counts 1 / present.
-    Without robustness (mean fusion) every present modality has the same probability.
+    Without robustness (mean fusion) every present modality has the same probability. Robustness maps and covered
+    fractions (None: all is covered) are those of the stages, cropped. Ours, too, is `exponent`, a power before the
+    probabilities are normalised: 1 is the paper's draw, 0 uniform over the modalities present.
 
-    Args:
-        robustness: Robustness maps of the stages, (batch_size, num_modalities, height, width), or None.
-        fractions: Covered fractions of the stages' cells, cropped like the maps, or None if all is covered.
-        present: Which pairs are there, bool, (batch_size, num_modalities).
-        exponent: Power that the probabilities are raised to before they are normalised (ours): 1 is the paper's draw,
-            0 uniform over the modalities present, and above 1 fragile ones are drawn more often still.
-
-    Returns:
-        Probabilities, float32, (batch_size, num_modalities), 0 for absent modalities; rows sum to 1, or to 0 where
-        nothing is present.
+    Returns float32 (batch_size, num_modalities), 0 for absent ones; rows sum to 1, or to 0 where nothing is present.
     """
     uniform = present.float() / present.sum(1, keepdim=True).clamp_min(1)
     if robustness is None:
@@ -139,14 +121,9 @@ def modality_sampling_probabilities(
 
 
 def sample_modality(probabilities: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Draw one modality per row by inverting the cumulative distribution.
+    """Draw a modality per row by inverting the cumulative distribution; noise is uniform in [0, 1), (batch_size,).
 
-    Args:
-        probabilities: Shape (batch_size, num_modalities), rows sum to 1; what is absent has 0 and is never drawn.
-        noise: Uniform numbers in [0, 1), shape (batch_size,).
-
-    Returns:
-        Indices, int64, (batch_size,); 0 for a row without any modality.
+    Probabilities are (batch_size, num_modalities), those of 0 are never drawn. Index 0 for a row without any modality.
     """
     cumulative = probabilities.cumsum(1)
     drawn = (cumulative <= noise.to(cumulative).unsqueeze(1) * cumulative[:, -1:]).sum(1)

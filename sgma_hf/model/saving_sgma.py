@@ -22,10 +22,7 @@ SHARD_INDEX = "model.safetensors.index.json"
 def replace_when_complete(directory: str | os.PathLike) -> Iterator[Path]:
     """Give a folder to write a checkpoint into, and move its files to `directory` if nothing failed.
 
-    A full disk or a killed process leaves an earlier checkpoint in `directory` as it was.
-
-    Args:
-        directory: Folder of the checkpoint; made if it is not there.
+    A full disk or a killed process leaves an earlier checkpoint in `directory`, which is made if needed, as it was.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -42,17 +39,7 @@ def replace_when_complete(directory: str | os.PathLike) -> Iterator[Path]:
 
 
 def refuse_public_repository(api: HfApi, repo_id: str, *, private: bool | None, repo_type: str = "model") -> None:
-    """Refuse to push what should be private to a public repository: `create_repo` leaves one that is there as it is.
-
-    Args:
-        api: The Hub.
-        repo_id: Repository that is there.
-        private: Whether a private one was asked for; False and None let every repository pass.
-        repo_type: "model" or "dataset".
-
-    Raises:
-        ValueError: If a private one was asked for, and this one is public.
-    """
+    """Raise ValueError if `private` and the repository is public: `create_repo` leaves one that is there as it is."""
     if private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise ValueError(
             f"The repository {repo_id} is public, and a private one was asked for; nothing was uploaded. Give "
@@ -76,26 +63,10 @@ def push_folder(
     """Upload all files of a folder to a model repository in one commit, which is there as a whole or not at all.
 
     Weights of an earlier push that are not among the files are deleted in the same commit: a `model.safetensors` left
-    beside newer shards would be loaded in their place.
-
-    Args:
-        folder: What to upload; names that begin with a dot are left out.
-        repo_id: Repository on the Hub; created if it is not there.
-        path_in_repo: Folder in the repository.
-        private: Whether a repository that is created is private; None is the account's default. True refuses one
-            that is public.
-        token: Access token; None takes the one that is logged in.
-        revision: Branch; made from `main` if it is not there. None is `main`.
-        create_pr: Whether to propose the commit instead of making it.
-        commit_message: First line of the commit.
-        commit_description: Text of the commit.
-        default_card: README.md if neither the folder nor the repository has one.
-
-    Returns:
-        The commit.
-
-    Raises:
-        ValueError: If `private` is True and the repository is there and public.
+    beside newer shards would be loaded in their place. Names that begin with a dot are left out. Repository and
+    branch (`revision`, None is `main`) are made if they are not there. `private` of None is the account's default,
+    True refuses with ValueError a repository that is public. `create_pr` proposes the commit instead of making it.
+    `default_card` becomes README.md if neither the folder nor the repository has one.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

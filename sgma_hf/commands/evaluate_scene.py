@@ -68,7 +68,14 @@ def main(argv: list[str]) -> None:
         write_json(args.output, results)
     print(text)
     if args.plot is not None:  # last: the scores are there, whatever becomes of the picture
-        _plot(results, args.plot)
+        if not any((results["robustness_per_class"] or {}).values()):
+            raise ValueError(
+                "`--plot` has nothing to draw: reliance takes a checkpoint that fuses by 'sgf', two modalities or "
+                "more, and labelled pixels."
+            )
+        from sgma_hf.visualization.charts import plot_robustness_matrix
+
+        plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(args.plot, dpi=200)
 
 
 def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -83,18 +90,6 @@ def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> 
     options = {"tile_size": args.tile_size, "stride": args.stride, "batch_size": args.batch_size}
     source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label}
     return source | evaluate_scene(model, processor, rasters, args.label, **options)
-
-
-def _plot(results: Mapping[str, Any], path: str) -> None:
-    """Write the matrix of reliance."""
-    from sgma_hf.visualization.charts import plot_robustness_matrix
-
-    if not any((results["robustness_per_class"] or {}).values()):
-        raise ValueError(
-            "`--plot` has nothing to draw: reliance takes a checkpoint that fuses by 'sgf', two modalities or more, "
-            "and labelled pixels."
-        )
-    plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(path, dpi=200)
 
 
 def _score_map(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Means over seeds, and differences of two arms that share their seeds."""
+"""Means over seeds, differences of two arms that share their seeds, and how both stand in the cells of a table."""
 
 import math
 import statistics
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
+NOTHING = "–"
 # Student's t, 97.5 % quantile for 1, 2, ... degrees of freedom (two-sided 95 %); beyond the last one, that one, which
 # is a little too wide.
 T_QUANTILES = (
@@ -69,3 +70,28 @@ def paired_difference(
         return PairedDifference(found.mean, None, 1)
     quantile = T_QUANTILES[min(found.count - 1, len(T_QUANTILES)) - 1]
     return PairedDifference(found.mean, quantile * found.deviation / math.sqrt(found.count), found.count)
+
+
+def percent(found: Spread | None) -> str:
+    """A fraction's mean and standard deviation in %: `63.4 ± 0.3`."""
+    return number(found, 1, scale=100)
+
+
+def number(found: Spread | None, digits: int = 2, *, scale: float = 1) -> str:
+    """A figure's mean and standard deviation, times `scale`; the mean alone for one seed, a dash for None."""
+    if found is None:
+        return NOTHING
+    text = f"{scale * found.mean:.{digits}f}"
+    return text if found.deviation is None else f"{text} ± {scale * found.deviation:.{digits}f}"
+
+
+def change(difference: PairedDifference | None) -> str:
+    """A difference of fractions in points, with its interval if there is one; bold where that leaves out 0."""
+    if difference is None:
+        return NOTHING
+    mean = 100 * difference.mean
+    if difference.half_width is None:
+        return f"{mean:+.1f}"
+    half = 100 * difference.half_width
+    text = f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+    return text if difference.verdict == "open" else f"**{text}**"

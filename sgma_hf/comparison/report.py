@@ -7,8 +7,7 @@ from typing import Any
 from ..publishing.tables import markdown_table
 from .arms import ARMS
 from .experiments import Experiment, Figure, at, group_runs
-from .figures import NOTHING, arm_table, change, number, percent
-from .paired_statistics import PairedDifference, spread
+from .paired_statistics import NOTHING, change, number, percent, spread
 from .report_extras import corruption_sections, reliance_section
 from .runs import ABSENCE_PROBABILITIES
 
@@ -92,13 +91,13 @@ def _sections(experiment: Experiment) -> Iterator[tuple[str, ...]]:
         name: experiment.score("combinations", everything, "iou", index)
         for index, name in enumerate(experiment.dataset["class_names"])
     }
-    yield "IoU per class, all modalities there", arm_table(experiment, iou)
+    yield "IoU per class, all modalities there", _arm_table(experiment, iou)
     yield (
         "Expectation where modalities fail by chance",
         "Every modality is absent with probability p, independently of the others; the case that all are is left out "
         "and the rest renormalised: E = sum over combinations of (1 - p)^k p^(M - k) mIoU / (1 - p^M), for "
         "combinations of k of the M modalities.",
-        arm_table(
+        _arm_table(
             experiment, {f"p = {p:g}": experiment.score("bernoulli_miou", f"{p:g}") for p in ABSENCE_PROBABILITIES}
         ),
     )
@@ -191,7 +190,7 @@ def _arms(experiment: Experiment) -> str:
 def _scores_table(experiment: Experiment) -> str:
     names = experiment.results(experiment.all_runs[0])["combinations"]
     columns = {name: experiment.score("combinations", name, "miou") for name in names}
-    return arm_table(experiment, columns | {name: experiment.score(key) for name, key in SCORES.items()})
+    return _arm_table(experiment, columns | {name: experiment.score(key) for name, key in SCORES.items()})
 
 
 def _scored_on(experiment: Experiment) -> Iterator[str]:
@@ -236,14 +235,10 @@ def _against_others(experiment: Experiment, arm: str, figure: Figure) -> tuple[s
         compared += 1
         verdicts[found.verdict] += found.half_width is not None
         higher += found.mean > 0
-        clearly += _is_clear(found, own, experiment.spread(other, figure))
+        deviations = [one and one.deviation for one in (own, experiment.spread(other, figure))]
+        clearly += None not in deviations and found.mean > max(deviations)
     counts = " / ".join(str(verdicts[name]) for name in ("ahead", "open", "behind"))
     return counts if verdicts.total() else NOTHING, f"{higher} ({clearly}) of {compared}"
-
-
-def _is_clear(difference: PairedDifference, *spreads: Any) -> bool:
-    deviations = [found.deviation for found in spreads if found is not None and found.deviation is not None]
-    return len(deviations) == 2 and difference.mean > max(deviations)
 
 
 def _highest(experiment: Experiment) -> str:
@@ -267,6 +262,15 @@ def _difference_table(experiment: Experiment, pairs: Mapping[str, tuple[str, str
         count = max((difference.count for difference in found if difference), default=0)
         lines.append([label, *map(change, found), count])
     return markdown_table(["", *SCORES, "seeds"], lines)
+
+
+def _arm_table(experiment: Experiment, columns: Mapping[str, Figure]) -> str:
+    """A line for each arm, with the mean and the standard deviation over its seeds of the figures by column."""
+    lines = [
+        [f"`{arm}`", *(percent(experiment.spread(arm, figure)) for figure in columns.values())]
+        for arm in experiment.runs
+    ]
+    return markdown_table(["arm", *columns], lines)
 
 
 def _cost_table(experiment: Experiment) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from ..evaluation.corruption_scores import ALL_MODALITIES
 from ..publishing.tables import markdown_table
 from .experiments import Experiment, Figure, at
-from .figures import NOTHING, number, percent
+from .paired_statistics import NOTHING, number, percent
 
 
 # Areas under the curve of a map: what it is of -> its key.

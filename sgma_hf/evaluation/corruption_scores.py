@@ -34,7 +34,7 @@ from ..data.rows import decode_row
 from ..model.cells_sgma import STAGE_STRIDES, predicted_classes
 from ..prediction.agreement import modality_agreement
 from .corruptions import CORRUPTIONS, REGIONAL_KINDS, Corruption, corrupt, draw
-from .metrics import ScoredClasses, check_scored_classes, count_pixels, mean_of_defined, segmentation_scores
+from .metrics import count_pixels, mean_of_defined, segmentation_scores
 from .prepared_rows import PreparedRow, PreparedRows, check_batch_size, groups_of_equals
 from .stage_cells import NUM_BINS, cell_shares, histogram, histogram_auc, ratio
 
@@ -51,7 +51,6 @@ def evaluate_corruptions(
     batch_size: int = 8,
     seed: int = 0,
     corruptions: Sequence[Corruption] = CORRUPTIONS,
-    scored_classes: ScoredClasses = "union",
 ) -> dict[str, Any]:
     """Corrupt single modalities of a data set, and see what becomes of prediction, robustness maps and agreement.
 
@@ -78,7 +77,6 @@ def evaluate_corruptions(
     """
     config = model.config
     prepared = PreparedRows(rows, processor, config, window_size)
-    check_scored_classes(scored_classes)
     check_batch_size(batch_size)
     found = _Counts(model, corruptions, seed)
     counts = {"windows": 0, "rows_without_label": 0, "rows_incomplete": 0, "windows_incomplete": 0}
@@ -92,17 +90,17 @@ def evaluate_corruptions(
             f"{counts['rows_incomplete']} lack a modality, as do {counts['windows_incomplete']} windows of the rest. "
             f"Choose rows with a label and all of {found.names}."
         )
-    clean, *without = (segmentation_scores(matrix, scored_classes=scored_classes) for matrix in found.reference)
+    clean, *without = map(segmentation_scores, found.reference)
     return {
         "clean": clean,
         "without": dict(zip(found.names, without, strict=True)) if len(found.names) > 1 else None,
-        "corruptions": found.scores(scored_classes),
+        "corruptions": found.scores(),
         "modalities": found.names,
         "class_names": config.class_names,
         "strides": list(STAGE_STRIDES),
         "seed": seed,
         "window_size": window_size,
-        "scored_classes": scored_classes,
+        "scored_classes": "union",
         **counts,
     }
 
@@ -222,11 +220,11 @@ class _Tally:
         self.robustness = [_MapTally() for _ in STAGE_STRIDES]
         self.agreement = _MapTally()
 
-    def scores(self, scored_classes: ScoredClasses, *, has_without: bool, region: bool) -> dict[str, Any]:
+    def scores(self, *, has_without: bool, region: bool) -> dict[str, Any]:
         """Of the three predictions on all pixels and, for regions, on those inside."""
         whole, inside = (
             {
-                name: segmentation_scores(matrix, scored_classes=scored_classes)
+                name: segmentation_scores(matrix)
                 for name, matrix in zip(("clean", "without", "corrupted"), matrices, strict=True)
             }
             | ({} if has_without else {"without": None})
@@ -280,7 +278,7 @@ class _Counts:
                 tally.windows += sum(can_swap)
                 self._add_corrupted(clean, corrupted, region, modality, usable, tally)
 
-    def scores(self, scored_classes: ScoredClasses) -> dict[str, dict[str, Any]]:
+    def scores(self) -> dict[str, dict[str, Any]]:
         """Entries of the corruptions by name and target."""
         several = len(self.names) > 1
         found: dict[str, dict[str, Any]] = {}
@@ -295,7 +293,7 @@ class _Counts:
                     "kind": corruption.kind,
                     "level": corruption.level,
                     "windows": tally.windows,
-                    **tally.scores(scored_classes, has_without=agreement and tally.windows > 0, region=region),
+                    **tally.scores(has_without=agreement and tally.windows > 0, region=region),
                     "robustness": _per_stage(tally.robustness, region=region) if robustness else None,
                     "agreement": tally.agreement.figures(region=region) if agreement else None,
                 }

@@ -41,19 +41,12 @@ def explain_push_error(error: BaseException, repo_id: str) -> str:
     return f"The push to {repo_id} failed: {reason}. Nothing here was changed; push again to complete it."
 
 
-def push_dataset(
-    folder: str | os.PathLike,
-    repo_id: str,
-    private: bool = True,
-    *,
-    token: str | None = None,
-    commit_message: str = "Upload dataset",
-) -> str:
+def push_dataset(folder: str | os.PathLike, repo_id: str, private: bool = True) -> str:
     """Upload what a converter wrote, Parquet files, metadata, card and record of the conversion; returns the address.
 
     A push that broke off is completed by another one: what is there already is not sent again. Parquet files of an
     earlier version that the folder no longer has are deleted. A dataset that is created is private if `private` is,
-    and one that is public already is refused then; a `token` of None takes the one that is logged in.
+    and one that is public already is refused then.
 
     Raises:
         ValueError: If the folder is no dataset of ours, its card is not valid, or the dataset is there and public but
@@ -69,7 +62,7 @@ def push_dataset(
             f"{str(folder)!r} has no {' and no '.join(missing) or 'Parquet files'}: it is no dataset of a converter. "
             "Write it by one of dataset_scripts/ first."
         )
-    api = HfApi(token=token)
+    api = HfApi()
     try:
         _check_card(folder / "README.md")  # before there is a repository
         url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -81,7 +74,7 @@ def push_dataset(
             allow_patterns=["**/*.parquet", "*.parquet", METADATA_FILE, "conversion.json", "README.md"],
             ignore_patterns=[".*", "**/.*"],
             delete_patterns=["*.parquet", "**/*.parquet"],
-            commit_message=commit_message,
+            commit_message="Upload dataset",
         )
     except PUSH_ERRORS as error:
         raise OSError(explain_push_error(error, repo_id)) from error

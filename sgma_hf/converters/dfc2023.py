@@ -107,7 +107,12 @@ class Dfc2023Reader(BenchmarkDataset):
             scenes += found
             problems += [*damaged, *unknown, *self._absent_files(part, found)]
             if labels:
-                problems.append(self._annotation_note(part, labels))
+                instances = sum(len(image.annotations) for image in labels.values())
+                empty = sum(not image.annotations for image in labels.values())
+                reason = f"{instances} instances; {empty} tiles without one, which are all background"
+                if self.track == 2 and part == "train":
+                    reason += " (published: {} and {})".format(*facts.ANNOTATION_COUNTS)
+                problems.append(Problem("note", f"{part} annotations", reason))
         problems += self.fewer_than_published(scenes, lambda split: self._archive_hint(split, contents))
         if not scenes and not self.description.splits[self.split].num_scenes:
             hint = self._archive_hint("train", contents)
@@ -230,15 +235,6 @@ class Dfc2023Reader(BenchmarkDataset):
             elif scenes and (part == "train" or name != "ndsm"):  # heights of val and test are not public
                 problems.append(Problem("missing", folder, "has no tiles at all", self._remedy))
         return problems
-
-    def _annotation_note(self, part: str, labels: Mapping[str, CocoImage]) -> Problem:
-        """Instances found and published."""
-        instances = sum(len(image.annotations) for image in labels.values())
-        empty = sum(not image.annotations for image in labels.values())
-        reason = f"{instances} instances; {empty} tiles without one, which are all background"
-        if self.track == 2 and part == "train":
-            reason += " (published: {} and {})".format(*facts.ANNOTATION_COUNTS)
-        return Problem("note", f"{part} annotations", reason)
 
     def _null_notes(self, scenes: Sequence[Scene]) -> list[Problem]:
         """Which rows have no label or no height because the contest keeps them."""

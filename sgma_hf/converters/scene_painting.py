@@ -214,25 +214,20 @@ def _paint_cars(rng: np.random.Generator, suburb: _Suburb) -> None:
     """Cars parked and driving along the main streets, in the colour image and the label."""
     lanes = ((suburb.width / 2 - 1.0, 13.0), (suburb.width / 4 - 0.3, 45.0))  # way from the middle, mean gap
     for line, side, (offset, spacing) in itertools.product(suburb.main, (-1.0, 1.0), lanes):
-        v = suburb.main[0] + rng.uniform(0, spacing)
-        while v < suburb.main[-1]:
-            _paint_car(rng, suburb, line + side * offset, v)
-            v += 5.6 + rng.exponential(spacing)
-
-
-def _paint_car(rng: np.random.Generator, suburb: _Suburb, u_centre: float, v_centre: float) -> None:
-    length, breadth = rng.uniform(4.0, 4.9), rng.uniform(1.75, 1.95)
-    paint = _CAR_COLOURS[rng.integers(len(_CAR_COLOURS))]
-    window = suburb.window(u_centre, v_centre, length)
-    if window is None:
-        return
-    u, v = suburb.u[window] - u_centre, suburb.v[window] - v_centre
-    body = (np.abs(u) < breadth / 2) & (np.abs(v) < length / 2)
-    body &= suburb.label[window] == IMPERVIOUS  # crowns hide what stands below them
-    glass = body & (np.abs(u) < breadth / 2 - 0.25) & ((np.abs(v - 0.75) < 0.4) | (np.abs(v + 1.35) < 0.3))
-    suburb.colour[window][body] = paint
-    suburb.colour[window][glass] = (0.10, 0.12, 0.15)
-    suburb.label[window][body] = CAR
+        v_centre = suburb.main[0] + rng.uniform(0, spacing)
+        while v_centre < suburb.main[-1]:
+            length, breadth = rng.uniform(4.0, 4.9), rng.uniform(1.75, 1.95)
+            paint = _CAR_COLOURS[rng.integers(len(_CAR_COLOURS))]
+            window = suburb.window(line + side * offset, v_centre, length)
+            if window is not None:
+                u, v = suburb.u[window] - (line + side * offset), suburb.v[window] - v_centre
+                body = (np.abs(u) < breadth / 2) & (np.abs(v) < length / 2)
+                body &= suburb.label[window] == IMPERVIOUS  # crowns hide what stands below them
+                glass = body & (np.abs(u) < breadth / 2 - 0.25) & ((np.abs(v - 0.75) < 0.4) | (np.abs(v + 1.35) < 0.3))
+                suburb.colour[window][body] = paint
+                suburb.colour[window][glass] = (0.10, 0.12, 0.15)
+                suburb.label[window][body] = CAR
+            v_centre += 5.6 + rng.exponential(spacing)
 
 
 def _near_infrared(rng: np.random.Generator, suburb: _Suburb) -> np.ndarray:

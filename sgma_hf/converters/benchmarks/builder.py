@@ -42,22 +42,18 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         kwargs = {"tile": description.default_tile, **kwargs, "choices": {**kwargs.get("choices", {}), **choices}}
         super().__init__(*args, **kwargs)
 
-    def dataset(self) -> BenchmarkDataset:
-        """The reader with the options of the configuration."""
-        return self.reader(self.config)
-
     def _info(self) -> datasets.DatasetInfo:
         description = self.reader.description
         return datasets.DatasetInfo(
             description=f"{description.summary}\n\n{description.terms}",
-            features=self.dataset().metadata().features(),
+            features=self.reader(self.config).metadata().features(),
             homepage=description.homepage,
             license=description.license,
             citation=description.citation,
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        dataset, folder = self.dataset(), self.config.data_dir
+        dataset, folder = self.reader(self.config), self.config.data_dir
         if not folder:
             raise ValueError(
                 f"{type(self).__name__} needs the folder of the data set: data_dir=... It is handed out at "
@@ -76,7 +72,7 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         ]
 
     def _generate_examples(self, scenes: list[Scene]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        maker = RowMaker(self.dataset())
+        maker = RowMaker(self.reader(self.config))
         for scene in scenes:
             for row in maker.rows(scene):
                 yield row.row_id, encode_row(maker.metadata, row.row_id, row.images, row.label)

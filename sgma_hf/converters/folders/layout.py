@@ -9,7 +9,7 @@ Two layouts, each with or without split folders (`train`, `valid`, `test`, ...) 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,13 +87,12 @@ def _split_roots(source: Path, split_names: Mapping[str, str]) -> list[tuple[Pat
 def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: str | None) -> list[SceneFiles]:
     wanted = _wanted(folders, label)
     if any((root / name).is_dir() for name in wanted):
-        paths = {name: sorted((root / name).rglob("*")) for name in wanted}
-        files = _by_scene_names({name: _by_name(paths[name], _stem_in(root / name)) for name in wanted})
+        paths = {name: [p.relative_to(root / name) for p in sorted((root / name).rglob("*"))] for name in wanted}
+        named = {name: [(p.with_suffix("").as_posix(), root / name / p) for p in paths[name]] for name in wanted}
+        files = _by_scene_names({name: _by_name(pairs) for name, pairs in named.items()})
     else:
         paths = [path for scene in _folders(root) for path in sorted(scene.iterdir())]
-        files = {
-            name: _by_name([p for p in paths if p.stem == name], lambda path: path.parent.name) for name in wanted
-        }
+        files = {name: _by_name((path.parent.name, path) for path in paths if path.stem == name) for name in wanted}
     return [
         SceneFiles(
             name=name,
@@ -105,15 +104,11 @@ def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: s
     ]
 
 
-def _stem_in(folder: Path) -> Callable[[Path], str]:
-    return lambda path: path.relative_to(folder).with_suffix("").as_posix()
-
-
-def _by_name(paths: Iterable[Path], name_of: Callable[[Path], str]) -> dict[str, Path]:
-    """The raster files among some paths."""
+def _by_name(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """The raster files among some paths, by their names."""
     found: dict[str, Path] = {}
-    for path in filter(_is_raster, paths):
-        if (name := name_of(path)) in found:
+    for name, path in ((name, path) for name, path in named if _is_raster(path)):
+        if name in found:
             raise ValueError(f"{found[name]} and {path} differ only in their suffix; keep the one that counts.")
         found[name] = path
     return found

@@ -28,26 +28,25 @@ def group_scenes(
     """
     pairs = [] if distance is None else _close_pairs(names, footprints, distance)
     if regex is not None:
+        try:
+            matches = list(map(re.compile(regex).search, names))
+        except re.error as error:
+            raise ValueError(f"--group_regex {regex!r} is not a regular expression: {error}.") from error
+        unmatched = [name for name, match in zip(names, matches, strict=True) if match is None]
+        if unmatched:
+            raise ValueError(
+                f"--group_regex {regex!r} does not match {unmatched[:5]} ({len(unmatched)} scenes in all)."
+            )
         first: dict[str, int] = {}
-        pairs += [(first.setdefault(key, index), index) for index, key in enumerate(_regex_keys(names, regex))]
+        for index, match in enumerate(matches):
+            key = next((group for group in match.groups()[:1] if group is not None), match[0])
+            pairs.append((first.setdefault(key, index), index))
     groups = list(range(len(names)))  # a group has the number of its first scene
     for pair in pairs:
         one, other = sorted(groups[index] for index in pair)
         if one != other:
             groups = [one if group == other else group for group in groups]
     return np.unique(groups, return_inverse=True)[1].tolist()
-
-
-def _regex_keys(names: Sequence[str], regex: str) -> list[str]:
-    try:
-        pattern = re.compile(regex)
-    except re.error as error:
-        raise ValueError(f"--group_regex {regex!r} is not a regular expression: {error}.") from error
-    matches = [pattern.search(name) for name in names]
-    unmatched = [name for name, match in zip(names, matches, strict=True) if match is None]
-    if unmatched:
-        raise ValueError(f"--group_regex {regex!r} does not match {unmatched[:5]} ({len(unmatched)} scenes in all).")
-    return [match.group(1) if pattern.groups and match.group(1) is not None else match.group(0) for match in matches]
 
 
 def _close_pairs(

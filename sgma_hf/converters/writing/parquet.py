@@ -128,18 +128,14 @@ class ParquetDatasetWriter:
         self._ids.add((split, row_id))
         self._digest.update(split.encode())
         digest_row(self._digest, row)
-        self._open_shard(split).write(row)
-        self.statistics.setdefault(split, SplitStatistics(self.metadata)).update(images, label)
-
-    def _open_shard(self, split: str) -> ShardWriter:
-        """The file that the split's next row goes to."""
         shards = self._shards.setdefault(split, [])
         if not shards or shards[-1].num_bytes >= self.max_shard_bytes:
             if shards:
                 shards[-1].close()
             path = self._temporary / "data" / f"{split}-{len(shards):05d}.partial"
             shards.append(ShardWriter(path, self._schema, min(_ROW_GROUP_BYTES, self.max_shard_bytes)))
-        return shards[-1]
+        shards[-1].write(row)
+        self.statistics.setdefault(split, SplitStatistics(self.metadata)).update(images, label)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -185,7 +181,17 @@ def encode_row(
     if set(images) != set(metadata.modalities):
         raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
     if label is not None:
-        _check_label(row_id, label, len(metadata.class_names))
+        if label.dtype != np.uint8 or label.ndim != 2:
+            raise ValueError(
+                f"Row {row_id!r}: a label is uint8 of shape (height, width); got {label.dtype} {label.shape}."
+            )
+        num_classes = len(metadata.class_names)
+        beyond = np.unique(label[(label >= num_classes) & (label != IGNORE_INDEX)])
+        if beyond.size:
+            raise ValueError(
+                f"Row {row_id!r}: label ids {beyond.tolist()} are neither below {num_classes}, the number of classes, "
+                f"nor {IGNORE_INDEX} (ignored)."
+            )
     row: dict[str, Any] = {"id": row_id}
     declared = zip(metadata.modalities, metadata.modality_channels, metadata.modality_dtypes, strict=True)
     for name, channels, dtype in declared:
@@ -194,19 +200,6 @@ def encode_row(
         except ValueError as error:
             raise ValueError(f"Row {row_id!r}, column {name!r}: {error}") from error
     return row | {"label": encode_raster(label)}
-
-
-def _check_label(row_id: str, label: np.ndarray, num_classes: int) -> None:
-    if label.dtype != np.uint8 or label.ndim != 2:
-        raise ValueError(
-            f"Row {row_id!r}: a label is uint8 of shape (height, width); got {label.dtype} {label.shape}."
-        )
-    beyond = np.unique(label[(label >= num_classes) & (label != IGNORE_INDEX)])
-    if beyond.size:
-        raise ValueError(
-            f"Row {row_id!r}: label ids {beyond.tolist()} are neither below {num_classes}, the number of classes, nor "
-            f"{IGNORE_INDEX} (ignored)."
-        )
 
 
 def _contents(row: Mapping[str, Any]) -> Iterator[bytes]:

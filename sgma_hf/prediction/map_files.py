@@ -311,7 +311,7 @@ def _write_cog(
     rasterio = require_rasterio(path)
     options: dict[str, Any] = {"nodata": layer.nodata, "compress": "deflate", "zlevel": 1, "bigtiff": "if_safer"}
     if georeference is not None:
-        options |= {"transform": rasterio.Affine(*georeference.transform), "crs": georeference.crs}
+        options |= {"transform": georeference.affine, "crs": georeference.crs}
     shape = {"height": size[0], "width": size[1], "count": len(layer.bands), "dtype": layer.dtype}
     plain = path.with_name(f"{path.name}.plain.tif")
     try:

@@ -1,6 +1,5 @@
 """Reads a raster on the extent of a reference grid, in its own resolution where that fits: `read_on_extent`."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -50,7 +49,7 @@ def read_on_extent(
     cells = np.maximum(1, 1 / np.linalg.norm(pixel_steps(info, reference), axis=0))
     shape = tuple(max(1, round(side / cell)) for side, cell in zip(size, cells.tolist(), strict=True))
     target = Grid(shape, grid.scaled(size[0] / shape[0], size[1] / shape[1]))
-    with contextlib.closing(Mosaic([info], target, nodata, "bilinear")) as files:
+    with Mosaic([info], target, nodata, "bilinear") as files:
         raster = files.read(Window(0, 0, *shape))
     raster = raster or Raster.empty(shape, info.channels, info.dtype)
     return replace(raster, georeference=target.georeference)

@@ -183,7 +183,7 @@ class RasterFile(contextlib.AbstractContextManager):
         flags = {flag for band in source.mask_flag_enums for flag in band}
         georeference = None
         if not source.transform.is_identity:
-            georeference = Georeference(tuple(source.transform)[:6], source.crs.to_wkt() if source.crs else None)
+            georeference = Georeference(source.transform, source.crs.to_wkt() if source.crs else None)
         return RasterInfo(
             path=self._path,
             size=(source.height, source.width),
@@ -241,12 +241,8 @@ class RasterFile(contextlib.AbstractContextManager):
             part = self._rasterio.windows.Window(0, top, self.info.size[1], min(height, self.info.size[0] - top))
             return self._dataset.read(band, window=part)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._dataset.close()
-
     def __exit__(self, *exception: Any) -> None:
-        self.close()
+        self._dataset.close()
 
 
 def _open_untagged(rasterio: ModuleType, path: Path, measured: Collection[int]) -> Any:

@@ -81,16 +81,8 @@ def metres_per_unit(crs: str) -> float | None:
 class Georeference:
     """Where a raster lies: pixel (column, row) is at `(c + a * column + b * row, f + d * column + e * row)`."""
 
-    # (a, b, c, d, e, f), in units of the CRS; (c, f) is the outer corner of the first pixel
-    transform: tuple[float, float, float, float, float, float]
+    affine: "Affine"  # from (column, row) to (x, y) in units of the CRS; (c, f) is the outer corner of the first pixel
     crs: str | None  # as WKT; None where the file does not say
-
-    @property
-    def affine(self) -> "Affine":
-        """The transform from (column, row) to (x, y)."""
-        from affine import Affine  # comes with rasterio
-
-        return Affine(*self.transform)
 
     @property
     def is_geographic(self) -> bool:
@@ -99,18 +91,15 @@ class Georeference:
 
     def window(self, top: float, left: float) -> "Georeference":
         """The same grid with its origin at (row `top`, column `left`)."""
-        return self._with(self.affine @ self.affine.translation(left, top))
+        return replace(self, affine=self.affine @ self.affine.translation(left, top))
 
     def scaled(self, rows: float, columns: float) -> "Georeference":
         """The same origin with pixels `rows` times as high and `columns` times as wide."""
-        return self._with(self.affine @ self.affine.scale(columns, rows))
+        return replace(self, affine=self.affine @ self.affine.scale(columns, rows))
 
     def moved(self, east: float) -> "Georeference":
         """The same grid so many units of the CRS further east."""
-        return self._with(self.affine.translation(east, 0) @ self.affine)
-
-    def _with(self, affine: "Affine") -> "Georeference":
-        return replace(self, transform=tuple(affine)[:6])
+        return replace(self, affine=self.affine.translation(east, 0) @ self.affine)
 
     def pixels(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns (pixel 0 spans 0..1) of places in the CRS."""

@@ -45,7 +45,7 @@ class RasterInput:
 class RasterScene(contextlib.AbstractContextManager):
     """The rasters of one place by modality, on one grid.
 
-    Datasets are opened once and are not for several threads at a time; close the scene when done. Raises ValueError if
+    Datasets are opened once and are not for several threads at a time. Raises ValueError if
     something given cannot be used; a file is named.
 
     Args:
@@ -82,8 +82,7 @@ class RasterScene(contextlib.AbstractContextManager):
         with contextlib.ExitStack() as opened:
             for name, group in infos.items():
                 values = tuple((nodata or {}).get(name, ()))
-                self._files[name] = Mosaic(group, self.grid, values, methods[name])
-                opened.callback(self._files[name].close)
+                self._files[name] = opened.enter_context(Mosaic(group, self.grid, values, methods[name]))
             self._opened = opened.pop_all()
 
     @property
@@ -111,12 +110,8 @@ class RasterScene(contextlib.AbstractContextManager):
                 images[name] = np.ma.MaskedArray(raster.values, mask=mask)
         return images
 
-    def close(self) -> None:
-        """Close the files."""
-        self._opened.close()
-
     def __exit__(self, *exception: Any) -> None:
-        self.close()
+        self._opened.close()
 
 
 def _parse_rasters(rasters: Mapping[str, Any], channels: Mapping[str, int]) -> dict[str, list[RasterInput]]:
@@ -207,7 +202,7 @@ def _check_georeferences(infos: Sequence[RasterInfo]) -> None:
     for info in placed:
         if info.georeference.affine.is_degenerate:
             raise ValueError(
-                f"{info.path} has the geotransform {info.georeference.transform}: its pixels have no area."
+                f"{info.path} has the geotransform {tuple(info.georeference.affine)[:6]}: its pixels have no area."
             )
         check_crs(info, infos[0].georeference)
 

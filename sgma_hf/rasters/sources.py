@@ -4,6 +4,7 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ _BLOCK = 512  # pixels along the sides of what is warped at once
 _KEPT_BYTES = 2**27  # of such blocks
 
 
-class Mosaic:
+class Mosaic(contextlib.AbstractContextManager):
     """Files of one kind on a grid; where several cover a pixel, the first of them counts.
 
     What is warped is warped in blocks that do not depend on the windows that are asked for, and kept for a while, for
@@ -113,8 +114,7 @@ class Mosaic:
                 break
         return merged
 
-    def close(self) -> None:
-        """Close the files."""
+    def __exit__(self, *exception: Any) -> None:
         self._opened.close()
 
 

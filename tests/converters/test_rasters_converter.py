@@ -435,7 +435,9 @@ def test_groups_by_distance_and_name():
     rasterio = pytest.importorskip("rasterio")
     utm = rasterio.crs.CRS.from_epsg(32631).to_wkt()
     # 20 m plots with gaps of 30 m and 100 m: with 60 m, the first two belong together.
-    places = [(Georeference((1.0, 0, 500000.0 + x, 0, -1.0, 4.8e6), utm), (20, 20)) for x in (0, 50, 170)]
+    places = [
+        (Georeference(rasterio.Affine(1.0, 0, 500000.0 + x, 0, -1.0, 4.8e6), utm), (20, 20)) for x in (0, 50, 170)
+    ]
     names = ["A_1", "A_2", "B_1"]
     assert group_scenes(names, places, distance=60) == [0, 0, 1]
     assert group_scenes(names, places, distance=29) == [0, 1, 2]
@@ -450,7 +452,10 @@ def test_groups_by_distance_and_name():
     # The same ground in degrees: the gaps come out within a percent.
     degrees = rasterio.crs.CRS.from_epsg(4326).to_wkt()
     step = 1 / (111320 * np.cos(np.deg2rad(43.35)))
-    spots = [(Georeference((step, 0, 3.0 + x * step, 0, -9e-6, 43.35), degrees), (20, 20)) for x in (0, 50, 170)]
+    spots = [
+        (Georeference(rasterio.Affine(step, 0, 3.0 + x * step, 0, -9e-6, 43.35), degrees), (20, 20))
+        for x in (0, 50, 170)
+    ]
     assert group_scenes(names, spots, distance=30.5) == [0, 0, 1]
     assert group_scenes(names, spots, distance=29.5) == [0, 1, 2]
 

@@ -16,7 +16,7 @@ from sgma_hf.rasters.scene import RasterScene
 
 def grid_of(size, *, origin=(500000.0, 4800000.0), pixel=1.0):
     rasterio = pytest.importorskip("rasterio")
-    transform = (pixel, 0.0, origin[0], 0.0, -pixel, origin[1])
+    transform = rasterio.Affine(pixel, 0.0, origin[0], 0.0, -pixel, origin[1])
     return Georeference(transform, rasterio.crs.CRS.from_string(UTM).to_wkt()), size
 
 

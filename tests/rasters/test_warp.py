@@ -79,7 +79,7 @@ def test_interpolation_is_bilinear_in_every_window_and_for_training_and_predicti
     expected = bilinear(values, transform, crs, grid, size)
     np.testing.assert_allclose(whole.data[..., 0], expected, atol=0.5 if crs == ZONE_33 else 1e-3)
     np.testing.assert_array_equal(window, whole[37:57, 61:91])  # cut from the same block
-    place = Georeference(tuple(grid)[:6], rasterio.crs.CRS.from_string(ZONE_32).to_wkt())
+    place = Georeference(grid, rasterio.crs.CRS.from_string(ZONE_32).to_wkt())
     trained = read_on_extent(read_info(path), place, size)
     if trained.size == size:  # not finer than the file
         np.testing.assert_array_equal(trained.values, whole.data)

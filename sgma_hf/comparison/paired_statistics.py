@@ -40,12 +40,7 @@ class PairedDifference(NamedTuple):
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Mean and sample standard deviation of one figure per seed; None if there is no value, or one is None.
-
-    Example:
-        >>> spread([1.0, 2.0, 3.0])
-        Spread(mean=2.0, deviation=1.0, count=3)
-    """
+    """Mean and sample standard deviation of one figure per seed; None if there is no value, or one is None."""
     if not values or any(value is None for value in values):
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
@@ -55,13 +50,7 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 def paired_difference(
     first: Mapping[int, float | None], second: Mapping[int, float | None]
 ) -> PairedDifference | None:
-    """Compare a figure by seed of two arms on the seeds that both have; None without a common one.
-
-    Example:
-        >>> difference = paired_difference({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0})
-        >>> round(difference.mean, 3), round(difference.half_width, 3)
-        (2.0, 2.484)
-    """
+    """Compare a figure by seed of two arms on the seeds that both have; None without a common one."""
     seeds = [seed for seed in first if first[seed] is not None and second.get(seed) is not None]
     found = spread([first[seed] - second[seed] for seed in sorted(seeds)])
     if found is None:

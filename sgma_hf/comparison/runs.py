@@ -216,10 +216,6 @@ def bernoulli_expectation(
 
     A combination of k of the M modalities has the probability (1 - p)^k p^(M - k); the case that nothing is there is
     left out, and the others are divided by 1 - p^M. None if one of the 2^M - 1 combinations has no score.
-
-    Example:
-        >>> round(bernoulli_expectation({"a": 0.5, "b": 0.2, "a+b": 0.8}, ["a", "b"], 0.5), 6)
-        0.5
     """
     if None in scores.values():
         return None

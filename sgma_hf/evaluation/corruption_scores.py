@@ -361,35 +361,24 @@ class _Counts:
             for kind, predicted in enumerate(predictions):
                 if predicted is not None:
                     tally.confusion[index, kind] += self._count(clean, predicted, pixels)
-        if modality is not None:
-            agreement = modality_agreement(self.model, encoding, [modality])
-            _add_maps(clean, mask, inside, modality, usable, outputs.robustness, agreement, tally)
-
-
-def _add_maps(
-    clean: _Clean,
-    mask: torch.Tensor,
-    region: torch.Tensor | None,
-    modality: int,
-    usable: torch.Tensor,
-    robustness: Sequence[torch.Tensor] | None,
-    agreement: torch.Tensor,
-    tally: _Tally,
-) -> None:
-    """Add maps of the corrupted modality, over the cells that the top of this module says."""
-    shares = cell_shares(mask[:, modality])
-    inside_shares = None if region is None else cell_shares(region)
-    for stage, before in enumerate(clean.shares):
-        cells = (before[:, modality] > 0) & (_others(before, modality) > 0).any(1) & usable
-        if not tally.given_away:
-            cells &= shares[stage] == before[:, modality]
-        inside = torch.ones_like(cells) if inside_shares is None else inside_shares[stage] > 0.5
-        if robustness is not None:
-            maps = (stages[stage][:, modality] for stages in (clean.robustness, robustness))
-            tally.robustness[stage].add(*maps, cells, inside)
-        if stage == 0:
-            undamaged, damaged = clean.agreement[:, modality], agreement[:, modality]
-            tally.agreement.add(undamaged, damaged, cells & ~(undamaged.isnan() | damaged.isnan()), inside)
+        if modality is None:
+            return
+        # Maps of the corrupted modality, over the cells that the top of this module says.
+        undamaged = clean.agreement[:, modality]
+        damaged = modality_agreement(self.model, encoding, [modality])[:, modality]
+        shares = cell_shares(mask[:, modality])
+        inside_shares = None if inside is None else cell_shares(inside)
+        for stage, before in enumerate(clean.shares):
+            cells = (before[:, modality] > 0) & (_others(before, modality) > 0).any(1) & usable
+            if not tally.given_away:
+                cells &= shares[stage] == before[:, modality]
+            region_cells = torch.ones_like(cells) if inside_shares is None else inside_shares[stage] > 0.5
+            if outputs.robustness is not None:
+                maps = (stages[stage][:, modality] for stages in (clean.robustness, outputs.robustness))
+                tally.robustness[stage].add(*maps, cells, region_cells)
+            if stage == 0:
+                known = cells & ~(undamaged.isnan() | damaged.isnan())
+                tally.agreement.add(undamaged, damaged, known, region_cells)
 
 
 def _others(maps: torch.Tensor, modality: int) -> torch.Tensor:

@@ -128,9 +128,8 @@ def _shift(
     side = int(torch.randint(4, (), generator=generator))
     axis, forwards = side // 2 - 2, side % 2 == 0
     pixels = min(pixels, mask.shape[axis])
-    kept = mask.shape[axis] - pixels
-    source, target = (0, pixels) if forwards else (pixels, 0)
-    shifted, shifted_mask = torch.zeros_like(values), torch.zeros_like(mask)
-    for whole, moved in ((values, shifted), (mask, shifted_mask)):
-        moved.narrow(axis, target, kept).copy_(whole.narrow(axis, source, kept))
-    return shifted, shifted_mask
+    border = 0 if forwards else mask.shape[axis] - pixels
+    values, mask = (maps.roll(pixels if forwards else -pixels, axis) for maps in (values, mask))
+    for maps in (values, mask):
+        maps.narrow(axis, border, pixels).zero_()
+    return values, mask

@@ -195,20 +195,20 @@ def reliance_error_agreement(
 
 
 def _summarize(agreement: _Agreement, names: Sequence[str], num_labels: int) -> dict[str, dict[str, Any]]:
-    stages = {}
-    for level, stage in enumerate(STAGE_NAMES):
-        each = {name: slice(index, index + 1) for index, name in enumerate(names)}
-        everything = slice(None)
-        stages[stage] = {
+    everything, each = slice(None), {name: slice(index, index + 1) for index, name in enumerate(names)}
+
+    def by_class(level: int, modalities: slice) -> list[dict[str, Any]]:
+        return [agreement.figures(level, modalities, label) for label in range(num_labels)]
+
+    return {
+        stage: {
             "overall": agreement.figures(level, everything, None),
             "modalities": {name: agreement.figures(level, one, None) for name, one in each.items()},
-            "classes": [agreement.figures(level, everything, label) for label in range(num_labels)],
-            "classes_per_modality": {
-                name: [agreement.figures(level, one, label) for label in range(num_labels)]
-                for name, one in each.items()
-            },
+            "classes": by_class(level, everything),
+            "classes_per_modality": {name: by_class(level, one) for name, one in each.items()},
         }
-    return stages
+        for level, stage in enumerate(STAGE_NAMES)
+    }
 
 
 def _count_batch(

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -123,10 +124,8 @@ def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     versions = {"python": platform.python_version()}
     for name in ("sgma-hf", "torch", "transformers", "datasets", "accelerate"):
-        try:
+        with suppress(PackageNotFoundError):  # run from a checkout that is not installed
             versions[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            continue
     return versions
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WRONG_COLOR, _RIGHT_COLOR = (213, 94, 0), (232, 232, 232)
-_PANEL_INCHES = 1.75
 
 
 def plot_sample(
@@ -256,7 +255,7 @@ def _draw_board(
     *,
     title: str | None,
     aspect: float,
-    panel_inches: float = _PANEL_INCHES,
+    panel_inches: float = 1.75,
 ) -> "Figure":
     """Lay out rows of panels: a title, and what draws into axes and returns an image that needs a colour bar."""
     matplotlib = require_matplotlib()

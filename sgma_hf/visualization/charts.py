@@ -1,7 +1,4 @@
-"""Charts of how modalities learned and what they are relied on for (extra `viz`).
-
-The figures are `matplotlib.figure.Figure` objects, made without pyplot: nothing pops up, and no state is left behind.
-"""
+"""Charts of how modalities learned and what they are relied on for (extra `viz`); figures as in `boards`."""
 
 import itertools
 from collections.abc import Mapping, Sequence

@@ -72,7 +72,11 @@ def _sections(experiment: Experiment) -> Iterator[tuple[str, ...]]:
     """Headings, each with its texts."""
     yield "What was run", markdown_table(["what", "value"], list(_facts(experiment).items()), text_columns=2)
     yield "Arms", "All have modality dropout 0.5 and no row sampling unless they say otherwise.", _arms(experiment)
-    yield "All combinations of the modalities", _scores_table(experiment), *_scored_on(experiment)
+    columns = {
+        name: experiment.score("combinations", name, "miou")
+        for name in experiment.results(experiment.all_runs[0])["combinations"]
+    } | {name: experiment.score(key) for name, key in SCORES.items()}
+    yield "All combinations of the modalities", _arm_table(experiment, columns), *_scored_on(experiment)
     yield "Wins, ties, losses", _MATRIX_NOTE, _matrix(experiment), _highest(experiment), _LIMITS
     for main in (MAIN_ARM, RECIPE_ARM):
         others = [arm for arm in experiment.runs if arm != main]
@@ -165,17 +169,15 @@ def _each(runs: Sequence[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], 
 
 
 def _titles(experiments: Sequence[Experiment]) -> list[str]:
-    """The steps of each experiment, and whatever tells it from the others of its data set."""
+    """The steps of each experiment, and whatever tells it from the others."""
     facts = []
     for one in experiments:
         decided = ("content", *one.settings, *one.training)
         facts.append({name: text for name, text in _facts(one).items() if name in decided})
     titles = []
-    for experiment, own in zip(experiments, facts, strict=True):
-        name = experiment.dataset["name"]
-        rivals = [other for other, one in zip(facts, experiments, strict=True) if one.dataset["name"] == name]
-        differing = [f"{fact} {text}" for fact, text in own.items() if any(other[fact] != text for other in rivals)]
-        titles.append(", ".join([f"{experiment.settings['max_steps']} steps", *differing]))
+    for own in facts:
+        differing = [f"{fact} {text}" for fact, text in own.items() if any(other[fact] != text for other in facts)]
+        titles.append(", ".join([f"{own['max_steps']} steps", *differing]))
     return titles
 
 
@@ -185,12 +187,6 @@ def _arms(experiment: Experiment) -> str:
         for arm, runs in experiment.runs.items()
     ]
     return markdown_table(["arm", "what it is", "runs"], lines, text_columns=2)
-
-
-def _scores_table(experiment: Experiment) -> str:
-    names = experiment.results(experiment.all_runs[0])["combinations"]
-    columns = {name: experiment.score("combinations", name, "miou") for name in names}
-    return _arm_table(experiment, columns | {name: experiment.score(key) for name, key in SCORES.items()})
 
 
 def _scored_on(experiment: Experiment) -> Iterator[str]:

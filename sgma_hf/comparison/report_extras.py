@@ -25,7 +25,8 @@ def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[tuple
     arms = experiment.holding("corruptions")
     if arms is None:
         return
-    cases = _cases(arms)
+    evaluated = (run["corruptions"]["corruptions"] for run in arms.all_runs)
+    cases = {name: list(targets) for one in evaluated for name, targets in one.items()}
     seeds = ", ".join(dict.fromkeys(str(run["corruptions"]["seed"]) for run in arms.all_runs))
     losses = [
         [f"`{name}`, {what}", *(percent(arms.spread(arm, _mean_loss(name, chosen))) for arm in arms.runs)]
@@ -49,7 +50,7 @@ def corruption_sections(experiment: Experiment, main_arm: str) -> Iterator[tuple
             "Of use: yes if prediction is better with the damaged modality than without it with every seed, no if it "
             "is worse with every seed.",
             *_cases_in_full(arms, main_arm, cases),
-            *detection_table(arms, main_arm),
+            *_detection(arms, main_arm, cases),
         )
 
 
@@ -87,31 +88,22 @@ def _cases_in_full(arms: Experiment, arm: str, cases: Mapping[str, list[str]]) -
     )
 
 
-def detection_table(experiment: Experiment, arm: str) -> list[str]:
+def _detection(arms: Experiment, arm: str, cases: Mapping[str, list[str]]) -> Iterator[str]:
     """How well an arm's maps tell damaged modalities from clean ones: a text and its table; none without figures."""
-    arms = experiment.holding("corruptions")
-    if arms is None or arm not in arms.runs:
-        return []
     kinds = [(maps, area) for maps in _MAPS for area in ("cells", "windows")]
     lines = []
-    for name, targets in _cases(arms).items():
+    for name, targets in cases.items():
         single = [target for target in targets if target != ALL_MODALITIES]
         areas = [arms.spread(arm, _mean_area(name, single, *kind)) for kind in kinds]
         if any(areas) and not name.startswith(_GIVEN_AWAY):
             lines.append([f"`{name}`", *map(number, areas)])
-    if not lines:
-        return []
-    return [
-        f"Whether the maps of `{arm}` notice a damaged modality: area under the ROC curve of single cells, and of "
-        "means over the damaged cells of a window, mean over the modalities. 1 tells all of them, 0.5 says nothing.",
-        markdown_table(["corruption", *(f"{maps}, {area}" for maps, area in kinds)], lines),
-    ]
-
-
-def _cases(arms: Experiment) -> dict[str, list[str]]:
-    """Corruptions and their targets, in the order of the runs."""
-    evaluated = (run["corruptions"]["corruptions"] for run in arms.all_runs)
-    return {name: list(targets) for one in evaluated for name, targets in one.items()}
+    if lines:
+        yield (
+            f"Whether the maps of `{arm}` notice a damaged modality: area under the ROC curve of single cells, and of "
+            "means over the damaged cells of a window, mean over the modalities. 1 tells all of them, 0.5 says "
+            "nothing."
+        )
+        yield markdown_table(["corruption", *(f"{maps}, {area}" for maps, area in kinds)], lines)
 
 
 def _mean_loss(name: str, targets: Sequence[str]) -> Figure:

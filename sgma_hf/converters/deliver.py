@@ -84,10 +84,10 @@ CLASSES = {
 }
 
 _FRAME_FILE = re.compile(r"(\d+)_(rgb|depth|event|lidar|semantic)_front\.png", re.IGNORECASE)
-# Column -> (folder, the word in the file's name); `depth` has two folders to choose from, whose files are named alike.
+# Column -> (folder, the word in the file's name).
 _FOLDERS = {
     "rgb": ("img", "rgb"),
-    "depth": ("hha", "depth"),
+    "depth": ("hha", "depth"),  # or depth/, whose files are named alike
     "event": ("event", "event"),
     "lidar": ("lidar", "lidar"),
     LABEL: ("semantic", "semantic"),
@@ -194,6 +194,7 @@ class DeliverReader(BenchmarkDataset):
 
     def __init__(self, options: ConversionOptions | None = None) -> None:
         super().__init__(options)
+        self.folders = {**_FOLDERS, "depth": (self.choices["depth"], "depth")}
         if self.choices["depth"] == "depth":
             self.modalities = tuple(_RAW_DEPTH if item == _HHA else item for item in self.modalities)
 
@@ -214,18 +215,16 @@ class DeliverReader(BenchmarkDataset):
             scenes.append(scene)
             for column in _FOLDERS:
                 if column not in found[name] and column not in absent:
-                    what = f"{self._folder(column)}/{name}_{_FOLDERS[column][1]}_front.png"
+                    folder, word = self.folders[column]
+                    what = f"{folder}/{name}_{word}_front.png"
                     reason = "is not there, though other files of this frame are"
                     problems.append(Problem("missing", what, reason, _REMEDY, scene.key))
         problems += self.fewer_than_published(scenes, lambda split: _REMEDY)
         return Survey(scenes, problems + _count_notes(scenes))
 
-    def _folder(self, column: str) -> str:
-        return str(self.choices["depth"]) if column == "depth" else _FOLDERS[column][0]
-
     def _columns_by_frame(self, files: Iterable[Path]) -> dict[str, dict[str, Path]]:
         """Path by column, by `condition/split/scene/frame`; of copies the shallowest counts."""
-        columns = {(self._folder(column), word): column for column, (_, word) in _FOLDERS.items()}
+        columns = {folder_and_word: column for column, folder_and_word in self.folders.items()}
         found: dict[str, dict[str, Path]] = {}
         for path in files:
             match = _FRAME_FILE.fullmatch(path.name)
@@ -238,7 +237,7 @@ class DeliverReader(BenchmarkDataset):
         return found
 
     def _absent_folder(self, source: Path, column: str, contents: FolderContents) -> Problem:
-        folder = self._folder(column)
+        folder = self.folders[column][0]
         other = {"hha": "depth", "depth": "hha"}.get(folder)
         remedy = unpacking_hint(contents.archives, ("DELIVER", folder)) or _REMEDY
         if other and any(other in path.parts[-5:-4] for path in contents.files):
@@ -263,7 +262,7 @@ class DeliverReader(BenchmarkDataset):
             values = self.stored(scene, column, window)
         if column == LABEL:
             return train_ids(values)
-        return raw_depth(values) if column == "depth" and self._folder("depth") == "depth" else three_channels(values)
+        return raw_depth(values) if column == "depth" and self.choices["depth"] == "depth" else three_channels(values)
 
     def card_notes(self) -> Sequence[str]:
         """How to evaluate by condition and corner case."""

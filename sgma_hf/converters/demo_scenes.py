@@ -57,7 +57,7 @@ def split_sizes(num_tiles: int) -> dict[str, int]:
 def demo_rows(
     *, num_tiles: int, tile_size: int = 128, seed: int = 0, missing: float = 0.2, coverage: float = 0.25
 ) -> Iterator[tuple[str, str, dict[str, np.ndarray | None], np.ndarray]]:
-    """Generate the rows of the demo scenes, in order.
+    """Generate the rows of the demo scenes, in order, as `ParquetDatasetWriter.write` takes them.
 
     A scene gives up to four tiles, all to one split. The same arguments give the same rows, and a larger `num_tiles`
     goes on with further scenes.
@@ -68,12 +68,6 @@ def demo_rows(
         seed: Decides everything.
         missing: Share of training rows that lack one or two of the three modalities.
         coverage: Per training scene and modality, the chance that the modality's flight ends inside the scene.
-
-    Yields:
-        Split, row id, rasters by modality (None where missing) and label, as `ParquetDatasetWriter.write` takes them.
-
-    Raises:
-        ValueError: If a number is out of range.
     """
     if tile_size < 32:
         raise ValueError(f"`tile_size` is {tile_size} pixels; a street needs 32 or more.")

@@ -117,12 +117,7 @@ class Dfc2023Reader(BenchmarkDataset):
         if not scenes and not self.description.splits[self.split].num_scenes:
             hint = self._archive_hint("train", contents)
             problems.append(Problem("missing", f"train of Track {self.track}", "has no tiles", hint))
-        cities = Counter(place[1] for place in map(sensor_and_city, tiles["train"]) if place is not None)
-        if self.track == 2 and cities:
-            published = facts.CITY_COUNTS | dict.fromkeys(sorted(set(cities) - set(facts.CITY_COUNTS)), 0)
-            by_city = ", ".join(f"{city} {cities[city]} of {count}" for city, count in published.items())
-            problems.append(Problem("note", "training tiles by city, found of published", by_city))
-        problems += self._null_notes(scenes)
+        problems += self._notes(scenes, tiles["train"])
         return Survey(sorted(scenes, key=lambda scene: SPLITS.index(scene.split)), problems)
 
     def _find_tiles(self, contents: FolderContents) -> _Tiles:
@@ -236,17 +231,22 @@ class Dfc2023Reader(BenchmarkDataset):
                 problems.append(Problem("missing", folder, "has no tiles at all", self._remedy))
         return problems
 
-    def _null_notes(self, scenes: Sequence[Scene]) -> list[Problem]:
-        """Which rows have no label or no height because the contest keeps them."""
-        notes = []
+    def _notes(self, scenes: Sequence[Scene], tiles: Mapping[str, Mapping[str, Path]]) -> list[Problem]:
+        """Training tiles by city, found and published, and what is null because the contest keeps it."""
+        problems = []
+        cities = Counter(place[1] for place in map(sensor_and_city, tiles) if place is not None)
+        if self.track == 2 and cities:
+            published = facts.CITY_COUNTS | dict.fromkeys(sorted(set(cities) - set(facts.CITY_COUNTS)), 0)
+            by_city = ", ".join(f"{city} {cities[city]} of {count}" for city, count in published.items())
+            problems.append(Problem("note", "training tiles by city, found of published", by_city))
         for split in ("validation", "test") if self.split == "official" else ():
             rows = [scene for scene in scenes if scene.split == split]
             for column in ("ndsm", LABEL):
                 number = sum(column in scene.files and scene.files[column] is None for scene in rows)
                 if number:
                     reason = f"null in {number} of {len(rows)} rows: the contest did not publish it"
-                    notes.append(Problem("note", f"{split}, column {column}", reason))
-        return notes
+                    problems.append(Problem("note", f"{split}, column {column}", reason))
+        return problems
 
     def scene_size(self, scene: Scene) -> tuple[int, int]:
         """(height, width) as the annotations say it, else of the first file."""

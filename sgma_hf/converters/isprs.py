@@ -164,21 +164,18 @@ class IsprsDataset(BenchmarkDataset):
             for tile in tiles
         ]
         if not any(path for scene in scenes for path in scene.files.values()):
-            return Survey([], [self._nothing_found(source, contents)])
+            folders = sorted({path.parent.name for path in contents.files})
+            there = f"{len(contents.files)} files in {shorten(folders) or 'no folder'}"
+            if contents.archives:
+                there += f", and packed: {shorten(path.name for path in contents.archives)}"
+            reason = f"no file named as {self.file_names[self.modalities[0].name]}; there are {there}"
+            remedy = (
+                f"Get {self.place}.zip from {self.description.homepage}, unpack it and what is in it, each archive "
+                "into a folder of its name, and give the folder that holds them"
+            )
+            return Survey([], [Problem("missing", f"ISPRS {self.place} in {source}", reason, remedy)])
         present = [scene for scene in scenes if any(scene.files[item.name] for item in self.modalities)]
         return Survey(present, [*self._absent(scenes, contents), *self.notes(present, found)])
-
-    def _nothing_found(self, source: Path, contents: FolderContents) -> Problem:
-        folders = sorted({path.parent.name for path in contents.files})
-        there = f"{len(contents.files)} files in {shorten(folders) or 'no folder'}"
-        packed = f", and packed: {shorten(path.name for path in contents.archives)}" if contents.archives else ""
-        return Problem(
-            "missing",
-            f"ISPRS {self.place} in {source}",
-            f"no file named as {self.file_names[self.modalities[0].name]}; there are {there}{packed}",
-            f"Get {self.place}.zip from {self.description.homepage}, unpack it and what is in it, each archive into a "
-            "folder of its name, and give the folder that holds them",
-        )
 
     def _absent(self, scenes: Sequence[Scene], contents: FolderContents) -> list[Problem]:
         """What tiles lack, one problem for all that lack the same; labels of test tiles may be withheld."""

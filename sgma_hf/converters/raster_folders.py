@@ -79,21 +79,10 @@ def convert_rasters(
 ) -> str:
     """Convert a folder of rasters into a dataset folder that `datasets.load_dataset(out)` reads.
 
-    The reference grid of a scene is that of its label, or, without one, of its modality with most pixels.
-
-    Args:
-        source: Folder of the rasters.
-        out: Folder to make.
-        modalities: In the order of the columns `NAME[=FOLDER][:BANDS]`: the folder or stem of the files, where it is
-            not the name, and their bands, where not all are meant or alpha has to be confirmed: `rgb=x:1,2,3,alpha`.
-        options: Everything else.
-        command: The command line, for the card.
-
-    Returns:
-        A summary for the terminal.
-
-    Raises:
-        ValueError: If an option, a name or a file is not usable; nothing is left behind in `out`.
+    The reference grid of a scene is that of its label, or, without one, of its modality with most pixels. `modalities`
+    are `NAME[=FOLDER][:BANDS]` in the order of the columns: the folder or stem of the files, where it is not the name,
+    and their bands, where not all are meant or alpha has to be confirmed: `rgb=x:1,2,3,alpha`. `command` is for the
+    card. Returns a summary for the terminal; an error leaves nothing in `out`.
     """
     source, out, options = Path(source), Path(out), options or ConversionOptions()
     folders, chosen = _parse_modalities(modalities)

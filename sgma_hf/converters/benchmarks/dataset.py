@@ -1,20 +1,8 @@
 """What a public data set is (documented constants) and what its reader does, for the one driver that serves them all.
 
-A data set is a `DatasetDescription` and a subclass of `BenchmarkDataset`. `command` makes of the two a command that
-checks and converts, `builder` a builder of the `datasets` library:
-
-    class Potsdam(BenchmarkDataset):
-        description = DatasetDescription(name="isprs_potsdam", ...)
-        file_pattern = re.compile("top_potsdam_.*")
-
-        def find(self, source): ...                          # the scenes and what is wrong with them
-        def read_file(self, scene, column, window): ...      # a window of one modality, or of the label as class ids
-
-    class IsprsPotsdam(BenchmarkBuilder):                    # from .benchmarks.builder
-        reader = Potsdam
-
-    def main(argv=None):
-        return run_command(Potsdam, argv)                    # from .benchmarks.command
+A data set is a `DatasetDescription` and a subclass of `BenchmarkDataset` with `find` and `read_file`; CONTRIBUTING.md
+has a whole one. `command.run_command` makes of it a command that checks and converts, and a `builder.BenchmarkBuilder`
+that names it as its `reader` is a builder of the `datasets` library.
 """
 
 import re

@@ -20,11 +20,8 @@ def group_scenes(
 ) -> list[int]:
     """Number the groups that must not be divided; without `distance` and `regex`, each scene is its own.
 
-    Args:
-        names: Of the scenes.
-        footprints: Place and (height, width) of each.
-        distance: Scenes with a gap of less than so many metres between their extents are of one group.
-        regex: Scenes whose names give the same first group (or whole match) are of one group.
+    `footprints` are place and (height, width) of each scene. Those with a gap of less than `distance` metres between
+    their extents are of one group, and those whose names give the same first group (or whole match) of `regex`.
     """
     pairs = [] if distance is None else _close_pairs(names, footprints, distance)
     if regex is not None:

@@ -46,17 +46,10 @@ def build_card(
 ) -> str:
     """Card of a dataset, Markdown with a YAML head.
 
-    Args:
-        metadata: What the columns mean.
-        statistics: What each split holds, in the order of the card.
-        title: Heading.
-        description: First paragraph, Markdown.
-        command: The command that made the dataset; left out if empty.
-        fingerprint: Of the rows. `load_dataset` caches a local folder that has `configs` under the folder's name and
-            this YAML alone (datasets 5.2), not the files' time or content: without it, another dataset of that name,
-            or a new version of this one, would be answered with the old rows.
-        license: Identifier for the head, `other` where there is none of the Hub's; left out if None.
-        sections: Further Markdown, before the example.
+    `load_dataset` caches a local folder that has `configs` under the folder's name and this YAML alone (datasets 5.2),
+    not the files' time or content: without the rows' `fingerprint` in it, another dataset of that name, or a new
+    version of this one, would be answered with the old rows. `license` is the Hub's identifier, or `other`. Further
+    `sections` stand before the example.
     """
     from datasets import Image
 

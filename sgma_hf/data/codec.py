@@ -79,20 +79,12 @@ def _encode_image(array: np.ndarray) -> bytes:
 
 
 def decode_raster(value: Any, *, is_label: bool = False) -> np.ndarray | None:
-    """Read whatever a cell of a dataset may hold into an array, without losing bits.
+    """Read what a cell of a dataset may hold into (height, width) or (height, width, channels) of the stored dtype.
 
-    Args:
-        value: None, an array, a PIL image, `{"bytes": ..., "path": ...}` as an undecoded `Image()` cell, the bytes of
-            an image or `.npy` file, or a path to one.
-        is_label: A palette image is a label's indices, but a modality's colours. Transparent colours mean nothing in a
-            label and become an alpha band, the last one, in a modality.
-
-    Returns:
-        (height, width) or (height, width, channels) in the stored dtype; None for None.
-
-    Raises:
-        ValueError: If it cannot be decoded, or only by squeezing more than 8 bits per band into 8.
-        TypeError: If it is none of the above.
+    That is None, an array, a PIL image, `{"bytes": ..., "path": ...}` as an undecoded `Image()` cell, the bytes of an
+    image or `.npy` file, or a path to one; TypeError if not. A palette image is a label's indices, but a modality's
+    colours. Transparent colours mean nothing in a label and become an alpha band, the last one, in a modality. Raises
+    ValueError if it cannot be decoded, or only by squeezing more than 8 bits per band into 8.
     """
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")

@@ -35,13 +35,8 @@ class RowWithholder:
     """Takes modalities, or parts of them, away from rows.
 
     A row keeps at least one modality that covers the whole tile: where the draws would leave none, the one with the
-    highest draw is left as it is.
-
-    Args:
-        metadata: Of the dataset; a modality that may end inside a tile has NaN or a nodata value to say so.
-        missing: Share of rows that lose the modality.
-        coverage: Share of rows in which the modality ends inside the tile.
-        seed: Decides which.
+    highest draw is left as it is. `missing` is the share of rows that lose a modality, `coverage` of those in which it
+    ends inside the tile; it has NaN or a nodata value to say so.
     """
 
     def __init__(

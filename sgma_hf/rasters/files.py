@@ -141,12 +141,6 @@ class RasterFile(contextlib.AbstractContextManager):
 
     GDAL masks by whatever is tagged as alpha; of bands that are values a virtual file takes the tag away. Raises
     ValueError that names the file if it is no readable raster or has no such band.
-
-    Attributes:
-        info: What the header says.
-        alpha_band: The band (from 1) that says which pixels hold data; None if none does.
-        colors: Colour table, uint8 (256, 3), of a palette file of which no band was chosen; else None.
-        has_single_bits: Whether the values have 1 bit each.
     """
 
     def __init__(self, path: Path, bands: BandSelection = ALL_BANDS, *, palette_as_indices: bool = False):
@@ -157,8 +151,9 @@ class RasterFile(contextlib.AbstractContextManager):
             count, tagged = self._dataset.count, alpha_bands(self._dataset)
             check_bands(bands, count, tagged, path)
             self._values = list(bands.values or (band for band in range(1, count + 1) if band not in tagged))
-            self.alpha_band = bands.alpha_band(tagged)
+            self.alpha_band = bands.alpha_band(tagged)  # from 1, says which pixels hold data; None if none does
             self.has_single_bits = self._dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"
+            # uint8 (256, 3), of a palette file of which no band was chosen; else None
             self.colors = _color_table(self._dataset) if bands.values is None else None
             self._shows_colors = self.colors is not None and not palette_as_indices
             self._scaling = None if self.colors is not None else _scaling(self._dataset, self._values)

@@ -165,8 +165,8 @@ def _name_the_bit(source: RasterInput) -> RasterInput:
 def _read_header(source: RasterInput, name: str, channels: int) -> RasterInfo:
     path, bands = source.path, source.bands
     if path.suffix.lower() == ".npy":
-        values = read_npy(path, channels, mapped=True)
-        check_bands(bands, channels, [], path)
+        values = read_npy(path, channels, bands, mapped=True)
+        check_bands(bands, values.shape[2], [], path)
         count = channels if bands.values is None else len(bands.values)
         info = RasterInfo(path, values.shape[:2], count, values.dtype.name, None, False, None, bands)
     else:

@@ -11,6 +11,7 @@ import numpy as np
 from ..data.codec import decode_raster
 from ..data.windows import Window, cover
 from ..model.image_transforms_sgma import interpolation_weights, resample, valid_pixels
+from .bands import BandSelection
 from .files import RasterFile, read_raster, uses_pillow
 from .grids import (
     Grid,
@@ -124,7 +125,7 @@ class LoadedSource:
     def __init__(self, info: RasterInfo, grid: Grid, nodata: Sequence[float], method: str):
         check_proportions(info, grid.size)
         if info.path.suffix.lower() == ".npy":
-            values = read_npy(info.path, info.channels)
+            values = read_npy(info.path, info.channels, info.bands)
             if info.bands.values is not None:
                 values = values[..., [band - 1 for band in info.bands.values]]
             self._raster = Raster(values, valid_pixels(values, nodata))
@@ -158,11 +159,16 @@ class LoadedSource:
         return Raster(np.moveaxis(resampled, 0, -1), np.ones(window[2:], dtype=bool) if covered is None else covered)
 
 
-def read_npy(path: Path, channels: int, *, mapped: bool = False) -> np.ndarray:
-    """A `.npy` file of shape (height, width), (height, width, channels) or (channels, height, width)."""
+def read_npy(path: Path, channels: int, bands: BandSelection, *, mapped: bool = False) -> np.ndarray:
+    """All bands of a `.npy` file of shape (height, width), (height, width, channels) or (channels, height, width).
+
+    Where some are chosen, there may be more than `channels`: they are the shorter of the two sides that they can be.
+    """
     values = np.load(path, mmap_mode="r", allow_pickle=False) if mapped else decode_raster(path)
     if values.ndim == 2:
         values = values[..., None]
+    if values.ndim == 3 and bands.values is not None:
+        channels = min(values.shape[0], values.shape[2])
     if values.ndim == 3 and values.shape[2] != channels and values.shape[0] == channels:
         values = np.moveaxis(values, 0, -1)
     if values.ndim != 3 or values.shape[2] != channels:
@@ -235,6 +241,7 @@ class WarpedSource:
         raster.valid &= valid_pixels(raster.values, self._nodata)
         if not raster.valid.any():
             return
+        # The values.
         options = self._options | {
             "src_transform": self._own.window(part.top, part.left).affine,
             "dst_transform": self._place.window(window.top, window.left).affine,
@@ -252,6 +259,7 @@ class WarpedSource:
         if is_inside and raster.valid.all():
             values[:], valid[:] = target, True
             return
+        # Which of them are there.
         mask = np.zeros(valid.shape, dtype=np.uint8)
         reproject(raster.valid.astype(np.uint8), mask, resampling=resamplings.nearest, **options)
         valid[:] = (mask > 0) & np.isfinite(target).all(axis=0)

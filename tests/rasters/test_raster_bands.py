@@ -101,6 +101,19 @@ def test_alpha_of_a_file_without_a_place_is_a_band_too(tmp_path):
             RasterScene({"nir": f"{path}:5"}, channels=CHANNELS)
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+def test_bands_of_an_array_file_are_chosen_too(tmp_path, axis):
+    values = np.arange(6 * 5 * 4, dtype=np.float32).reshape(6, 5, 4)
+    np.save(tmp_path / "x.npy", np.moveaxis(values, 2, axis))
+    rasters = {"rgb": f"{tmp_path}/x.npy:3,2,1", "nir": f"{tmp_path}/x.npy:4"}
+    with RasterScene(rasters, channels=CHANNELS) as scene:
+        images = scene.read(0, 0, 6, 5)
+    np.testing.assert_array_equal(images["rgb"].data, values[..., 2::-1])
+    np.testing.assert_array_equal(images["nir"].data, values[..., 3:])
+    with pytest.raises(ValueError, match=r"x\.npy has the bands 1 to 4; bands \[5\] were asked for"):
+        RasterScene({"nir": f"{tmp_path}/x.npy:5"}, channels=CHANNELS)
+
+
 @pytest.mark.parametrize("name", ["p.png", "p.tif"])
 def test_chosen_band_of_a_palette_file_is_its_indices(tmp_path, name):
     rasterio = pytest.importorskip("rasterio")

@@ -13,7 +13,6 @@ but nothing is resumed from it.
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -63,19 +62,14 @@ def is_complete_checkpoint(checkpoint: str | os.PathLike) -> bool:
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """Find the newest checkpoint of a run that was written to its end, or None."""
-    steps = {}
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if match and is_complete_checkpoint(folder):
-            steps[int(match[1])] = str(folder)
-    return steps[max(steps)] if steps else None
+    steps = [folder.name.removeprefix("checkpoint-") for folder in Path(output_dir).glob("checkpoint-*")]
+    newest_first = sorted((step for step in steps if step.isdecimal()), key=int, reverse=True)
+    folders = (str(Path(output_dir) / f"checkpoint-{step}") for step in newest_first)
+    return next(filter(is_complete_checkpoint, folders), None)
 
 
 def checkpoint_to_resume(given: str | os.PathLike | Literal[True], output_dir: str | os.PathLike) -> str:
-    """Choose the checkpoint to resume from: a folder, or with True the last complete one of `output_dir`.
-
-    Raises a ValueError if it is not complete, or there is none.
-    """
+    """Choose the checkpoint to resume from: a folder, which has to be complete, or with True the last that is."""
     last = last_complete_checkpoint(output_dir if given is True else Path(given).parent)
     if given is True and last is None:
         raise ValueError(
@@ -103,10 +97,7 @@ def read_sampler_state(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def check_continues(checkpoint: str | os.PathLike, config: SgmaConfig, *, layout: Layout, max_steps: int) -> None:
-    """Raise a ValueError for a checkpoint of another layout or model than a run's, or beyond its last step.
-
-    `max_steps` is 0 or less where epochs are counted.
-    """
+    """Raise a ValueError for a checkpoint of another layout or model than a run's, or beyond its `max_steps`."""
     saved_layout = checkpoint_layout(checkpoint)
     if saved_layout != layout:
         raise ValueError(
@@ -114,19 +105,16 @@ def check_continues(checkpoint: str | os.PathLike, config: SgmaConfig, *, layout
             "Start it with the same Accelerate configuration, or start anew from the model's weights."
         )
     saved, given = _model_fields(type(config).from_pretrained(checkpoint)), _model_fields(config)
-    changed = [
-        f"`{name}` is {saved.get(name)} there, {given.get(name)} here"
-        for name in sorted(saved.keys() | given.keys())
-        if saved.get(name) != given.get(name)
-    ]
-    if changed:
+    names = sorted(name for name in saved.keys() | given.keys() if saved.get(name) != given.get(name))
+    if names:
+        changed = [f"`{name}` is {saved.get(name)} there, {given.get(name)} here" for name in names]
         raise ValueError(
             f"{str(checkpoint)!r} is of another model than this run: {'; '.join(changed)}. Resume with all arguments "
             "that it was started with, its training_record.json has the command, or start anew from the model's "
             "weights."
         )
     step = _read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"]
-    if 0 < max_steps < step:
+    if 0 < max_steps < step:  # it is 0 or less where epochs are counted
         raise ValueError(
             f"{str(checkpoint)!r} is of step {step}, and this run ends at `max_steps` {max_steps}: it would train "
             "nothing. Raise `max_steps`, or start anew in another folder."

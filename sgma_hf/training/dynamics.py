@@ -5,11 +5,9 @@ One record per epoch, from the sums of `TrainingStatistics`, so exact over all p
 - for each modality: mean robustness in the cells that it shares with others (alone, it is 1), also per class of the
   pixels; cross-entropy and IoU of the predictions from it alone, both also per class, wherever modality-aware sampling
   drew it (of training crops, while the weights change: to compare modalities and epochs, not to report); and the
-  gradient norm of its projectors and stem as the optimiser got it, after clipping, as root mean square over the steps
-  that had one.
-- `single_loss` is the mean over rows of what the model is trained on, so over all valid pixels of a row and, with
-  `class_weights` or a Dice loss, with those (`EpochStatistics`). IoU and all figures per class are of one pixel per
-  cell of stride 4, and `class_single_loss` is the plain cross-entropy there.
+  gradient norm of its projectors and stem after clipping, as root mean square over the steps that had one.
+- `single_loss` is the mean over rows of what the model is trained on (`EpochStatistics`). IoU and all figures per
+  class are of one pixel per cell of stride 4, and `class_single_loss` is the plain cross-entropy there.
 - for each stage: prototype drift, the mean over the classes of 1 - cosine(mean prototype of this epoch, of the last
   one), over the rows with two modalities at least.
 
@@ -17,8 +15,7 @@ And one record per evaluation, the separation: for each modality and stage the s
 of pixels by the class of their label, in the features that go into fusion (the projectors' output). The paper
 (arXiv:2603.02505) reports silhouettes of height and near infrared, but not of what stage or sample; those are ours.
 
-What a model does not have (robustness and prototypes without `fusion="sgf"`, single-modality predictions with
-`mas_loss_weight=0`), and what no row showed, is None.
+What a model does not have, and what no row showed, is None.
 """
 
 import json
@@ -56,7 +53,7 @@ class LearningDynamics:
     class_names: list[str]
     epochs: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    prototypes: list[np.ndarray] | None = None  # the last epoch's means, (num_labels, channels) of each stage
+    prototypes: list[list] | None = None  # the last epoch's means, (num_labels, channels) of each stage
 
     def add_epoch(self, summary: Mapping[str, Any], *, epoch: float, step: int) -> dict[str, float]:
         """Record the `TrainingStatistics.summary` of an epoch that has ended, by epochs and steps trained.
@@ -68,8 +65,9 @@ class LearningDynamics:
         drift = None
         if prototypes is not None:
             if self.prototypes is not None:
-                drift = [prototype_drift(new, old) for new, old in zip(prototypes, self.prototypes, strict=True)]
-            self.prototypes = prototypes
+                pairs = zip(prototypes, self.prototypes, strict=True)
+                drift = [prototype_drift(new, np.array(old)) for new, old in pairs]
+            self.prototypes = [stage.tolist() for stage in prototypes]
         self.epochs.append({"epoch": epoch, "step": step, "modalities": modalities, "prototype_drift": drift})
         logs = {f"dynamics/{key}/{name}": modalities[name][key] for key in _SCALARS for name in self.modalities}
         logs |= {f"dynamics/prototype_drift/stage{stage}": value for stage, value in enumerate(drift or [], start=1)}
@@ -96,14 +94,12 @@ class LearningDynamics:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values, for a checkpoint."""
-        prototypes = None if self.prototypes is None else [stage.tolist() for stage in self.prototypes]
-        return {"epochs": self.epochs, "evaluations": self.evaluations, "prototypes": prototypes}
+        return {"epochs": self.epochs, "evaluations": self.evaluations, "prototypes": self.prototypes}
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Take over what `to_dict` wrote."""
-        self.epochs, self.evaluations = list(values["epochs"]), list(values["evaluations"])
-        prototypes = values["prototypes"]
-        self.prototypes = None if prototypes is None else [np.array(stage) for stage in prototypes]
+        self.epochs, self.evaluations = values["epochs"], values["evaluations"]
+        self.prototypes = values["prototypes"]
 
     def save(self, directory: str | os.PathLike) -> None:
         """Write `learning_dynamics.json` into the run's folder, whole or not at all."""
@@ -142,12 +138,7 @@ def modality_parameters(model: torch.nn.Module, num_modalities: int) -> list[lis
 
 
 def prototype_drift(prototypes: np.ndarray, earlier: np.ndarray) -> float | None:
-    """How far (num_labels, channels) turned: the classes' mean of 1 - cosine, in [0, 2]; None if one is zero.
-
-    Example:
-        >>> prototype_drift(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [3.0, 0.0]]))
-        0.5
-    """
+    """How far (num_labels, channels) turned: the classes' mean of 1 - cosine, in [0, 2]; None if one is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = (prototypes * earlier).sum(1) / (np.linalg.norm(prototypes, axis=1) * np.linalg.norm(earlier, axis=1))
     return _known(1 - cosine.mean())
@@ -159,10 +150,6 @@ def silhouette(features: torch.Tensor, classes: torch.Tensor, *, chunk_size: int
     A point's is (b - a) / max(a, b), with a its mean distance to the others of its class and b the smallest of its
     mean distances to the other classes; 0 for the only point of a class. None if there are fewer than two classes, or
     a feature is not finite. `chunk_size` points have their distances in memory at a time.
-
-    Example:
-        >>> silhouette(torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1]))
-        0.7460317611694336
     """
     present, index, counts = classes.unique(return_inverse=True, return_counts=True)
     if len(present) < 2:
@@ -183,16 +170,11 @@ def silhouette(features: torch.Tensor, classes: torch.Tensor, *, chunk_size: int
 
 
 def feature_separation(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    dataset: Sequence[Mapping[str, Any]],
-    *,
-    window_size: int | None = None,
-    seed: int = 0,
+    model: PreTrainedModel, processor: BaseImageProcessor, dataset: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> dict[str, list[float | None]]:
     """Silhouettes of the four stages by modality, see the module's docstring; None with fewer than two classes.
 
-    1024 labelled pixels at most, spread evenly over 32 rows at most (one window of `window_size` pixels each, or the
+    1024 labelled pixels at most, spread evenly over 32 rows at most (one window of the model's tile size each, or the
     whole row), the same for all stages and for all modalities that cover them. Rows without a label or without any
     modality are passed over. Every process of a distributed run does the same and needs no other.
     """
@@ -200,7 +182,7 @@ def feature_separation(
     features: list[list[list[torch.Tensor]]] = [[[] for _ in STAGE_STRIDES] for _ in config.modalities]
     classes: list[list[torch.Tensor]] = [[] for _ in config.modalities]
     with evaluating(model):
-        for inputs, pixels in _sampled_windows(dataset, processor, config, window_size, seed):
+        for inputs, pixels in _sampled_windows(dataset, processor, config, seed):
             mask = inputs["modality_mask"]
             encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask.to(model.device))
             for modality, position in enumerate(encoding.position[0].tolist()):
@@ -218,7 +200,7 @@ def feature_separation(
 
 
 def _sampled_windows(
-    dataset: Sequence, processor: BaseImageProcessor, config: Any, window_size: int | None, seed: int
+    dataset: Sequence, processor: BaseImageProcessor, config: Any, seed: int
 ) -> Iterator[tuple[Mapping[str, torch.Tensor], torch.Tensor]]:
     """Yield the model's inputs of single windows, and the pixels (n, 2), row and column, that were drawn in each."""
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:SEPARATION_ROWS].tolist()
@@ -228,8 +210,8 @@ def _sampled_windows(
             continue
         generator = np.random.default_rng([seed, index])
         window = None
-        if window_size is not None:
-            extents = [min(side, window_size) for side in label.shape]
+        if config.tile_size is not None:
+            extents = [min(side, config.tile_size) for side in label.shape]
             starts = [generator.integers(side - extent + 1) for side, extent in zip(label.shape, extents, strict=True)]
             window = (*map(int, starts), *extents)
         inputs = processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")

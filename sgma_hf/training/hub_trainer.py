@@ -48,15 +48,11 @@ PUBLISHED = (
 
 
 class HubTrainer(Trainer):
-    """Trainer whose every push leaves a repository that loads, and whose model card comes from the run.
-
-    `data_description` says where the rows come from; what is None there is taken from the rows where they know.
-    `command` is the run's; None is that of the process.
-    """
+    """Trainer whose every push leaves a repository that loads, and whose model card comes from the run."""
 
     def __init__(self, *args, **kwargs):
-        self.data_description = DataDescription()
-        self.command: str | None = None
+        self.data_description = DataDescription()  # for the card; what is None is taken from rows that know it
+        self.command: str | None = None  # of the run, for the card; None is that of the process
         self._evaluation: tuple[int, dict[str, Any]] | None = None
         super().__init__(*args, **kwargs)
 
@@ -137,11 +133,8 @@ class HubTrainer(Trainer):
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save model, processor and record, whole also where FSDP saves shards. To be called on all processes.
-
-        There is no `training_args.bin`: it would be a pickle, with the access token in it. `_internal_call` leaves out
-        the push that `args.push_to_hub` asks for.
-        """
+        """Save model, processor and record, whole also where FSDP saves shards. To be called on all processes."""
+        # No `training_args.bin`: it would be a pickle, with the access token in it.
         output_dir = self.args.output_dir if output_dir is None else output_dir
         state_dict = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
         if self.args.should_save:
@@ -208,24 +201,12 @@ class HubTrainer(Trainer):
             return None
         self.create_model_card(**kwargs)
         self._finish_current_push()
-        folder = tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir)
-        _link_files(Path(self.args.output_dir), Path(folder), PUBLISHED)
-        job = run_as_future(
-            self._push_and_remove,
-            folder,
-            self.hub_model_id,
-            private=self.args.hub_private_repo if private is None else private,
-            token=token,
-            revision=revision or self.args.hub_revision,
-            commit_message=commit_message,
-        )
+        folder = self._staging()
+        _link_files(Path(self.args.output_dir), folder, PUBLISHED)
+        private = self.args.hub_private_repo if private is None else private
+        options = {"private": private, "token": token, "revision": revision or self.args.hub_revision}
+        job = run_as_future(self._push_parts, folder, {"": folder}, commit_message, **options)
         return job.result() if blocking else job
-
-    def _push_and_remove(self, folder: str, repo_id: str, **options) -> CommitInfo:
-        try:
-            return push_folder(folder, repo_id, **options)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     # Private, because Trainer pushes by itself here: half a repository, with `training_args.bin`.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -236,7 +217,7 @@ class HubTrainer(Trainer):
         if busy and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        staging = Path(tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir))
+        staging = self._staging()
         checkpoint = Path(checkpoint_folder)
         _link_files(checkpoint, staging / "model", PUBLISHED)
         self._write_card(staging / "model", self.training_record())
@@ -245,28 +226,30 @@ class HubTrainer(Trainer):
             is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
             _link_files(checkpoint, staging / "checkpoint", ("*",))
             parts["last-checkpoint" if is_last else checkpoint.name] = staging / "checkpoint"
-        if self.args.save_strategy == SaveStrategy.STEPS:
-            message = f"Training in progress, step {self.state.global_step}"
-        else:
-            message = f"Training in progress, epoch {int(self.state.epoch)}"
+        by_steps = self.args.save_strategy == SaveStrategy.STEPS
+        progress = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
+        message = f"Training in progress, {progress}"
         jobs = self.push_in_progress.jobs if busy else []
-        self.push_in_progress = PushInProgress([*jobs, run_as_future(self._push_parts, staging, parts, message)])
+        self.push_in_progress = PushInProgress([*jobs, run_as_future(self._try_to_push, staging, parts, message)])
 
-    def _push_parts(self, staging: Path, parts: Mapping[str, Path], message: str) -> None:
+    def _try_to_push(self, staging: Path, parts: Mapping[str, Path], message: str) -> None:
         try:
-            for path_in_repo, folder in parts.items():
-                push_folder(
-                    folder,
-                    self.hub_model_id,
-                    path_in_repo=path_in_repo,
-                    token=self.args.hub_token,
-                    revision=self.args.hub_revision,
-                    commit_message=f"{message}, checkpoint" if path_in_repo else message,
-                )
+            self._push_parts(staging, parts, message, token=self.args.hub_token, revision=self.args.hub_revision)
         except PUSH_ERRORS as error:
             logger.warning(f"{explain_push_error(error, self.hub_model_id)} Training goes on.")
+
+    def _push_parts(self, staging: Path, parts: Mapping[str, Path], message: str, **options) -> CommitInfo:
+        """Push folders to their places in the repository, in a commit each, and remove the staging folder."""
+        try:
+            for place, folder in parts.items():
+                text = f"{message}, checkpoint" if place else message
+                commit = push_folder(folder, self.hub_model_id, path_in_repo=place, commit_message=text, **options)
+            return commit
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _staging(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir))
 
 
 def _link_files(source: Path, target: Path, patterns: Sequence[str]) -> None:

@@ -57,12 +57,12 @@ class EpochStatistics:
     single_loss: list[float | None] | None = None  # mean of each modality, over the rows that MAS drew it for
     row_losses: list[float | None] | None = None  # mean of each row's fused prediction, over the times it came
 
-    def updated_by(self, newer: "EpochStatistics") -> "EpochStatistics":
-        """Take the newer values; what the newer epoch did not see keeps its earlier one."""
+    def updated_by(self, summary: Mapping[str, Any]) -> "EpochStatistics":
+        """Take the values of a newer epoch's summary; what it did not see keeps its earlier one."""
         merged = {}
-        for name, value in asdict(newer).items():
-            earlier, value = _numbers(getattr(self, name)), _numbers(value)
-            merged[name] = np.where(np.isnan(value), earlier, value).tolist()
+        for name, earlier in asdict(self).items():
+            newer = _numbers(summary[name])
+            merged[name] = np.where(np.isnan(newer), _numbers(earlier), newer).tolist()
         return EpochStatistics(**merged)
 
 
@@ -120,8 +120,8 @@ def draw_counts(weights: np.ndarray, generator: np.random.Generator) -> np.ndarr
 class RowWeightsFile:
     """The sampling weights of all rows, epoch by epoch, as JSON lines `{"epoch": 0, "weights": [1.0, ...]}`.
 
-    The weights are in the order of the training set, with six significant digits: about 8 bytes per row and epoch. Of
-    a file that is there only epochs before `first_epoch` are kept: a resumed run writes the others again.
+    They are in the order of the training set, with six significant digits. Of a file that is there only epochs before
+    `first_epoch` are kept: a resumed run writes the others again.
     """
 
     def __init__(self, directory: str | os.PathLike, first_epoch: int):
@@ -148,8 +148,8 @@ def _epoch_of(line: str) -> float:
 class ModalityAwareSampler(torch.utils.data.Sampler):
     """Shuffles the rows, once per epoch, and hands on all that their random choices depend on.
 
-    The order depends on seed, epoch and weights alone, never on the global random state, so all processes have the
-    same and a resumed run has that of the uninterrupted one. Padding fills the epoch up to a multiple of `multiple`.
+    The order depends on seed, epoch and weights alone, so all processes have the same, and a resumed run has that of
+    the uninterrupted one. Padding fills the epoch up to a multiple of `multiple`.
     """
 
     def __init__(self, num_rows: int, seed: int, multiple: int = 1):
@@ -157,17 +157,12 @@ class ModalityAwareSampler(torch.utils.data.Sampler):
         self.seed = seed
         self.multiple = multiple
         self.epoch = 0
-        self.weights: np.ndarray | None = None
-        self.dropout: tuple[float, ...] | None = None
+        self.weights: np.ndarray | None = None  # of the rows in the epoch; None for uniform
+        self.dropout: tuple[float, ...] | None = None  # of the modalities in the epoch; None for no change
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order the next iteration has."""
         self.epoch = epoch
-
-    def set_weights(self, weights: np.ndarray | None, dropout: Sequence[float] | None) -> None:
-        """Choose the rows' weights and the modalities' dropout of the epoch; None for uniform and for no change."""
-        self.weights = weights
-        self.dropout = None if dropout is None else tuple(dropout)
 
     def __len__(self) -> int:
         return self.num_rows + (-self.num_rows) % self.multiple

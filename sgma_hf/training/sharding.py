@@ -14,10 +14,8 @@ from transformers import PreTrainedModel
 
 
 def check_sharding(accelerator: Accelerator) -> None:
-    """Raise a ValueError where Accelerate was started with DeepSpeed, or with FSDP version 1, its default.
-
-    The parameters of version 1 are there inside `forward` alone, and evaluation needs its two halves.
-    """
+    """Raise a ValueError where Accelerate was started with DeepSpeed, or with FSDP version 1, its default."""
+    # The parameters of version 1 are there inside `forward` alone, and evaluation needs its two halves.
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
             "Accelerate was started with DeepSpeed; SgmaTrainer shards with FSDP version 2. Start it with "
@@ -63,19 +61,13 @@ class UnusedParameters:
             outputs.loss = outputs.loss + 0 * torch.stack([part.flatten()[0] for part in outer]).sum()
         return outputs
 
-    def with_a_pair(
-        self, modality_mask: torch.Tensor, labels: torch.Tensor, ignore_index: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mask and labels of a batch; one without any modality is shown one, at pixels that do not count.
-
-        So the encoder is called, and what it uses does not count as used.
-        """
-        self._has_pair = bool(modality_mask.any())
-        if self._has_pair:
-            return modality_mask, labels
-        modality_mask = modality_mask.clone()
-        modality_mask[0, 0] = True
-        return modality_mask, torch.full_like(labels, ignore_index)
+    def add_pair(self, inputs: dict[str, torch.Tensor], ignore_index: int) -> None:
+        """Show a batch without any modality one, at pixels that do not count: the encoder is called, as on others."""
+        self._has_pair = bool(inputs["modality_mask"].any())
+        if not self._has_pair:
+            inputs["modality_mask"] = inputs["modality_mask"].clone()
+            inputs["modality_mask"][0, 0] = True
+            inputs["labels"] = torch.full_like(inputs["labels"], ignore_index)
 
     def drop_gradients(self, model: torch.nn.Module) -> None:
         """Take away, between `backward` and the optimiser's step, the gradients that no process used; on all."""

@@ -57,7 +57,11 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
             check_folder_or_id(given, what)
     metadata = DatasetMetadata.load(arguments.dataset)
     modalities = _modalities(arguments, metadata)
-    train_rows = _rows_to_train_on(arguments, modalities)
+    all_rows = load_rows(arguments.dataset, arguments.train_split)
+    train_rows = _usable_rows(all_rows, modalities, "training")
+    if len(train_rows) == 0:
+        problem = _none_is_usable(all_rows, arguments.train_split, arguments.dataset, modalities)
+        raise ValueError(f"{problem}; choose a labelled split by `--train_split`.")
     validation_rows = _validation_rows(arguments, training_args, modalities)
     if arguments.model is None:
         model, processor = _new_model(arguments, metadata, modalities, train_rows, training_args.crop_size)
@@ -102,17 +106,6 @@ def _modalities(arguments: RunArguments, metadata: DatasetMetadata | None) -> li
     return modalities
 
 
-def _rows_to_train_on(arguments: RunArguments, modalities: list[str]) -> Dataset:
-    rows = load_rows(arguments.dataset, arguments.train_split)
-    usable = _usable_rows(rows, modalities, "training")
-    if len(usable) == 0:
-        raise ValueError(
-            f"None of the {len(rows)} rows of split {arguments.train_split!r} of {arguments.dataset!r} has a label "
-            f"and any of the modalities {modalities}; choose a labelled split by `--train_split`."
-        )
-    return usable
-
-
 def _usable_rows(rows: Dataset, modalities: list[str], kind: str) -> Dataset:
     """Leave out the rows that have no label or none of the modalities, and say how many if any are left."""
     usable = labelled_rows(with_modality_columns(rows, modalities))
@@ -125,6 +118,11 @@ def _usable_rows(rows: Dataset, modalities: list[str], kind: str) -> Dataset:
             f"{modalities}; they are left out."
         )
     return usable
+
+
+def _none_is_usable(rows: Dataset, split: str, dataset: str, modalities: list[str]) -> str:
+    where = f"the {len(rows)} rows of split {split!r} of {dataset!r}"
+    return f"None of {where} has a label and any of the modalities {modalities}"
 
 
 def _validation_rows(
@@ -155,8 +153,7 @@ def _validation_rows(
     if len(usable):
         return usable
     # Some data sets publish no labels but those of their training rows.
-    where = f"the {len(rows)} rows of split {split!r} of {arguments.dataset!r}"
-    problem = f"None of {where} has a label and any of the modalities {modalities}"
+    problem = _none_is_usable(rows, split, arguments.dataset, modalities)
     if is_asked_for:
         raise ValueError(
             f"{problem}: nothing can be evaluated on them. Name labelled rows by `--validation_split`, or leave "
@@ -273,8 +270,6 @@ def modalities_of_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[s
 
 def largest_side(rows: Sequence[Mapping[str, Any]]) -> int | None:
     """Largest side in pixels of some rows, spread over the data set: what is trained on without crops."""
-    sides = []
-    for index in np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int):
-        label = decode_raster(rows[int(index)].get("label"), is_label=True)
-        sides += [] if label is None else label.shape[:2]
-    return int(max(sides, default=0)) or None
+    chosen = np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int).tolist()
+    labels = (decode_raster(rows[index].get("label"), is_label=True) for index in chosen)
+    return max((max(label.shape[:2]) for label in labels if label is not None), default=None)

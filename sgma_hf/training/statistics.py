@@ -12,7 +12,6 @@ from torch.distributed.tensor import DTensor
 from ..evaluation.metrics import count_pixels
 from ..model.cells_sgma import STAGE_STRIDES, touched_cells
 from ..model.configuration_sgma import SgmaConfig
-from .row_sampling import EpochStatistics
 
 
 class TrainingStatistics:
@@ -67,7 +66,10 @@ class TrainingStatistics:
             competed = competed & valid.unsqueeze(1)
             for sums in (self.sums, self._parts):
                 sums["robustness"] += self._sum_rows(means, competed)
-            self._add_class_robustness(outputs.robustness[0], contested[0] & competed[..., None, None], cells)
+            counted = (contested[0] & competed[..., None, None]).to(self.sums["robustness"].dtype)
+            sums, one_hot = self.sums["class_robustness"], self._one_hot(cells)  # (B, h, w, K)
+            sums[0] += torch.einsum("bmhw,bhwk->mk", outputs.robustness[0].to(counted.dtype) * counted, one_hot)
+            sums[1] += torch.einsum("bmhw,bhwk->mk", counted, one_hot)
         if outputs.prototypes is not None:
             counted = competing.any(1).to(self.sums["prototype_rows"].dtype)
             self.sums["prototype_rows"] += counted.sum()
@@ -120,13 +122,6 @@ class TrainingStatistics:
         classes = torch.where(classes == self.ignore_index, num_labels, classes)
         return nn.functional.one_hot(classes, num_labels + 1)[..., :num_labels].to(sums.dtype)
 
-    def _add_class_robustness(self, maps: torch.Tensor, counted: torch.Tensor, cells: torch.Tensor) -> None:
-        """Add the finest stage's maps by the class of their cells."""
-        sums, one_hot = self.sums["class_robustness"], self._one_hot(cells)  # (B, h, w, K)
-        counted = counted.to(sums.dtype)
-        sums[0] += torch.einsum("bmhw,bhwk->mk", maps.to(sums.dtype) * counted, one_hot)
-        sums[1] += torch.einsum("bmhw,bhwk->mk", counted, one_hot)
-
     def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
         """Add confusion and loss by class of the predictions from the drawn modality, at one pixel per cell."""
         logits, sums = outputs.sampled_logits, self.sums["class_single_loss"]
@@ -172,12 +167,8 @@ class TrainingStatistics:
         prototypes = [stage / rows for stage in prototypes] if prototypes and rows else None
         return means | {"single_confusion": confusion, "prototypes": prototypes}
 
-    def to_dict(self) -> dict[str, Any]:
-        """The sums as nested lists."""
-        return {name: values.tolist() for name, values in self.sums.items()}
-
     def load(self, values: Mapping[str, Any]) -> None:
-        """Take over what `to_dict` wrote; raises a ValueError if it is of another data set or model."""
+        """Take over `sums` as nested lists; raises a ValueError if they are of another data set or model."""
         for name, sums in self.sums.items():
             loaded = torch.tensor(values[name], dtype=sums.dtype, device=sums.device)
             if loaded.shape != sums.shape:
@@ -212,8 +203,3 @@ def mean_robustness(
     )
     stages = (counts > 0).sum(0)
     return (sums / counts.clamp_min(1)).sum(0) / stages.clamp_min(1), stages > 0
-
-
-def epoch_statistics(summary: Mapping[str, Any]) -> EpochStatistics:
-    """What row sampling needs of a summary."""
-    return EpochStatistics(*(summary[name].tolist() for name in ("robustness", "single_loss", "row_losses")))

@@ -39,7 +39,7 @@ from .row_sampling import (
 )
 from .sharding import UnusedParameters, check_sharding, fill_optimizer_state, whole_copy
 from .start import SUMMARY_SCORES, check_dataset, check_metric, largest_side, modalities_of_rows
-from .statistics import TrainingStatistics, epoch_statistics
+from .statistics import TrainingStatistics
 
 
 logger = logging.get_logger(__name__)
@@ -139,7 +139,6 @@ class SgmaTrainer(HubTrainer):
         if train_dataset is not None:
             self._present = modalities_of_rows(train_dataset, processing_class.modalities)
         self.dynamics: LearningDynamics | None = None
-        self._row_weights: RowWeightsFile | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """Train as `Trainer.train` does; the model's `tile_size` becomes the size that is trained on.
@@ -175,8 +174,8 @@ class SgmaTrainer(HubTrainer):
         """Refuse a checkpoint that this run would not continue; the number of processes alone may differ."""
         layout = "plain"
         if self.is_fsdp_enabled:
-            whole = "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
-            layout = "fsdp_full" if whole else "fsdp_sharded"
+            is_whole = "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+            layout = "fsdp_full" if is_whole else "fsdp_sharded"
         check_continues(checkpoint, self.model.config, layout=layout, max_steps=self.args.max_steps)
         self._compare_arguments(checkpoint)
         if self.args.auto_find_batch_size:  # Trainer goes on with the batch that was found
@@ -219,7 +218,7 @@ class SgmaTrainer(HubTrainer):
             len(self.train_dataset), config, self.args.device, stage_channels=channels
         )
         self.dynamics = LearningDynamics(list(config.modalities), config.class_names)
-        self._row_weights = None
+        self._row_weights: RowWeightsFile | None = None
         if checkpoint:
             saved = read_sampler_state(checkpoint)
             self.sampling_state = SamplingState.from_dict(saved["state"])
@@ -233,7 +232,7 @@ class SgmaTrainer(HubTrainer):
         self._modality_parameters = modality_parameters(self.model, self.model.config.num_modalities)
         state = self.sampling_state
         if state.epoch != epoch:  # else resumed in mid-epoch: its weights stay
-            state = SamplingState(epoch, state.frozen.updated_by(epoch_statistics(self._end_epoch())))
+            state = SamplingState(epoch, state.frozen.updated_by(self._end_epoch()))
             self.statistics.clear()
             self.sampling_state = state
         if not self.args.robustness_sampling:
@@ -244,7 +243,7 @@ class SgmaTrainer(HubTrainer):
         )
         fragility = modality_fragility(state.frozen, len(names))
         dropout = np.broadcast_to(args.modality_dropout, len(names)) ** fragility
-        self.sampler.set_weights(weights, dropout.tolist())
+        self.sampler.weights, self.sampler.dropout = weights, tuple(dropout.tolist())
         if self.is_world_process_zero():
             if self._row_weights is None:
                 self._row_weights = RowWeightsFile(args.output_dir, epoch)
@@ -266,8 +265,8 @@ class SgmaTrainer(HubTrainer):
         """Record how each modality learned in the epoch that has ended, if one has, and return what it showed."""
         summary = self.statistics.summary(self.accelerator)
         if self.sampling_state.epoch >= 0:
-            epoch, step = self.state.epoch, self.state.global_step
-            self._log_dynamics(self.dynamics.add_epoch(summary, epoch=epoch, step=step))
+            logs = self.dynamics.add_epoch(summary, epoch=self.state.epoch, step=self.state.global_step)
+            self._log_dynamics(logs)
         return summary
 
     def _log_dynamics(self, logs: dict[str, float]) -> None:
@@ -304,7 +303,7 @@ class SgmaTrainer(HubTrainer):
         if self.is_world_process_zero():
             content = {
                 "state": self.sampling_state.to_dict(),
-                "sums": self.statistics.to_dict(),
+                "sums": {name: values.tolist() for name, values in self.statistics.sums.items()},
                 "dynamics": self.dynamics.to_dict(),
                 "num_processes": self.accelerator.num_processes,
                 "rows_per_step": self._rows_per_step(),
@@ -314,19 +313,11 @@ class SgmaTrainer(HubTrainer):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """The training rows in the order of `ModalityAwareSampler`, with their keys."""
         processes = self.accelerator.num_processes
-        self.sampler = ModalityAwareSampler(
-            len(self.train_dataset),
-            data_seed(self.args),
-            # Accelerate would repeat rows, to deal out as many to every process.
-            multiple=1 if processes == 1 else processes * self._train_batch_size,
-        )
-        return self._get_dataloader(
-            EpochRows(self.train_dataset),
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=lambda rows: self.sampler,
-            is_training=True,
-        )
+        # Accelerate would repeat rows, to deal out as many to every process.
+        multiple = 1 if processes == 1 else processes * self._train_batch_size
+        self.sampler = ModalityAwareSampler(len(self.train_dataset), data_seed(self.args), multiple=multiple)
+        options = {"batch_size": self._train_batch_size, "sampler_fn": lambda rows: self.sampler, "is_training": True}
+        return self._get_dataloader(EpochRows(self.train_dataset), description="Training", **options)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Set up the schedule; the polynomial one warms up from `args.warmup_start_factor`, not from 0."""
@@ -376,9 +367,7 @@ class SgmaTrainer(HubTrainer):
             # Gradients are averaged over the processes afterwards.
             num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
         if self._unused_parameters is not None and model.training:
-            inputs["modality_mask"], inputs["labels"] = self._unused_parameters.with_a_pair(
-                inputs["modality_mask"], inputs["labels"], self.model.config.semantic_loss_ignore_index
-            )
+            self._unused_parameters.add_pair(inputs, self.model.config.semantic_loss_ignore_index)
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch, output_prototypes=model.training)
         if model.training and row_index is not None:
             self.statistics.add(outputs, inputs["modality_mask"], inputs["labels"], row_index)
@@ -451,12 +440,8 @@ class SgmaTrainer(HubTrainer):
         metrics |= speed_metrics(metric_key_prefix, start_time, num_samples=results["rows"])
         self.log(metrics)
         if self.dynamics is not None:  # part of the record of a training
-            separation = feature_separation(
-                model, self.processing_class, dataset, window_size=model.config.tile_size, seed=self.args.seed
-            )
-            epoch, step = self.state.epoch or 0.0, self.step_of_weights()
-            self._log_dynamics(
-                self.dynamics.add_evaluation(separation, epoch=epoch, step=step, name=metric_key_prefix)
-            )
+            separation = feature_separation(model, self.processing_class, dataset, seed=self.args.seed)
+            where = {"epoch": self.state.epoch or 0.0, "step": self.step_of_weights(), "name": metric_key_prefix}
+            self._log_dynamics(self.dynamics.add_evaluation(separation, **where))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -252,10 +252,11 @@ def test_separation_is_bounded_seeded_and_leaves_the_random_state_alone():
     rows = [{**row, "sar": None} for row in make_rows(3)]
     rows.append({"id": "unlabelled", "rgb": None, "dsm": None, "sar": None, "label": None})
     state = torch.get_rng_state()
-    first = feature_separation(model, processor, rows, window_size=20, seed=1)
+    model.config.tile_size = 20
+    first = feature_separation(model, processor, rows, seed=1)
     assert torch.equal(state, torch.get_rng_state())
-    assert first == feature_separation(model, processor, rows, window_size=20, seed=1)
-    assert first != feature_separation(model, processor, rows, window_size=20, seed=2)
+    assert first == feature_separation(model, processor, rows, seed=1)
+    assert first != feature_separation(model, processor, rows, seed=2)
 
 
 class Reporter(TrainerCallback):

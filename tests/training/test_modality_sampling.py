@@ -90,7 +90,7 @@ def test_drawn_counts_fit_the_expected_ones():
 
 def test_repeats_of_a_row_are_numbered():
     sampler = ModalityAwareSampler(4, seed=0)
-    sampler.set_weights(np.array([3.0, 0.5, 0.25, 0.25]), [0.1, 0.2])
+    sampler.weights, sampler.dropout = np.array([3.0, 0.5, 0.25, 0.25]), (0.1, 0.2)
     keys = list(sampler)
     assert len(keys) == 4
     assert sorted(key.repeat for key in keys if key.index == 0) == list(range(3))
@@ -113,7 +113,7 @@ def test_what_is_not_known_of_one_modality_leaves_the_others_their_share():
 
 def test_what_an_epoch_did_not_see_keeps_its_earlier_value():
     earlier = EpochStatistics([0.6, 0.4], None, [1.0, 2.0])
-    newer = EpochStatistics([NAN, 0.3], [0.5, 0.6], [NAN, 1.0])
+    newer = {"robustness": [NAN, 0.3], "single_loss": [0.5, 0.6], "row_losses": [NAN, 1.0]}
     assert earlier.updated_by(newer) == EpochStatistics([0.6, 0.3], [0.5, 0.6], [1.0, 1.0])
 
 

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..data.rows import decode_row
 from ..data.windows import Window, cover
 from ..model.limits_sgma import IGNORE_INDEX
+from ..model.modalities_sgma import check_same_modalities
 from .metrics import check_class_ids
 
 
@@ -22,14 +23,7 @@ MAX_WAITING_BATCHES = 4
 
 def check_processor(config: Any, processor: BaseImageProcessor) -> None:
     """Raise a ValueError unless the model understands what the processor makes of a row and its label."""
-    given = (list(processor.modalities), list(processor.modality_channels))
-    expected = (list(config.modalities), list(config.modality_channels))
-    if given != expected:
-        raise ValueError(
-            f"`processor` is for modalities {given[0]} with {given[1]} channels, the model for {expected[0]} with "
-            f"{expected[1]}; they have to be the same, in one order. Load the processor from the model's own folder, "
-            "or build it from the model's configuration."
-        )
+    check_same_modalities(processor, config)
     if config.semantic_loss_ignore_index != IGNORE_INDEX:
         raise ValueError(
             f"The model's `semantic_loss_ignore_index` is {config.semantic_loss_ignore_index}; the processor marks "

@@ -67,7 +67,7 @@ class SgmaModelModalitiesMixin:
         if processor is None and normalization:
             raise ValueError(f"{sorted(normalization)} are fields of the processor; pass it as `processor` too.")
         if processor is not None:
-            _check_processor(processor, config)
+            check_same_modalities(processor, config)
             processor.add_modality(name, channels, **normalization)
         model = self.base_model
         stem = self._new_module(model.make_stem(channels))
@@ -96,7 +96,7 @@ class SgmaModelModalitiesMixin:
         config = self.config
         index = _index_to_drop(name, list(config.modalities))
         if processor is not None:
-            _check_processor(processor, config)
+            check_same_modalities(processor, config)
             processor.drop_modality(name)
         model = self.base_model
         del model.stems[index]
@@ -154,11 +154,13 @@ class SgmaProcessorModalitiesMixin:
             setattr(self, field, [*values[:index], *values[index + 1 :]])
 
 
-def _check_processor(processor: Any, config: Any) -> None:
+def check_same_modalities(processor: Any, config: Any) -> None:
+    """Raise a ValueError unless the processor is for the model's modalities, in one order."""
     given = (list(processor.modalities), list(processor.modality_channels))
     expected = (list(config.modalities), list(config.modality_channels))
     if given != expected:
         raise ValueError(
-            f"`processor` has the modalities {given[0]} with {given[1]} channels, the model {expected[0]} with "
-            f"{expected[1]}; pass the model's own."
+            f"`processor` is for modalities {given[0]} with {given[1]} channels, the model for {expected[0]} with "
+            f"{expected[1]}; they have to be the same, in one order. Load the processor from the model's own folder, "
+            "or build it from the model's configuration."
         )

@@ -111,7 +111,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing():
         (lambda: model.add_modality("thermal", processor=processor, image_std=0.0), "image_std"),
         (lambda: model.add_modality("thermal", processor=processor, brightness=1), "has no \\['brightness'\\]"),
         (lambda: model.add_modality("thermal", image_mean=0.3), "pass it as `processor`"),
-        (lambda: model.add_modality("thermal", processor=other), "pass the model's own"),
+        (lambda: model.add_modality("thermal", processor=other), "from the model's own folder"),
         (lambda: model.drop_modality("thermal", processor=processor), "no modality 'thermal'"),
         (lambda: other.drop_modality("rgb"), "only modality"),
     ]

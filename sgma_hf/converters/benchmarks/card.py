@@ -2,29 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ...data.metadata import DatasetMetadata
 from ...model.limits_sgma import IGNORE_INDEX
 from ...publishing.tables import markdown_table
-from ..writing.card import build_card
 from ..writing.statistics import SplitStatistics
 from .check import CheckReport
 from .dataset import LABEL, SPLITS, BenchmarkDataset
 
 
-def build_benchmark_card(
-    report: CheckReport,
-    metadata: DatasetMetadata,
-    statistics: Mapping[str, SplitStatistics],
-    *,
-    withheld: Mapping[str, Sequence[str]],
-    command: str,
-    fingerprint: str,
-) -> str:
-    """Card of a converted data set, Markdown with a YAML head; see `build_card`.
-
-    `withheld` is what was taken from which row on purpose, `fingerprint` that of the rows.
-    """
+def card_content(
+    report: CheckReport, statistics: Mapping[str, SplitStatistics], withheld: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """What `build_card` takes of a converted data set; `withheld` is what was taken from which row on purpose."""
     dataset, description = report.dataset, report.dataset.description
     sections = [
         _splits(report),
@@ -34,16 +24,12 @@ def build_benchmark_card(
         f"## Acknowledgement\n\n{description.acknowledgement}" if description.acknowledgement else "",
         f"## Citation\n\n```bibtex\n{description.citation.strip()}\n```" if description.citation else "",
     ]
-    return build_card(
-        metadata,
-        statistics,
-        title=description.title,
-        description=description.summary,
-        command=command,
-        fingerprint=fingerprint,
-        license=description.license,
-        sections=[section for section in sections if section],
-    )
+    return {
+        "title": description.title,
+        "description": description.summary,
+        "license": description.license,
+        "sections": sections,
+    }
 
 
 def _splits(report: CheckReport) -> str:

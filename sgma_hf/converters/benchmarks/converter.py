@@ -26,7 +26,7 @@ from ...data.metadata import METADATA_FILE
 from ...data.whole_files import replace_file, write_json, write_text
 from ..writing.parquet import ShardWriter, check_output, digest_row, encode_row, publish_folder, summarize
 from ..writing.statistics import SplitStatistics
-from .card import build_benchmark_card
+from .card import card_content
 from .check import CheckReport, SceneCheck
 from .dataset import LABEL, SPLITS, BenchmarkDataset, Scene
 from .job_pool import run_jobs
@@ -209,7 +209,7 @@ def _finish(
     fingerprint: str,
     command: str,
 ) -> str:
-    """Write metadata, record and card, then give the files and the folder their names."""
+    """Write record, metadata and card, and give the files and the folder their names."""
     dataset, metadata, scenes = report.dataset, report.dataset.metadata(), report.sound_scenes()
     statistics: dict[str, SplitStatistics] = {}
     digest = hashlib.sha256()
@@ -219,10 +219,7 @@ def _finish(
         statistics.setdefault(split, SplitStatistics(metadata)).merge_state(record["statistics"])
         digest.update(f"{split} {record['digest']}".encode())
         withheld.update(record["withheld"])
-    training = statistics.get("train")
-    metadata = dataclasses.replace(metadata, statistics=training.as_dict("train") if training else None)
     hidden = work / _HIDDEN_DATA
-    metadata.save(hidden.parent)
     content = {
         "dataset": dataset.description.name,
         "fingerprint": fingerprint,
@@ -232,14 +229,11 @@ def _finish(
         "withheld": withheld,
     }
     write_json(hidden.parent / RECORD_FILE, content)
-    card = build_benchmark_card(
-        report, metadata, statistics, withheld=withheld, command=command, fingerprint=digest.hexdigest()[:32]
-    )
-    write_text(hidden.parent / "README.md", card)
     for path in hidden.iterdir():
         if path.name not in records:
             path.unlink()  # half a shard of a run that was killed
     hidden.rename(hidden.with_name("data"))
-    publish_folder(hidden.parent, out.absolute())
+    card = card_content(report, statistics, withheld) | {"command": command, "fingerprint": digest.hexdigest()[:32]}
+    publish_folder(hidden.parent, out.absolute(), metadata, statistics, card)
     shutil.rmtree(work, ignore_errors=True)
     return summarize(out.absolute(), metadata, statistics)

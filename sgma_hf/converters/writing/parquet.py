@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ...data.codec import encode_raster
 from ...data.metadata import METADATA_FILE, DatasetMetadata
+from ...data.whole_files import write_text
 from ...model.limits_sgma import IGNORE_INDEX
 from .card import build_card
 from .statistics import SplitStatistics
@@ -90,9 +91,7 @@ class ParquetDatasetWriter:
     ) -> None:
         self.out = Path(out).absolute()
         self.metadata = metadata
-        self.title = title
-        self.description = description
-        self.command = command
+        self._card = {"title": title, "description": description, "command": command}
         self.max_shard_bytes = max_shard_bytes
         self.statistics: dict[str, SplitStatistics] = {}
         self._schema = metadata.features().arrow_schema
@@ -155,19 +154,8 @@ class ParquetDatasetWriter:
             shards[-1].close()
             for index, shard in enumerate(shards):  # their number, which names carry, is known only now
                 shard.path.rename(shard.path.with_name(f"{split}-{index:05d}-of-{len(shards):05d}.parquet"))
-        training = self.statistics.get("train")
-        self.metadata = replace(self.metadata, statistics=training.as_dict("train") if training else None)
-        self.metadata.save(self._temporary)
-        card = build_card(
-            self.metadata,
-            self.statistics,
-            title=self.title,
-            description=self.description,
-            command=self.command,
-            fingerprint=self._digest.hexdigest()[:32],
-        )
-        (self._temporary / "README.md").write_text(card, encoding="utf-8")
-        publish_folder(self._temporary, self.out)
+        card = self._card | {"fingerprint": self._digest.hexdigest()[:32]}
+        self.metadata = publish_folder(self._temporary, self.out, self.metadata, self.statistics, card)
 
     def summary(self) -> str:
         """A few lines for the terminal: rows, missing shares and class shares per split."""
@@ -215,13 +203,27 @@ def digest_row(digest: Any, row: Mapping[str, Any]) -> None:
         digest.update(content)
 
 
-def publish_folder(temporary: Path, out: Path) -> None:
-    """Rename a finished folder to its final name; an earlier one is removed last."""
+def publish_folder(
+    temporary: Path,
+    out: Path,
+    metadata: DatasetMetadata,
+    statistics: Mapping[str, SplitStatistics],
+    card: Mapping[str, Any],
+) -> DatasetMetadata:
+    """Write metadata and card (arguments of `build_card`) beside the shards and give the folder its final name.
+
+    An earlier one is removed last. Returns the metadata with the statistics of the training rows.
+    """
+    training = statistics.get("train")
+    metadata = replace(metadata, statistics=training.as_dict("train") if training else None)
+    metadata.save(temporary)
+    write_text(temporary / "README.md", build_card(metadata, statistics, **card))
     replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
     if out.exists():
         out.rename(replaced)
     temporary.rename(out)
     shutil.rmtree(replaced, ignore_errors=True)
+    return metadata
 
 
 def summarize(out: Path, metadata: DatasetMetadata, statistics: Mapping[str, SplitStatistics]) -> str:

@@ -75,24 +75,14 @@ def _write_rasters(folder: Path, channels: dict[str, int], side: int, seed: int)
     """A compressed GeoTIFF per modality, blocks of one value with noise, so that neither extreme is measured."""
     rasterio = require_rasterio(folder)
     generator = np.random.default_rng(seed)
+    place = {"crs": "EPSG:32631", "transform": rasterio.Affine(0.2, 0, 500000, 0, -0.2, 4800000)}
+    options = {"driver": "GTiff", "dtype": "uint8", "compress": "deflate", "tiled": True} | place
     rasters = {}
     for name, count in channels.items():
         coarse = generator.integers(20, 230, (count, -(-side // 32), -(-side // 32)))
         values = np.kron(coarse, np.ones((1, 32, 32), dtype=np.int64))[:, :side, :side]
         values = (values + generator.integers(0, 8, values.shape)).astype(np.uint8)
         rasters[name] = folder / f"{name}.tif"
-        with rasterio.open(
-            rasters[name],
-            "w",
-            driver="GTiff",
-            count=count,
-            height=side,
-            width=side,
-            dtype="uint8",
-            crs="EPSG:32631",
-            transform=rasterio.Affine(0.2, 0, 500000, 0, -0.2, 4800000),
-            compress="deflate",
-            tiled=True,
-        ) as target:
+        with rasterio.open(rasters[name], "w", count=count, height=side, width=side, **options) as target:
             target.write(values)
     return rasters

@@ -42,11 +42,6 @@ class Layer:
     palette: tuple[tuple[int, ...], ...] = ()  # [red, green, blue] in 0..255 per value of a "uint8" layer
     tags: Mapping[str, str] = field(default_factory=dict)  # names of the values, or what else a reader has to know
 
-    @property
-    def nodata(self) -> float:
-        """What stands for "nothing covers"."""
-        return IGNORE_INDEX if self.dtype == "uint8" else float("nan")
-
 
 def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -> list[Layer]:
     """The rasters of a run, labels first; ValueError if one of `extras` cannot be had from this model and modalities.
@@ -101,11 +96,6 @@ class OutputPlan:
     def label_map(self) -> Path:
         """The file that was asked for."""
         return self.files[_LABELS]
-
-    @property
-    def is_tiff(self) -> bool:
-        """Whether the map is a GeoTIFF."""
-        return self.label_map.suffix.lower() in TIFF_SUFFIXES
 
 
 def plan_outputs(
@@ -271,7 +261,7 @@ def publish(
     touched.
     """
     staged = {name: store.folder / path.name for name, path in plan.files.items()}
-    if plan.is_tiff:
+    if plan.label_map.suffix.lower() in TIFF_SUFFIXES:
         for layer in store.layers:
             _write_cog(store, layer, staged[layer.name], size, georeference)
     else:
@@ -309,7 +299,8 @@ def _write_cog(
 ) -> None:
     """Write one layer as Cloud Optimized GeoTIFF, by way of a plain one, from which GDAL makes the overviews."""
     rasterio = require_rasterio(path)
-    options: dict[str, Any] = {"nodata": layer.nodata, "compress": "deflate", "zlevel": 1, "bigtiff": "if_safer"}
+    nodata = IGNORE_INDEX if layer.dtype == "uint8" else float("nan")
+    options: dict[str, Any] = {"nodata": nodata, "compress": "deflate", "zlevel": 1, "bigtiff": "if_safer"}
     if georeference is not None:
         options |= {"transform": georeference.affine, "crs": georeference.crs}
     shape = {"height": size[0], "width": size[1], "count": len(layer.bands), "dtype": layer.dtype}

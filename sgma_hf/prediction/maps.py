@@ -23,15 +23,7 @@ from ..publishing.weights_digest import weights_digest
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene
 from .agreement import modality_agreement
-from .map_files import (
-    OutputPlan,
-    StripStore,
-    StripWriter,
-    check_writable,
-    plan_layers,
-    plan_outputs,
-    publish,
-)
+from .map_files import OutputPlan, StripStore, StripWriter, check_writable, plan_layers, plan_outputs, publish
 from .sliding_window import TileBlender, default_stride
 
 
@@ -291,6 +283,7 @@ class _Run:
         A batch never spans two rows, so that its composition does not depend on where a process began.
         """
         height, width = self.tiles.size
+        as_read = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
         for row in range(self.tiles.first_row_for(first), end):
             lefts, images, passed = [], [], 0
             for left in self.tiles.lefts:
@@ -300,14 +293,10 @@ class _Run:
                     lefts.append(left)
                     images.append(read)
                 if len(images) == self.batch_size or (images and left == self.tiles.lefts[-1]):
-                    yield _Batch(row, lefts, self._prepare(images), passed / len(self.tiles.lefts))
+                    inputs = self.processor(images=images, **as_read).data
+                    yield _Batch(row, lefts, inputs, passed / len(self.tiles.lefts))
                     lefts, images, passed = [], [], 0
             yield _Batch(row, [], None, passed / len(self.tiles.lefts))
-
-    def _prepare(self, images: list[dict[str, np.ma.MaskedArray]]) -> Mapping[str, torch.Tensor]:
-        return self.processor(
-            images=images, do_resize=False, input_data_format="channels_last", return_tensors="pt"
-        ).data
 
     @torch.no_grad()
     def _add(self, batch: _Batch, blender: TileBlender) -> None:

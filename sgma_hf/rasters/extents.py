@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data.windows import Window
 from .files import read_raster
-from .grids import Grid, check_crs, check_proportions, edges_of, lie_apart, no_overlap, pixel_steps
+from .grids import Grid, check_crs, check_proportions, edges_of, lie_apart, no_overlap, pixel_steps, whole_pixels
 from .raster import Georeference, Raster, RasterInfo
 from .sources import Mosaic
 
@@ -64,10 +64,7 @@ def covers_whole_pixels(info: RasterInfo, grid: Georeference | None, size: tuple
 
 
 def _aligned_window(info: RasterInfo, grid: Grid) -> Window | None:
-    """Window of the raster's own pixels that is the grid's extent; None if none is.
-
-    Edges may be off by a hundredth of a pixel, or, where the extents are meant to be the same, by a quarter of one.
-    """
+    """As `whole_pixels`, or all of the raster where edges are off by less than a quarter of a pixel from its own."""
     edges = edges_of(grid, info)
     if edges is None:
         return None
@@ -75,7 +72,4 @@ def _aligned_window(info: RasterInfo, grid: Grid) -> Window | None:
     quarter = 0.25 * np.tile((edges[2:] - edges[:2]) / grid.size, 2)
     if (np.abs(edges - whole) <= np.minimum(quarter, 0.25)).all():
         return Window(0, 0, *info.size)
-    if np.abs(edges - np.rint(edges)).max() > 0.01:
-        return None
-    top, left, bottom, right = np.rint(edges).astype(int).tolist()
-    return Window(top, left, bottom - top, right - left)
+    return whole_pixels(info, grid)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.windows import Window
 from .raster import Georeference, RasterInfo, parse_crs, refuse_unknown_way, require_rasterio, same_crs
 
 
@@ -84,15 +85,13 @@ def edges_of(grid: Grid, info: RasterInfo) -> np.ndarray | None:
     return np.array([rows[0], columns[0], rows[2], columns[1]])
 
 
-def whole_pixel_offset(info: RasterInfo, grid: Grid) -> tuple[int, int] | None:
-    """Rows and columns by which the grid is shifted against the raster's own pixels; None if it is another grid."""
+def whole_pixels(info: RasterInfo, grid: Grid) -> Window | None:
+    """Window of the raster's own pixels that is the grid's extent, up to a hundredth of a pixel; None if none is."""
     edges = edges_of(grid, info)
-    if edges is None:
+    if edges is None or np.abs(edges - np.rint(edges)).max() > 0.01:
         return None
-    top, left = np.rint(edges[:2]).astype(int).tolist()
-    if np.abs(edges - [top, left, top + grid.size[0], left + grid.size[1]]).max() > 0.01:
-        return None
-    return top, left
+    top, left, bottom, right = np.rint(edges).astype(int).tolist()
+    return Window(top, left, bottom - top, right - left)
 
 
 def pixel_steps(info: RasterInfo, grid: Grid) -> np.ndarray:

@@ -21,7 +21,7 @@ from .grids import (
     longitude_shifts,
     no_overlap,
     pixel_steps,
-    whole_pixel_offset,
+    whole_pixels,
 )
 from .raster import Raster, RasterInfo, require_rasterio
 
@@ -66,7 +66,8 @@ class Mosaic(contextlib.AbstractContextManager):
         elif lie_apart(info, self._grid):
             return
         else:
-            offset = whole_pixel_offset(info, self._grid)
+            window = whole_pixels(info, self._grid)
+            offset = window[:2] if window is not None and window[2:] == self._grid.size else None
         # A palette is warped by its indices: colours in between would be others.
         file = opened.enter_context(RasterFile(info.path, info.bands, palette_as_indices=offset is None))
         if offset is not None:

@@ -446,7 +446,7 @@ def test_push_tells_the_terms_before_it_makes_a_private_repository(source, tmp_p
             assert "conversion.json" in options["allow_patterns"]  # which the card names
             calls.append(("upload", repo_id, Path(folder_path).name, options["repo_type"]))
 
-    monkeypatch.setattr(publishing, "HfApi", lambda token: Api())
+    monkeypatch.setattr(publishing, "HfApi", Api)
     monkeypatch.setattr(publishing.DatasetCard, "validate", lambda self, repo_type: None)
     out = tmp_path / "out"
     assert run(source, out, "--num_proc", "1", "--push", "org/potsdam") == 0

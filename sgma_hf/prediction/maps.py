@@ -239,6 +239,7 @@ class _Run:
 
     def predict(self) -> None:
         """Compute the strips of this process that are not there yet."""
+        # An equal share of the strips, less those of an earlier run.
         count = len(self.tiles.tops)
         first, end = count * self.index // self.num_processes, count * (self.index + 1) // self.num_processes
         while first < end and self.store.has(first):
@@ -256,6 +257,7 @@ class _Run:
                 total=total, unit="MPixel", desc="predict", bar_format=bar_format, disable=not self.progress_bar
             ) as bar,
         ):
+            # Rows are written in another thread, a few batches behind; what is raised there is raised here.
             waiting: deque[Future] = deque()
 
             def write(function: Callable, *arguments: Any) -> None:
@@ -267,7 +269,7 @@ class _Run:
             for batch in _read_ahead(self._batches(first, end), BATCHES_AHEAD):
                 if batch.inputs is not None:
                     self._add(batch, blender)
-                elif batch.row >= first:
+                elif batch.row >= first:  # rows of tiles above only reach into the first strip
                     self._finish_strip(blender, batch.row, write)
                     if batch.row + 1 < end:
                         blender.advance(self.tiles.bottom(batch.row))

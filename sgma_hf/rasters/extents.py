@@ -45,7 +45,7 @@ def read_on_extent(
         return read_raster(info.path, **options, window=window)
     if not use_declared_nodata:
         info = replace(info, nodata=None)
-    # How many reference pixels one pixel of the raster is high and wide, at least 1.
+    # The extent in cells of the raster's own size: so many reference pixels is one high and wide, at least 1.
     cells = np.maximum(1, 1 / np.linalg.norm(pixel_steps(info, reference), axis=0))
     shape = tuple(max(1, round(side / cell)) for side, cell in zip(size, cells.tolist(), strict=True))
     target = Grid(shape, grid.scaled(size[0] / shape[0], size[1] / shape[1]))

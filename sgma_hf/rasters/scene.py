@@ -48,16 +48,13 @@ class RasterScene(contextlib.AbstractContextManager):
     Datasets are opened once and are not for several threads at a time. Raises ValueError if
     something given cannot be used; a file is named.
 
-    Args:
-        rasters: File or files per modality, each with a band selection behind a colon if need be; None for a modality
-            that is missing. Where several cover a pixel, the first of them counts.
-        channels: Bands that each modality has to have.
-        nodata: Values that stand for nothing by modality, besides those that the files declare; scale and offset of
-            a header are applied before they are looked for.
-        like: Raster whose grid is taken. None: that of the first modality's first file, extended to all its files.
-        resampling: How other grids are interpolated, one of `RESAMPLINGS`, or one per modality (others: bilinear).
-            Masks are always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all
-            else means what the image processor does in training.
+    `rasters` are file or files per modality, each with a band selection behind a colon if need be, None if missing;
+    where several cover a pixel, the first of them counts. `channels` are the bands that each modality has to have.
+    `nodata` stands for nothing besides what the files declare, after scale and offset of a header are applied.
+    The grid is that of the raster `like`, or of the first modality's first file, extended to all its files. Other
+    grids are interpolated by `resampling`, one of `RESAMPLINGS`, or one per modality (others: bilinear); masks are
+    always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all else means what the
+    image processor does in training.
     """
 
     def __init__(

@@ -51,6 +51,7 @@ class Mosaic(contextlib.AbstractContextManager):
             if not self._sources:
                 raise ValueError(no_overlap(infos[0], grid))
             self._opened = opened.pop_all()
+        # Two rows of blocks, which windows that overlap read again, as far as memory allows.
         num_bytes = _BLOCK**2 * infos[0].channels * 4
         in_two_rows = 2 * (grid.size[1] // _BLOCK + 2)
         self._block = functools.lru_cache(max(4, min(in_two_rows, _KEPT_BYTES // num_bytes)))(self._merge)
@@ -233,7 +234,7 @@ class WarpedSource:
         if part.height < 1 or part.width < 1:
             return
         side = max(window.height, window.width) // 2
-        if part.height * part.width > _PIXELS_AT_ONCE and side:
+        if part.height * part.width > _PIXELS_AT_ONCE and side:  # in quarters
             for piece in cover(window[2:], side):
                 place = piece.moved(window.top, window.left)
                 self._fill(place, values[:, *piece.slices], valid[piece.slices])

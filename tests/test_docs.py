@@ -45,7 +45,7 @@ def test_a_page_runs_as_printed(page, workspace, tmp_path, monkeypatch):
 def test_labels_are_mapped_as_the_page_says(workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(workspace)
     (words,) = (words for words in commands(section(TEXTS["rasters"], "Labels and class files")))
-    run([*words[: words.index("--out") + 1], str(tmp_path / "named"), *words[words.index("--out") + 2 :]])
+    run([*words[: words.index("--output") + 1], str(tmp_path / "named"), *words[words.index("--output") + 2 :]])
     metadata = json.loads((tmp_path / "named" / "sgma_dataset.json").read_text())
     assert metadata["class_names"] == ["ground", "crop", "weed"]
     assert metadata["palette"] == [[180, 180, 180], [60, 140, 60], [200, 60, 40]]

@@ -151,20 +151,15 @@ def _ratios(figures: dict, name: str) -> list[str]:
 
 def _sweep_table(sweep: list[dict]) -> str:
     """SGMA's milliseconds, and in turn its ratios to mean fusion and the bare backbone, and the projected mean's."""
-    kinds, columns = (
-        ("training", "inference"),
-        ("ms", "to mean fusion", "to bare backbone", "projected mean to mean fusion"),
-    )
+    kinds = ("training", "inference")
+    columns = ("ms", "to mean fusion", "to bare backbone", "projected mean to mean fusion")
     lines = []
     for figures in sweep:
         ((factor, value),) = figures["point"].items()
         cells = []
         for kind in kinds:
-            projected = figures[kind]["to_mean_fusion"]["projected mean"]
-            cells += [
-                f"{1000 * figures[kind]['seconds']['SGMA']:.0f}",
-                *_ratios(figures[kind], "SGMA"),
-                f"{projected:.3f}",
-            ]
+            milliseconds = f"{1000 * figures[kind]['seconds']['SGMA']:.0f}"
+            projected = f"{figures[kind]['to_mean_fusion']['projected mean']:.3f}"
+            cells += [milliseconds, *_ratios(figures[kind], "SGMA"), projected]
         lines.append([f"{factor} {value}", *cells])
     return markdown_table(["SGMA with", *(f"{kind}: {name}" for kind in kinds for name in columns)], lines)

@@ -179,7 +179,7 @@ class SgmaConfig(PreTrainedConfig):
         for name, lower, upper in sizes:
             if not lower <= getattr(self, name) <= upper:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected {lower} to {upper}.")
-        for name in ("sgf_loss_weight", "mas_loss_weight", "mas_exponent", "dice_loss_weight"):
+        for name in ("sgf_loss_weight", "mas_loss_weight", "mas_exponent", "dice_loss_weight", "initializer_range"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0.")
         if self.class_weights is not None and (
@@ -192,8 +192,6 @@ class SgmaConfig(PreTrainedConfig):
             raise ValueError(f"`tile_size` is {self.tile_size}; expected 1 to {MAX_IMAGE_SIDE} pixels, or None.")
         if not 0 <= self.classifier_dropout_prob < 1:
             raise ValueError(f"`classifier_dropout_prob` is {self.classifier_dropout_prob}; expected [0, 1).")
-        if not 0 <= self.initializer_range < float("inf"):
-            raise ValueError(f"`initializer_range` is {self.initializer_range}; expected a finite standard deviation.")
         if self.palette and len(self.palette) != self.num_labels:
             raise ValueError(
                 f"`palette` has {len(self.palette)} colours for {self.num_labels} classes; expected one each, or None."

@@ -53,12 +53,11 @@ class SgmaEncoding:
 
     def single_robustness(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Robustness where each row of the mask has one modality at most: 1 where that covers the cell."""
-        sizes = [grid_size(self.image_size, stride) for stride in STAGE_STRIDES]
-        maps = [mask[..., None, None].expand(-1, -1, *size) for size in sizes]
-        fractions = self.cropped_fractions()
+        mask, fractions = mask[..., None, None], self.cropped_fractions()
         if fractions is not None:
-            maps = [covered & (fraction > 0) for covered, fraction in zip(maps, fractions, strict=True)]
-        return tuple(covered.float() for covered in maps)
+            return tuple((mask & (fraction > 0)).float() for fraction in fractions)
+        sizes = [grid_size(self.image_size, stride) for stride in STAGE_STRIDES]
+        return tuple(mask.expand(-1, -1, *size).float() for size in sizes)
 
 
 def check_inputs(

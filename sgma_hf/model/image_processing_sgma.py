@@ -299,8 +299,7 @@ class SgmaImageProcessor(
             self._read_row(sample, label, window, index=index, target=target, layout=input_data_format)
             for index, (sample, label, window) in enumerate(zip(samples, maps, windows, strict=True))
         ]
-        data = self._pack(rows, with_labels=with_labels)
-        return BatchFeature(data=data, tensor_type=return_tensors)
+        return BatchFeature(data=self._pack(rows, with_labels=with_labels), tensor_type=return_tensors)
 
     def _read_row(
         self,

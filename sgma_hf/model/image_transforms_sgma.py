@@ -4,7 +4,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -327,22 +327,16 @@ def read_label(value: Any, *, num_labels: int | None, index: int) -> np.ndarray 
     return array
 
 
-@dataclass
 class Moments:
     """Running mean and sum of squared deviations per band, in float64 (Chan et al., 1979)."""
 
-    channels: int
-    count: int = 0
-    mean: np.ndarray = field(init=False)
-    squares: np.ndarray = field(init=False)
-
-    def __post_init__(self):
-        self.mean, self.squares = np.zeros(self.channels), np.zeros(self.channels)
+    def __init__(self, channels: int):
+        self.count, self.mean, self.squares = 0, np.zeros(channels), np.zeros(channels)
 
     def update(self, values: np.ndarray, covered: np.ndarray | None, level: float = 0.0) -> None:
         """Merge in the covered pixels of one raster (channels, height, width), above its reference level."""
         count = values[0].size if covered is None else int(covered.sum())
-        means, squares = np.zeros(self.channels), np.zeros(self.channels)
+        means, squares = np.zeros_like(self.mean), np.zeros_like(self.squares)
         for band, plane in enumerate(values):  # One band at a time keeps the float64 copy small.
             sample = plane.ravel() if covered is None else plane[covered]
             if sample.dtype == np.uint8:  # From a histogram: exact, and several times as fast.

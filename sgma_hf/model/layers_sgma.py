@@ -22,27 +22,43 @@ ADAPTER_INIT_RANGE = 1.5  # normalised values are mostly in [-1.5, 1.5]
 class SgmaLinear(nn.Linear):
     """A linear map whose initial weights keep the variance of its input, since SGF has no norms."""
 
-    def initialise(self) -> None:
-        """Set the weights of a new model."""
-        init.xavier_uniform_(self.weight)
-        if self.bias is not None:
-            init.zeros_(self.bias)
-
 
 class SgmaIdentityLinear(nn.Linear):
     """A linear map that starts as the identity."""
-
-    def initialise(self) -> None:
-        """Set the weights of a new model."""
-        init.eye_(self.weight)
 
 
 class SgmaConv2d(nn.Conv2d):
     """A convolution whose initial weights keep the variance of its input up to a constant."""
 
-    def initialise(self) -> None:
-        """Set the weights of a new model."""
-        init.kaiming_uniform_(self.weight, a=5**0.5)
+
+class SgmaAdapterInput(nn.Conv2d):
+    """First layer of an adapter; its initial weights and biases put the bends where normalised values lie."""
+
+
+class SgmaAdapterOutput(nn.Conv2d):
+    """Last layer of an adapter; it is 0 in a new model."""
+
+
+def initialise(module: nn.Module) -> bool:
+    """Set the weights of a new leaf of the classes above; False for any other module."""
+    if isinstance(module, SgmaLinear):
+        init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, SgmaIdentityLinear):
+        init.eye_(module.weight)
+    elif isinstance(module, SgmaConv2d):
+        init.kaiming_uniform_(module.weight, a=5**0.5)
+    elif isinstance(module, SgmaAdapterInput):
+        bound = ADAPTER_INIT_RANGE * module.in_channels**-0.5
+        init.uniform_(module.weight, -bound, bound)
+        init.uniform_(module.bias, -ADAPTER_INIT_RANGE, ADAPTER_INIT_RANGE)
+    elif isinstance(module, SgmaAdapterOutput):
+        init.zeros_(module.weight)
+        init.zeros_(module.bias)
+    else:
+        return False
+    return True
 
 
 def to_tokens(maps: torch.Tensor) -> torch.Tensor:
@@ -58,29 +74,6 @@ def to_maps(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def softmax(scores: torch.Tensor, dim: int) -> torch.Tensor:
     """Softmax in float32 at least, also under autocast."""
     return torch.softmax(scores, dim, dtype=torch.promote_types(scores.dtype, torch.float32))
-
-
-class SgmaAdapterInput(nn.Conv2d):
-    """First layer of an adapter; its initial weights and biases put the bends where normalised values lie."""
-
-    def initialise(self) -> None:
-        """Set the weights of a new model."""
-        bound = ADAPTER_INIT_RANGE * self.in_channels**-0.5
-        init.uniform_(self.weight, -bound, bound)
-        init.uniform_(self.bias, -ADAPTER_INIT_RANGE, ADAPTER_INIT_RANGE)
-
-
-class SgmaAdapterOutput(nn.Conv2d):
-    """Last layer of an adapter; it is 0 in a new model."""
-
-    def initialise(self) -> None:
-        """Set the weights of a new model."""
-        init.zeros_(self.weight)
-        init.zeros_(self.bias)
-
-
-# Leaves, since transformers initialises children first, and each module once.
-INITIALISED = (SgmaLinear, SgmaIdentityLinear, SgmaConv2d, SgmaAdapterInput, SgmaAdapterOutput)
 
 
 class SgmaModalityAdapter(nn.Module):
@@ -158,11 +151,8 @@ class SgmaDepthwiseConvolution(torch.autograd.Function):
         return of_features, of_kernel
 
 
-class SgmaTokens(nn.Module):
+class SgmaTokens(nn.Identity):
     """The features as they are: what is left of MP without its weights, for the baseline `fusion="mean"`."""
-
-    def __init__(self, channels: int):
-        super().__init__()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """One modality's features (pairs, channels, height, width) -> tokens (pairs, positions, channels)."""

@@ -19,7 +19,7 @@ from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_frac
 from .configuration_sgma import SgmaConfig
 from .encoding_sgma import SgmaEncoding, check_inputs, check_labels, packed_positions
 from .fusion_sgma import FUSIONS, SgmaPairs
-from .layers_sgma import INITIALISED, SgmaDecodeHead, SgmaModalityStem, restride_single, to_maps
+from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, initialise, restride_single, to_maps
 from .losses_sgma import modality_sampling_probabilities, row_losses, sample_modality, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
@@ -40,9 +40,7 @@ class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrai
     @torch.no_grad()
     def _init_weights(self, module):
         # The paper does not state its initialisation. By leaf class: transformers initialises children first, once.
-        if isinstance(module, INITIALISED):
-            module.initialise()
-        else:
+        if not initialise(module):
             super()._init_weights(module)
 
 
@@ -192,16 +190,11 @@ class SgmaModel(SgmaPreTrainedModel):
         """
         if not encoding.stages:  # no row has anything
             padded = [side * PAD_MULTIPLE for side in grid_size(encoding.image_size, PAD_MULTIPLE)]
-            return tuple(
-                torch.zeros(
-                    modality.shape[0],
-                    channels,
-                    *(side // stride for side in padded),
-                    dtype=self.dtype,
-                    device=modality.device,
-                )
+            shapes = [
+                (modality.shape[0], channels, *(side // stride for side in padded))
                 for channels, stride in zip(self.channels, STAGE_STRIDES, strict=True)
-            )
+            ]
+            return tuple(modality.new_zeros(shape, dtype=self.dtype) for shape in shapes)
         rows = torch.arange(modality.shape[0], device=modality.device)
         index = encoding.position[rows, modality].clamp_min(0)
         if row_mask is None and encoding.fractions is not None:

@@ -254,9 +254,9 @@ def _check_labels(id2label, num_labels):
     """Check what `PreTrainedConfig` turns into one entry per class, before it does."""
     if num_labels is not None:
         check_num_labels(num_labels)
-    if id2label is None:
-        return
-    if not isinstance(id2label, dict) or {str(key) for key in id2label} != set(map(str, range(len(id2label)))):
+    if id2label is not None and (
+        not isinstance(id2label, dict) or {str(key) for key in id2label} != set(map(str, range(len(id2label))))
+    ):
         raise ValueError(
             f"`id2label` is {str(id2label)[:200]}; expected a name for each of the class ids 0, 1, 2, ..., no gaps."
         )

@@ -3,7 +3,6 @@
 A prediction is trained by the cross-entropy of its pixels (paper) and a Dice term (ours; 0 leaves it out).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,14 +16,7 @@ MIN_ROBUSTNESS = 1e-6
 RowLosses = tuple[torch.Tensor, torch.Tensor]  # sums of the rows, and their numbers of valid pixels
 
 
-def row_losses(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    ignore_index: int,
-    class_weights: Sequence[float] | None = None,
-    dice_weight: float = 0.0,
-) -> RowLosses:
+def row_losses(config: SgmaConfig, logits: torch.Tensor, labels: torch.Tensor) -> RowLosses:
     """Sum each row's losses over its valid pixels; nothing depends on the other rows of a batch.
 
     Sums can be added over batches and processes and divided by all their pixels, so accumulated gradients are those
@@ -33,11 +25,12 @@ def row_losses(
     Sums are float32 at least, both results (batch_size,).
     """
     logits = pixel_logits(logits, labels.shape[-2:])
-    weights = None if class_weights is None else logits.new_tensor(class_weights)
+    ignore_index = config.semantic_loss_ignore_index
+    weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
     sums = nn.functional.cross_entropy(logits, labels, weights, ignore_index=ignore_index, reduction="none")
     sums, counts = sums.flatten(1).sum(1), (labels != ignore_index).flatten(1).sum(1)
-    if dice_weight:
-        sums = sums + dice_weight * counts * _dice_losses(logits, labels, ignore_index)
+    if config.dice_loss_weight:
+        sums = sums + config.dice_loss_weight * counts * _dice_losses(logits, labels, ignore_index)
     return sums, counts
 
 

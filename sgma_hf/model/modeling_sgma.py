@@ -406,7 +406,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         else:
             fields = {"logits": self._decode(fused.feature_maps, encoding.image_size)}
             if labels is not None:
-                losses = self._row_losses(fields["logits"], labels)
+                losses = row_losses(self.config, fields["logits"], labels)
                 fields |= weigh_losses(self.config, losses, None, num_items_in_batch)
         return self._output(fused, **fields)
 
@@ -433,26 +433,18 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             rows = torch.arange(labels.shape[0], device=labels.device)
             covered = encoding.pixel_coverage[rows, sampled]
             single_labels = torch.where(covered, labels, self.config.semantic_loss_ignore_index)
-        losses = self._row_losses(logits, labels), self._row_losses(single_logits, single_labels)
+        losses = row_losses(self.config, logits, labels)
+        single_losses = row_losses(self.config, single_logits, single_labels)
         return {
             "logits": logits,
             "sampling_probabilities": probabilities,
             "sampled_modality": sampled,
             "sampled_logits": single_logits.detach(),
-            **weigh_losses(self.config, *losses, num_items_in_batch),
+            **weigh_losses(self.config, losses, single_losses, num_items_in_batch),
         }
 
     def _decode(self, feature_maps, image_size):
         return crop_padding(self.decode_head(feature_maps), LOGITS_STRIDE, image_size)
-
-    def _row_losses(self, logits, labels):
-        return row_losses(
-            logits,
-            labels,
-            ignore_index=self.config.semantic_loss_ignore_index,
-            class_weights=self.config.class_weights,
-            dice_weight=self.config.dice_loss_weight,
-        )
 
 
 __all__ = ["SgmaForSemanticSegmentation", "SgmaModel", "SgmaPreTrainedModel"]

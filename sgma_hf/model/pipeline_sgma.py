@@ -72,8 +72,6 @@ class SgmaPipeline(Pipeline):
         """Predict samples of any sizes; those whose tensors have the same shapes share a forward pass.
 
         Padding to one size would do with a single pass, but changes what the encoder sees of the smaller samples.
-        Per sample `labels` and `scores`, (height, width), and, if the model has it, `robustness`, (modalities, height,
-        width), are returned.
         """
         passes: dict[tuple[torch.Size, torch.Size], list[int]] = {}
         for index, sample in enumerate(samples):
@@ -89,7 +87,7 @@ class SgmaPipeline(Pipeline):
         return [predictions[index] for index in range(len(samples))]
 
     def _maps(self, outputs: Any, modality_mask: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """Bring the model's output to pixels, row by row; see `_predict`."""
+        """Per row `labels` and `scores`, (height, width), and `robustness`, (modalities, height, width), if any."""
         size = tuple(outputs.coverage.shape[-2:])
         rows = []
         for row, labels in enumerate(self.image_processor.post_process_semantic_segmentation(outputs)):

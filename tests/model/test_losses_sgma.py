@@ -11,6 +11,11 @@ from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.model.losses_sgma import row_losses
 
 
+def losses(logits, labels, *, dice_loss_weight=0.0, **fields):
+    config = SgmaConfig(num_labels=logits.shape[1], dice_loss_weight=dice_loss_weight, **fields)
+    return row_losses(config, logits, labels)
+
+
 def plain_row(scores, label, weights, dice_weight):
     """Loss sum and number of valid pixels of one row, pixel by pixel; scores (K, H, W), label (H, W)."""
     classes, height, width = scores.shape
@@ -42,7 +47,7 @@ def test_rows_agree_with_plain_sums(class_weights, dice_weight):
     labels[0, :4] = 255
     labels[1] = 255  # nothing to learn there
     labels[2][labels[2] == 1] = 0  # a class that the row does not have
-    sums, counts = row_losses(logits, labels, ignore_index=255, class_weights=class_weights, dice_weight=dice_weight)
+    sums, counts = losses(logits, labels, dice_loss_weight=dice_weight, class_weights=class_weights)
     pixels = upsample_to_pixels(logits, 4, (10, 7))
     expected = [
         plain_row(scores, label, class_weights or [1.0] * 3, dice_weight)
@@ -57,8 +62,8 @@ def test_a_dice_loss_by_hand():
     # 16 pixels of class 0, each with probability 3/4: I = 12, S = 12, n = 16, so 1 - 25 / 29 = 4 / 29.
     logits = torch.tensor([math.log(3.0), 0.0], dtype=torch.float64).view(1, 2, 1, 1)
     labels = torch.zeros(1, 4, 4, dtype=torch.int64)
-    plain, _ = row_losses(logits, labels, ignore_index=255)
-    with_dice, counts = row_losses(logits, labels, ignore_index=255, dice_weight=1.0)
+    plain, _ = losses(logits, labels)
+    with_dice, counts = losses(logits, labels, dice_loss_weight=1.0)
     assert counts.tolist() == [16]
     assert (with_dice - plain).item() == pytest.approx(16 * 4 / 29, abs=1e-12)
 
@@ -67,8 +72,8 @@ def test_rows_do_not_depend_on_each_other():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(4, 5, 8, 8, generator=generator)
     labels = torch.randint(5, (4, 32, 32), generator=generator)
-    together, _ = row_losses(logits, labels, ignore_index=255, dice_weight=1.0)
-    alone = [row_losses(logits[i : i + 1], labels[i : i + 1], ignore_index=255, dice_weight=1.0)[0] for i in range(4)]
+    together, _ = losses(logits, labels, dice_loss_weight=1.0)
+    alone = [losses(logits[i : i + 1], labels[i : i + 1], dice_loss_weight=1.0)[0] for i in range(4)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=0)
 
 
@@ -82,7 +87,7 @@ def test_the_model_adds_the_dice_loss_to_both_terms():
     model.config.dice_loss_weight = 0.0
     plain = model(pixel_values, labels=labels, sampling_noise=noise)
     for name, logits in (("loss_sgf", plain.logits), ("loss_mas", plain.sampled_logits)):
-        sums = [row_losses(logits, labels, ignore_index=255, dice_weight=weight)[0].sum() for weight in (0.5, 0.0)]
+        sums = [losses(logits, labels, dice_loss_weight=weight)[0].sum() for weight in (0.5, 0.0)]
         difference = (sums[0] - sums[1]) / labels.numel()
         torch.testing.assert_close(with_dice.loss_dict[name] - plain.loss_dict[name], difference, rtol=1e-4, atol=1e-6)
     expected = 2 * with_dice.loss_dict["loss_sgf"] + with_dice.loss_dict["loss_mas"]

@@ -412,9 +412,7 @@ class SgmaImageProcessor(
     def _report_outlier(self, values: np.ndarray, covered: np.ndarray | None, m: int, *, index: int) -> None:
         """Warn, once per modality, of an image that is far from the statistics it was normalised with."""
         name = self.modalities[m]
-        if name in self._reported:
-            return
-        found = suspicious_statistics(values, covered, self.reference_level[m])
+        found = None if name in self._reported else suspicious_statistics(values, covered, self.reference_level[m])
         if found is None:
             return
         self._reported.add(name)

@@ -107,7 +107,7 @@ class SgmaModel(SgmaPreTrainedModel):
         # Written so that torch.export sees sides of 32 * n, whose divisions by the strides it can simplify.
         bottom, right = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE - side for side in image_size)
         fractions = pixel_coverage = None
-        if tracing or coverage is not None or bottom or right:
+        if tracing or coverage is not None or bottom or right:  # cells that are covered in part
             covered = present[..., None, None].expand(-1, -1, *image_size) if coverage is None else coverage
             pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom))
             padded = nn.functional.pad(covered.float(), (0, right, 0, bottom))
@@ -148,13 +148,13 @@ class SgmaModel(SgmaPreTrainedModel):
         if subset_mask is not None:
             mask = mask & subset_mask.to(mask.device)
             host_mask = None if host_mask is None else mask.tolist()
-        if host_mask is None:
+        if host_mask is None:  # traced: all pairs are there
             active, most, complete = list(range(mask.shape[1])), mask.shape[1], True
         else:
             active = [index for index, column in enumerate(zip(*host_mask, strict=True)) if any(column)]
             most = max(sum(row) for row in host_mask)
             complete = all(row[index] for row in host_mask for index in active)
-        if most < 2:
+        if most < 2:  # nothing to compare
             fused = self.fuse_single(encoding, mask.int().argmax(1), row_mask=mask.any(1))
             robustness = encoding.single_robustness(mask) if FUSIONS[self.config.fusion].has_robustness else None
             prototypes = None

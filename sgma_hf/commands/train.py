@@ -2,21 +2,18 @@
 
 import sys
 from pathlib import Path
-
-from huggingface_hub.errors import HTTPError
-from transformers import set_seed
+from typing import TYPE_CHECKING
 
 from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.data.command_line import report_errors
 from sgma_hf.data.whole_files import write_json
 from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
-from sgma_hf.publishing.record import command_line
 from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.training.arguments import RunArguments, SgmaTrainingArguments
-from sgma_hf.training.checkpoints import last_complete_checkpoint, remove_checkpoint
-from sgma_hf.training.start import check_arguments, start_training
-from sgma_hf.training.trainer import SgmaTrainer
 
+
+if TYPE_CHECKING:
+    from sgma_hf.training.trainer import SgmaTrainer
 
 # What `--help` shows; the others are for few runs, or named by the error that asks for them.
 MAIN_ARGUMENTS = (
@@ -43,6 +40,17 @@ def main(argv: list[str] | None = None) -> int:
     """Train, save the model with its processor, and evaluate it; 1 after one line if the push to the Hub failed."""
     parser = DataclassParser((RunArguments, SgmaTrainingArguments), prog="sgma-hf train", description=__doc__)
     arguments, training_args = parser.parse(argv, shown=MAIN_ARGUMENTS)
+    return _train(arguments, training_args, sys.argv[1:] if argv is None else argv)
+
+
+def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: list[str]) -> int:
+    from huggingface_hub.errors import HTTPError
+    from transformers import set_seed
+
+    from sgma_hf.publishing.record import command_line
+    from sgma_hf.training.start import check_arguments, start_training
+    from sgma_hf.training.trainer import SgmaTrainer
+
     check_arguments(arguments)
     resume = _resume(training_args)
     if not resume:
@@ -64,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sgma-hf train: {explain_push_error(error, name)}", file=sys.stderr)
         return 1
     trainer.data_description = start.description
-    trainer.command = command_line(["sgma-hf", "train", *(sys.argv[1:] if argv is None else argv)])
+    trainer.command = command_line(["sgma-hf", "train", *argv])
     if arguments.overwrite and not resume:
         _remove_checkpoints(trainer)
     try:
@@ -102,14 +110,18 @@ def _check_output(training_args: SgmaTrainingArguments, *, overwrite: bool) -> N
         )
 
 
-def _remove_checkpoints(trainer: SgmaTrainer) -> None:
+def _remove_checkpoints(trainer: "SgmaTrainer") -> None:
     """Remove an earlier run's: the newest of them would be taken for one of this run."""
+    from sgma_hf.training.checkpoints import remove_checkpoint
+
     if trainer.is_world_process_zero():
         for folder in Path(trainer.args.output_dir).glob("checkpoint-*"):
             remove_checkpoint(folder)
 
 
-def _say_how_to_go_on(trainer: SgmaTrainer) -> int:
+def _say_how_to_go_on(trainer: "SgmaTrainer") -> int:
+    from sgma_hf.training.checkpoints import last_complete_checkpoint
+
     if trainer.is_world_process_zero():
         last = last_complete_checkpoint(trainer.args.output_dir)
         if last is None:
@@ -120,7 +132,7 @@ def _say_how_to_go_on(trainer: SgmaTrainer) -> int:
     return 130
 
 
-def _push(trainer: SgmaTrainer) -> int:
+def _push(trainer: "SgmaTrainer") -> int:
     try:
         trainer.push_to_hub()
     except PUSH_ERRORS as error:

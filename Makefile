@@ -1,6 +1,7 @@
 # make demo   train, evaluate and predict on procedural scenes, from nothing to a picture
 # make test   the tests
 # make lint   ruff
+# make docs   docs/api.md, from the docstrings
 #
 # Each target sets up its own .venv first, once; after that nothing needs the network. Choices:
 #   PYTHON=python3.12       the interpreter that makes the environment (3.11 or later)
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: venv demo test lint clean
+.PHONY: venv demo test docs lint clean
 
 venv: $(STAMP)
 
@@ -46,6 +47,9 @@ demo: $(STAMP)
 # One thread per test process: the processes share the cores already.
 test: $(STAMP)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+docs: $(STAMP)
+	$(BIN)/python docs/make_api.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
-"""What the pages of `docs/` and CONTRIBUTING.md print runs, as printed."""
+"""What the pages of `docs/` print runs, as printed; and the API page is that of the docstrings."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -80,6 +81,13 @@ def test_the_resumed_run_is_the_one_that_was_started():
     lines = [words for words in commands(TEXTS["training"]) if words[:2] == ["sgma-hf", "train"]]
     (resumed,) = (words for words in lines if "--resume_from_checkpoint" in words)
     assert resumed[:-2] in lines
+
+
+def test_the_api_page_is_that_of_the_docstrings():
+    specification = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    make_api = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(make_api)
+    assert make_api.PAGE.read_text(encoding="utf-8") == make_api.page(), "run `make docs`"
 
 
 def test_figures_of_the_paper_are_apart_and_add_up():

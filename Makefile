@@ -1,5 +1,5 @@
 # make demo   train, evaluate and predict on procedural scenes, from nothing to a picture
-# make test   the tests
+# make test   the tests; make test-fast leaves out those that take long, and needs less than a minute
 # make lint   ruff
 # make docs   docs/api.md, from the docstrings
 #
@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 
-.PHONY: venv demo test docs lint clean
+.PHONY: venv demo test test-fast docs lint clean
 
 venv: $(STAMP)
 
@@ -47,6 +47,9 @@ demo: $(STAMP)
 # One thread per test process: the processes share the cores already.
 test: $(STAMP)
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not long"
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_api.py

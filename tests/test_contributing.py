@@ -18,6 +18,9 @@ from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
 
 
+pytestmark = pytest.mark.long
+
+
 TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = [
     title for title in re.findall(r"^## (.*)$", TEXT, flags=re.MULTILINE) if blocks(section(TEXT, title), "python")

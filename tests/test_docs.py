@@ -13,6 +13,9 @@ from workspace import write_encoder, write_scenes
 from sgma_hf.commands import COMMANDS
 
 
+pytestmark = pytest.mark.long
+
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in PAGES}

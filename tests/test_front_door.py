@@ -12,6 +12,9 @@ from tiny_models import tiny_config, tiny_model
 import sgma_hf
 
 
+pytestmark = pytest.mark.long
+
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ["torch", "transformers", "numpy", "PIL", "datasets", "rasterio", "matplotlib", "huggingface_hub"]
 

@@ -16,6 +16,9 @@ from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
 from sgma_hf.data.metadata import DatasetMetadata
 
 
+pytestmark = pytest.mark.long
+
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HUB = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")

@@ -10,6 +10,9 @@ from sgma_hf.commands.benchmark import main
 from sgma_hf.cost.timing import FUSIONS, VARIANTS
 
 
+pytestmark = pytest.mark.long
+
+
 TINY = ["--backbone_config", "pvt_v2_b0", "--size", "32", "--repeats", "1", "--decoder_hidden_size", "16"]
 
 

@@ -189,6 +189,7 @@ def test_gpus_that_a_run_would_not_be_on_are_refused(scenes, executed, tmp_path,
     assert executed == []
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_tried_once_more(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "_attempt", killed)
     once, always = str(tmp_path / "once"), str(tmp_path / "always")
@@ -198,6 +199,7 @@ def test_a_process_that_is_killed_is_tried_once_more(tmp_path, monkeypatch):
     assert (tmp_path / "always").read_text() == "xx"
 
 
+@pytest.mark.long
 def test_no_process_outlives_the_comparison(monkeypatch):
     monkeypatch.setattr(compare, "_attempt", lingering)
     outcomes = compare._in_own_processes([0, 600], 2, 1)
@@ -241,6 +243,7 @@ def test_mistyped_flags_and_choices_are_told(scenes, executed, tmp_path, flags, 
     assert executed == []
 
 
+@pytest.mark.long
 def test_a_spawned_process_gives_the_figures_of_this_one(scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command sets it for its children
     arms = ["--arms", "sgma", "--seeds", "3"]

@@ -12,6 +12,9 @@ from sgma_hf.data.codec import decode_raster
 from sgma_hf.data.rows import load_rows
 
 
+pytestmark = pytest.mark.long
+
+
 COMBINATIONS = ["rgb", "dsm", "nir", "rgb+dsm", "rgb+nir", "dsm+nir", "rgb+dsm+nir"]
 
 

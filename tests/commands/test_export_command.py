@@ -13,6 +13,9 @@ from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.prediction.export import PixelLogits
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def model():
     return spread_weights(tiny_model()).eval()

@@ -249,6 +249,7 @@ def _limit_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
+@pytest.mark.long
 def test_disk_that_is_full_when_the_geotiff_is_made(tmp_path):
     """A limit on the size of files stands for the disk; GDAL meets it while it writes, and may say so or not."""
     heights = np.random.default_rng(0).uniform(0, 20, (1, 300, 300)).astype(np.float32)

@@ -24,6 +24,9 @@ from sgma_hf.training import hub_trainer
 from sgma_hf.training.trainer import SgmaTrainer
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train_command") / "scenes"

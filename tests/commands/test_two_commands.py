@@ -17,6 +17,9 @@ from sgma_hf.data.metadata import DatasetMetadata
 
 pytest.importorskip("rasterio")
 
+
+pytestmark = pytest.mark.long
+
 BENCHMARKS = {
     "isprs_potsdam": (isprs_potsdam.main, write_potsdam, [], ["rgb", "nir", "ndsm"]),
     "isprs_vaihingen": (isprs_vaihingen.main, write_vaihingen, [], ["irrg", "dsm"]),

@@ -26,6 +26,9 @@ from sgma_hf.data.processor_fitting import fit_processor
 from sgma_hf.training.arguments import SgmaTrainingArguments
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("scenes") / "demo")

@@ -265,6 +265,7 @@ def convert(source, out, **options):
     return convert_benchmark(report, out, fingerprint=fingerprint, max_shard_bytes=1, command="same", **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("moment", "num_done"), [("rows", 3), ("publishing", 38)])
 def test_killed_conversion_leaves_nothing_that_loads_and_goes_on(source, tmp_path, moment, num_done):
     out = tmp_path / "out"

@@ -570,6 +570,7 @@ def test_real_weedmap(tmp_path):
             np.testing.assert_array_equal(array, expected)
 
 
+@pytest.mark.long
 @real_data
 def test_real_trees_keep_three_resolutions_and_split_in_space(tmp_path):
     arguments = ("--modalities", "rgb", "hsi", "chm", "--val_fraction", 0.25, "--group_distance", 60)

@@ -30,6 +30,7 @@ def test_only_the_modalities_that_are_present_are_run(monkeypatch):
     assert shapes == [(2, 3, 32, 32), (2, 3, 32, 32)]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not CLEAR_REFS.exists(), reason="peaks can be set back on Linux only")
 def test_memory_of_a_training_step_holds_the_gradients():
     case = BenchmarkCase({"model_type": "pvt_v2", **PVT_V2_SIZES["pvt_v2_b0"]}, size=64, num_modalities=2)

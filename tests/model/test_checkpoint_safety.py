@@ -13,6 +13,9 @@ from tiny_models import assert_same_model, tiny_model
 from sgma_hf import SgmaForSemanticSegmentation
 
 
+pytestmark = pytest.mark.long
+
+
 ROOT = Path(__file__).resolve().parents[2]
 SAVE = """
 import sys

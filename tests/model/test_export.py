@@ -9,6 +9,9 @@ from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
 
+pytestmark = pytest.mark.long
+
+
 # The graph computes what eager mode leaves out, in other batches, so that sums differ by rounding. In float64, with
 # weights that make attention sharp; a mask baked into the graph is off by 1e-2 or more.
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9, "check_dtype": False}

@@ -535,6 +535,7 @@ def test_save_and_load(tmp_path):
     assert resized({"dsm": np.eye(8)})["pixel_values"].shape == (1, 4, 32, 32)
 
 
+@pytest.mark.long
 def test_saved_code_works_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr(SgmaImageProcessor, "_auto_class", "AutoImageProcessor")  # what register_for_auto_class does
     SgmaImageProcessor(["a"], [1]).save_pretrained(tmp_path / "saved")

@@ -11,6 +11,9 @@ import torch
 from launched_training import environment_of
 
 
+pytestmark = pytest.mark.long
+
+
 SCRIPT = Path(__file__).parents[1] / "fixtures" / "killed_saves.py"
 # In the order that they are written; rotation removes an older checkpoint when the new one is whole.
 ALONE = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]

@@ -16,6 +16,9 @@ from sgma_hf import SgmaImageProcessor
 from sgma_hf.model.cells_sgma import upsample_to_pixels
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def model():
     return spread_weights(tiny_model()).eval()

@@ -6,6 +6,9 @@ from reference_sgma import reference_forward
 from tiny_models import RESNET, spread_weights, tiny_model
 
 
+pytestmark = pytest.mark.long
+
+
 # Sums of float64 in another order; a wrong formula is off by 1e-3 or more.
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 NAMES = ["rgb", "dsm", "sar", "nir", "thermal"]

@@ -13,6 +13,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
 
 
+pytestmark = pytest.mark.long
+
+
 # Logits of order 1 in float32: weights mapped from a file lie at another alignment, and kernels sum in another order.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 # Whether or not the package is installed in this environment, the child cannot import it.

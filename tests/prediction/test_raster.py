@@ -426,6 +426,7 @@ print(int(peak.split()[1]) / 1024)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process's own")
 def test_memory_does_not_grow_with_the_height(tmp_path):
     """Peak of the whole process in MiB, GDAL's memory included: a quarter of 8,192 x 1,024 against all of it.
@@ -456,6 +457,7 @@ def test_memory_does_not_grow_with_the_height(tmp_path):
     assert min(peaks) < limit, (peaks, limit)
 
 
+@pytest.mark.long
 def test_two_processes_write_the_same_files(tmp_path):
     model = spread_weights(tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])).eval()
     model.save_pretrained(tmp_path / "model")

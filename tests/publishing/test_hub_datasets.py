@@ -18,6 +18,9 @@ from sgma_hf.data.rows import load_rows
 from sgma_hf.publishing.push import push_dataset
 
 
+pytestmark = pytest.mark.long
+
+
 METADATA = DatasetMetadata(
     modalities=["rgb", "dsm", "sar"],
     modality_channels=[3, 1, 2],

@@ -15,6 +15,9 @@ from tiny_trainers import make_trainer
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
 
 
+pytestmark = pytest.mark.long
+
+
 PUSH = """
 import sys
 from tiny_models import tiny_model

@@ -6,6 +6,9 @@ import pytest
 from hub_stand_in import CODE, READ_TOKEN, WRITE_TOKEN, running_hub
 
 
+pytestmark = pytest.mark.long
+
+
 # Every client compares with what the pushing one computed.
 COMPARE = """
 import numpy as np

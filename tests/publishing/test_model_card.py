@@ -150,6 +150,7 @@ def test_scores_go_into_the_table_and_the_model_index(pair):
     assert "mIoU, dsm" not in names
 
 
+@pytest.mark.long
 def test_the_cards_example_runs_as_printed(pair, tmp_path):
     model, processor = pair
     model.save_pretrained(tmp_path)

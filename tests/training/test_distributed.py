@@ -7,6 +7,9 @@ import torch
 from launched_training import TWO_ON_CPU, largest_difference, options, run, start
 
 
+pytestmark = pytest.mark.long
+
+
 IDLE = [1, 2, 3, 4]  # rows 2 and 4 hold nodata alone, 1 and 3 no label that counts
 
 

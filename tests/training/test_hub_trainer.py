@@ -6,6 +6,9 @@ import pytest
 from hub_stand_in import CODE, WRITE_TOKEN, running_hub
 
 
+pytestmark = pytest.mark.long
+
+
 COMPLETE = CODE | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_record.json"}
 ROWS = """
 import sys

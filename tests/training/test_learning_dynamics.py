@@ -286,6 +286,7 @@ class GradientReader(TrainerCallback):
         self.norms.append(torch.cat(there).norm().item() if there else None)
 
 
+@pytest.mark.long
 def test_training_records_every_figure_logs_it_and_draws_it(tmp_path):
     reporter, gradients = Reporter(), GradientReader()
     trainer = make_trainer(tmp_path, eval_strategy="epoch", modality_dropout=[0.2])
@@ -317,6 +318,7 @@ def test_training_records_every_figure_logs_it_and_draws_it(tmp_path):
     assert (tmp_path / "figures" / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_the_record_of_a_resumed_run_is_that_of_the_uninterrupted_one(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     make_trainer(tmp_path / "a", **options).train()

@@ -16,6 +16,9 @@ from sgma_hf.training.checkpoints import checkpoint_layout, is_complete_checkpoi
 from sgma_hf.training.sharding import check_sharding, fill_optimizer_state
 
 
+pytestmark = pytest.mark.long
+
+
 # The norm of sharded gradients is rounded otherwise, and Adam makes steps of the rounding errors that are the whole
 # gradient of some parameters (the bias of an attention's keys): without clipping there is nothing to round.
 OPTIONS = {"max_grad_norm": 0.0, "save_steps": 6}

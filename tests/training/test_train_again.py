@@ -16,6 +16,9 @@ from sgma_hf.data.metadata import DatasetMetadata, check_meaning
 from sgma_hf.publishing.record import TrainingRecord
 
 
+pytestmark = pytest.mark.long
+
+
 CLASSES = ["bare soil", "crop"]
 
 

@@ -20,6 +20,9 @@ from sgma_hf import (
 )
 
 
+pytestmark = pytest.mark.long
+
+
 def test_training_lowers_the_loss_and_logs_its_terms_per_modality(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=12, modality_dropout=[0.3], learning_rate=3e-3)
     trainer.train()

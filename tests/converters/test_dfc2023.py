@@ -36,6 +36,9 @@ from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.model.image_transforms_sgma import valid_pixels
 
 
+pytestmark = pytest.mark.long
+
+
 def without_counts(description):
     splits = {name: dataclasses.replace(item, num_scenes={}) for name, item in description.splits.items()}
     return dataclasses.replace(description, splits=splits)

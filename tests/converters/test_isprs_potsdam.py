@@ -25,6 +25,9 @@ from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.data.windows import Window
 
 
+pytestmark = pytest.mark.long
+
+
 pytest.importorskip("rasterio")
 
 

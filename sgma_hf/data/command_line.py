@@ -108,7 +108,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def check_folder_or_id(given: str, what: str) -> None:
-    """Refuse what is no folder here and cannot be meant to be on the Hub, before the Hub is asked.
+    """Refuse what is no folder here and cannot be meant to be on the Hub; say so before the Hub is asked for the rest.
 
     Only OWNER/NAME can be an id, and is none where a folder of the owner's name is here. The FileNotFoundError says
     `what` was given (`--model`), and the nearest folder, if one is near.
@@ -123,6 +123,13 @@ def check_folder_or_id(given: str, what: str) -> None:
     if near or path.parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
         hint = f"; did you mean {near[0]}?" if near else ", and an id on the Hub is OWNER/NAME."
         raise FileNotFoundError(f"{what} {given}: there is no such folder{hint}")
+    _say_once(f"{what} {given}: there is no such folder here; looking for it on the Hub\n")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """Say something on stderr, the first time: a name may be looked up by several parts of a command."""
+    sys.stderr.write(line)
 
 
 def report_errors(

@@ -113,11 +113,19 @@ def test_abbreviations_are_as_the_parser_wants_them(capsys):
     assert "did you mean --output" in refused(capsys, "--outpu", "x", made=parser(allow_abbrev=False))
 
 
-def test_a_folder_that_is_not_there_is_refused_and_an_id_is_not(tmp_path, monkeypatch):
+def test_a_folder_that_is_not_there_is_refused_and_an_id_is_not(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "weedmap" / "checkpoint-5").mkdir(parents=True)
-    for given in ("outputs", "outputs/weedmap", str(tmp_path), "org/name", "OpenGVLab/pvt_v2_b2"):
+    for given in ("outputs", "outputs/weedmap", str(tmp_path)):
         check_folder_or_id(given, "--model")
+    assert not capsys.readouterr().err
+    for given in ("org/name", "OpenGVLab/pvt_v2_b2", "org/name"):
+        check_folder_or_id(given, "--model")
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"--model {given}: there is no such folder here; looking for it on the Hub"
+        for given in ("org/name", "OpenGVLab/pvt_v2_b2")
+    ]
     nearest = {
         "outputs/weedmpa": "outputs/weedmap",
         "outptus/weedmap": "outputs/weedmap",

@@ -147,12 +147,21 @@ def report_errors(
             try:
                 return main(*args, **kwargs) or 0
             except (*USER_ERRORS, *also) as error:
-                sys.stderr.write(f"{program}: {str(error) or type(error).__name__}\n")
+                _say_below_bars(f"{program}: {str(error) or type(error).__name__}")
                 return 2
             except KeyboardInterrupt:
-                sys.stderr.write(f"{program}: stopped{f'; {on_stop}' if on_stop else ''}\n")
+                _say_below_bars(f"{program}: stopped{f'; {on_stop}' if on_stop else ''}")
                 return 130
 
         return run
 
     return decorate
+
+
+def _say_below_bars(line: str) -> None:
+    """Write a line to stderr, and not behind a progress bar that stands there unfinished."""
+    bars = sys.modules.get("tqdm")  # where nobody imported it, there is no bar
+    if bars is None:
+        sys.stderr.write(f"{line}\n")
+    else:
+        bars.tqdm.write(line, file=sys.stderr)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from sgma_hf.data import command_line
@@ -166,6 +167,18 @@ def test_a_stopped_command_says_how_to_go_on(capsys):
 
     assert report_errors("sgma-hf try", on_stop="the same command goes on")(main)([]) == 130
     assert capsys.readouterr().err == "sgma-hf try: stopped; the same command goes on\n"
+
+
+def test_an_error_is_not_written_behind_a_progress_bar(capsys):
+    def read(path):
+        raise ValueError(f"{path} is damaged.")
+
+    @report_errors("sgma-hf try")
+    def main(argv):
+        return [read(path) for path in tqdm(["a.tif"])]
+
+    assert main([]) == 2
+    assert "sgma-hf try: a.tif is damaged." in capsys.readouterr().err.replace("\r", "\n").splitlines()
 
 
 def test_other_errors_and_results_pass():

@@ -6,7 +6,7 @@
     sgma-hf convert-rasters --source plots --output data/plots --modalities rgb=rgbn:1,2,3 nir=rgbn:4
 
 See `folders.layout` for the folders it understands, `read_on_extent` for what happens to rasters of other resolution
-or extent, `folders.class_maps` for `--classes`. A scene is held in memory whole.
+or extent, `folders.labels` for labels and `--classes`. A scene is held in memory whole.
 """
 
 import os
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data.codec import whole_numbers
+from ..data.class_maps import ClassMap
 from ..data.command_line import Parser, report_errors
 from ..data.metadata import DatasetMetadata
 from ..model.limits_sgma import check_modalities
@@ -27,9 +27,10 @@ from ..publishing.push import add_push_arguments, push_as_asked
 from ..rasters.alpha import check_alpha
 from ..rasters.bands import BandSelection, share_files
 from ..rasters.extents import read_on_extent
-from ..rasters.files import read_info, read_raster
+from ..rasters.files import read_info
 from ..rasters.raster import Georeference, RasterInfo
-from .folders.class_maps import ClassMap, count_values
+from ..visualization.palette import default_palette
+from .folders.labels import LabelSurvey, map_label, survey_labels
 from .folders.layout import SceneFiles, find_scenes
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
 from .folders.spatial_groups import choose_validation, group_scenes
@@ -46,7 +47,7 @@ class ConversionOptions:
     absent: Mapping[str, int] = field(default_factory=dict)  # bands of modalities that no scene has: null throughout
     nodata: Mapping[str, NodataOption] = field(default_factory=dict)  # per modality, values that stand for nothing
     units: Mapping[str, str] = field(default_factory=dict)  # per modality, for the record
-    classes: Path | None = None  # the `--classes` file; None takes label ids as they are
+    classes: str | os.PathLike | None = None  # as `ClassMap.load` takes it; None takes label ids as they are
     ignore_unmapped: bool = False  # whether label values without a class are ignored instead of refused
     tile: int | None = None  # side of a tile in pixels of the label; None keeps scenes whole
     stride: int | None = None  # pixels from tile to tile of training scenes, `tile` by default; see `Tiling`
@@ -91,7 +92,8 @@ def convert_rasters(
     bands = dict(zip(folders, share_files(list(zip(folders.values(), chosen, strict=True))), strict=True))
     scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene")]
     plans = [_plan(name, scenes, options) for name in folders]
-    class_map = _class_map(scenes, options)
+    survey = _survey_labels(scenes, options)
+    class_map = None if survey is None else survey.class_map
     _set_validation_aside(scenes, options)
     metadata = DatasetMetadata(
         modalities=list(folders),
@@ -99,8 +101,7 @@ def convert_rasters(
         modality_dtypes=[plan.dtype for plan in plans],
         nodata=[list(plan.nodata) for plan in plans],
         units=[options.units.get(name) for name in folders],
-        class_names=class_map.names if class_map else [],
-        palette=class_map.palette if class_map else [],
+        **({} if class_map is None else _described(class_map)),
     )
     writer = ParquetDatasetWriter(
         out,
@@ -118,8 +119,23 @@ def convert_rasters(
                     empty += 1
                 else:
                     writer.write(scene.files.split, row_id, images, label)
-    note = f"\n{empty} tiles without data in any modality were left out." if empty else ""
-    return writer.summary() + note
+    said = [writer.summary()]
+    if empty:
+        said.append(f"{empty} tiles without data in any modality were left out.")
+    if survey is not None:
+        said += [survey.table(), survey.note]
+    return "\n".join(line for line in said if line)
+
+
+def _described(class_map: ClassMap) -> dict[str, Any]:
+    """What the metadata says of classes."""
+    defaults = default_palette(len(class_map.names))
+    palette = [colour or default for colour, default in zip(class_map.palette, defaults, strict=True)]
+    return {
+        "class_names": class_map.names,
+        "palette": palette,
+        "classes": class_map.entries() if class_map.is_given else [],
+    }
 
 
 def _parse_modalities(entries: Sequence[str]) -> tuple[dict[str, str], list[BandSelection]]:
@@ -172,29 +188,12 @@ def _plan(name: str, scenes: Sequence[_Scene], options: ConversionOptions) -> Mo
     return plan_modality(name, files, option)
 
 
-def _class_map(scenes: Sequence[_Scene], options: ConversionOptions) -> ClassMap | None:
+def _survey_labels(scenes: Sequence[_Scene], options: ConversionOptions) -> LabelSurvey | None:
     """Read every label once to learn what values there are: K must be known, and errors listed, before writing."""
     labelled = [scene.label for scene in scenes if scene.label is not None]
     if not labelled:
         return None
-    class_map = None if options.classes is None else ClassMap.load(options.classes)
-    by_colour = class_map is not None and class_map.by_colour
-    nodata = {int(info.nodata) for info in labelled if info.nodata is not None}
-    found = {}
-    for info in tqdm(labelled, desc="labels", unit="scene"):
-        found[info.path] = count_values(*_read_label(info, by_colour=by_colour), by_colour=by_colour, path=info.path)
-    if class_map is None:
-        return ClassMap.identity(set().union(*found.values()), nodata=nodata)
-    if not options.ignore_unmapped:
-        class_map.refuse_unmapped(found, nodata=nodata)
-    return class_map
-
-
-def _read_label(info: RasterInfo, *, by_colour: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Values, integer (H, W, C), and where the file's mask leaves them standing."""
-    # Declared nodata is judged by the class map, which may have a class for it.
-    raster = read_raster(info.path, use_declared_nodata=False, palette_as_indices=not by_colour)
-    return whole_numbers(raster.values, info.path), raster.valid
+    return survey_labels(labelled, options.classes, ignore_unmapped=options.ignore_unmapped)
 
 
 def _set_validation_aside(scenes: Sequence[_Scene], options: ConversionOptions) -> None:
@@ -234,7 +233,7 @@ def _rows(
             )
     label = None
     if scene.label is not None:
-        label = class_map.apply(*_read_label(scene.label, by_colour=class_map.by_colour))
+        label = map_label(scene.label, class_map)
     for window in tiling.windows(scene.size, scene.files.split):
         images = dict.fromkeys(scene.infos)
         for plan in plans:
@@ -298,7 +297,11 @@ def _parser() -> Parser:
     add("--label", default="label", help="folder or file stem of the labels, or none (default: label)")
     add("--nodata", **several, metavar="NAME=VALUE", help="value of no data: nir=0")
     add("--units", **several, metavar="NAME=UNIT", help="for the record: dsm=m sar=dB")
-    add("--classes", type=Path, help='json: ["soil", "crop"] or [{"name": "crop", "value": 7 or "color": [r, g, b]}]')
+    classes = (
+        """a JSON file, or JSON: '["soil", "crop"]', or '[{"name": "crop", "value": 7, "color": "#00aa00"}, """
+        """{"value": 9, "ignore": true}]'; or a dataset's folder, for the classes that it has"""
+    )
+    add("--classes", metavar="FILE_OR_JSON", help=classes)
     add("--ignore_unmapped", action="store_true", help="ignore label values that --classes does not have")
     add("--tile_size", dest="tile", type=int, former=["--tile"], help="cut scenes into tiles of so many label pixels")
     add("--stride", type=int, help="pixels from tile to tile of training scenes (default: --tile_size)")

@@ -34,6 +34,8 @@ class DatasetMetadata:
         units: Unit of the values per modality (`"m"`, `"dB"`, `"reflectance x 10000"`), None where unknown.
         class_names: Names of the label ids 0, 1, ...; 255 is "ignore" and has no name.
         palette: [red, green, blue] in 0..255 per class.
+        classes: The label values, or colours, that the classes were made of, as `--classes` takes them; empty where
+            the ids are those of the label files.
         statistics: None, or of the training split: `split`, `num_rows`, `modalities` (a list of dicts with
             `mean`, `std`, `minimum`, `maximum` per channel in stored units over valid pixels, `nodata_share` of the
             pixels of present rows, `missing_share` of the rows), `class_pixels` per class, `ignored_pixels`.
@@ -46,6 +48,7 @@ class DatasetMetadata:
     units: list[str | None] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     palette: list[list[int]] = field(default_factory=list)
+    classes: list[dict[str, Any]] = field(default_factory=list)
     statistics: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 

@@ -18,7 +18,8 @@ _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 def command_for_card(program: str, argv: Sequence[str], flags: Sequence[str]) -> str:
     """The command line for a card, which others read: of a path it tells the last component alone.
 
-    `flags` are those whose value is a path. argparse took `argv`, so that an abbreviated flag is not ambiguous.
+    `flags` are those whose value is a path, or JSON in its place, which stays. argparse took `argv`, so that an
+    abbreviated flag is not ambiguous.
     """
     words: list[str] = []
     is_path = False
@@ -27,7 +28,8 @@ def command_for_card(program: str, argv: Sequence[str], flags: Sequence[str]) ->
         named = not is_path and len(flag) > 2 and any(known.startswith(flag) for known in flags)
         if is_path or (named and equals):
             path = word if is_path else value
-            word = f"{flag}=" * named + (Path(path).absolute().name or path)
+            name = path if path.lstrip().startswith(("[", "{")) else Path(path).absolute().name or path
+            word = f"{flag}=" * named + name
         words.append(word)
         is_path = named and not equals
     return shlex.join(["python", program, *words])
@@ -110,4 +112,5 @@ def _class_table(metadata: DatasetMetadata, statistics: Mapping[str, SplitStatis
         colour = "#" + bytes(metadata.palette[index]).hex() if metadata.palette else "-"
         lines.append([index, name, colour, *(f"{share[index]:.2%}" for share in shares)])
     table = markdown_table(["id", "name", "colour", *statistics], lines, text_columns=3)
-    return f"## Classes\n\nShare of the labelled pixels; 255 is ignored.\n\n{table}"
+    ignored = ", ".join(f"{item.ignored_share():.2%} in {split}" for split, item in statistics.items())
+    return f"## Classes\n\nShare of the labelled pixels. 255 is ignored: {ignored}.\n\n{table}"

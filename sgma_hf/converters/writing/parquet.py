@@ -227,15 +227,17 @@ def publish_folder(
 
 
 def summarize(out: Path, metadata: DatasetMetadata, statistics: Mapping[str, SplitStatistics]) -> str:
-    """A few lines for the terminal: rows, missing shares and class shares per split."""
+    """A few lines for the terminal: rows, missing shares, class shares and what is ignored per split."""
     sizes = ", ".join(f"{split} {item.num_rows}" for split, item in statistics.items())
     lines = [f"{out}: {sizes} rows"]
     for split, item in statistics.items():
         missing = [f"{name} {modality.missing_rows / item.num_rows:.0%}" for name, modality in item.modalities.items()]
         missing.append(f"label {item.unlabelled_rows / item.num_rows:.0%}")
         lines.append(f"{split}: rows without {', '.join(missing)}")
-        shares = zip(metadata.class_names, item.class_shares(), strict=True)
-        lines.append("  classes: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))
+        if metadata.class_names:
+            shares = zip(metadata.class_names, item.class_shares(), strict=True)
+            classes = ", ".join(f"{name} {share:.1%}" for name, share in shares)
+            lines.append(f"  classes: {classes}; ignored: {item.ignored_share():.1%} of all label pixels")
     return "\n".join(lines)
 
 

@@ -125,3 +125,7 @@ class SplitStatistics:
     def class_shares(self) -> list[float]:
         """Share of the labelled pixels per class, 0 where nothing is labelled."""
         return (self.class_pixels / max(1, self.class_pixels.sum())).tolist()
+
+    def ignored_share(self) -> float:
+        """Share of the pixels of all labels that have no class, 0 where there are none."""
+        return self.ignored_pixels / max(1, self.class_pixels.sum() + self.ignored_pixels)

@@ -1,0 +1,244 @@
+"""Reads the labels of a folder once before they are converted: what values there are, and which class each becomes."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ...data.class_maps import ClassMap, label_codes, suggest_classes
+from ...data.codec import whole_numbers
+from ...data.windows import Window
+from ...model.limits_sgma import IGNORE_INDEX
+from ...publishing.tables import markdown_table
+from ...rasters.files import read_raster
+from ...rasters.raster import RasterInfo
+
+
+_MAX_LISTED = 12
+_MAX_LINES = 64  # of the table
+_PIXELS_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """What a label file holds."""
+
+    path: Path
+    nodata: int | None  # as its header declares it
+    pixels: Counter  # by value, or by colour as in `ClassMap.sources`
+    hidden: int  # pixels without a value: masked, transparent, NaN
+
+
+@dataclass(frozen=True)
+class LabelSurvey:
+    """The values of all label files, and what becomes of them."""
+
+    files: list[LabelFile]
+    class_map: ClassMap
+    note: str  # what looks like a mistake, and the flag that mends it; empty if nothing does
+
+    def table(self) -> str:
+        """Each value, what it becomes, its pixels and their share; then the share that is ignored."""
+        rows: Counter = Counter()
+        for file in self.files:
+            for value, count in file.pixels.items():
+                rows[value, *self._outcome(value, file.nodata)] += count
+        hidden = sum(file.hidden for file in self.files)
+        total = max(1, rows.total() + hidden)
+        lines = [
+            [self.class_map.show(value), outcome, count, f"{count / total:.2%}"]
+            for (value, _, outcome), count in sorted(rows.items())
+        ]
+        if len(lines) > _MAX_LINES:
+            lines = [*lines[:_MAX_LINES], [f"and {len(lines) - _MAX_LINES} more", "", "", ""]]
+        if hidden:
+            lines.append(["none", "ignored: masked or not a number", hidden, f"{hidden / total:.2%}"])
+        ignored = hidden + sum(count for (_, index, _), count in rows.items() if index == IGNORE_INDEX)
+        table = markdown_table(["label value", "becomes", "pixels", "share"], lines, text_columns=2)
+        return f"{table}\nignored: {ignored} of {total} label pixels, {ignored / total:.2%}"
+
+    def _outcome(self, value: int, nodata: int | None) -> tuple[int, str]:
+        """Class id of a value in a file that declares `nodata`, and what that is called."""
+        index = self.class_map.id_of(value, nodata)
+        if index != IGNORE_INDEX:
+            return index, f"{index} {self.class_map.names[index]}"
+        reason = "nodata" if value == nodata else self.class_map.ignored_names.get(value, "")
+        if not reason and not self.class_map.is_known(value, nodata):
+            reason = "no class"
+        return index, f"ignored: {reason}" if reason else "ignored"
+
+
+def survey_labels(
+    labels: Sequence[RasterInfo], classes: str | os.PathLike | None, *, ignore_unmapped: bool = False
+) -> LabelSurvey:
+    """Count the values of label files and decide what they become.
+
+    Without `classes` (what `ClassMap.load` takes) values are class ids as they are. Then 255, and in each file what it
+    declares as nodata, is ignored; but 255 beside 0 alone in all files, a mask, is class 1.
+
+    Raises:
+        ValueError: If a file cannot be read or is no label, or a value has no class and is not to be ignored.
+    """
+    class_map = None if classes is None else ClassMap.load(classes)
+    by_colour = class_map is not None and class_map.by_colour
+    with tqdm(labels, desc="labels", unit="scene") as watched:  # closed before an error is said
+        files = [count_label(info, by_colour=by_colour) for info in watched]
+    if class_map is None:
+        return LabelSurvey(files, *_take_ids(files))
+    if not ignore_unmapped:
+        _refuse_unmapped(files, class_map)
+    return LabelSurvey(files, class_map, _note_on_given(files, class_map))
+
+
+def read_label(info: RasterInfo, *, by_colour: bool, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of `ClassMap`, integer (height, width), of a label file, and where it holds any; nodata counts as a value.
+
+    Raises ValueError that names the file if it holds fractions, or bands where numbers are expected and the reverse.
+    """
+    raster = read_raster(info.path, use_declared_nodata=False, palette_as_indices=not by_colour, window=window)
+    channels = raster.values.shape[2]
+    if by_colour and channels != 3:
+        raise ValueError(f"{info.path} has {channels} band(s), but the classes are given by colour. Give `value`.")
+    if not by_colour and channels != 1:
+        raise ValueError(_unexpected_colours(info, raster.values, raster.valid))
+    values = raster.values
+    if values.dtype.kind == "f":
+        values = np.where(raster.valid[..., None], values, IGNORE_INDEX)
+    return label_codes(whole_numbers(values, info.path)), raster.valid
+
+
+def _unexpected_colours(info: RasterInfo, values: np.ndarray, valid: np.ndarray) -> str:
+    text = f"{info.path} has {values.shape[2]} bands, so it is colour-coded. Give the colours with --classes"
+    colours = np.unique(label_codes(values)[valid]) if values.shape[2] == 3 else ()
+    if 0 < len(colours) <= _MAX_LISTED:
+        return f"{text}; this file has those of {suggest_classes(colours.tolist(), by_colour=True)}"
+    return f"{text}."
+
+
+def count_label(info: RasterInfo, *, by_colour: bool) -> LabelFile:
+    """Count the values of a label file, strip by strip where it is large."""
+    pixels, hidden = Counter(), 0
+    for window in _strips(info):
+        codes, valid = read_label(info, by_colour=by_colour, window=window)
+        present, counts = np.unique(codes[valid], return_counts=True)
+        pixels.update(dict(zip(present.tolist(), counts.tolist(), strict=True)))
+        hidden += int((~valid).sum())
+    return LabelFile(info.path, _nodata(info, by_colour), pixels, hidden)
+
+
+def map_label(info: RasterInfo, class_map: ClassMap) -> np.ndarray:
+    """Class ids of a label file, uint8 (height, width), 255 ignored."""
+    codes, valid = read_label(info, by_colour=class_map.by_colour)
+    return class_map.apply(codes, valid, _nodata(info, class_map.by_colour))
+
+
+def _strips(info: RasterInfo) -> Iterator[Window | None]:
+    height, width = info.size
+    if height * width <= _PIXELS_AT_ONCE:
+        yield None
+        return
+    rows = max(1, _PIXELS_AT_ONCE // width)
+    for top in range(0, height, rows):
+        yield Window(top, 0, min(rows, height - top), width)
+
+
+def _nodata(info: RasterInfo, by_colour: bool) -> int | None:
+    """The declared value as a label has it; of colours there is none."""
+    return None if by_colour or info.nodata is None or not info.nodata.is_integer() else int(info.nodata)
+
+
+def _take_ids(files: Sequence[LabelFile]) -> tuple[ClassMap, str]:
+    """Ids as they are, and what is to be said of them."""
+    total = sum((file.pixels for file in files), Counter())
+    declared = {file.nodata for file in files if file.nodata in file.pixels}
+    ids = sorted(set().union(*(file.pixels.keys() - {file.nodata, IGNORE_INDEX} for file in files)))
+    every = suggest_classes(total, keep=[] if ids else list(total))
+    is_mask = IGNORE_INDEX in total and IGNORE_INDEX not in declared and set(ids) <= {0}
+    if is_mask and total.keys() == {0, IGNORE_INDEX} and not declared:
+        names = suggest_classes(total, keep=[IGNORE_INDEX])
+        note = f"255 stands beside 0 alone, as in a mask: it is class_1, and not ignored. To name the two: {names}"
+        return ClassMap(["class_0", "class_1"], {0: 0, IGNORE_INDEX: 1}, [None, None]), note
+    if not ids or is_mask:
+        raise ValueError(
+            f"The label files hold nothing but {_listed(sorted(total))}, of which 255 and declared nodata are ignored "
+            f"({_listed(sorted(declared))} here). To make them classes: {suggest_classes(total, keep=list(total))}"
+        )
+    if ids[0] < 0 or ids[-1] > IGNORE_INDEX:
+        raise ValueError(
+            f"The label files hold {_listed(ids)}; class ids are 0..{IGNORE_INDEX - 1}. Map them with {every}"
+        )
+    said = _note_on_nodata(files, ids)
+    unused = sorted(set(range(ids[-1])) - set(ids) - declared)
+    if unused:
+        said.append(f"{_ranges(unused)} {'has' if len(unused) == 1 else 'have'} no pixel in any label file.")
+    if 0 in ids and 0 not in declared:
+        said.append("0 is a class; where it means that nobody labelled, ignore it.")
+    said.append(f'To name the classes, or ignore one by `"ignore": true` in place of its name: {every}')
+    names = [f"class_{index}" for index in range(ids[-1] + 1)]
+    return ClassMap(names, {index: index for index in ids}, [None] * len(names), is_given=False), " ".join(said)
+
+
+def _note_on_nodata(files: Sequence[LabelFile], ids: Sequence[int]) -> list[str]:
+    """Which ids are nodata by the header of some files, or of all."""
+    said = []
+    for value in sorted({file.nodata for file in files} & set(range(IGNORE_INDEX))):
+        ignoring = [file for file in files if file.nodata == value]
+        if value in ids:
+            said.append(
+                f"{value} is nodata in {len(ignoring)} of {len(files)} label files ({ignoring[0].path}): ignored "
+                f"there, and class_{value} in the others."
+            )
+        elif any(value in file.pixels for file in ignoring):
+            said.append(
+                f"{value} is nodata in all label files that hold it: ignored, unless --classes names it, as below."
+            )
+    return said
+
+
+def _note_on_given(files: Sequence[LabelFile], class_map: ClassMap) -> str:
+    said = []
+    total = sum((file.pixels for file in files), Counter())
+    for value in sorted(total.keys() & {file.nodata for file in files}):
+        index = class_map.id_of(value, None)
+        if index != IGNORE_INDEX:
+            count = sum(file.nodata == value for file in files)
+            name = class_map.names[index]
+            said.append(f"{value} is nodata in {count} of {len(files)} label files, and {name} by --classes.")
+    there = {class_map.id_of(value, None) for value in total}
+    unused = [name for index, name in enumerate(class_map.names) if index not in there]
+    if unused:
+        said.append(f"Classes that have no pixel in any label file: {', '.join(unused)}.")
+    return " ".join(said)
+
+
+def _refuse_unmapped(files: Sequence[LabelFile], class_map: ClassMap) -> None:
+    """Refuse values without a class."""
+    unmapped: Counter = Counter()
+    first = None
+    for file in files:
+        found = {value: n for value, n in file.pixels.items() if not class_map.is_known(value, file.nodata)}
+        first = first or (file.path if found else None)
+        unmapped.update(found)
+    if unmapped:
+        shown = [f"{class_map.show(value)} ({count} pixels)" for value, count in unmapped.most_common()]
+        more = f" and {len(shown) - _MAX_LISTED} more" if len(shown) > _MAX_LISTED else ""
+        raise ValueError(
+            f"Label values without a class: {', '.join(shown[:_MAX_LISTED])}{more}; first in {first}. Add them "
+            'to --classes (with "ignore": true if they mean nothing), or pass --ignore_unmapped.'
+        )
+
+
+def _listed(values: Sequence[int]) -> str:
+    return f"{list(values[:_MAX_LISTED])}{' ...' * (len(values) > _MAX_LISTED)}"
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """`class_0, class_6 to class_8` of sorted ids."""
+    starts = [index for index in ids if index - 1 not in ids]
+    ends = [index for index in ids if index + 1 not in ids]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(f"class_{a}" if a == b else f"class_{a} to class_{b}" for a, b in pairs)

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL.TiffImagePlugin import SAMPLEFORMAT
 
-from ..model.image_transforms_sgma import DECODE_ERRORS, open_image, picture_values
 from ..model.limits_sgma import IGNORE_INDEX
+from ..model.pictures_sgma import DECODE_ERRORS, open_image, picture_values
 
 
 SUPPORTED_DTYPES = ("uint8", "uint16", "int16", "int32", "float32")

@@ -1,17 +1,15 @@
 """What happens to single rasters on their way into SGMA: decoding, coverage, reference level, resampling, moments."""
 
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL import Image
 
 from .limits_sgma import IGNORE_INDEX
+from .pictures_sgma import DECODE_ERRORS, open_image, picture_values, shown_mode
 
 
 REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
@@ -19,9 +17,6 @@ REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
 LARGEST_VALUE = 3.4e38
 # Half of the footprint of a resampled pixel has to be there; the slack is for the rounding of float32 weights.
 MINIMUM_SUPPORT = 0.5 - 1e-5
-# What PIL and NumPy raise for damaged bytes; MemoryError and programming errors are let through.
-DECODE_ERRORS = (ValueError, OSError, EOFError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
-_NPY_MAGIC = b"\x93NUMPY"
 
 
 @dataclass
@@ -35,57 +30,6 @@ class Raster:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.values.shape[1], self.values.shape[2]
-
-
-def open_image(file: str | os.PathLike | BinaryIO) -> np.ndarray | Image.Image:
-    """Read a picture with PIL, or the array of a `.npy` file, or raise one of `DECODE_ERRORS`; never unpickles."""
-    with open(file, "rb") if isinstance(file, str | os.PathLike) else file as opened:
-        magic = opened.read(len(_NPY_MAGIC))
-        opened.seek(0)
-        if magic == _NPY_MAGIC:
-            return np.load(opened, allow_pickle=False)
-        with Image.open(opened) as image:
-            _refuse_squeezed(image)
-            image.load()
-            return image
-
-
-def _refuse_squeezed(image: Image.Image) -> tuple[int, ...]:
-    """Refuse colours of more than 8 bits, of which PIL hands out 8 without a word; returns a TIFF's bits per band."""
-    bits = image.tag_v2.get(BITSPERSAMPLE, ()) if isinstance(image, TiffImageFile) else ()
-    deep = isinstance(image, ImageFile.ImageFile) and ";16" in str(image.tile)
-    if len(image.getbands()) > 1 and (deep or max(bits, default=8) > 8):
-        raise ValueError(
-            "it has several bands of more than 8 bits, which PIL would squeeze to 8. Pass an array, store it as .npy, "
-            "or convert it with `sgma-hf convert-rasters`"
-        )
-    return bits
-
-
-def picture_values(image: Image.Image, *, as_stored: bool) -> np.ndarray:
-    """Values of a picture in the dtype of its file, (height, width) or (height, width, bands).
-
-    As stored, they are the indices of a palette, without alpha for transparent colours, as labels need; otherwise the
-    colours that are seen, with alpha as the last band if anything may be transparent.
-    """
-    bits = _refuse_squeezed(image)
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode != shown_mode(image) and not (as_stored and image.mode in ("P", "PA", "L", "RGB")):
-        image = image.convert(shown_mode(image))
-    values = np.array(image)
-    dtype = np.int16 if image.mode == "I" and bits == (16,) else values.dtype.newbyteorder("=")
-    return values.astype(dtype, copy=False)
-
-
-def shown_mode(image: Image.Image) -> str:
-    """PIL's mode for all that a picture shows: the colours of a palette, and transparent colours as alpha."""
-    see_through = "transparency" in image.info
-    if image.mode == "PA" or (image.mode in ("P", "RGB") and see_through):
-        return "RGBA"
-    if image.mode == "L" and see_through:
-        return "LA"
-    return "RGB" if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else image.mode
 
 
 def _decode(value: Any, *, channels: int | None, where: str) -> tuple[np.ndarray, np.ndarray | None, str | None]:

@@ -18,7 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from ..data.whole_files import write_json
 from ..model.fusion_sgma import FUSIONS
 from ..model.limits_sgma import IGNORE_INDEX
-from ..rasters.files import PILLOW_ERRORS, open_quietly
+from ..rasters.files import open_picture
+from ..rasters.opening import open_quietly
 from ..rasters.raster import Georeference, require_rasterio
 from ..visualization.palette import colorize, default_palette
 from . import EXTRAS
@@ -139,9 +140,9 @@ def _run_of(path: Path, name: str) -> str | None:
     """The run that wrote this file, see `StripStore.run`; None if it is none that `publish` wrote to hold `name`."""
     if path.suffix.lower() in PNG_SUFFIXES:
         try:
-            with Image.open(path) as image:
+            with open_picture(path) as image:
                 tags = image.info
-        except PILLOW_ERRORS:
+        except ValueError:
             return None
     else:
         rasterio = require_rasterio(path)

@@ -5,15 +5,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .bands import ALL_BANDS, BandSelection
-from .files import PILLOW_ERRORS, RasterFile, uses_pillow
+from .files import RasterFile, open_picture, uses_pillow
 
 
 # Transparent, and opaque as files of 8 bits, of 16 bits and of floating point say it.
 _ALPHA_VALUES = (0, 1, 255, 65535)
-_ROWS_AT_ONCE = 256
 
 
 def check_alpha(path: str | os.PathLike, bands: BandSelection = ALL_BANDS) -> None:
@@ -30,21 +28,17 @@ def check_alpha(path: str | os.PathLike, bands: BandSelection = ALL_BANDS) -> No
     with RasterFile(path, bands) as file:
         band = file.alpha_band
         if band is not None:
-            tops = range(0, file.info.size[0], _ROWS_AT_ONCE)
-            _refuse_doubtful((file.read_stored(band, top, _ROWS_AT_ONCE) for top in tops), path, band)
+            _refuse_doubtful(file.stored_rows(band), path, band)
 
 
 def _check_picture(path: Path, bands: BandSelection) -> None:
     """The same for PNG. Transparent colours of a palette or of tRNS are no band, so there is no doubt about them."""
-    with Image.open(path) as image:
+    with open_picture(path) as image:
         tagged = [len(image.getbands())] if image.mode in ("LA", "RGBA") else []
         band = bands.alpha_band(tagged)
         if band is None:
             return
-        try:
-            values = np.asarray(image.getchannel("A"))
-        except PILLOW_ERRORS as error:
-            raise ValueError(f"Cannot read {path}: {error}") from error
+        values = np.asarray(image.getchannel("A"))
     _refuse_doubtful([values], path, band)
 
 

@@ -6,33 +6,47 @@ read with Pillow, so that plain images need no extra.
 
 import contextlib
 import os
-import warnings
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..data.codec import SUPPORTED_DTYPES, decode_raster
+from ..data.codec import SUPPORTED_DTYPES
 from ..data.windows import Window
-from ..model.image_transforms_sgma import shown_mode, valid_pixels
+from ..model.image_transforms_sgma import valid_pixels
+from ..model.pictures_sgma import DECODE_ERRORS, any_size, is_squeezed, orientation, picture_values, shown_mode
 from .bands import ALL_BANDS, BandSelection
+from .opening import alpha_bands, open_dataset, turned, unturned_window
 from .raster import Georeference, Raster, RasterInfo, require_rasterio
 
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg")
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError)
 
 # Files beside a PNG or JPEG that give it a place on Earth.
 _SIDECAR_SUFFIXES = (".pgw", ".pngw", ".jgw", ".jpgw", ".jpegw", ".wld", ".aux.xml")
 # What the row format does not have -> what holds its values; of the last three that is checked when they are read.
 _WIDER = {"bool": "uint8", "int8": "int16", "float16": "float32", "float64": "float32"}
 _WIDER |= dict.fromkeys(("uint32", "int64", "uint64"), "int32")
+_ROWS_AT_ONCE = 256
+
+
+@contextlib.contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a file with PIL; ValueError that names it if anything is wrong."""
+    try:
+        with any_size, Image.open(path) as image:
+            yield image
+    except DECODE_ERRORS as error:
+        raise ValueError(f"Cannot read {path}: {error}") from error
+
+
+def picture_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of a picture as it is seen, by its header."""
+    return image.size if orientation(image) > 4 else image.size[::-1]
 
 
 def uses_pillow(path: Path) -> bool:
@@ -42,9 +56,8 @@ def uses_pillow(path: Path) -> bool:
     sidecars = [path.with_suffix(suffix) for suffix in _SIDECAR_SUFFIXES] + [Path(f"{path}.aux.xml")]
     if any(sidecar.exists() for sidecar in sidecars):
         return False
-    with open(path, "rb") as file:
-        head = file.read(26)
-    return not (head[:4] == b"\x89PNG" and len(head) == 26 and head[24] == 16 and head[25] in (2, 4, 6))
+    with open_picture(path) as image:
+        return not is_squeezed(image)
 
 
 def read_info(
@@ -59,11 +72,13 @@ def read_info(
     if not uses_pillow(path):
         with RasterFile(path, bands, palette_as_indices=palette_as_indices) as file:
             return file.info
-    try:
-        with Image.open(path) as image:
-            size, mode, shown = (image.height, image.width), image.mode, shown_mode(image)
-    except PILLOW_ERRORS as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
+    with open_picture(path) as image:
+        pass  # the header is read
+    return _picture_info(image, path, bands, palette_as_indices=palette_as_indices)
+
+
+def _picture_info(image: Image.Image, path: Path, bands: BandSelection, *, palette_as_indices: bool) -> RasterInfo:
+    mode, shown = image.mode, shown_mode(image)
     if mode == "P" and (palette_as_indices or bands.values is not None):
         shown = "L"
     channels = 3 if shown in ("RGB", "RGBA") else 1
@@ -71,7 +86,8 @@ def read_info(
     tagged = [channels + 1] if shown in ("LA", "RGBA") else []
     check_bands(bands, channels + len(tagged), tagged, path)
     channels = channels if bands.values is None else len(bands.values)
-    return RasterInfo(path, size, channels, dtype, None, bands.alpha_band(tagged) is not None, None, bands)
+    has_mask = bands.alpha_band(tagged) is not None
+    return RasterInfo(path, picture_size(image), channels, dtype, None, has_mask, None, bands)
 
 
 def check_bands(bands: BandSelection, count: int, tagged: Collection[int], path: Path) -> None:
@@ -115,31 +131,22 @@ def read_raster(
 
 
 def _read_with_pillow(path: Path, bands: BandSelection, *, palette_as_indices: bool) -> Raster:
-    info = read_info(path, bands=bands, palette_as_indices=palette_as_indices)
-    try:
-        with Image.open(path) as image:
-            indexed = image.mode == "P" and (palette_as_indices or bands.values is not None)
-            has_alpha = not indexed and shown_mode(image) in ("LA", "RGBA")
-            planes = np.atleast_3d(decode_raster(image, is_label=indexed))  # with alpha, if there is any
-    except PILLOW_ERRORS as error:
-        raise ValueError(f"Cannot read {path}: {error}") from error
+    with open_picture(path) as image:
+        indexed = image.mode == "P" and (palette_as_indices or bands.values is not None)
+        has_alpha = not indexed and shown_mode(image) in ("LA", "RGBA")
+        planes = np.atleast_3d(picture_values(image, as_stored=indexed))  # with alpha, if there is any
+    info = _picture_info(image, path, bands, palette_as_indices=palette_as_indices)
     valid = planes[..., -1] > 0 if info.has_mask else np.ones(planes.shape[:2], dtype=bool)
     if bands.values is not None:
         return Raster(planes[..., [band - 1 for band in bands.values]], valid)
     return Raster(planes[..., :-1] if has_alpha else planes, valid)
 
 
-def open_quietly(rasterio: ModuleType, path: str | Path) -> Any:
-    """Open without the warning that a file has no georeferencing: that is a normal case here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        return rasterio.open(path)
-
-
 class RasterFile(contextlib.AbstractContextManager):
     """A file that is open in GDAL, read as bands, alpha, mask, palette, scale and offset say.
 
-    GDAL masks by whatever is tagged as alpha; of bands that are values a virtual file takes the tag away. Raises
+    GDAL masks by whatever is tagged as alpha; of bands that are values a virtual file takes the tag away. Without a
+    place on Earth it is turned as EXIF says, as `datasets` and viewers do; GDAL itself does not. Raises
     ValueError that names the file if it is no readable raster or has no such band.
     """
 
@@ -147,16 +154,21 @@ class RasterFile(contextlib.AbstractContextManager):
         self._rasterio = rasterio = require_rasterio(path)
         self._path = path
         with contextlib.ExitStack() as opened, self._named_errors():
-            self._dataset = opened.enter_context(_open_untagged(rasterio, path, bands.measured))
+            self._dataset = opened.enter_context(open_dataset(rasterio, path, bands.measured))
             count, tagged = self._dataset.count, alpha_bands(self._dataset)
             check_bands(bands, count, tagged, path)
             self._values = list(bands.values or (band for band in range(1, count + 1) if band not in tagged))
             self.alpha_band = bands.alpha_band(tagged)  # from 1, says which pixels hold data; None if none does
-            self.has_single_bits = self._dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"
-            # uint8 (256, 3), of a palette file of which no band was chosen; else None
-            self.colors = _color_table(self._dataset) if bands.values is None else None
+            colors = _color_table(self._dataset)
+            # A bit is no palette: 0 is black, 1 is white, whatever way round a file stores them.
+            is_bit = self._dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"
+            is_bit = is_bit and (colors is None or set(colors[:2, :3].flat) == {0, 255})
+            self._is_inverted = is_bit and colors is not None and colors[0, 0] > 0
+            # uint8 (256, 4), with alpha, of a palette file of which no band was chosen; else None
+            self.colors = None if is_bit or bands.values is not None else colors
             self._shows_colors = self.colors is not None and not palette_as_indices
             self._scaling = None if self.colors is not None else _scaling(self._dataset, self._values)
+            self._turn = 1 if self._has_place() else _turn(self._dataset, path)
             self.info = self._read_header(bands)
             opened.pop_all()
 
@@ -168,6 +180,9 @@ class RasterFile(contextlib.AbstractContextManager):
             detail = error.__cause__ or error  # rasterio says "See previous exception for details"
             raise ValueError(f"Cannot read {self._path}: {detail}{advice}") from error
 
+    def _has_place(self) -> bool:
+        return not self._dataset.transform.is_identity
+
     def _read_header(self, bands: BandSelection) -> RasterInfo:
         source = self._dataset
         if not self._values:
@@ -176,16 +191,18 @@ class RasterFile(contextlib.AbstractContextManager):
         is_scaled = self._scaling is not None
         dtype = "float32" if is_scaled else dtype
         flags = {flag for band in source.mask_flag_enums for flag in band}
+        has_mask = bool(alpha_bands(source)) or self._rasterio.enums.MaskFlags.per_dataset in flags
+        size = (source.height, source.width)
         georeference = None
-        if not source.transform.is_identity:
+        if self._has_place():
             georeference = Georeference(source.transform, source.crs.to_wkt() if source.crs else None)
         return RasterInfo(
             path=self._path,
-            size=(source.height, source.width),
+            size=size if self._turn < 5 else size[::-1],
             channels=3 if self._shows_colors else len(self._values),
             dtype=dtype,
             nodata=None if is_scaled else _declared_nodata(source.nodata, dtype),
-            has_mask=bool(alpha_bands(source)) or self._rasterio.enums.MaskFlags.per_dataset in flags,
+            has_mask=has_mask or (self._shows_colors and bool((self.colors[:, 3] == 0).any())),
             georeference=georeference,
             bands=bands,
             is_scaled=is_scaled,
@@ -197,7 +214,9 @@ class RasterFile(contextlib.AbstractContextManager):
         inside = window.inside(self.info.size)
         if inside.height and inside.width:
             with self._named_errors(". The file is damaged; fetch or write it again."):
-                raster = Raster(*self._read_inside(inside)).crop(*window.moved(-inside.top, -inside.left))
+                stored = unturned_window(inside, self.info.size, self._turn)
+                raster = Raster(*(turned(array, self._turn) for array in self._read_inside(stored)))
+                raster = raster.crop(*window.moved(-inside.top, -inside.left))
         else:
             raster = Raster.empty(window[2:], self.info.channels, self.info.dtype)
         return replace(raster, georeference=self.info.georeference and self.info.georeference.window(*window[:2]))
@@ -210,13 +229,15 @@ class RasterFile(contextlib.AbstractContextManager):
         else:
             bands = np.stack([self._dataset.read(band, window=part) for band in self._values])
         values = np.moveaxis(bands, 0, -1)  # (H, W, C)
+        values = 1 - values if self._is_inverted else values
         valid = np.ones(values.shape[:2], dtype=bool)
         if self.alpha_band is not None:
             valid &= self._dataset.read(self.alpha_band, window=part) > 0
         elif self.info.has_mask:
             valid &= self._dataset.read_masks(self._values[0], window=part) > 0
         if self._shows_colors:
-            return self.colors[values[..., 0]], valid
+            colors = self.colors[values[..., 0]]
+            return colors[..., :3], valid & (colors[..., 3] > 0)
         if self._scaling is not None:
             if self._dataset.nodata is not None:
                 valid &= (values != self._dataset.nodata).any(axis=-1)
@@ -230,35 +251,16 @@ class RasterFile(contextlib.AbstractContextManager):
         with np.errstate(over="ignore"):
             return values.astype(self.info.dtype, copy=False), valid
 
-    def read_stored(self, band: int, top: int, height: int) -> np.ndarray:
-        """Rows of one band (from 1) as they are stored."""
-        with self._named_errors():
-            part = self._rasterio.windows.Window(0, top, self.info.size[1], min(height, self.info.size[0] - top))
-            return self._dataset.read(band, window=part)
+    def stored_rows(self, band: int) -> Iterator[np.ndarray]:
+        """One band (from 1) as it is stored, some rows at a time."""
+        width, height = self._dataset.width, self._dataset.height
+        for top in range(0, height, _ROWS_AT_ONCE):
+            part = self._rasterio.windows.Window(0, top, width, min(_ROWS_AT_ONCE, height - top))
+            with self._named_errors():
+                yield self._dataset.read(band, window=part)
 
     def __exit__(self, *exception: Any) -> None:
         self._dataset.close()
-
-
-def _open_untagged(rasterio: ModuleType, path: Path, measured: Collection[int]) -> Any:
-    """Open a dataset, or a virtual one in its place, in which no band that was chosen as values is tagged as alpha."""
-    dataset = open_quietly(rasterio, path)
-    mistagged = set(measured) & set(alpha_bands(dataset))
-    if not mistagged:
-        return dataset
-    kinds = list(dataset.colorinterp)
-    for band in mistagged:
-        kinds[band - 1] = rasterio.enums.ColorInterp.undefined
-    with dataset, rasterio.MemoryFile(ext=".vrt") as memory:
-        rasterio.shutil.copy(dataset, memory.name, driver="VRT")
-        with rasterio.open(memory.name, "r+") as virtual:
-            virtual.colorinterp = kinds
-        return open_quietly(rasterio, memory.read().decode())
-
-
-def alpha_bands(source: Any) -> list[int]:
-    """Bands (from 1) of a dataset that are tagged as alpha."""
-    return [band for band, kind in enumerate(source.colorinterp, start=1) if kind.name == "alpha"]
 
 
 def _stored_dtype(dtype: str, path: Path) -> str:
@@ -294,7 +296,20 @@ def _declared_nodata(number: float | None, dtype: str) -> float | None:
 def _color_table(source: Any) -> np.ndarray | None:
     if source.count != 1 or source.colorinterp[0].name != "palette":
         return None
-    table = np.zeros((256, 3), dtype=np.uint8)
+    table = np.zeros((256, 4), dtype=np.uint8)
+    table[:, 3] = 255
     for index, colour in source.colormap(1).items():
-        table[index] = colour[:3]
+        table[index] = colour
     return table
+
+
+def _turn(source: Any, path: Path | str) -> int:
+    """How EXIF says that a file is to be turned, as `orientation`; GDAL tells it of JPEG alone."""
+    tagged = source.tags().get("EXIF_Orientation", "1")
+    if source.driver not in ("GTiff", "PNG") or isinstance(path, str):
+        return int(tagged) if tagged in list("12345678") else 1
+    try:
+        with open_picture(path) as image:
+            return orientation(image)
+    except ValueError:  # a kind that PIL does not know
+        return 1

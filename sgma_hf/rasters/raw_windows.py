@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..data.codec import decode_raster
-from .files import PILLOW_ERRORS, PILLOW_SUFFIXES, open_quietly
+from .files import PILLOW_SUFFIXES, open_picture, picture_size
+from .opening import open_quietly
 from .raster import require_rasterio
 
 
@@ -42,9 +42,9 @@ class WindowReader:
         self._array: np.ndarray | None = None
         self._source: Any = None
         if path.suffix.lower() in PILLOW_SUFFIXES:
-            self._errors = PILLOW_ERRORS
-            with self._named("cannot be opened"), Image.open(path) as image:
-                self.size = (image.height, image.width)
+            self._errors = (ValueError,)
+            with self._named("cannot be opened"), open_picture(path) as image:
+                self.size = picture_size(image)
             return
         self._rasterio = require_rasterio(path)
         self._errors = (self._rasterio.errors.RasterioError,)

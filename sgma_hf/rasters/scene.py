@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
 from ..data.windows import Window
 from .alpha import check_alpha
 from .bands import ALL_BANDS, BandSelection, share_files
-from .files import RasterFile, check_bands, read_info, uses_pillow
+from .files import check_bands, read_info
 from .grids import Grid, check_crs, footprint
 from .raster import RasterInfo
 from .sources import RESAMPLINGS, Mosaic, read_npy
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,22 +137,9 @@ def _check_resampling(resampling: str | Mapping[str, str], channels: Mapping[str
 
 def _share_files(inputs: Mapping[str, list[RasterInput]]) -> dict[str, list[RasterInput]]:
     """Let the modalities know which bands of a file are the values of another."""
-    named = {name: [_name_the_bit(source) for source in sources] for name, sources in inputs.items()}
-    every = [(source.path.resolve(), source.bands) for sources in named.values() for source in sources]
+    every = [(source.path.resolve(), source.bands) for sources in inputs.values() for source in sources]
     shared = iter(share_files(every))
-    return {name: [replace(source, bands=next(shared)) for source in sources] for name, sources in named.items()}
-
-
-def _name_the_bit(source: RasterInput) -> RasterInput:
-    """Choose the band of a 1-bit file, which GDAL shows as black and white colours."""
-    path = source.path
-    if source.bands.values is not None or path.suffix.lower() == ".npy" or uses_pillow(path):
-        return source
-    with RasterFile(path) as file:
-        if not file.has_single_bits:
-            return source
-    logger.warning(f"{path} has 1 bit per value: the model sees 0 and 1. Is it a mask?")
-    return replace(source, bands=BandSelection((1,)))
+    return {name: [replace(source, bands=next(shared)) for source in sources] for name, sources in inputs.items()}
 
 
 def _read_header(source: RasterInput, name: str, channels: int) -> RasterInfo:

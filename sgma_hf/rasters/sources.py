@@ -226,7 +226,7 @@ class WarpedSource:
         values = np.zeros((self._info.channels, window.height, window.width), self._info.dtype)
         valid = np.zeros((window.height, window.width), dtype=bool)
         self._fill(window, values, valid)
-        return Raster(np.moveaxis(values, 0, -1) if self._colors is None else self._colors[values[0]], valid)
+        return Raster(np.moveaxis(values, 0, -1) if self._colors is None else self._colors[values[0], :3], valid)
 
     def _fill(self, window: Window, values: np.ndarray, valid: np.ndarray) -> None:
         """Warp into (channels, height, width) and (height, width), in parts where the file is much finer."""
@@ -241,6 +241,8 @@ class WarpedSource:
             return
         raster = self._file.read(part)
         raster.valid &= valid_pixels(raster.values, self._nodata)
+        if self._colors is not None:
+            raster.valid &= self._colors[raster.values[..., 0], 3] > 0
         if not raster.valid.any():
             return
         # The values.

@@ -1,7 +1,6 @@
 """What users do hand in: every one of these gets one clear message, or the right map, and never half a file."""
 
 import errno
-import re
 import resource
 import subprocess
 import sys
@@ -157,15 +156,9 @@ def test_options_that_cannot_be_used(tmp_path):
         predict_height_classes({"dsm": dsm}, dsm)
 
 
-def test_complex_values_are_refused_and_single_bits_reported(tmp_path, caplog, monkeypatch):
+def test_complex_values_are_refused(tmp_path):
     radar = write_tiff(tmp_path / "slc.tif", np.ones((1, 8, 8), dtype=np.complex64))
     refused(tmp_path, {"dsm": radar}, r"slc\.tif has values of type complex64.*Convert it to float32")
-    bits = write_tiff(tmp_path / "bits.tif", np.eye(8, dtype=np.uint8)[None], nbits=1)
-    warnings = []
-    monkeypatch.setattr("sgma_hf.rasters.scene.logger.warning", warnings.append)
-    with RasterScene({"dsm": bits}, channels=CHANNELS) as scene:
-        np.testing.assert_array_equal(scene.read(0, 0, 8, 8)["dsm"][..., 0], np.eye(8))
-    assert len(warnings) == 1 and re.search(r"bits\.tif has 1 bit per value: the model sees 0 and 1", warnings[0])
 
 
 def test_raster_across_the_antimeridian(tmp_path):

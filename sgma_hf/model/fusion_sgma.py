@@ -69,6 +69,10 @@ class SgmaMeanFusion(nn.Module):
         super().__init__()
         self.projectors = nn.ModuleList(self.projector_class(channels) for _ in config.modalities)
 
+    def forward(self, step: str, *args):
+        """Do one of the steps below, by name: who wraps a stage, to shard or to move it, wraps its calls."""
+        return getattr(self, step)(*args)
+
     def project(self, features: torch.Tensor, pairs_per_modality: list[int], with_context: bool) -> SgmaStageTokens:
         """Do all that concerns single pairs, so that any subset of the modalities can be fused from it.
 

@@ -31,6 +31,37 @@ class SgmaConv2d(nn.Conv2d):
     """A convolution whose initial weights keep the variance of its input up to a constant."""
 
 
+class SgmaDepthwiseKernel(nn.Module):
+    """One depthwise kernel, (channels, 1, size, size), which gives itself as the middle of one of a `padded_size`.
+
+    Only a module itself reads its weights: where they are offloaded or sharded, they are there while it is called.
+    """
+
+    def __init__(self, channels: int, size: int, padded_size: int):
+        super().__init__()
+        self.padding = (padded_size - size) // 2
+        self.weight = nn.Parameter(torch.empty(channels, 1, size, size))
+
+    def forward(self, added: torch.Tensor | None = None) -> torch.Tensor:
+        """A kernel to add, (channels, 1, size, size) -> the sum, (channels, 1, padded_size, padded_size)."""
+        kernel = self.weight if added is None else self.weight + added
+        return nn.functional.pad(kernel, [self.padding] * 4)
+
+
+class SgmaDepthwise(SgmaDepthwiseKernel):
+    """The largest of the depthwise kernels, which convolves."""
+
+    def __init__(self, channels: int, size: int):
+        super().__init__(channels, size, size)
+
+    def forward(self, features: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+        """Features (pairs, channels, height, width) and a kernel to add (channels, 1, size, size) -> same shape."""
+        kernel = self.weight + added
+        if self.training and features.device.type == "cpu":  # where it is measured to be faster
+            return SgmaDepthwiseConvolution.apply(features, kernel)
+        return nn.functional.conv2d(features, kernel, padding=kernel.shape[-1] // 2, groups=kernel.shape[0])
+
+
 class SgmaAdapterInput(nn.Conv2d):
     """First layer of an adapter; its initial weights and biases put the bends where normalised values lie."""
 
@@ -47,7 +78,7 @@ def initialise(module: nn.Module) -> bool:
             init.zeros_(module.bias)
     elif isinstance(module, SgmaIdentityLinear):
         init.eye_(module.weight)
-    elif isinstance(module, SgmaConv2d):
+    elif isinstance(module, SgmaConv2d | SgmaDepthwiseKernel):
         init.kaiming_uniform_(module.weight, a=5**0.5)
     elif isinstance(module, SgmaAdapterInput):
         bound = ADAPTER_INIT_RANGE * module.in_channels**-0.5
@@ -181,24 +212,21 @@ class SgmaModalityProjector(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
+        largest, middle, smallest = PROJECTOR_KERNEL_SIZES
         self.depthwise = nn.ModuleList(
-            SgmaConv2d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
-            for size in PROJECTOR_KERNEL_SIZES
+            [
+                SgmaDepthwise(channels, largest),
+                SgmaDepthwiseKernel(channels, middle, padded_size=largest),
+                SgmaDepthwiseKernel(channels, smallest, padded_size=middle),
+            ]
         )
         self.pointwise = SgmaLinear(channels, channels, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """One modality's features (pairs, channels, height, width) -> tokens (pairs, positions, channels)."""
         # Nothing stands between the branches and their sum, so one convolution with the summed kernels is the same.
-        largest = PROJECTOR_KERNEL_SIZES[0]
-        kernel = sum(
-            nn.functional.pad(conv.weight, [(largest - conv.kernel_size[0]) // 2] * 4) for conv in self.depthwise
-        )
-        if self.training and features.device.type == "cpu":  # where it is measured to be faster
-            features = SgmaDepthwiseConvolution.apply(features, kernel)
-        else:
-            features = nn.functional.conv2d(features, kernel, padding=largest // 2, groups=kernel.shape[0])
-        return self.pointwise(to_tokens(features))
+        largest, middle, smallest = self.depthwise
+        return self.pointwise(to_tokens(largest(features, middle(smallest()))))
 
 
 class SgmaSemanticFilter(nn.Module):
@@ -252,7 +280,8 @@ class SgmaSpatialPerceptron(SgmaPerceptron):
     Its mean over the classes, the semantic reference feature, is all that is used of its output. Values and output
     projection are linear, so the attention weights can be averaged over the classes first, and no tensor of
     positions x classes x channels is needed. Likewise the keys are never built: their projection is applied to the
-    few queries instead of the many positions. Both are exact.
+    few queries instead of the many positions. Both are exact. What it does to the identity is its matrix, and that of
+    whatever stands in its place: a quantised layer, or one with an adapter.
     """
 
     def forward(
@@ -262,8 +291,9 @@ class SgmaSpatialPerceptron(SgmaPerceptron):
         _, num_modalities, positions, channels = tokens.shape
         head_dim = channels // self.num_heads
         query = self.query(prototypes).unflatten(2, (self.num_heads, head_dim)) * head_dim**-0.5  # (B, K, A, D)
-        key_weight = self.key.weight.unflatten(0, (self.num_heads, head_dim))  # (A, D, C)
-        query = torch.einsum("bkad,adc->bcak", query, key_weight).flatten(2)  # (B, C, A * K)
+        keys = self.key(torch.eye(channels, dtype=tokens.dtype, device=tokens.device))  # of unit vectors, (C, C)
+        query = torch.einsum("bkad,cad->bcak", query, keys.unflatten(1, (self.num_heads, head_dim)))
+        query = query.flatten(2)  # (B, C, A * K)
         scores = tokens.flatten(1, 2) @ query  # (B, M * N, A * K)
         scores = scores.unflatten(1, (num_modalities, positions))
         if bias is not None:

@@ -37,6 +37,9 @@ class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrai
     # `forward` computes a mean over pixels; Trainer must not take it for already scaled by gradient accumulation.
     accepts_loss_kwargs = False
 
+    def get_input_embeddings(self):
+        """None: a vision model has no token embeddings."""
+
     @torch.no_grad()
     def _init_weights(self, module):
         # The paper does not state its initialisation. By leaf class: transformers initialises children first, once.
@@ -68,10 +71,6 @@ class SgmaModel(SgmaPreTrainedModel):
     def make_stem(self, channels: int) -> nn.Module:
         """Make what brings a modality of so many bands into the encoder."""
         return SgmaModalityStem(channels, self.encoder_channels, self.config.modality_adapter_size)
-
-    def get_input_embeddings(self):
-        """The backbone's own; a vision model has no token embeddings."""
-        return self.backbone.get_input_embeddings()
 
     def train(self, mode: bool = True):
         """Set the mode, but keep the backbone's batch normalisation frozen if the configuration says so."""
@@ -122,7 +121,7 @@ class SgmaModel(SgmaPreTrainedModel):
             feature_maps = self.backbone(packed).feature_maps
             self._check_feature_maps(feature_maps, packed)
             stages = [
-                fusion.project(maps, counts, with_context)
+                fusion("project", maps, counts, with_context)
                 for fusion, maps in zip(self.fusion_stages, feature_maps, strict=True)
             ]
         return SgmaEncoding(stages, present, host_present, position, pixel_coverage, fractions, image_size)
@@ -204,7 +203,7 @@ class SgmaModel(SgmaPreTrainedModel):
             covered = None if row_mask is None else row_mask.unsqueeze(1)
             if encoding.fractions is not None:
                 covered = covered & (encoding.fractions[level][rows, modality].flatten(1) > 0)
-            maps.append(to_maps(fusion.fuse_single(stage, index, covered), stage.size))
+            maps.append(to_maps(fusion("fuse_single", stage, index, covered), stage.size))
         return tuple(maps)
 
     @can_return_tuple
@@ -229,7 +228,7 @@ class SgmaModel(SgmaPreTrainedModel):
         unbiased = complete and encoding.fractions is None
         for level, (fusion, stage) in enumerate(zip(self.fusion_stages, encoding.stages, strict=True)):
             bias = None if unbiased else encoding.attention_bias(level, mask, active)
-            tokens, weights, class_vectors = fusion.fuse(stage, pairs, bias)
+            tokens, weights, class_vectors = fusion("fuse", stage, pairs, bias)
             fused.append(to_maps(tokens, stage.size))
             prototypes.append(class_vectors)
             if weights is not None:

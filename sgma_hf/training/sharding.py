@@ -34,31 +34,33 @@ def check_sharding(accelerator: Accelerator) -> None:
 class UnusedParameters:
     """Gives all processes gradients of the same parameters, and takes away again what none of them used.
 
-    To the optimiser 0 is another step than none. Which ones a loss depends on is read off its graph, as DDP does. Made
-    before the model is sharded.
+    To the optimiser 0 is another step than none. A parameter is used where its module is called. Made before the model
+    is sharded.
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
         self.accelerator = accelerator
         self._used: dict[str, bool] = {}
+        self._called: set[torch.nn.Module] = set()
         self._has_pair = True
-        # Accelerate asks for them, to shard them by themselves, and not every backbone can tell.
-        model.get_input_embeddings = lambda: None
+        for module in model.modules():
+            module.register_forward_pre_hook(lambda module, args: self._called.add(module))
         # Before FSDP's own hook, while the parameters of the outermost unit are there as plain tensors.
         model.register_forward_hook(self._reach_all)
 
     def _reach_all(self, model: torch.nn.Module, args, outputs):
         if model.training and outputs.loss is not None:
-            parameters = {name: part for name, part in model.named_parameters() if part.requires_grad}
-            leaves = _leaves(outputs.loss)
-            for name, part in parameters.items():
-                # Inner units, which are sharded again by now, use all of theirs whenever they are called; the head is
-                # called whatever a batch holds.
-                used = isinstance(part, DTensor) or id(part) in leaves
-                used = used and (self._has_pair or name.startswith("decode_head."))
-                self._used[name] = self._used.get(name, False) or used
-            outer = [part for part in parameters.values() if not isinstance(part, DTensor)]
-            outputs.loss = outputs.loss + 0 * torch.stack([part.flatten()[0] for part in outer]).sum()
+            outer = []
+            for prefix, module in model.named_modules():
+                for name, parameter in module.named_parameters(prefix, recurse=False):
+                    # The head is called whatever a batch holds.
+                    used = module in self._called and (self._has_pair or name.startswith("decode_head."))
+                    self._used[name] = self._used.get(name, False) or used
+                    # Inner units, which are sharded again by now, use all of theirs whenever they are called.
+                    if parameter.requires_grad and not isinstance(parameter, DTensor):
+                        outer.append(parameter.flatten()[0])
+            outputs.loss = outputs.loss + 0 * torch.stack(outer).sum()
+        self._called.clear()
         return outputs
 
     def add_pair(self, inputs: dict[str, torch.Tensor], ignore_index: int) -> None:
@@ -78,20 +80,6 @@ class UnusedParameters:
             if name in unused:
                 parameter.grad = None
         self._used = {}
-
-
-def _leaves(loss: torch.Tensor) -> set[int]:
-    """Ids of the parameters that a loss depends on."""
-    leaves, seen, waiting = set(), set(), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-        waiting.extend(following for following, _ in node.next_functions)
-    return leaves
 
 
 def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:

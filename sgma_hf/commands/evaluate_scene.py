@@ -5,18 +5,25 @@
 
 The checkpoint is scored on every non-empty combination of the rasters that are given, on the label's grid. With
 `--plot matrix.png`, which modality it relies on for which class is drawn as well (extra `viz`).
+
+Label values count as they did in training, where the checkpoint recorded that; `--classes` says otherwise.
 """
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser
 from sgma_hf.data.whole_files import write_json
 from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.publishing.tables import markdown_table
+
+
+if TYPE_CHECKING:
+    from sgma_hf.data.class_maps import ClassMap
 
 
 def _parser(modalities: Sequence[str]) -> Parser:
@@ -27,8 +34,10 @@ def _parser(modalities: Sequence[str]) -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    label = "raster of class ids, one band; 255 and nodata: none"
+    label = "raster of class ids, one band, or of what --classes names; 255 and nodata: none"
     add("--label", required=True, metavar="FILE[:BAND]", help=label)
+    classes = "which label values are which class, as `sgma-hf convert-rasters --classes` takes it"
+    add("--classes", metavar="FILE_OR_JSON", help=classes)
     scored = parser.add_mutually_exclusive_group(required=True)
     scored.add_argument("--model", metavar="DIR_OR_ID", help="checkpoint to score")
     scored.add_argument("--map", metavar="FILE", help="map to score, as `sgma-hf predict` writes them")
@@ -63,7 +72,8 @@ def main(argv: list[str]) -> None:
         if not rasters:
             parser.error(f"no raster given; give at least one of {', '.join(f'--{name}' for name in modalities)}")
         results = _score_model(args, rasters)
-        text = results_to_markdown(results) + _robustness_table(results)
+        unlabelled = f"Pixels without a label, left out: {results['unlabelled_share']:.2%}.\n"
+        text = results_to_markdown(results) + unlabelled + _robustness_table(results)
     if args.output is not None:
         write_json(args.output, results)
     print(text)
@@ -88,8 +98,35 @@ def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> 
     device = choose_device(args.device)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
     options = {"tile_size": args.tile_size, "stride": args.stride, "batch_size": args.batch_size}
+    options["classes"] = _recorded_classes(args.model, model.config.class_names)
+    if args.classes is not None:
+        options["classes"] = _given_classes(args.classes, model.config.class_names)
     source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label}
     return source | evaluate_scene(model, processor, rasters, args.label, **options)
+
+
+def _given_classes(given: str, names: list[str]) -> "ClassMap":
+    """What `--classes` says, of the classes that a model has."""
+    from sgma_hf.data.class_maps import ClassMap
+    from sgma_hf.data.metadata import check_class_names
+
+    class_map = ClassMap.load(given)
+    check_class_names(class_map.names, names, "The classes of `--classes`")
+    return class_map
+
+
+def _recorded_classes(model: str, names: list[str]) -> "ClassMap | None":
+    """Which label values were which class in training; None if the checkpoint has no record of it."""
+    from transformers.utils import cached_file
+
+    from sgma_hf.data.class_maps import ClassMap
+    from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord
+
+    try:
+        record = TrainingRecord.load(Path(cached_file(model, RECORD_FILE)).parent)
+    except OSError:  # a checkpoint need not have one
+        return None
+    return None if record.classes is None else ClassMap.of_record(record.classes, names)
 
 
 def _score_map(args: argparse.Namespace) -> dict[str, Any]:
@@ -105,7 +142,9 @@ def _score_map(args: argparse.Namespace) -> dict[str, Any]:
     if not names:
         raise ValueError(f"{args.map} does not name its classes (tags CLASS_0, CLASS_1, ...); `sgma-hf predict` does.")
     robustness = path.with_name(f"{path.stem}_robustness.tif")
-    scores = score_map(args.map, args.label, len(names), robustness=robustness if robustness.is_file() else None)
+    classes = None if args.classes is None else _given_classes(args.classes, names)
+    shares = robustness if robustness.is_file() else None
+    scores = score_map(args.map, args.label, len(names), robustness=shares, classes=classes)
     return {"map": args.map, "label": args.label, "class_names": names} | scores
 
 

@@ -63,10 +63,17 @@ class ClassMap:
         metadata = DatasetMetadata.load(folder)
         if metadata is None or not metadata.class_names:
             raise ValueError("it is a folder without a data set that has classes; give a JSON file")
-        if metadata.classes:
-            return cls.of_entries(metadata.classes)
-        ids = {index: index for index in range(len(metadata.class_names))}
-        return cls(metadata.class_names, ids, list(metadata.palette), is_given=False)
+        class_map = cls.of_record(metadata.classes, metadata.class_names)
+        class_map.palette = metadata.palette or class_map.palette
+        return class_map
+
+    @classmethod
+    def of_record(cls, classes: list[dict[str, Any]] | None, names: Sequence[str]) -> "ClassMap":
+        """What `DatasetMetadata.classes` says; if nothing, label values are the ids of the classes called `names`."""
+        if classes:
+            return cls.of_entries(classes)
+        ids = {index: index for index in range(len(names))}
+        return cls(list(names), ids, [None] * len(names), is_given=False)
 
     @classmethod
     def of_entries(cls, entries: Any) -> "ClassMap":

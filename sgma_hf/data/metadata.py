@@ -35,7 +35,7 @@ class DatasetMetadata:
         class_names: Names of the label ids 0, 1, ...; 255 is "ignore" and has no name.
         palette: [red, green, blue] in 0..255 per class.
         classes: The label values, or colours, that the classes were made of, as `--classes` takes them; empty where
-            the ids are those of the label files.
+            they are the ids of the label files, None where nobody recorded it.
         statistics: None, or of the training split: `split`, `num_rows`, `modalities` (a list of dicts with
             `mean`, `std`, `minimum`, `maximum` per channel in stored units over valid pixels, `nodata_share` of the
             pixels of present rows, `missing_share` of the rows), `class_pixels` per class, `ignored_pixels`.
@@ -48,7 +48,7 @@ class DatasetMetadata:
     units: list[str | None] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     palette: list[list[int]] = field(default_factory=list)
-    classes: list[dict[str, Any]] = field(default_factory=list)
+    classes: list[dict[str, Any]] | None = None
     statistics: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
@@ -122,7 +122,7 @@ def check_meaning(
     """
     if metadata is None:
         return
-    _check_class_names(metadata.class_names, config.class_names)
+    check_class_names(metadata.class_names, config.class_names)
     for name, values in zip(metadata.modalities, metadata.nodata, strict=True):
         if name not in processor.modalities:
             continue
@@ -136,19 +136,20 @@ def check_meaning(
             processor.nodata[index] = [*processor.nodata[index], *new]
 
 
-def _check_class_names(there: list[str], known: list[str]) -> None:
+def check_class_names(there: list[str], known: list[str], what: str = "The data set's classes") -> None:
+    """Raise ValueError if a class that is named there is one of the model's under another id; warn of other names."""
     ids = {_plain(name): index for index, name in enumerate(known)}
     moved = [(index, name) for index, name in enumerate(there) if ids.get(_plain(name), index) != index]
     if moved:
         listed = ", ".join(f"{name!r} is {index} there and {ids[_plain(name)]} here" for index, name in moved)
         raise ValueError(
-            f"The data set's classes are {there}, the model's {known}: {listed}. Convert the data set again with the "
-            "classes in the model's order (`--classes`)."
+            f"{what} are {there}, the model's {known}: {listed}. Give them in the model's order by `--classes`, to "
+            "`sgma-hf convert-rasters` where a data set is to be made."
         )
     if there and list(map(_plain, there)) != list(map(_plain, known)):
         logger.warning(
-            f"The data set's classes are called {there}, the model's {known}: label ids are taken as the model's "
-            "classes. Make sure that they mean the same."
+            f"{what} are called {there}, the model's {known}: label ids are taken as the model's classes. Make sure "
+            "that they mean the same."
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from ..data.class_maps import ClassMap, label_codes, suggest_classes
 from ..data.codec import whole_numbers
 from ..model.fusion_sgma import FUSIONS
 from ..model.limits_sgma import IGNORE_INDEX
@@ -33,51 +34,85 @@ def score_map(
     *,
     robustness: str | os.PathLike | None = None,
     scored_classes: ScoredClasses = "union",
+    classes: ClassMap | None = None,
 ) -> dict[str, Any]:
     """Compare a map with a raster of labels, which is picked by nearest neighbour where its grid is another one.
 
     Both hold class ids from 0 to `num_labels` - 1, 255 for none, in whole numbers of any dtype; a palette's indices
     are ids, and of several bands one is named, as in `label.tif:1`. Labels that are 255, nodata or not there do not
     count, and neither do pixels where the map is nodata; of those it is said how many of the labelled ones they are.
+    `classes` says which values, or colours, of the label are which class, as it did in training. Without it, and with
+    two classes, a label of 0 and 255 alone is a mask: 255 is class 1, with a warning.
 
-    Returns the scores of `segmentation_scores`, with `uncovered_share`, None if nothing is labelled. With the map's
-    raster of `robustness`, a band per modality, `robustness_per_class` is there as well: mean share of reliance on
-    each band over the pixels that are labelled as the class, lists (num_labels, bands); None for classes that do not
-    occur.
+    Returns the scores of `segmentation_scores`, with `uncovered_share`, None if nothing is labelled, and
+    `unlabelled_share`, of all pixels of the map. With the map's raster of `robustness`, a band per modality,
+    `robustness_per_class` is there as well: mean share of reliance on each band over the pixels that are labelled as
+    the class, lists (num_labels, bands); None for classes that do not occur.
     """
-    channels = {"map": 1, "truth": 1}
-    rasters: dict[str, Any] = {"map": _band_of_ids(map_path), "truth": _band_of_ids(label)}
+    by_colour = classes is not None and classes.by_colour
+    channels = {"map": 1, "truth": 3 if by_colour else 1}
+    truth_raster = RasterInput.parse(label) if by_colour else _band_of_ids(label)
+    rasters: dict[str, Any] = {"map": _band_of_ids(map_path), "truth": truth_raster}
     if robustness is not None:
         channels["shares"] = read_info(robustness).channels
         rasters["shares"] = RasterInput(Path(robustness))
-    nodata = {"map": [IGNORE_INDEX], "truth": [IGNORE_INDEX]}
-    confusion, labelled = np.zeros((num_labels, num_labels), dtype=np.int64), 0
-    sums, pixels = np.zeros((num_labels, channels.get("shares", 0))), np.zeros(num_labels, dtype=np.int64)
-    with RasterScene(rasters, channels=channels, nodata=nodata, resampling="nearest") as scene:
+    # One row of labels more, the last: those that are 255.
+    counts = {"confusion": np.zeros((num_labels + 1, num_labels), dtype=np.int64)}
+    counts["labelled"] = np.zeros(num_labels + 1, dtype=np.int64)
+    counts["pixels"] = np.zeros(num_labels + 1, dtype=np.int64)
+    counts["shares"] = np.zeros((num_labels + 1, channels.get("shares", 0)))
+    with RasterScene(rasters, channels=channels, nodata={"map": [IGNORE_INDEX]}, resampling="nearest") as scene:
         height, width = scene.grid.size
         for top in range(0, height, ROWS_AT_ONCE):
             images = scene.read(top, 0, min(ROWS_AT_ONCE, height - top), width)
             if "truth" not in images:
                 continue
-            truth, is_labelled = _class_ids(images["truth"], num_labels, label)
-            labelled += int(is_labelled.sum())
-            if "map" not in images:
-                continue
-            predicted, is_mapped = _class_ids(images["map"], num_labels, map_path)
-            counted = is_labelled & is_mapped
-            confusion += confusion_matrix(predicted[counted], truth[counted], num_labels)
-            if "shares" in images:
-                counted &= ~images["shares"].mask.any(axis=2)
-                ids = truth[counted]
-                pixels += np.bincount(ids, minlength=num_labels)
-                for band, shares in enumerate(np.moveaxis(images["shares"].data, -1, 0)):
-                    sums[:, band] += np.bincount(ids, weights=shares[counted], minlength=num_labels)
+            truth, is_there = _true_ids(images["truth"], num_labels, label, classes)
+            counts["labelled"] += np.bincount(truth[is_there], minlength=num_labels + 1)
+            if "map" in images:
+                predicted, is_mapped = _class_ids(images["map"], num_labels, map_path)
+                _count(counts, truth, predicted, is_there & is_mapped, images.get("shares"))
+    if classes is None:
+        _take_mask(counts, label)
+    confusion, labelled = counts["confusion"][:num_labels], int(counts["labelled"][:num_labels].sum())
     scores = segmentation_scores(confusion, scored_classes=scored_classes)
     scores["uncovered_share"] = 1 - scores["pixels"] / labelled if labelled else None
+    scores["unlabelled_share"] = 1 - labelled / (height * width)
     if robustness is not None:
-        means = sums / np.maximum(pixels, 1)[:, None]
-        scores["robustness_per_class"] = [row.tolist() if n else None for row, n in zip(means, pixels, strict=True)]
+        means = counts["shares"] / np.maximum(counts["pixels"], 1)[:, None]
+        rows = zip(means[:num_labels], counts["pixels"][:num_labels], strict=True)
+        scores["robustness_per_class"] = [row.tolist() if n else None for row, n in rows]
     return scores
+
+
+def _count(
+    counts: dict[str, np.ndarray],
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    counted: np.ndarray,
+    shares: np.ma.MaskedArray | None,
+) -> None:
+    """Add the pixels of a window, integers (height, width), where `counted`."""
+    num_labels = counts["confusion"].shape[1]
+    counts["confusion"] += confusion_matrix(predicted[counted], truth[counted], num_labels + 1)[:, :num_labels]
+    if shares is not None:
+        counted = counted & ~shares.mask.any(axis=2)
+        ids = truth[counted]
+        counts["pixels"] += np.bincount(ids, minlength=num_labels + 1)
+        for band, values in enumerate(np.moveaxis(shares.data, -1, 0)):
+            counts["shares"][:, band] += np.bincount(ids, weights=values[counted], minlength=num_labels + 1)
+
+
+def _take_mask(counts: dict[str, np.ndarray], label: str | os.PathLike) -> None:
+    """Count 255 as class 1 where there are two classes and the label holds nothing but 0 and 255."""
+    labelled = counts["labelled"]
+    if len(labelled) == 3 and labelled[0] and labelled[2] and not labelled[1]:
+        logger.warning(
+            f"{label} holds 0 and 255 alone, as a mask does: 255 counts as class 1. If it means that there is no "
+            'label, name the classes: --classes \'["NAME OF 0", "NAME OF 1"]\'.'
+        )
+        for array in counts.values():
+            array[1] = array[2]
 
 
 def _band_of_ids(text: str | os.PathLike) -> RasterInput:
@@ -102,6 +137,27 @@ def _class_ids(image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLik
     return ids, ~image.mask[..., 0]
 
 
+def _true_ids(
+    image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLike, classes: ClassMap | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class ids of a label, integer (height, width), `num_labels` where it is 255; and where it holds anything."""
+    codes, is_there = label_codes(whole_numbers(image.filled(IGNORE_INDEX), path)), ~image.mask[..., 0]
+    if classes is not None:
+        for value in np.unique(codes[is_there]).tolist():
+            if not classes.is_known(value, None):
+                raise ValueError(
+                    f"{path} holds {classes.show(value)}, which is none of the classes {classes.names}. Say what it "
+                    'is by `--classes`, with "ignore": true if it means that there is no label.'
+                )
+        codes = classes.apply(codes, is_there, None).astype(np.int64)
+    try:
+        check_class_ids(codes[is_there], num_labels, f"{path}")
+    except ValueError as error:
+        advice = suggest_classes(np.unique(codes[is_there]).tolist())
+        raise ValueError(f"{error} Or say which values are which class: {advice}") from error
+    return np.where(codes == IGNORE_INDEX, num_labels, codes), is_there
+
+
 def evaluate_scene(
     model: Any,
     processor: Any,
@@ -110,6 +166,7 @@ def evaluate_scene(
     *,
     combinations: Sequence[Sequence[str]] | None = None,
     scored_classes: ScoredClasses = "union",
+    classes: ClassMap | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Score a model on a labelled scene, on every combination of the modalities that the scene has.
@@ -124,17 +181,19 @@ def evaluate_scene(
         label: Raster of class ids as for `score_map`, 255 for none; its nodata value does not count either.
         combinations: Names to evaluate together; None takes every non-empty combination of what is there.
         scored_classes: Which classes count in the means, see `segmentation_scores`.
+        classes: Which values of the label are which class, see `score_map`; None takes them as ids.
         options: Passed on to `predict_raster`: `tile_size`, `stride`, `batch_size`, `resampling`.
 
     Returns:
         A dictionary as that of `evaluate_modality_combinations`, the scene being its one row, and
         `robustness_per_class`, class -> modality -> mean share of reliance in the prediction from all modalities;
-        None if the model has no robustness or there is one modality only.
+        None if the model has no robustness or there is one modality only; `unlabelled_share`, of the label's pixels.
 
     Raises:
         ValueError: If a raster or the label cannot be used.
     """
-    _band_of_ids(label)  # refused before anything is computed
+    if classes is None or not classes.by_colour:
+        _band_of_ids(label)  # refused before anything is computed
     config = model.config
     given = [name for name in config.modalities if rasters.get(name) is not None]
     combinations = modality_combinations(given) if combinations is None else combinations
@@ -153,10 +212,9 @@ def evaluate_scene(
                 **options,
             ).files
             shares = files.get("robustness")
-            scores = score_map(
-                files["labels"], label, config.num_labels, robustness=shares, scored_classes=scored_classes
-            )
-            found = scores.pop("robustness_per_class", None)
+            counting = {"robustness": shares, "scored_classes": scored_classes, "classes": classes}
+            scores = score_map(files["labels"], label, config.num_labels, **counting)
+            found, unlabelled = scores.pop("robustness_per_class", None), scores.pop("unlabelled_share")
             if found is not None:
                 rows = zip(config.class_names, found, strict=True)
                 robustness = {name: row and dict(zip(given, row, strict=True)) for name, row in rows}
@@ -175,4 +233,5 @@ def evaluate_scene(
         "scored_classes": scored_classes,
         **summarize_combinations(results),
         "robustness_per_class": robustness,
+        "unlabelled_share": unlabelled,
     }

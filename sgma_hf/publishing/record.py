@@ -45,6 +45,7 @@ class DataDescription:
     train_split: str | None = None
     evaluation_split: str | None = None
     units: dict[str, str | None] = field(default_factory=dict)  # of the values, by modality
+    classes: list[dict[str, Any]] | None = None  # as `DatasetMetadata.classes`
 
 
 @dataclass
@@ -56,6 +57,7 @@ class TrainingRecord:
     train_split: str | None = None
     train_rows: int | None = None
     units: dict[str, str | None] = field(default_factory=dict)
+    classes: list[dict[str, Any]] | None = None  # which values of label files they are, `DatasetMetadata.classes`
     finetuned_from: str | None = None  # checkpoint that training went on from
     backbone: str | None = None  # checkpoint that the encoder of a new model started from
     command: str | None = None  # as `command_line` gives it

@@ -118,6 +118,7 @@ class HubTrainer(Trainer):
             train_split=described.train_split or known_split,
             train_rows=None if self.train_dataset is None else len(self.train_dataset),
             units=described.units,
+            classes=described.classes,
             finetuned_from=dataset_name(model.config._name_or_path or None)[0],
             backbone=dataset_name(model.pretrained_backbone)[0],
             command=self.command or command_line(),

@@ -76,6 +76,7 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
         train_split=arguments.train_split,
         evaluation_split=None if validation_rows is None else arguments.validation_split or "validation",
         units={} if metadata is None else dict(zip(metadata.modalities, metadata.units, strict=True)),
+        classes=None if metadata is None else metadata.classes,
     )
     return TrainingStart(model, processor, train_rows, validation_rows, description)
 

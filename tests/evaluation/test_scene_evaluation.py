@@ -10,8 +10,10 @@ from tiny_models import spread_weights, tiny_model
 
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.commands.evaluate import main
+from sgma_hf.data.class_maps import ClassMap
 from sgma_hf.evaluation.scenes import evaluate_scene, score_map
 from sgma_hf.prediction.maps import predict_raster
+from sgma_hf.publishing.record import TrainingRecord
 from sgma_hf.publishing.results import results_to_markdown
 
 
@@ -197,3 +199,73 @@ def test_matrix_of_reliance_is_drawn():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["roof", "lawn"]
     with pytest.raises(ValueError, match="no class that occurs"):
         plot_robustness_matrix({"car": None})
+
+
+def test_a_mask_counts_as_two_classes_where_there_are_two(tmp_path):
+    found = np.array([[[0, 1, 1, 0], [0, 0, 1, 255]]], dtype=np.uint8)
+    truth = np.array([[[0, 255, 0, 255], [0, 0, 255, 255]]], dtype=np.uint8)
+    made = write_tiff(tmp_path / "map.tif", found, nodata=255)
+    mask = write_tiff(tmp_path / "mask.tif", truth)
+    scores = score_map(made, mask, 2)
+    assert (scores["pixels"], scores["iou"]) == (7, [3 / 5, 2 / 4])
+    assert (scores["uncovered_share"], scores["unlabelled_share"]) == (1 / 8, 0)
+    # 255 is no label where it is declared so, where class 1 occurs, of three classes, and where names say so.
+    shares = write_tiff(tmp_path / "shares.tif", (truth > 0).astype(np.float32))
+    scores = score_map(made, mask, 2, robustness=shares)
+    assert scores["robustness_per_class"] == [[0], [1]]
+    declared = write_tiff(tmp_path / "declared.tif", truth, nodata=255)
+    with_1 = write_tiff(tmp_path / "with_1.tif", np.where(truth[..., ::-1] == truth, truth, 1).astype(np.uint8))
+    three = score_map(made, mask, 3)
+    named = score_map(made, mask, 2, classes=ClassMap.of_entries(["dry", "wet"]))
+    for scores in (score_map(made, declared, 2), three, named):
+        assert (scores["pixels"], scores["unlabelled_share"], scores["accuracy"]) == (4, 1 / 2, 3 / 4)
+    values = np.where(truth[..., ::-1] == truth, truth, 1)
+    assert score_map(made, with_1, 2)["pixels"] == int(((values != 255) & (found != 255)).sum())
+
+
+def test_label_values_count_as_classes_say(tmp_path):
+    found = np.array([[[0, 1, 1, 0], [0, 0, 1, 1]]], dtype=np.uint8)
+    made = write_tiff(tmp_path / "map.tif", found, nodata=255)
+    values = np.array([[[10, 20, 30, -1], [10, 10, 20, 10]]], dtype=np.int16)
+    label = write_tiff(tmp_path / "label.tif", values)
+    with pytest.raises(ValueError, match=r"holds 10; expected class ids from 0 to 1.*--classes '\[.*\"value\": 10\}"):
+        score_map(made, label, 2)
+    entries = [{"name": "a", "value": 10}, {"name": "b", "values": [20, 30]}]
+    with pytest.raises(ValueError, match=r"label\.tif holds -1, which is none of the classes \['a', 'b'\]"):
+        score_map(made, label, 2, classes=ClassMap.of_entries(entries))
+    scores = score_map(made, label, 2, classes=ClassMap.of_entries([*entries, {"value": -1, "ignore": True}]))
+    assert (scores["pixels"], scores["accuracy"], scores["iou"]) == (7, 6 / 7, [3 / 4, 3 / 4])
+    colours = np.where(np.isin(values, [20, 30]), 200, 7).astype(np.uint8)[0]
+    pictured = write_tiff(tmp_path / "pictured.tif", np.stack([colours, colours * 0, colours]))
+    by_colour = ClassMap.of_entries([{"name": "b", "color": [200, 0, 200]}, {"name": "a", "color": [7, 0, 7]}])
+    scores = score_map(made, pictured, 2, classes=by_colour)
+    right = np.where(colours == 200, 0, 1) == found[0]
+    assert (scores["pixels"], scores["accuracy"]) == (8, right.mean())
+
+
+def test_command_counts_label_values_as_training_did(tmp_path, capsys):
+    dsm = write_tiff(tmp_path / "dsm.tif", np.random.default_rng(0).uniform(0, 20, (1, 32, 32)).astype(np.float32))
+    ids = np.random.default_rng(1).integers(0, 2, (1, 32, 32)).astype(np.uint8)
+    values = np.where(ids == 1, 255, 0).astype(np.uint8)
+    values[0, :4] = 9
+    plain = write_tiff(tmp_path / "ids.tif", np.where(values == 9, 255, ids).astype(np.uint8))
+    label = write_tiff(tmp_path / "label.tif", values)
+    tiny_model(modalities=["dsm"], modality_channels=[1], num_labels=2).save_pretrained(tmp_path / "model")
+    SgmaImageProcessor(["dsm"], [1]).save_pretrained(tmp_path / "model")
+    classes = [{"name": "LABEL_0", "values": [0]}, {"name": "LABEL_1", "values": [255]}]
+    classes.append({"ignore": True, "values": [9]})
+    arguments = ["--model", str(tmp_path / "model"), "--dsm", dsm, "--output", str(tmp_path / "scores.json")]
+
+    def scores(*more):
+        assert main([*arguments, *more]) == 0, capsys.readouterr().err
+        return json.loads((tmp_path / "scores.json").read_text())["combinations"]["dsm"]
+
+    right = scores("--label", plain)
+    assert right["pixels"] == 28 * 32
+    assert "Pixels without a label, left out: 12.50%." in capsys.readouterr().out
+    assert scores("--label", label, "--classes", json.dumps(classes)) == right
+    TrainingRecord(classes=classes).save(tmp_path / "model")
+    assert scores("--label", label) == right
+    classes[0]["name"], classes[1]["name"] = "LABEL_1", "LABEL_0"
+    assert main([*arguments, "--label", label, "--classes", json.dumps(classes)]) == 2
+    assert "'LABEL_1' is 0 there and 1 here" in capsys.readouterr().err

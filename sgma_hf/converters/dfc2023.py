@@ -262,7 +262,7 @@ class Dfc2023Reader(BenchmarkDataset):
         if column == "rgb":
             return self.stored(scene, column, window, "3 x uint8")
         values = self.stored(scene, column, window, "1 x float32")[..., 0]
-        nodata = read_info(scene.files[column]).nodata
+        nodata = next(iter(read_info(scene.files[column]).nodata), None)
         if column == "sar" and self.choices["sar"] == "linear":
             values = to_decibels(values, nodata)
         elif nodata is not None:

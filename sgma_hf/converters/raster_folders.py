@@ -9,6 +9,7 @@ See `folders.layout` for the folders it understands, `read_on_extent` for what h
 or extent, `folders.labels` for labels and `--classes`. A scene is held in memory whole.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,7 +175,7 @@ def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection]) -> _Sce
         infos[name] = None if path is None else read_info(path, bands=bands[name])
         if path is not None:
             check_alpha(path, bands[name])
-    label = None if files.label is None else read_info(files.label)
+    label = None if files.label is None else read_info(files.label, palette_as_indices=True)
     present = [info for info in infos.values() if info is not None]
     reference = label or max(present, key=lambda info: info.size[0] * info.size[1])
     return _Scene(files, infos, label, reference.georeference, reference.size)
@@ -264,8 +265,9 @@ def _nodata(text: str) -> NodataOption:
     """`0`, `-9999,-32768`, or `none` (whatever the files declare)."""
     if text == "none":
         return NodataOption(use_declared=False)
-    # NaN always counts.
-    return NodataOption(tuple(value for value in map(float, text.split(",")) if np.isfinite(value)))
+    # NaN always counts. 64-bit integers are not all floats.
+    values = [int(part) if part.strip().lstrip("+-").isdecimal() else float(part) for part in text.split(",")]
+    return NodataOption(tuple(value for value in values if math.isfinite(value)))
 
 
 def _parser() -> Parser:

@@ -93,12 +93,13 @@ class RowWithholder:
 
 
 def free_fill_value(array: np.ndarray | None, fill: float) -> np.ndarray | None:
-    """Move integer pixels that equal the value for "no data" in all channels by one, so that it means nothing else."""
+    """Move integers that would make their pixel "no data" (`valid_pixels`) by one, so that it means nothing else."""
     if array is None:
         return None
     free = valid_pixels(array, [fill])
     if free.all():
         return array
     result = array.copy()
-    result[~free] = fill + 1 if fill < np.iinfo(array.dtype).max else fill - 1
+    hit = ~free if array.ndim == 2 else ~free[..., None]
+    result[hit & (array == fill)] = fill + 1 if fill < np.iinfo(array.dtype).max else fill - 1
     return result

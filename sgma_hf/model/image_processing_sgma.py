@@ -124,9 +124,10 @@ class SgmaImageProcessor(
     count. Where both ends of the shape fit, channels are taken to be first in a tensor and last in an array, unless
     `input_data_format` says otherwise. None, or a name left out, is a missing modality.
 
-    **Missing values.** NaN, infinities and magnitudes from 3.4e38 on in any band, the modality's `nodata` value in all
-    of its bands, transparent pixels (an alpha channel beyond the modality's own, a transparent colour) and masked ones
-    become False in the mask, never numbers. A modality without a single covered pixel is a missing one.
+    **Missing values.** NaN, infinities, magnitudes from 3.4e38 on and the modality's `nodata` values, in any band,
+    become False in the mask, never numbers; so do transparent pixels (an alpha channel beyond the modality's own, a
+    transparent colour) and masked ones. Of integers, a nodata value of 0 counts only where all bands are 0. A modality
+    without a single covered pixel is a missing one.
 
     **Grid.** The rasters of a sample span the same ground and may have different resolutions. The label's grid counts
     if there is one, else that of the largest raster. Other rasters are brought to it: linear interpolation where they

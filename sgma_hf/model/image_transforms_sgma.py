@@ -97,33 +97,76 @@ def read_raster(value: Any, channels: int, *, layout: str | None, where: str) ->
     return Raster(values.view(np.uint8) if values.dtype == bool else values, valid)
 
 
-def valid_pixels(values: np.ndarray, nodata: Sequence[float], *, channel_axis: int = -1) -> np.ndarray:
+def valid_pixels(
+    values: np.ndarray, nodata: Sequence[float], *, declared: Sequence[float | None] = (), channel_axis: int = -1
+) -> np.ndarray:
     """Which pixels of a raster hold a measurement, bool (height, width): the one rule of what is missing.
 
-    A pixel is missing where any of its bands is masked, NaN, infinite or of a magnitude from 3.4e38 on, or where all
-    of its bands equal one of the nodata values: a dark pixel with one band at 0 is no hole where nodata is 0.
+    A pixel is missing where any of its bands is: masked, NaN, infinite, of a magnitude from 3.4e38 on, or equal to a
+    nodata value: one of `nodata`, which count in every band, or the band's own one of `declared`, None without one.
+    In integers 0 counts only where all bands are 0: a dark band is no hole, but the edge of a swath is. Measured
+    floating point numbers are hardly ever 0 in one band alone, so there 0 counts as any other value does.
+    """
+    missing = missing_bands(values, nodata, declared=declared, channel_axis=channel_axis)
+    if missing is not None:
+        return ~missing.any(0)
+    shape = list(values.shape)
+    if values.ndim == 3:
+        del shape[channel_axis]
+    return np.ones(shape, dtype=bool)
+
+
+def missing_bands(
+    values: np.ndarray, nodata: Sequence[float], *, declared: Sequence[float | None] = (), channel_axis: int = -1
+) -> np.ndarray | None:
+    """Where each band is missing by the rule of `valid_pixels`, bool (bands, height, width), or (1, height, width).
+
+    One band stands for all where all are missing together. None if no pixel is missing.
     """
     bands = values[None] if values.ndim == 2 else np.moveaxis(values, channel_axis, 0)
     mask, bands = np.ma.getmask(bands), np.ma.getdata(bands)
-    valid = np.ones(bands.shape[1:], dtype=bool) if mask is np.ma.nomask else ~mask.any(0)
-    # min and max carry NaN on, and are much quicker than a look at every value.
-    extremes = (float(bands.min(initial=0)), float(bands.max(initial=0))) if bands.dtype.kind == "f" else ()
+    missing = None if mask is np.ma.nomask else np.array(mask)
+    is_float = bands.dtype.kind == "f"
+    if len(set(declared)) == 1:
+        nodata, declared = [*nodata, declared[0]], ()
+    numbers = [(slice(None), number) for number in dict.fromkeys(nodata) if number is not None]
+    numbers += [(slice(band, band + 1), number) for band, number in enumerate(declared) if number is not None]
+    if bands.size == 0 or (not numbers and not is_float):
+        return missing
+    # Minimum and maximum carry NaN on, and are much quicker than a look at every value.
+    low, high = bands.min().item(), bands.max().item()
     # A large number becomes inf in float32 and float16, where it means the same.
     with np.errstate(over="ignore"):
-        if not all(-LARGEST_VALUE < value < LARGEST_VALUE for value in extremes):
-            valid &= (np.abs(bands) < LARGEST_VALUE).all(0)
-        for number in map(float, nodata):
-            if bands.dtype.kind != "f":
-                if not number.is_integer():
-                    continue
-                number = int(number)
-            hit = bands[0] == number
-            for band in bands[1:]:
-                if not hit.any():
-                    break
-                hit &= band == number
-            valid &= ~hit
-    return valid
+        if is_float and not (-LARGEST_VALUE < low and high < LARGEST_VALUE):
+            absent = ~(np.abs(bands) < LARGEST_VALUE)
+            missing = absent if missing is None else missing | absent
+        zero = False
+        for band, number in numbers:
+            if not is_float and not float(number).is_integer():
+                continue
+            number = bands.dtype.type(number) if is_float else _exact(number, bands.dtype)
+            if number < low or number > high:
+                continue
+            if number == 0 and not is_float:
+                zero = True
+                continue
+            if missing is None:
+                missing = np.zeros(bands.shape, dtype=bool)
+            missing[band] |= bands[band] == number
+    if zero:
+        hit = bands[:1] == 0
+        for band in bands[1:]:
+            if not hit.any():
+                return missing
+            hit &= band == 0
+        missing = hit if missing is None else missing | hit
+    return missing
+
+
+def _exact(number: float, dtype: np.dtype) -> int:
+    """A whole number as integers of a type hold it; the largest of 64 bits is no float."""
+    largest = 1 if dtype.kind == "b" else int(np.iinfo(dtype).max)
+    return largest if number == float(largest) else int(number)
 
 
 def find_covered(raster: Raster, nodata: Sequence[float]) -> np.ndarray | None:

@@ -32,24 +32,22 @@ def read_on_extent(
     stands for nothing besides the declared value. Raises ValueError if the two do not overlap, or, without
     georeferencing, have different proportions.
     """
-    options = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "bands": info.bands}
+    missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata}
     reference = Grid(size, grid)
     if grid is None or info.georeference is None:
         check_proportions(info, size)
-        return read_raster(info.path, **options)
+        return read_raster(info.path, bands=info.bands, **missing)
     check_crs(info, grid)
     if lie_apart(info, reference):
         raise ValueError(no_overlap(info, reference))
     window = _aligned_window(info, reference)
     if window is not None:
-        return read_raster(info.path, **options, window=window)
-    if not use_declared_nodata:
-        info = replace(info, nodata=None)
+        return read_raster(info.path, bands=info.bands, window=window, **missing)
     # The extent in cells of the raster's own size: so many reference pixels is one high and wide, at least 1.
     cells = np.maximum(1, 1 / np.linalg.norm(pixel_steps(info, reference), axis=0))
     shape = tuple(max(1, round(side / cell)) for side, cell in zip(size, cells.tolist(), strict=True))
     target = Grid(shape, grid.scaled(size[0] / shape[0], size[1] / shape[1]))
-    with Mosaic([info], target, nodata, "bilinear") as files:
+    with Mosaic([info], target, "bilinear", **missing) as files:
         raster = files.read(Window(0, 0, *shape))
     raster = raster or Raster.empty(shape, info.channels, info.dtype)
     return replace(raster, georeference=target.georeference)

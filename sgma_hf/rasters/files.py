@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..data.codec import SUPPORTED_DTYPES
 from ..data.windows import Window
-from ..model.image_transforms_sgma import valid_pixels
+from ..model.image_transforms_sgma import missing_bands, valid_pixels
 from ..model.pictures_sgma import DECODE_ERRORS, any_size, is_squeezed, orientation, picture_values, shown_mode
 from .bands import ALL_BANDS, BandSelection
 from .opening import alpha_bands, open_dataset, turned, unturned_window
@@ -87,7 +87,7 @@ def _picture_info(image: Image.Image, path: Path, bands: BandSelection, *, palet
     check_bands(bands, channels + len(tagged), tagged, path)
     channels = channels if bands.values is None else len(bands.values)
     has_mask = bands.alpha_band(tagged) is not None
-    return RasterInfo(path, picture_size(image), channels, dtype, None, has_mask, None, bands)
+    return RasterInfo(path, picture_size(image), channels, dtype, (), has_mask, None, bands)
 
 
 def check_bands(bands: BandSelection, count: int, tagged: Collection[int], path: Path) -> None:
@@ -109,25 +109,23 @@ def read_raster(
 ) -> Raster:
     """Read a raster file.
 
-    A pixel holds no data where a channel is NaN or infinite, where all channels equal a nodata value, where the
-    internal mask says so, or where alpha is 0. Scale and offset of a header are applied: the file's own nodata value
-    is one of the stored numbers, and always counts there.
+    A pixel holds no data where `valid_pixels` finds none, each band with the nodata value that the file declares for
+    it, where a mask says so, or where alpha is 0. What a file declares is a stored number: an index of a palette, and
+    a value before scale and offset of the header are applied.
 
-    `nodata` counts besides what the file declares. What lies outside the raster in a `window` holds no data. `bands`
-    and `palette_as_indices` are those of `read_info`. Values keep the file's dtype (float64 and what is scaled becomes
-    float32, int8 int16). Raises ValueError that names the file if it cannot be read.
+    `nodata` counts in all bands besides, as a value that is read; `use_declared_nodata` says whether the file counts.
+    What lies outside the raster in a `window` holds no data. `bands` and `palette_as_indices` are those of
+    `read_info`. Values keep the file's dtype (float64 and what is scaled becomes float32, int8 int16). Raises
+    ValueError that names the file if it cannot be read.
     """
     path = Path(path)
     if uses_pillow(path):
         raster = _read_with_pillow(path, bands, palette_as_indices=palette_as_indices)
-        raster = raster if window is None else raster.crop(*window)
-    else:
-        with RasterFile(path, bands, palette_as_indices=palette_as_indices) as file:
-            raster = file.read(None if window is None else Window(*window))
-            if use_declared_nodata and file.info.nodata is not None:
-                nodata = [*nodata, file.info.nodata]
-    raster.valid = raster.valid & valid_pixels(raster.values, nodata)
-    return raster
+        raster.valid = raster.valid & valid_pixels(raster.values, nodata)
+        return raster if window is None else raster.crop(*window)
+    options = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "palette_as_indices": palette_as_indices}
+    with RasterFile(path, bands, **options) as file:
+        return file.read(None if window is None else Window(*window))
 
 
 def _read_with_pillow(path: Path, bands: BandSelection, *, palette_as_indices: bool) -> Raster:
@@ -143,14 +141,23 @@ def _read_with_pillow(path: Path, bands: BandSelection, *, palette_as_indices: b
 
 
 class RasterFile(contextlib.AbstractContextManager):
-    """A file that is open in GDAL, read as bands, alpha, mask, palette, scale and offset say.
+    """A file that is open in GDAL, read as bands, alpha, mask, nodata, palette, scale and offset say.
 
     GDAL masks by whatever is tagged as alpha; of bands that are values a virtual file takes the tag away. Without a
-    place on Earth it is turned as EXIF says, as `datasets` and viewers do; GDAL itself does not. Raises
-    ValueError that names the file if it is no readable raster or has no such band.
+    place on Earth it is turned as EXIF says, as `datasets` and viewers do; GDAL itself does not. `nodata`,
+    `use_declared_nodata` and `palette_as_indices` are those of `read_raster`. Raises ValueError that names the file if
+    it is no readable raster or has no such band.
     """
 
-    def __init__(self, path: Path, bands: BandSelection = ALL_BANDS, *, palette_as_indices: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        bands: BandSelection = ALL_BANDS,
+        *,
+        palette_as_indices: bool = False,
+        nodata: Sequence[float] = (),
+        use_declared_nodata: bool = True,
+    ):
         self._rasterio = rasterio = require_rasterio(path)
         self._path = path
         with contextlib.ExitStack() as opened, self._named_errors():
@@ -165,9 +172,13 @@ class RasterFile(contextlib.AbstractContextManager):
             is_bit = is_bit and (colors is None or set(colors[:2, :3].flat) == {0, 255})
             self._is_inverted = is_bit and colors is not None and colors[0, 0] > 0
             # uint8 (256, 4), with alpha, of a palette file of which no band was chosen; else None
-            self.colors = None if is_bit or bands.values is not None else colors
-            self._shows_colors = self.colors is not None and not palette_as_indices
-            self._scaling = None if self.colors is not None else _scaling(self._dataset, self._values)
+            self._colors = None if is_bit or bands.values is not None else colors
+            self.shows_colors = self._colors is not None and not palette_as_indices
+            self._scaling = None if self._colors is not None else _scaling(self._dataset, self._values)
+            # Whether what is read are other numbers than those that are stored.
+            self._is_converted = self.shows_colors or self._is_inverted or self._scaling is not None
+            self._nodata = nodata
+            self._declared, self._masks = self._find_declared(use_declared_nodata)
             self._turn = 1 if self._has_place() else _turn(self._dataset, path)
             self.info = self._read_header(bands)
             opened.pop_all()
@@ -190,8 +201,8 @@ class RasterFile(contextlib.AbstractContextManager):
         dtype = _stored_dtype(np.result_type(*(source.dtypes[band - 1] for band in self._values)).name, self._path)
         is_scaled = self._scaling is not None
         dtype = "float32" if is_scaled else dtype
-        flags = {flag for band in source.mask_flag_enums for flag in band}
-        has_mask = bool(alpha_bands(source)) or self._rasterio.enums.MaskFlags.per_dataset in flags
+        nodata = tuple(None if self._is_converted else _value_of(number, dtype) for number in self._declared)
+        has_mask = self.alpha_band is not None or bool(self._masks) or nodata != self._declared
         size = (source.height, source.width)
         georeference = None
         if self._has_place():
@@ -199,17 +210,36 @@ class RasterFile(contextlib.AbstractContextManager):
         return RasterInfo(
             path=self._path,
             size=size if self._turn < 5 else size[::-1],
-            channels=3 if self._shows_colors else len(self._values),
+            channels=3 if self.shows_colors else len(self._values),
             dtype=dtype,
-            nodata=None if is_scaled else _declared_nodata(source.nodata, dtype),
-            has_mask=has_mask or (self._shows_colors and bool((self.colors[:, 3] == 0).any())),
+            nodata=nodata if any(number is not None for number in nodata) else (),
+            has_mask=has_mask or (self.shows_colors and bool((self._colors[:, 3] == 0).any())),
             georeference=georeference,
             bands=bands,
             is_scaled=is_scaled,
         )
 
+    def _find_declared(self, use_declared: bool) -> tuple[tuple[float | None, ...], list[int]]:
+        """Declared nodata of each band that is read, as it is stored, and the bands (from 1) whose mask says more."""
+        flag, declared, masks = self._rasterio.enums.MaskFlags, [], []
+        for band in self._values:
+            flags, dtype = self._dataset.mask_flag_enums[band - 1], self._dataset.dtypes[band - 1]
+            number = self._dataset.nodatavals[band - 1] if use_declared else None
+            # rasterio has nodata as float64, which holds 64-bit numbers to 2^53 alone; GDAL's mask knows them all.
+            if dtype in ("int64", "uint64") and flag.nodata in flags and (number is None or abs(number) >= 2**53):
+                number = None
+                masks += [band] * use_declared
+            elif flag.nodata not in flags and flag.alpha not in flags and flag.all_valid not in flags:
+                masks.append(band)  # of the file, or of the band in a file beside it
+            elif flag.nodata in flags and flag.per_dataset in flags and use_declared:
+                masks.append(band)  # a nodata value for each band, which count together
+            declared.append(_value_of(number, dtype))
+        if all(flag.per_dataset in self._dataset.mask_flag_enums[band - 1] for band in masks):
+            masks = masks[:1]  # one for all bands
+        return tuple(declared), masks
+
     def read(self, window: Window | None = None) -> Raster:
-        """Read a window; what lies outside the raster holds no data. Declared nodata is not looked for."""
+        """Read a window; what lies outside the raster holds no data."""
         window = Window(0, 0, *self.info.size) if window is None else window
         inside = window.inside(self.info.size)
         if inside.height and inside.width:
@@ -228,28 +258,41 @@ class RasterFile(contextlib.AbstractContextManager):
             bands = self._dataset.read(self._values, window=part)
         else:
             bands = np.stack([self._dataset.read(band, window=part) for band in self._values])
-        values = np.moveaxis(bands, 0, -1)  # (H, W, C)
-        values = 1 - values if self._is_inverted else values
-        valid = np.ones(values.shape[:2], dtype=bool)
+        # What is given is compared with the values that are read, what is declared with what is stored.
+        given = () if self._is_converted else self._nodata
+        missing = missing_bands(bands, given, declared=self._declared, channel_axis=0)
+        valid = np.ones(bands.shape[1:], dtype=bool) if missing is None else ~missing.any(0)
         if self.alpha_band is not None:
             valid &= self._dataset.read(self.alpha_band, window=part) > 0
-        elif self.info.has_mask:
-            valid &= self._dataset.read_masks(self._values[0], window=part) > 0
-        if self._shows_colors:
-            colors = self.colors[values[..., 0]]
-            return colors[..., :3], valid & (colors[..., 3] > 0)
-        if self._scaling is not None:
-            if self._dataset.nodata is not None:
-                valid &= (values != self._dataset.nodata).any(axis=-1)
+        for band in self._masks:
+            valid &= self._dataset.read_masks(band, window=part) > 0
+        values = np.moveaxis(bands, 0, -1)  # (H, W, C)
+        values = 1 - values if self._is_inverted else values
+        if self.shows_colors:
+            values = self._colors[values[..., 0]]
+            valid &= values[..., 3] > 0
+            values = values[..., :3]
+        elif self._scaling is not None:
             scales, offsets = self._scaling
             values = values * scales + offsets
         elif self.info.dtype == "int32" and values.size and values.dtype.kind in "iu":
-            limits = np.iinfo(np.int32)
-            if values.max() > limits.max or values.min() < limits.min:
-                raise ValueError(f"{self._path} holds {values.dtype} values beyond int32. Convert it to float32.")
+            values = self._within_int32(values, valid)
         # float64's lowest number, a common nodata value, becomes -inf: no data either
         with np.errstate(over="ignore"):
-            return values.astype(self.info.dtype, copy=False), valid
+            values = values.astype(self.info.dtype, copy=False)
+        if self._is_converted:
+            valid &= valid_pixels(values, self._nodata)
+        return values, valid
+
+    def _within_int32(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """The values with 0 where what holds no data is beyond int32; ValueError where data is."""
+        limits = np.iinfo(np.int32)
+        if limits.min <= values.min() and values.max() <= limits.max:
+            return values
+        beyond = (values < limits.min) | (values > limits.max)
+        if beyond[valid].any():
+            raise ValueError(f"{self._path} holds {values.dtype} values beyond int32. Convert it to float32.")
+        return np.where(beyond, values.dtype.type(0), values)
 
     def stored_rows(self, band: int) -> Iterator[np.ndarray]:
         """One band (from 1) as it is stored, some rows at a time."""
@@ -281,16 +324,16 @@ def _scaling(source: Any, values: Sequence[int]) -> tuple[np.ndarray, np.ndarray
     return None if (scales == 1).all() and (offsets == 0).all() else (scales, offsets)
 
 
-def _declared_nodata(number: float | None, dtype: str) -> float | None:
-    """The header's nodata value as the values hold it; None if there is none, or one that no value can equal."""
-    if number is None:
-        return None
-    with np.errstate(over="ignore"):
-        number = float(np.float32(number)) if dtype == "float32" else float(number)
-    if not np.isfinite(number):
-        return None  # NaN and what float32 turns into infinity hold no data in any case
-    limits = None if dtype == "float32" else np.iinfo(dtype)
-    return number if limits is None or (limits.min <= number <= limits.max and number.is_integer()) else None
+def _value_of(number: float | None, dtype: str) -> float | None:
+    """A nodata value as numbers of a type hold it; None if there is none, or one that none of them can equal."""
+    if number is None or not np.isfinite(number):
+        return None  # what is not finite holds no data in any case
+    if np.dtype(dtype).kind == "f":
+        with np.errstate(over="ignore"):
+            number = float(np.dtype(dtype).type(number))
+        return number if np.isfinite(number) else None
+    limits = np.iinfo(dtype)
+    return int(number) if float(number).is_integer() and limits.min <= number <= limits.max else None
 
 
 def _color_table(source: Any) -> np.ndarray | None:

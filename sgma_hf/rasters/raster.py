@@ -129,8 +129,8 @@ class RasterInfo:
     size: tuple[int, int]  # (height, width) in pixels
     channels: int  # bands that are values
     dtype: str  # of the values as read, one the row format has
-    nodata: float | None  # as declared; None without one, for NaN (which always is no data), and for scaled files
-    has_mask: bool  # whether an alpha band or an internal mask says which pixels hold data
+    nodata: tuple[float | None, ...]  # declared for each band, where values can equal it; empty if no band has one
+    has_mask: bool  # whether something else says which pixels hold data: alpha, a mask, nodata that is no value
     georeference: Georeference | None
     bands: BandSelection = ALL_BANDS  # those that were asked for
     is_scaled: bool = False  # whether values are the stored numbers times the header's scale plus its offset

@@ -46,7 +46,7 @@ class RasterScene(contextlib.AbstractContextManager):
 
     `rasters` are file or files per modality, each with a band selection behind a colon if need be, None if missing;
     where several cover a pixel, the first of them counts. `channels` are the bands that each modality has to have.
-    `nodata` stands for nothing besides what the files declare, after scale and offset of a header are applied.
+    `nodata` stands for nothing besides what the files declare, in every band and in the unit of the values read.
     The grid is that of the raster `like`, or of the first modality's first file, extended to all its files. Other
     grids are interpolated by `resampling`, one of `RESAMPLINGS`, or one per modality (others: bilinear); masks are
     always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all else means what the
@@ -75,7 +75,7 @@ class RasterScene(contextlib.AbstractContextManager):
         with contextlib.ExitStack() as opened:
             for name, group in infos.items():
                 values = tuple((nodata or {}).get(name, ()))
-                self._files[name] = opened.enter_context(Mosaic(group, self.grid, values, methods[name]))
+                self._files[name] = opened.enter_context(Mosaic(group, self.grid, methods[name], nodata=values))
             self._opened = opened.pop_all()
 
     @property
@@ -148,7 +148,7 @@ def _read_header(source: RasterInput, name: str, channels: int) -> RasterInfo:
         values = read_npy(path, channels, bands, mapped=True)
         check_bands(bands, values.shape[2], [], path)
         count = channels if bands.values is None else len(bands.values)
-        info = RasterInfo(path, values.shape[:2], count, values.dtype.name, None, False, None, bands)
+        info = RasterInfo(path, values.shape[:2], count, values.dtype.name, (), False, None, bands)
     else:
         info = read_info(path, bands=bands)
         if 0 in info.size:

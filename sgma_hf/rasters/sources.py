@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,16 @@ class Mosaic(contextlib.AbstractContextManager):
     """Files of one kind on a grid; where several cover a pixel, the first of them counts.
 
     What is warped is warped in blocks that do not depend on the windows that are asked for, and kept for a while, for
-    windows that overlap. `nodata` stands for nothing besides what the files declare, `method` is one of `RESAMPLINGS`.
-    Files that lie elsewhere are left out; ValueError if all do, or one without a place has other proportions.
+    windows that overlap. `method` is one of `RESAMPLINGS`, `missing` what `read_raster` takes to know what is missing:
+    `nodata`, `use_declared_nodata`. Files that lie elsewhere are left out; ValueError if all do, or one without a
+    place has other proportions.
     """
 
-    def __init__(self, infos: Sequence[RasterInfo], grid: Grid, nodata: Sequence[float], method: str):
+    def __init__(self, infos: Sequence[RasterInfo], grid: Grid, method: str, **missing: Any):
         self._grid, self._sources, self._is_warped = grid, [], False
         with contextlib.ExitStack() as opened:
             for info in infos:
-                self._open(info, nodata, method, opened)
+                self._open(info, method, missing, opened)
             if not self._sources:
                 raise ValueError(no_overlap(infos[0], grid))
             self._opened = opened.pop_all()
@@ -56,27 +57,24 @@ class Mosaic(contextlib.AbstractContextManager):
         in_two_rows = 2 * (grid.size[1] // _BLOCK + 2)
         self._block = functools.lru_cache(max(4, min(in_two_rows, _KEPT_BYTES // num_bytes)))(self._merge)
 
-    def _open(self, info: RasterInfo, nodata: Sequence[float], method: str, opened: contextlib.ExitStack) -> None:
-        if info.nodata is not None:
-            nodata = [*nodata, info.nodata]
+    def _open(self, info: RasterInfo, method: str, missing: Mapping[str, Any], opened: contextlib.ExitStack) -> None:
         offset: tuple[int, int] | None = (0, 0)
         if info.georeference is None:
             if info.size != self._grid.size or info.path.suffix.lower() == ".npy" or uses_pillow(info.path):
-                self._sources.append(LoadedSource(info, self._grid, nodata, method))
+                self._sources.append(LoadedSource(info, self._grid, method, missing))
                 return
         elif lie_apart(info, self._grid):
             return
         else:
             window = whole_pixels(info, self._grid)
             offset = window[:2] if window is not None and window[2:] == self._grid.size else None
-        # A palette is warped by its indices: colours in between would be others.
-        file = opened.enter_context(RasterFile(info.path, info.bands, palette_as_indices=offset is None))
+        file = opened.enter_context(RasterFile(info.path, info.bands, **missing))
         if offset is not None:
-            self._sources.append(FileSource(file, nodata, offset))
+            self._sources.append(FileSource(file, offset))
             return
         self._is_warped = True
         for shift in longitude_shifts(info, self._grid):  # more than one at the antimeridian
-            self._sources.append(WarpedSource(file, self._grid, nodata, method, shift))
+            self._sources.append(WarpedSource(file, self._grid, method, shift))
 
     def read(self, window: Window) -> Raster | None:
         """A window of the grid; None if there is no data."""
@@ -124,15 +122,15 @@ class Mosaic(contextlib.AbstractContextManager):
 class LoadedSource:
     """A file without a place on Earth, read as a whole; interpolated as in training, unless nearest is asked for."""
 
-    def __init__(self, info: RasterInfo, grid: Grid, nodata: Sequence[float], method: str):
+    def __init__(self, info: RasterInfo, grid: Grid, method: str, missing: Mapping[str, Any]):
         check_proportions(info, grid.size)
         if info.path.suffix.lower() == ".npy":
             values = read_npy(info.path, info.channels, info.bands)
             if info.bands.values is not None:
                 values = values[..., [band - 1 for band in info.bands.values]]
-            self._raster = Raster(values, valid_pixels(values, nodata))
+            self._raster = Raster(values, valid_pixels(values, missing.get("nodata", ())))
         else:
-            self._raster = read_raster(info.path, nodata=nodata, bands=info.bands)
+            self._raster = read_raster(info.path, bands=info.bands, **missing)
         self._grid, self._method = grid, method
 
     def read(self, window: Window) -> Raster:
@@ -184,14 +182,12 @@ def read_npy(path: Path, channels: int, bands: BandSelection, *, mapped: bool = 
 class FileSource:
     """A file whose pixels are the grid's, shifted by whole pixels: read as they are."""
 
-    def __init__(self, file: RasterFile, nodata: Sequence[float], offset: tuple[int, int]):
-        self._file, self._nodata, self._offset = file, nodata, offset
+    def __init__(self, file: RasterFile, offset: tuple[int, int]):
+        self._file, self._offset = file, offset
 
     def read(self, window: Window) -> Raster:
         """A window of the grid."""
-        raster = self._file.read(window.moved(*self._offset))
-        raster.valid &= valid_pixels(raster.values, self._nodata)
-        return raster
+        return self._file.read(window.moved(*self._offset))
 
 
 class WarpedSource:
@@ -202,14 +198,13 @@ class WarpedSource:
     takes the file to lie so many degrees further east.
     """
 
-    def __init__(self, file: RasterFile, grid: Grid, nodata: Sequence[float], method: str, shift: float):
+    def __init__(self, file: RasterFile, grid: Grid, method: str, shift: float):
         self._warp = require_rasterio(file.info.path).warp
         own, place = file.info.georeference.moved(shift), grid.georeference
-        self._file, self._info, self._nodata = file, file.info, nodata
+        self._file, self._info = file, file.info
         self._own, self._place = own, place
-        # Indices of a palette have no values in between.
-        self._colors = file.colors
-        self._method = "nearest" if self._colors is not None else method
+        # Colours between those of a palette would be others.
+        self._method = "nearest" if file.shows_colors else method
         scales = np.linalg.norm(np.linalg.inv(pixel_steps(file.info, grid)), axis=0)
         scales[scales > 0.95] = 1  # GDAL is three times as fast where its kernel is not widened
         self._options = {
@@ -226,7 +221,7 @@ class WarpedSource:
         values = np.zeros((self._info.channels, window.height, window.width), self._info.dtype)
         valid = np.zeros((window.height, window.width), dtype=bool)
         self._fill(window, values, valid)
-        return Raster(np.moveaxis(values, 0, -1) if self._colors is None else self._colors[values[0], :3], valid)
+        return Raster(np.moveaxis(values, 0, -1), valid)
 
     def _fill(self, window: Window, values: np.ndarray, valid: np.ndarray) -> None:
         """Warp into (channels, height, width) and (height, width), in parts where the file is much finer."""
@@ -240,9 +235,6 @@ class WarpedSource:
                 self._fill(place, values[:, *piece.slices], valid[piece.slices])
             return
         raster = self._file.read(part)
-        raster.valid &= valid_pixels(raster.values, self._nodata)
-        if self._colors is not None:
-            raster.valid &= self._colors[raster.values[..., 0], 3] > 0
         if not raster.valid.any():
             return
         # The values.

@@ -43,8 +43,9 @@ def drawn(values, nodata):
         (np.array([[1.0, -9999], [LOWEST, 0]], dtype=np.float32), [-9999, -1e300], [[True, False], [False, True]]),
         (np.array([[0, 1], [2, 3]], dtype=np.uint8), [0.5, -9999, 256, 3], [[True, True], [True, False]]),
         (np.array([[[0, 0], [0, 7]]], dtype=np.uint16), [0], [[False, True]]),
-        (np.array([[[0, 1], [LOWEST, 7]]], dtype=np.float32), [0], [[True, False]]),
-        (np.array([[[0, 255], [255, 255]]], dtype=np.int16), [0, 255], [[True, False]]),
+        (np.array([[[0, 1], [LOWEST, 7]]], dtype=np.float32), [0], [[False, False]]),
+        (np.array([[[0, 255], [255, 255]]], dtype=np.int16), [0, 255], [[False, False]]),
+        (np.array([[[0, 254], [-9999, 254], [0, 0]]], dtype=np.int16), [0, -9999], [[True, False, False]]),
         (np.array([[False, True]]), [0], [[False, True]]),
     ],
 )
@@ -82,7 +83,7 @@ def test_boards_show_what_the_processor_read():
     assert not covered[:, 20:].any() and covered[:, :20].all()
 
 
-def test_nodata_needs_all_channels_and_nan_only_one():
+def test_missing_in_one_band_is_missing_but_a_dark_band_is_not():
     colour = np.array([[[0, 0, 0], [0, 5, 0], [255, 255, 255]]], dtype=np.uint8)
     np.testing.assert_array_equal(valid_pixels(colour, [0]), [[False, True, True]])
     np.testing.assert_array_equal(valid_pixels(colour, [0, 255]), [[False, True, False]])

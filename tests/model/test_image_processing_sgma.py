@@ -156,11 +156,12 @@ def test_missing_values_are_the_mean_after_normalisation():
     assert batch["modality_mask"].tolist() == [[[[False, True]]]]
 
 
-def test_nodata_has_to_hold_in_all_bands_but_nan_in_one():
+def test_nodata_has_to_hold_in_one_band_but_zero_of_integers_in_all():
     raster = np.array([[[0, 0, 5, 0]], [[0, 9, 0, 0]]], np.float32)  # (2, 1, 4)
     raster[1, 0, 3] = NAN
-    batch = plain(["a"], [2], nodata=[[0]])({"a": raster})
+    batch = plain(["a"], [2], nodata=[[0, 7]])({"a": np.nan_to_num(raster, nan=7).astype(np.uint8)})
     assert batch["modality_mask"][0, 0].tolist() == [[False, True, True, False]]
+    batch = plain(["a"], [2], nodata=[[8]])({"a": raster})
     assert batch["pixel_values"][0, :, 0].tolist() == [[0, 0, 5, 0], [0, 9, 0, 0]]
 
 

@@ -118,7 +118,7 @@ def test_pages_with_a_place_and_nodata_keep_both(tmp_path):
             options = {"APPEND_SUBDATASET": "YES"} if page else {}
             rasterio.shutil.copy(source, tmp_path / "x.tif", driver="GTiff", **options)
     info = read_info(tmp_path / "x.tif")
-    assert (info.channels, info.dtype, info.nodata, info.size) == (2, "int16", -9, (4, 5))
+    assert (info.channels, info.dtype, info.nodata, info.size) == (2, "int16", (-9, -9), (4, 5))
     assert info.georeference == read_info(tmp_path / "a.tif").georeference
     assert read_raster(tmp_path / "x.tif").values[3, 3].tolist() == [7, 8]
 

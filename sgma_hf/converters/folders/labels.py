@@ -148,7 +148,8 @@ def _strips(info: RasterInfo) -> Iterator[Window | None]:
 
 def _nodata(info: RasterInfo, by_colour: bool) -> int | None:
     """The declared value as a label has it; of colours there is none."""
-    return None if by_colour or info.nodata is None or not info.nodata.is_integer() else int(info.nodata)
+    number = next(iter(info.nodata), None)
+    return None if by_colour or number is None or not float(number).is_integer() else int(number)
 
 
 def _take_ids(files: Sequence[LabelFile]) -> tuple[ClassMap, str]:

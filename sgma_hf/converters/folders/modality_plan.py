@@ -1,5 +1,6 @@
 """Decides how each modality is stored: one channel count, one dtype and one meaning of "no data" for all its files."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...data.codec import SUPPORTED_DTYPES
+from ...model.image_transforms_sgma import valid_pixels
 from ...rasters.extents import covers_whole_pixels
 from ...rasters.raster import Georeference, Raster, RasterInfo
 
@@ -39,21 +41,26 @@ class ModalityPlan:
         if not raster.valid.any():
             return None
         values = raster.values.astype(self.dtype)
-        if self.fill is not None and not np.isnan(self.fill):
-            # Interpolation can hit the fill value by chance; data that does is moved by the least step.
-            clash = raster.valid & (values == self.fill).all(axis=-1)
+        for number in self.nodata:
+            # Interpolation can hit such a value by chance; data that does is moved by the least step.
+            clash = raster.valid & ~valid_pixels(values, [number])
             if clash.any():
-                values[clash] = self._beside_fill()
+                values[clash[..., None] & (values == number)] = self._beside(number)
         if not raster.valid.all():
             if self.fill is None:
                 raise ValueError(f"{path} has pixels without data; name a value for them: --nodata {self.name}=VALUE.")
             values[~raster.valid] = self.fill
         return values
 
-    def _beside_fill(self) -> float:
+    def _beside(self, number: float) -> float:
+        """The nearest number of the dtype that stands for something; of two, and of floats, the larger one."""
         if self.dtype == "float32":
-            return float(np.nextafter(np.float32(self.fill), np.float32(np.inf)))
-        return self.fill + 1 if self.fill < np.iinfo(self.dtype).max else self.fill - 1
+            while number in self.nodata:
+                number = float(np.nextafter(np.float32(number), np.float32(np.inf)))
+            return number
+        limits = np.iinfo(self.dtype)
+        others = (other for step in itertools.count(1) for other in (number + step, number - step))
+        return next(other for other in others if limits.min <= other <= limits.max and other not in self.nodata)
 
 
 def plan_modality(
@@ -63,10 +70,11 @@ def plan_modality(
 ) -> ModalityPlan:
     """Decide how a modality is stored.
 
-    One nodata value in all files is kept as it is. Where files disagree, or holes have no value (alpha, internal
-    masks, the part of a scene that a raster does not reach), a floating-point modality gets NaN, and an integer one
-    becomes float32 with NaN, which holds 8 and 16 bit exactly. `files` are the headers, each with the place and
-    (height, width) of the reference grid it belongs to.
+    A value that is given, or declared for every band of all files, is kept as it is. Where bands or files disagree, or
+    holes have no value (alpha, masks, the part of a scene that a raster does not reach), any value may be a
+    measurement in some band: a floating-point modality gets NaN, one of 8 or 16 bit becomes float32 with NaN, which
+    holds it exactly, and int32 takes its lowest number. `files` are the headers, each with the place and (height,
+    width) of the reference grid it belongs to.
     """
     infos = [info for info, _, _ in files]
     channels = infos[0].channels
@@ -82,27 +90,31 @@ def plan_modality(
         raise ValueError(f"Modality {name!r} has files of {dtypes}, which no one dtype holds exactly. Convert them.")
     if len(dtypes) > 1:
         logger.warning(f"Modality {name!r} has files of {dtypes}; all are stored as {dtype}.")
-    declared = {info.nodata for info in infos} if option.use_declared else {None}
+    declared = {number for info in infos for number in info.nodata or (None,)} if option.use_declared else {None}
     common = declared - {None} if len(declared) == 1 else set()
-    nodata = tuple(dict.fromkeys([*_checked(name, option.values, dtype), *common]))
+    nodata = tuple(dict.fromkeys(map(float, [*_checked(name, option.values, dtype), *common])))
     is_float = dtype == "float32"
     if nodata and (len(declared) == 1 or not is_float):
         return ModalityPlan(name, channels, dtype, nodata, fill=nodata[0], option=option)
     if is_float:
         return ModalityPlan(name, channels, dtype, nodata, fill=float("nan"), option=option)
-    if len(declared) == 1 and all(not info.has_mask and covers_whole_pixels(info, *place) for info, *place in files):
+    is_whole = all(not info.has_mask and covers_whole_pixels(info, *place) for info, *place in files)
+    if len(declared) == 1 and not option.values and is_whole:
         return ModalityPlan(name, channels, dtype, nodata=(), fill=None, option=option)
     if dtype == "int32":
-        raise ValueError(f"Modality {name!r} (int32) has holes without a value; name one: --nodata {name}=VALUE.")
+        lowest = float(np.iinfo(dtype).min)
+        return ModalityPlan(name, channels, dtype, (lowest,), fill=lowest, option=option)
     logger.warning(f"Modality {name!r} ({dtype}) has holes without a value of their own: stored as float32 with NaN.")
     return ModalityPlan(name, channels, "float32", nodata=(), fill=float("nan"), option=option)
 
 
 def _checked(name: str, values: Sequence[float], dtype: str) -> list[float]:
-    """Given nodata values as the dtype holds them."""
+    """Given nodata values as the dtype holds them; of int32, files may be of more bits, and those beyond are left."""
     if dtype == "float32":
         return [float(np.float32(value)) for value in values]
     limits = np.iinfo(dtype)
+    if dtype == "int32":
+        values = [value for value in values if limits.min <= value <= limits.max]
     for value in values:
         if not (float(value).is_integer() and limits.min <= value <= limits.max):
             raise ValueError(f"--nodata {name}={value:g}: the files are {dtype}, which cannot hold that value.")

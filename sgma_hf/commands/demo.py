@@ -37,6 +37,7 @@ TRAINING = {
     "per_device_train_batch_size": 8,
     "learning_rate": 2e-3,  # from scratch; the paper's 6e-5 is for a pretrained encoder
     "logging_steps": 50,
+    "eval_strategy": "no",  # it takes as long as the training
     "save_strategy": "no",
     "report_to": "none",
 }

@@ -7,6 +7,7 @@ Rows of a dataset are scored by the arguments below; one labelled scene, or a ma
 import argparse
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from sgma_hf.commands import evaluate_scene
@@ -96,7 +97,19 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         DIGEST_KEY: checkpoint_digest(args.model),
         "dataset": args.dataset,
         "split": args.split,
+        "chosen_by": _chosen_by(args),
         "dtype": args.dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
     return source | results | agreement
+
+
+def _chosen_by(args: argparse.Namespace) -> str | None:
+    """The score by which these very rows chose the checkpoint, as its training record says."""
+    from transformers.utils import cached_file
+
+    from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord
+
+    path = cached_file(args.model, RECORD_FILE, _raise_exceptions_for_missing_entries=False)
+    record = None if path is None else TrainingRecord.load(Path(path).parent)
+    return record and record.chosen_by(args.dataset, args.split)

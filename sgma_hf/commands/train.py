@@ -82,6 +82,9 @@ def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: 
     trainer.save_model(_internal_call=True)  # else it pushes, before there are scores for the card
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
+    if trainer.is_world_process_zero() and trainer.step_of_weights() < trainer.state.global_step:
+        score = f"{training_args.metric_for_best_model} {trainer.state.best_metric:.4f}"
+        print(f"the best checkpoint, of step {trainer.step_of_weights()}, is kept: {score}")
     if start.validation_rows is not None:
         results = trainer.score(start.validation_rows)
         if trainer.is_world_process_zero():

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..data.rows import SPLIT_ALIASES
 from ..data.whole_files import read_dataclass, write_json
 
 
@@ -71,6 +72,15 @@ class TrainingRecord:
     hardware: str | None = None
     # Results of `evaluate_modality_combinations` of these very weights, with `dataset`, `split` and their SHA-256.
     evaluation: dict[str, Any] | None = None
+    # What chose this checkpoint among those of the run: `score`, `dataset` and `split`; None is the run's last step.
+    selection: dict[str, Any] | None = None
+
+    def chosen_by(self, dataset: str, split: str) -> str | None:
+        """The score by which the rows of a split chose these weights; None if they did not."""
+        if self.selection is None or self.selection["dataset"] != dataset_name(dataset)[0]:
+            return None
+        chose, split = (SPLIT_ALIASES.get(name, name) for name in (self.selection["split"], split))
+        return self.selection["score"] if chose == split else None
 
     def save(self, directory: str | os.PathLike) -> None:
         """Write `training_record.json`, whole or not at all."""

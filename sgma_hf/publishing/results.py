@@ -37,6 +37,10 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
         remarks.append("Classes without a labelled pixel are left out of the means.")
     else:
         remarks.append("Classes that are neither labelled nor predicted anywhere are left out of the means.")
+    if results.get("chosen_by"):
+        remarks.append(
+            f"These rows chose the checkpoint, by `{results['chosen_by']}`: expect less on others, and report those."
+        )
     if results["unscored_combinations"]:
         names = ", ".join(results["unscored_combinations"])
         remarks.append(f"Without data, so not scored and no part of the average: {names}.")

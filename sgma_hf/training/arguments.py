@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..model.limits_sgma import DICE_LOSS_WEIGHT, FUSION_NAMES, MODALITY_ADAPTER_SIZE
 from . import PVT_V2_SIZES
@@ -61,7 +62,11 @@ class SgmaTrainingArguments(TrainingArguments):
     {"power": 0.9} unless given, and without an `lr_end` there down to 0, `warmup_steps` 0.05. Ours:
     `remove_unused_columns` False, because the collator reads the rows' columns; `metric_for_best_model`
     "average_miou", the mean over all combinations of the modalities, and schedules that follow it take more for
-    better.
+    better; `logging_steps` 0.02 of all steps, and the first step is logged.
+
+    With rows to evaluate on, and without `eval_strategy`, `save_strategy` and `load_best_model_at_end`, the trainer
+    evaluates and saves at the ends of epochs, 20 times at most, keeps the best checkpoint and the last
+    (`save_total_limit` 2), and loads the best at the end. What is given holds.
 
     Raises:
         ValueError: If an argument is outside its range, or is one that the trainer would not follow, such as
@@ -98,12 +103,28 @@ class SgmaTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = HfArg(default=False, help="Has to be False: the collator reads the rows' columns.")
     metric_for_best_model: str | None = HfArg(
         default="average_miou",
-        help="What the best checkpoint is chosen by, on the evaluation rows: `average_miou`, `top1_miou`, "
-        "`last1_miou`, or that of one combination, as `miou/rgb+dsm`.",
+        help="What the best checkpoint is chosen by: `average_miou`, `top1_miou`, `last1_miou`, the score of one "
+        "combination, as `miou/rgb+dsm`, or of one class, as `average_iou/tree` or `f1/rgb/tree`.",
     )
+    eval_strategy: str | None = HfArg(
+        default=None,
+        help="When to evaluate: `no`, `steps` or `epoch`; default: at ends of epochs, at most 20 times in a run.",
+    )
+    save_strategy: str | None = HfArg(
+        default=None,
+        help="When to save a checkpoint: `no`, `steps`, `epoch` or `best`; default: where it is evaluated by default.",
+    )
+    load_best_model_at_end: bool | None = HfArg(
+        default=None, help="Whether to end with the best checkpoint; default: where it is evaluated by default."
+    )
+    logging_steps: float = HfArg(
+        default=0.01, help="Steps between two lines of the log; below 1, a share of all steps."
+    )
+    logging_first_step: bool = HfArg(default=True, help="Log the first step, too.")
     greater_is_better: bool | None = HfArg(default=True, help="Whether more of that is better.")
 
     def __post_init__(self):
+        self._settle_evaluation()
         super().__post_init__()
         if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
             self.lr_scheduler_kwargs = self._polynomial_options()
@@ -126,6 +147,39 @@ class SgmaTrainingArguments(TrainingArguments):
             self.ddp_find_unused_parameters = True
         if not 0 <= self.warmup_start_factor <= 1:
             raise ValueError(f"`warmup_start_factor` is {self.warmup_start_factor}; expected a share in [0, 1].")
+
+    def _settle_evaluation(self) -> None:
+        """Note what is left open of evaluating and saving, and take it as Trainer does until rows are known."""
+        self.evaluates_by_default = self.eval_strategy is None and not self.eval_steps
+        self.saves_by_default = self.save_strategy is None and self.save_steps == SgmaTrainingArguments.save_steps
+        self.chooses_by_default = self.load_best_model_at_end is None
+        self.save_strategy = self.save_strategy or SaveStrategy.STEPS
+        self.load_best_model_at_end = bool(self.load_best_model_at_end)
+        if self.eval_strategy is None:
+            self.eval_strategy = IntervalStrategy.STEPS if self.eval_steps else IntervalStrategy.NO
+        if self.eval_strategy == IntervalStrategy.STEPS and not self.eval_steps:
+            self.eval_steps = self.save_steps  # not `logging_steps`, as Trainer would: that is a share here
+        if self.evaluates_by_default and self.chooses_by_score:
+            self._evaluate_at_epochs()
+
+    @property
+    def chooses_by_score(self) -> bool:
+        """Whether something is chosen by the evaluation: the best checkpoint, or the learning rate."""
+        by_score = self.lr_scheduler_type in SCHEDULES_BY_SCORE or self.save_strategy == SaveStrategy.BEST
+        return self.load_best_model_at_end or by_score
+
+    def evaluate_by_default(self) -> None:
+        """Settle what was left open, where there are rows to evaluate on."""
+        if self.evaluates_by_default:
+            self._evaluate_at_epochs()
+            if self.chooses_by_default:
+                self.load_best_model_at_end = self.save_strategy == SaveStrategy.EPOCH
+
+    def _evaluate_at_epochs(self) -> None:
+        self.eval_strategy, self.do_eval = IntervalStrategy.EPOCH, True
+        if self.saves_by_default:
+            self.save_strategy = SaveStrategy.EPOCH
+            self.save_total_limit = self.save_total_limit or 2
 
     def _polynomial_options(self) -> dict[str, float]:
         """The polynomial schedule's `lr_scheduler_kwargs` as numbers, or the paper's."""

@@ -74,29 +74,36 @@ class HubTrainer(Trainer):
     ) -> dict[str, Any]:
         """Keep the scores that `evaluate_modality_combinations` gave this trainer's whole model, for the card.
 
-        Returns them with `dataset`, `split`, whether that was `trained_on`, and the SHA-256 of the weights. `rows`
-        None is the trainer's own evaluation rows.
+        Returns them with `dataset`, `split`, whether that was `trained_on`, the score that the checkpoint was
+        `chosen_by` on these rows (or None), and the SHA-256 of the weights. `rows` None is the trainer's own
+        evaluation rows.
         """
         rows = self.eval_dataset if rows is None else rows
-        name, split = _origin(rows)
-        if rows is self.eval_dataset:
-            described = self.data_description
-            name = dataset_name(described.dataset)[0] or name
-            split = described.evaluation_split or split
+        own = rows is self.eval_dataset
+        name, split = self._evaluation_origin() if own else _origin(rows)
         source = {
             "dataset": name,
             "split": split,
             "trained_on": rows is self.train_dataset,
+            "chosen_by": self.args.metric_for_best_model if own and self._is_best_loaded() else None,
             DIGEST_KEY: weights_digest(model.state_dict().items()),
         }
         self._evaluation = (self.step_of_weights(), source | dict(results))
         return self._evaluation[1]
 
+    def _evaluation_origin(self) -> tuple[str | None, str | None]:
+        name, split = _origin(self.eval_dataset)
+        described = self.data_description
+        return dataset_name(described.dataset)[0] or name, described.evaluation_split or split
+
+    def _is_best_loaded(self) -> bool:
+        """Whether the weights are those of the best checkpoint, as after a training."""
+        found = self.state.best_model_checkpoint and self.state.best_global_step is not None
+        return bool(self.args.load_best_model_at_end and not self.is_in_train and found)
+
     def step_of_weights(self) -> int:
         """Optimiser steps behind the weights as they are now: after a training, those of the best checkpoint."""
-        best = self.state.best_global_step if self.state.best_model_checkpoint else None
-        loaded = self.args.load_best_model_at_end and not self.is_in_train
-        return best if loaded and best is not None else self.state.global_step
+        return self.state.best_global_step if self._is_best_loaded() else self.state.global_step
 
     def recorded_arguments(self) -> dict[str, Any]:
         """The training arguments that decide the result, as values that JSON can hold."""
@@ -112,6 +119,10 @@ class HubTrainer(Trainer):
         finished = [entry for entry in self.state.log_history if "train_runtime" in entry]
         model = self.accelerator.unwrap_model(self.model)
         steps_per_epoch = self.state.global_step / self.state.epoch if self.state.epoch else None
+        selection = None
+        if self._is_best_loaded():
+            source = dict(zip(("dataset", "split"), self._evaluation_origin(), strict=True))
+            selection = {"score": self.args.metric_for_best_model} | source
         return TrainingRecord(
             dataset=name or known_name,
             dataset_is_on_hub=on_hub,
@@ -131,6 +142,7 @@ class HubTrainer(Trainer):
             commit=package_commit(),
             hardware=hardware_name(self.args.device),
             evaluation=self._evaluation[1] if self._evaluation and self._evaluation[0] == step else None,
+            selection=selection,
         )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -15,7 +15,6 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
 )
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from ..data.codec import decode_raster
@@ -23,17 +22,15 @@ from ..data.command_line import check_folder_or_id
 from ..data.metadata import DatasetMetadata, check_meaning
 from ..data.processor_fitting import fit_processor, refit_processor
 from ..data.rows import SPLIT_ALIASES, labelled_rows, load_rows, present_modalities, with_modality_columns
-from ..evaluation.combinations import modality_combinations
 from ..model.configuration_sgma import SgmaConfig
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
 from . import PVT_V2_SIZES
-from .arguments import SCHEDULES_BY_SCORE, RunArguments, SgmaTrainingArguments
+from .arguments import RunArguments, SgmaTrainingArguments
 
 
 logger = logging.get_logger(__name__)
 
-SUMMARY_SCORES = ("average_miou", "top1_miou", "last1_miou")
 # The arguments of a run that do not describe a new model.
 _OF_ANY_MODEL = ("dataset", "train_split", "validation_split", "model", "fit_statistics", "overwrite")
 
@@ -131,13 +128,11 @@ def _validation_rows(
 ) -> Dataset | None:
     """The rows to evaluate on while training, None if there are none; the test split is for the end."""
     split = arguments.validation_split or "validation"
-    chooses = (
-        training_args.load_best_model_at_end
-        or training_args.save_strategy == SaveStrategy.BEST
-        or training_args.lr_scheduler_type in SCHEDULES_BY_SCORE
-    )
+    chooses = training_args.chooses_by_score
     is_asked_for = arguments.validation_split is not None or chooses or training_args.eval_strategy != "no"
     evaluated_on, trained_on = (SPLIT_ALIASES.get(name, name) for name in (split, arguments.train_split))
+    if evaluated_on in ("test", trained_on):
+        training_args.chooses_by_default = False
     if chooses and evaluated_on in ("test", trained_on):
         raise ValueError(
             f"`--load_best_model_at_end`, `--save_strategy best` or the learning rate's schedule would choose on "
@@ -230,8 +225,12 @@ def _backbone_config(arguments: RunArguments) -> Any:
 
 
 def check_dataset(name: str, dataset: Any) -> None:
-    """Raise a TypeError or ValueError unless it is None, several sets by name, or rows that can be counted."""
-    if dataset is None or isinstance(dataset, Mapping):
+    """Raise a TypeError or ValueError unless it is None, rows that can be counted, or several sets of them by name."""
+    if dataset is None:
+        return
+    if isinstance(dataset, Mapping) and dataset:
+        for part, rows in dataset.items():
+            check_dataset(f"{name}[{part!r}]", rows)
         return
     if not hasattr(dataset, "__len__"):
         raise TypeError(
@@ -240,20 +239,6 @@ def check_dataset(name: str, dataset: Any) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"`{name}` has no rows; expected at least one.")
-
-
-def check_metric(
-    args: SgmaTrainingArguments, modalities: Sequence[str], eval_dataset: Sequence | Mapping[str, Sequence] | None
-) -> None:
-    """Refuse a `metric_for_best_model` that is no score of `SgmaTrainer.evaluate`: Trainer asks for it every time."""
-    name = args.metric_for_best_model
-    if name is None or args.eval_strategy == IntervalStrategy.NO:
-        return
-    scores = [*SUMMARY_SCORES, *(f"miou/{'+'.join(names)}" for names in modality_combinations(modalities))]
-    if isinstance(eval_dataset, Mapping):
-        scores = [f"{part}_{score}" for part in eval_dataset for score in scores]
-    if name.removeprefix("eval_") not in scores:
-        raise ValueError(f"`metric_for_best_model` is {name!r}; expected one of {scores}.")
 
 
 def modalities_of_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:

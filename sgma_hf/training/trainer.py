@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import BaseImageProcessor, PreTrainedModel, SchedulerType, TrainerCallback, TrainerState
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedModel,
+    PrinterCallback,
+    SchedulerType,
+    TrainerCallback,
+    TrainerState,
+)
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
@@ -29,6 +37,7 @@ from .checkpoints import (
 from .collator import SgmaDataCollator, collator_of, data_seed
 from .dynamics import LearningDynamics, feature_separation, modality_parameters
 from .hub_trainer import HubTrainer
+from .progress import PlainLog, SpreadEvaluations, check_metric, scores_by_name
 from .row_sampling import (
     EpochRows,
     ModalityAwareSampler,
@@ -38,7 +47,7 @@ from .row_sampling import (
     row_weights,
 )
 from .sharding import UnusedParameters, check_sharding, fill_optimizer_state, whole_copy
-from .start import SUMMARY_SCORES, check_dataset, check_metric, largest_side, modalities_of_rows
+from .start import check_dataset, largest_side, modalities_of_rows
 from .statistics import TrainingStatistics
 
 
@@ -121,7 +130,9 @@ class SgmaTrainer(HubTrainer):
         check_processor(model.config, processing_class)
         check_dataset("train_dataset", train_dataset)
         check_dataset("eval_dataset", eval_dataset)
-        check_metric(args, model.config.modalities, eval_dataset)
+        if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
+            args.evaluate_by_default()
+        check_metric(args, model.config, eval_dataset)
         super().__init__(
             model,
             args,
@@ -136,8 +147,20 @@ class SgmaTrainer(HubTrainer):
         self._unused_parameters = UnusedParameters(model, self.accelerator) if self.is_fsdp_enabled else None
         # First of all: those that report to others stop doing so at the end of training.
         self.callback_handler.callbacks.insert(0, _EpochCallback(self))
+        for shows in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            self.remove_callback(shows)
+        self.add_callback(PlainLog)
+        if args.evaluates_by_default:
+            self.add_callback(SpreadEvaluations)
         if train_dataset is not None:
             self._present = modalities_of_rows(train_dataset, processing_class.modalities)
+            is_padded = args.world_size > 1  # to whole batches
+            if args.dataloader_drop_last and not is_padded and len(train_dataset) < args.per_device_train_batch_size:
+                raise ValueError(
+                    f"`train_dataset` has {len(train_dataset)} rows, and `dataloader_drop_last` leaves out batches of "
+                    f"less than `per_device_train_batch_size` {args.per_device_train_batch_size}: none is left. "
+                    "Choose smaller batches, or leave `dataloader_drop_last` out."
+                )
         self.dynamics: LearningDynamics | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -392,7 +415,7 @@ class SgmaTrainer(HubTrainer):
             window_size=self.model.config.tile_size,
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
-            progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
+            progress_bar=not (self.args.disable_tqdm or self.is_in_train) and self.is_world_process_zero(),
             accelerator=self.accelerator,
         )
         return self.record_evaluation(results, model, rows)
@@ -418,8 +441,8 @@ class SgmaTrainer(HubTrainer):
             metric_key_prefix: Prefix of the names of the scores.
 
         Returns:
-            Scores as fractions in [0, 1]: `<prefix>_average_miou`, `<prefix>_top1_miou`, `<prefix>_last1_miou` and
-            `<prefix>_miou/<combination>`, those that are defined, with the time it took.
+            Scores as fractions in [0, 1] by the names of `scores_by_name` behind the prefix, as
+            `<prefix>_average_miou`, those that are defined, with the time it took.
 
         Raises:
             ValueError: If there are no rows to evaluate on.
@@ -433,10 +456,7 @@ class SgmaTrainer(HubTrainer):
         start_time = time.time()
         model = self.whole_model()
         results = self.score(dataset, model)
-        metrics = {f"{metric_key_prefix}_{name}": results[name] for name in SUMMARY_SCORES}
-        for name, scores in results["combinations"].items():
-            metrics[f"{metric_key_prefix}_miou/{name}"] = scores["miou"]
-        metrics = {name: score for name, score in metrics.items() if score is not None}
+        metrics = {f"{metric_key_prefix}_{name}": score for name, score in scores_by_name(results).items()}
         metrics |= speed_metrics(metric_key_prefix, start_time, num_samples=results["rows"])
         self.log(metrics)
         if self.dynamics is not None:  # part of the record of a training

@@ -14,6 +14,7 @@ from tiny_runs import BACKBONE, flags, refusal, tiny_run
 from transformers import PvtV2Config, PvtV2ForImageClassification, Trainer, TrainerCallback
 
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf.commands.evaluate import main as evaluate
 from sgma_hf.commands.train import MAIN_ARGUMENTS, main
 from sgma_hf.converters.demo_scenes import write_demo_scenes
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
@@ -64,6 +65,23 @@ def test_training_leaves_a_model_a_processor_and_the_scores_on_validation(argume
     assert TrainingRecord.load(run).evaluation == results
     assert len(results["combinations"]) == 7
     assert "| rgb+dsm+nir |" in capsys.readouterr().out
+
+
+def test_the_split_that_chose_the_checkpoint_is_named_by_training_card_and_evaluation(
+    arguments, scenes, tmp_path, capsys
+):
+    del arguments["save_strategy"]
+    run = tmp_path / "run"
+    said = "These rows chose the checkpoint, by `average_miou`"
+    assert main(flags(arguments)) == 0
+    assert json.loads((run / "validation_results.json").read_text())["chosen_by"] == "average_miou"
+    assert said in capsys.readouterr().out
+    assert said in (run / "README.md").read_text()
+    for split, chose in (("val", "average_miou"), ("test", None)):
+        values = {"model": run, "dataset": scenes, "split": split, "output": tmp_path / "results.json"}
+        assert evaluate(flags(values)) == 0
+        assert json.loads((tmp_path / "results.json").read_text())["chosen_by"] == chose
+        assert (said in capsys.readouterr().out) == (chose is not None)
 
 
 def test_a_yaml_file_stands_for_the_flags(arguments, tmp_path):
@@ -196,6 +214,14 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, capsys, chan
 def test_nothing_is_chosen_on_the_test_split(arguments, capsys, choosing):
     argv = flags(arguments, validation_split="test", eval_strategy="steps", **choosing)
     assert "would choose on split 'test'" in refusal(main, argv, capsys)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_by_default_nothing_is_chosen_on_rows_to_report_on_or_trained_on(arguments, tmp_path, split):
+    del arguments["save_strategy"]
+    assert main(flags(arguments, validation_split=split, max_steps=1)) == 0
+    record = TrainingRecord.load(tmp_path / "run")
+    assert record.selection is None and record.evaluation["split"] == split
 
 
 @pytest.mark.parametrize(

@@ -172,19 +172,27 @@ def test_evaluation_reports_every_combination_and_chooses_the_best_checkpoint(tm
     assert trainer.state.best_metric == max(entry["eval_average_miou"] for entry in metrics)
 
 
-@pytest.mark.parametrize("name", ["loss", "miou/dsm+rgb", "eval_miou", "runtime"])
-def test_a_metric_that_no_evaluation_gives_is_refused_before_training(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("loss", ""),
+        ("miou/dsm+rgb", "miou/dsm+nir"),
+        ("eval_miou", "miou/rgb"),
+        ("iou/dsm/LABEL_7", "iou/dsm/LABEL_2"),
+    ],
+)
+def test_a_metric_that_no_evaluation_gives_is_refused_before_training(tmp_path, name, hint):
     options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    with pytest.raises(ValueError, match="expected one of") as caught:
+    with pytest.raises(ValueError) as caught:
         make_trainer(tmp_path, metric_for_best_model=name, **options)
     assert str(caught.value) == (
-        f"`metric_for_best_model` is {name!r}; expected one of ['average_miou', 'top1_miou', 'last1_miou', "
-        "'miou/rgb', 'miou/dsm', 'miou/nir', 'miou/rgb+dsm', 'miou/rgb+nir', 'miou/dsm+nir', 'miou/rgb+dsm+nir']."
+        f"`metric_for_best_model` is {name!r}{hint and f'; did you mean {hint}?'}; expected a score such as "
+        "average_miou, last1_miou, top1_miou, miou/rgb+dsm+nir, iou/rgb/LABEL_0, average_f1/LABEL_0."
     )
     assert make_trainer(tmp_path, metric_for_best_model=name).evaluate()["eval_miou/rgb+dsm"] is not None
 
 
-@pytest.mark.parametrize("name", ["eval_miou/rgb+dsm", "last1_miou"])
+@pytest.mark.parametrize("name", ["eval_miou/rgb+dsm", "last1_miou", "iou/dsm/LABEL_1", "average_f1/LABEL_2"])
 def test_the_best_checkpoint_can_be_chosen_by_any_score(tmp_path, name):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     trainer = make_trainer(tmp_path, load_best_model_at_end=True, metric_for_best_model=name, **options)
@@ -200,7 +208,9 @@ def test_with_several_evaluation_sets_the_metric_names_one(tmp_path):
         "processing_class": trainer.processing_class,
         "eval_dataset": {"north": make_rows(), "south": make_rows()},
     }
-    with pytest.raises(ValueError, match=r"'average_miou'; expected one of .*'south_miou/rgb'"):
+    with pytest.raises(
+        ValueError, match=r"'average_miou'; did you mean .* expected a score such as north_average_miou,"
+    ):
         SgmaTrainer(trainer.model, SgmaTrainingArguments(**arguments), **options)
     args = SgmaTrainingArguments(**arguments, metric_for_best_model="south_average_miou")
     assert SgmaTrainer(trainer.model, args, **options).eval_dataset.keys() == {"north", "south"}

@@ -61,7 +61,7 @@ class ConversionOptions:
 
 
 @dataclass
-class _Scene:
+class Scene:
     """A scene with the headers of its files and its reference grid."""
 
     files: SceneFiles
@@ -169,19 +169,25 @@ def _check_options(source: Path, out: Path, modalities: list[str], options: Conv
     check_output(out, overwrite=options.overwrite)
 
 
-def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection]) -> _Scene:
-    infos: dict[str, RasterInfo | None] = {}
-    for name, path in files.rasters.items():
-        infos[name] = None if path is None else read_info(path, bands=bands[name])
-        if path is not None:
-            check_alpha(path, bands[name])
-    label = None if files.label is None else read_info(files.label, palette_as_indices=True)
-    present = [info for info in infos.values() if info is not None]
-    reference = label or max(present, key=lambda info: info.size[0] * info.size[1])
-    return _Scene(files, infos, label, reference.georeference, reference.size)
+def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection]) -> Scene:
+    infos = {name: None if path is None else read_header(path, bands[name]) for name, path in files.rasters.items()}
+    return make_scene(files, infos, None if files.label is None else read_info(files.label, palette_as_indices=True))
 
 
-def _plan(name: str, scenes: Sequence[_Scene], options: ConversionOptions) -> ModalityPlan:
+def read_header(path: Path, bands: BandSelection) -> RasterInfo:
+    """The header of a modality's file; ValueError that names it if it cannot be read, or its alpha is in doubt."""
+    info = read_info(path, bands=bands)
+    check_alpha(path, bands)
+    return info
+
+
+def make_scene(files: SceneFiles, infos: Mapping[str, RasterInfo | None], label: RasterInfo | None) -> Scene:
+    """Put a scene together from the headers of its files, at least one, and choose its reference grid."""
+    reference = label or max(filter(None, infos.values()), key=lambda info: info.size[0] * info.size[1])
+    return Scene(files, dict(infos), label, reference.georeference, reference.size)
+
+
+def _plan(name: str, scenes: Sequence[Scene], options: ConversionOptions) -> ModalityPlan:
     option = options.nodata.get(name, NodataOption())
     if name in options.absent:  # float32 holds whatever may be added later
         return ModalityPlan(name, options.absent[name], "float32", option.values, fill=None, option=option)
@@ -189,7 +195,7 @@ def _plan(name: str, scenes: Sequence[_Scene], options: ConversionOptions) -> Mo
     return plan_modality(name, files, option)
 
 
-def _survey_labels(scenes: Sequence[_Scene], options: ConversionOptions) -> LabelSurvey | None:
+def _survey_labels(scenes: Sequence[Scene], options: ConversionOptions) -> LabelSurvey | None:
     """Read every label once to learn what values there are: K must be known, and errors listed, before writing."""
     labelled = [scene.label for scene in scenes if scene.label is not None]
     if not labelled:
@@ -197,7 +203,7 @@ def _survey_labels(scenes: Sequence[_Scene], options: ConversionOptions) -> Labe
     return survey_labels(labelled, options.classes, ignore_unmapped=options.ignore_unmapped)
 
 
-def _set_validation_aside(scenes: Sequence[_Scene], options: ConversionOptions) -> None:
+def _set_validation_aside(scenes: Sequence[Scene], options: ConversionOptions) -> None:
     """Move whole groups of training scenes to the split `validation`."""
     if options.val_fraction is None:
         return
@@ -222,7 +228,7 @@ def _set_validation_aside(scenes: Sequence[_Scene], options: ConversionOptions) 
 
 
 def _rows(
-    scene: _Scene, plans: Sequence[ModalityPlan], class_map: ClassMap | None, tiling: Tiling
+    scene: Scene, plans: Sequence[ModalityPlan], class_map: ClassMap | None, tiling: Tiling
 ) -> Iterator[tuple[str, dict[str, np.ndarray | None], np.ndarray | None]]:
     """Id, rasters (None where there is no data) and label of each tile of a scene."""
     rasters = {}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,20 +160,21 @@ def label_codes(values: np.ndarray) -> np.ndarray:
 
 
 def suggest_classes(values: Iterable[int], *, by_colour: bool = False, keep: Sequence[int] = ()) -> str:
-    """A `--classes` argument for a shell that names each value, and ignores those of no label but `keep`."""
-    values = sorted(values)
-    if len(values) > _MAX_SUGGESTED:
-        return "--classes FILE"
+    """JSON for `--classes` that names each value, and ignores those of no label but `keep`; of too many, `FILE`."""
     entries = []
-    for value in values:
+    for value in sorted(values):
         if by_colour:
-            colour = _plain(tuple(value.to_bytes(3, "big")))
-            entries.append({"name": f"class_{len(entries)}", "color": colour})
+            entries.append({"name": f"class_{len(entries)}", "color": list(value.to_bytes(3, "big"))})
         elif (value < 0 or value in _NO_LABEL) and value not in keep:
             entries.append({"value": value, "ignore": True})
         else:
             entries.append({"name": f"class_{value}", "value": value})
-    return f"--classes '{json.dumps(entries)}'"
+    return json.dumps(entries) if len(entries) <= _MAX_SUGGESTED else "FILE"
+
+
+def classes_flag(classes: str) -> str:
+    """`--classes` with JSON or a file's name, as a shell takes it."""
+    return f"--classes {shlex.quote(classes)}"
 
 
 def _code(colour: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..data.class_maps import ClassMap, label_codes, suggest_classes
+from ..data.class_maps import ClassMap, classes_flag, label_codes, suggest_classes
 from ..data.codec import whole_numbers
 from ..model.fusion_sgma import FUSIONS
 from ..model.limits_sgma import IGNORE_INDEX
@@ -153,7 +153,7 @@ def _true_ids(
     try:
         check_class_ids(codes[is_there], num_labels, f"{path}")
     except ValueError as error:
-        advice = suggest_classes(np.unique(codes[is_there]).tolist())
+        advice = classes_flag(suggest_classes(np.unique(codes[is_there]).tolist()))
         raise ValueError(f"{error} Or say which values are which class: {advice}") from error
     return np.where(codes == IGNORE_INDEX, num_labels, codes), is_there
 

@@ -223,7 +223,7 @@ def test_labels_in_colours_are_refused_with_their_colours(tmp_path, capsys):
     write_tiff(source / "label" / "0.tif", np.stack([IDS * 100, IDS * 0, IDS * 0 + 7]))
     assert convert(source, tmp_path / "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "has 3 bands, so it is colour-coded" in error
+    assert "colour-coded, with 3 colours" in error
     assert convert(source, tmp_path / "out", "--classes", suggested(error)) == 0
     np.testing.assert_array_equal(stored(tmp_path / "out")[0], IDS)
     assert ("(100, 0, 7)", "1 class_1") in table(capsys.readouterr().out)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ...data.class_maps import ClassMap, label_codes, suggest_classes
+from ...data.class_maps import ClassMap, classes_flag, label_codes, suggest_classes
 from ...data.codec import whole_numbers
 from ...data.windows import Window
 from ...model.limits_sgma import IGNORE_INDEX
@@ -21,6 +21,14 @@ from ...rasters.raster import RasterInfo
 _MAX_LISTED = 12
 _MAX_LINES = 64  # of the table
 _PIXELS_AT_ONCE = 2**24
+
+
+class UnclearLabels(ValueError):
+    """Labels that take `--classes`; `classes` is what it could be."""
+
+    def __init__(self, message: str, classes: str) -> None:
+        super().__init__(f"{message} {classes_flag(classes)}")
+        self.classes = classes
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class LabelSurvey:
     files: list[LabelFile]
     class_map: ClassMap
     note: str  # what looks like a mistake, and the flag that mends it; empty if nothing does
+    suggested: str = ""  # JSON for `--classes` that makes the same classes without those that no pixel has
 
     def table(self) -> str:
         """Each value, what it becomes, its pixels and their share; then the share that is ignored."""
@@ -84,11 +93,11 @@ def survey_labels(
         ValueError: If a file cannot be read or is no label, or a value has no class and is not to be ignored.
     """
     class_map = None if classes is None else ClassMap.load(classes)
-    by_colour = class_map is not None and class_map.by_colour
+    by_colour = all(info.channels == 3 for info in labels) if class_map is None else class_map.by_colour
     with tqdm(labels, desc="labels", unit="scene") as watched:  # closed before an error is said
         files = [count_label(info, by_colour=by_colour) for info in watched]
     if class_map is None:
-        return LabelSurvey(files, *_take_ids(files))
+        return _of_ids(files, by_colour=by_colour)
     if not ignore_unmapped:
         _refuse_unmapped(files, class_map)
     return LabelSurvey(files, class_map, _note_on_given(files, class_map))
@@ -104,19 +113,13 @@ def read_label(info: RasterInfo, *, by_colour: bool, window: Window | None = Non
     if by_colour and channels != 3:
         raise ValueError(f"{info.path} has {channels} band(s), but the classes are given by colour. Give `value`.")
     if not by_colour and channels != 1:
-        raise ValueError(_unexpected_colours(info, raster.values, raster.valid))
+        raise ValueError(
+            f"{info.path} has {channels} bands, so it is colour-coded. Give the colours with --classes, or one band."
+        )
     values = raster.values
     if values.dtype.kind == "f":
         values = np.where(raster.valid[..., None], values, IGNORE_INDEX)
     return label_codes(whole_numbers(values, info.path)), raster.valid
-
-
-def _unexpected_colours(info: RasterInfo, values: np.ndarray, valid: np.ndarray) -> str:
-    text = f"{info.path} has {values.shape[2]} bands, so it is colour-coded. Give the colours with --classes"
-    colours = np.unique(label_codes(values)[valid]) if values.shape[2] == 3 else ()
-    if 0 < len(colours) <= _MAX_LISTED:
-        return f"{text}; this file has those of {suggest_classes(colours.tolist(), by_colour=True)}"
-    return f"{text}."
 
 
 def count_label(info: RasterInfo, *, by_colour: bool) -> LabelFile:
@@ -152,35 +155,43 @@ def _nodata(info: RasterInfo, by_colour: bool) -> int | None:
     return None if by_colour or number is None or not float(number).is_integer() else int(number)
 
 
-def _take_ids(files: Sequence[LabelFile]) -> tuple[ClassMap, str]:
-    """Ids as they are, and what is to be said of them."""
+def _of_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:
+    """Values as class ids, and what is to be said of them."""
     total = sum((file.pixels for file in files), Counter())
+    if by_colour:
+        found = suggest_classes(total, by_colour=True)
+        raise UnclearLabels(
+            f"The label files are colour-coded, with {len(total)} colours. Give each its class:", found
+        )
     declared = {file.nodata for file in files if file.nodata in file.pixels}
     ids = sorted(set().union(*(file.pixels.keys() - {file.nodata, IGNORE_INDEX} for file in files)))
-    every = suggest_classes(total, keep=[] if ids else list(total))
+    every = suggest_classes(total, keep=list(total))
     is_mask = IGNORE_INDEX in total and IGNORE_INDEX not in declared and set(ids) <= {0}
-    if is_mask and total.keys() == {0, IGNORE_INDEX} and not declared:
-        names = suggest_classes(total, keep=[IGNORE_INDEX])
-        note = f"255 stands beside 0 alone, as in a mask: it is class_1, and not ignored. To name the two: {names}"
-        return ClassMap(["class_0", "class_1"], {0: 0, IGNORE_INDEX: 1}, [None, None]), note
+    if is_mask and ids and not declared:
+        note = (
+            "255 stands beside 0 alone, as in a mask: it is class_1, and not ignored. To name the two: "
+            f"{classes_flag(every)}"
+        )
+        class_map = ClassMap(["class_0", "class_1"], {0: 0, IGNORE_INDEX: 1}, [None, None])
+        return LabelSurvey(files, class_map, note, every)
     if not ids or is_mask:
-        raise ValueError(
-            f"The label files hold nothing but {_listed(sorted(total))}, of which 255 and declared nodata are ignored "
-            f"({_listed(sorted(declared))} here). To make them classes: {suggest_classes(total, keep=list(total))}"
-        )
+        said = f"The label files hold nothing but {_listed(sorted(total))}, of which 255 and declared nodata "
+        raise UnclearLabels(f"{said}({_listed(sorted(declared))} here) are ignored. To make them classes:", every)
+    every = suggest_classes(total)
     if ids[0] < 0 or ids[-1] > IGNORE_INDEX:
-        raise ValueError(
-            f"The label files hold {_listed(ids)}; class ids are 0..{IGNORE_INDEX - 1}. Map them with {every}"
-        )
+        said = f"The label files hold {_listed(ids)}; class ids are 0..{IGNORE_INDEX - 1}."
+        raise UnclearLabels(f"{said} Map them with", every)
     said = _note_on_nodata(files, ids)
-    unused = sorted(set(range(ids[-1])) - set(ids) - declared)
-    if unused:
-        said.append(f"{_ranges(unused)} {'has' if len(unused) == 1 else 'have'} no pixel in any label file.")
+    unused = sorted(set(range(ids[-1])) - set(ids))
+    if set(unused) - declared:
+        listed = _ranges(sorted(set(unused) - declared))
+        said.append(f"{listed} {'has' if listed.count('class') == 1 else 'have'} no pixel in any label file.")
     if 0 in ids and 0 not in declared:
         said.append("0 is a class; where it means that nobody labelled, ignore it.")
-    said.append(f'To name the classes, or ignore one by `"ignore": true` in place of its name: {every}')
+    said.append(f'To name the classes, or ignore one by `"ignore": true` in place of a name: {classes_flag(every)}')
     names = [f"class_{index}" for index in range(ids[-1] + 1)]
-    return ClassMap(names, {index: index for index in ids}, [None] * len(names), is_given=False), " ".join(said)
+    class_map = ClassMap(names, {index: index for index in ids}, [None] * len(names), is_given=False)
+    return LabelSurvey(files, class_map, " ".join(said), suggest_classes(ids) if unused else "")
 
 
 def _note_on_nodata(files: Sequence[LabelFile], ids: Sequence[int]) -> list[str]:

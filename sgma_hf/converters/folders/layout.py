@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.rows import SPLIT_ALIASES
+from ...model.normalization_sgma import default_normalization
 from ...rasters.files import RASTER_SUFFIXES
+
+
+LABEL_NAMES = ("label", "labels", "mask", "masks", "gt", "truth", "ground_truth", "annotation", "annotations")
 
 
 @dataclass
@@ -44,11 +48,30 @@ def find_scenes(
         split_names: What a split folder is to be called, where not as usual: `{"valid": "test"}`.
         absent: Modalities that must have no file at all.
     """
-    if not source.is_dir():
-        raise FileNotFoundError(f"--source {source} is not a folder.")
-    split_names = {**SPLIT_ALIASES, **(split_names or {})}
-    roots = _split_roots(source, split_names)
+    scenes = list_scenes(source, folders, label, split_names=split_names)
+    check_scenes(source, scenes, folders, label, split_names=split_names, absent=absent)
+    return scenes
+
+
+def list_scenes(
+    source: Path, folders: Mapping[str, str], label: str | None, *, split_names: Mapping[str, str] | None = None
+) -> list[SceneFiles]:
+    """The scenes of `find_scenes` as they are, whatever is wrong with them."""
+    roots = split_roots(source, split_names)
     scenes = [scene for root, split in roots for scene in _scenes_of_root(root, split, folders, label)]
+    return sorted(scenes, key=lambda scene: (scene.split, scene.name))
+
+
+def check_scenes(
+    source: Path,
+    scenes: Sequence[SceneFiles],
+    folders: Mapping[str, str],
+    label: str | None,
+    *,
+    split_names: Mapping[str, str] | None = None,
+    absent: Collection[str] = (),
+) -> None:
+    """Raise ValueError if the scenes of `list_scenes` cannot be what was meant; the arguments are `find_scenes`'s."""
     found = {name for scene in scenes for name, path in scene.rasters.items() if path is not None}
     has_labels = any(scene.label is not None for scene in scenes)
     if not found and not has_labels:
@@ -62,7 +85,8 @@ def find_scenes(
         names.append(f"{label} (the label; --label none if there is none)")
     if names:
         hint = f" If no scene has it, say how many bands it would have: --absent {lacking[0]}=1." if lacking else ""
-        raise ValueError(f"--source {source} holds no file for {', '.join(names)}. It holds {_contents(roots)}.{hint}")
+        contents = _contents(split_roots(source, split_names))
+        raise ValueError(f"--source {source} holds no file for {', '.join(names)}. It holds {contents}.{hint}")
     for name in folders:
         if has_labels and name in found and not any(scene.label and scene.rasters[name] for scene in scenes):
             raise ValueError(_never_labelled(source, scenes, name))
@@ -70,7 +94,6 @@ def find_scenes(
     clashes = [name for (_, name), count in counts.items() if count > 1]
     if clashes:
         raise ValueError(f"--source {source}: split folders that mean one split hold the same names: {clashes[:5]}.")
-    return sorted(scenes, key=lambda scene: (scene.split, scene.name))
 
 
 def _wanted(folders: Mapping[str, str], label: str | None) -> list[str]:
@@ -78,10 +101,43 @@ def _wanted(folders: Mapping[str, str], label: str | None) -> list[str]:
     return [*folders.values(), *([label] if label else [])]
 
 
-def _split_roots(source: Path, split_names: Mapping[str, str]) -> list[tuple[Path, str]]:
+def split_roots(source: Path, split_names: Mapping[str, str] | None = None) -> list[tuple[Path, str]]:
     """Split folders of the source with their splits, or the source itself."""
+    if not source.is_dir():
+        raise FileNotFoundError(f"--source {source} is not a folder.")
+    split_names = {**SPLIT_ALIASES, **(split_names or {})}
     roots = [(path, split_names[path.name.lower()]) for path in _folders(source) if path.name.lower() in split_names]
     return roots or [(source, "train")]
+
+
+def find_names(source: Path, label: str | None = None) -> tuple[list[str], str | None]:
+    """The names that a folder's rasters go by, of modalities, and that of their labels, None if there are none.
+
+    They are those of folders, or of files in a folder per scene: which of the two, a name of labels decides (`label`,
+    or one that is usual), else names that are usual for modalities, else the fewer names.
+    """
+    roots = split_roots(source)
+    folders: Counter = Counter()
+    stems: Counter = Counter()
+    for root, _ in roots:
+        for folder in _folders(root):
+            folders[folder.name] += any(map(_is_raster, folder.rglob("*")))
+            stems.update({path.stem for path in folder.iterdir() if _is_raster(path)})
+    usual = (label,) if label else LABEL_NAMES
+    found = [{name: count for name, count in names.items() if count} for names in (folders, stems)]
+    named = min(found, key=lambda names: (not any(map(names.__contains__, usual)), -_num_usual(names), len(names)))
+    if len(named) == 0:
+        raise ValueError(
+            f"{source} holds no rasters in folders. Give the folder that holds one folder per modality, or per scene."
+        )
+    if label and label not in named:
+        raise ValueError(f"{source} holds no file for the label {label}. It holds {_contents(roots)}.")
+    chosen = next((name for name in usual if name in named), None)
+    return sorted(named.keys() - {chosen}), chosen
+
+
+def _num_usual(names: Iterable[str]) -> int:
+    return sum(default_normalization(name.lower()) != default_normalization("") for name in names)
 
 
 def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: str | None) -> list[SceneFiles]:
@@ -155,20 +211,20 @@ def _contents(roots: Sequence[tuple[Path, str]]) -> str:
     return f"the folders {names[:12]}{' ...' if len(names) > 12 else ''}{files}" if names else "no folders"
 
 
-def _nothing_found(source: Path, wanted: list[str], split_names: Mapping[str, str]) -> str:
+def _nothing_found(source: Path, wanted: list[str], split_names: Mapping[str, str] | None) -> str:
     """The error for a wrong --source, with the right one if it is near."""
     near = [*_folders(source)[:50], source.parent, source.parent.parent]
     count, best = max(((_num_found(path, wanted, split_names), path) for path in near), key=lambda pair: pair[0])
     return (
         f"--source {source} holds neither folders {wanted} nor scene folders with files of these names "
-        f"({', '.join(RASTER_SUFFIXES)}); it holds {_contents(_split_roots(source, split_names))}. "
+        f"({', '.join(RASTER_SUFFIXES)}); it holds {_contents(split_roots(source, split_names))}. "
         + (f"Did you mean {best}?" if count else "Give the folder that holds them.")
     )
 
 
-def _num_found(path: Path, wanted: list[str], split_names: Mapping[str, str]) -> int:
+def _num_found(path: Path, wanted: list[str], split_names: Mapping[str, str] | None) -> int:
     """How many of the wanted names a folder has, in either layout."""
-    roots = [root for root, _ in _split_roots(path, split_names)]
+    roots = [root for root, _ in split_roots(path, split_names)]
     scenes = [scene for root in roots for scene in _folders(root)[:50]]
     stems = {file.stem for scene in scenes for file in scene.iterdir() if _is_raster(file)}
     return sum(name in stems or any((root / name).is_dir() for root in roots) for name in set(wanted))

@@ -1,7 +1,7 @@
 """Early fusion, the baseline: all bands of all modalities go into one encoder together.
 
-What is missing is zeros, that is the mean of the normalised values, and the encoder is not told. Nothing can be reused
-between two combinations of the modalities: each takes a full pass. It has the interface of
+What is missing beside other modalities is zeros, that is the mean of the normalised values, and the encoder is not
+told. Nothing can be reused between two combinations of the modalities: each takes a full pass. It has the interface of
 [`SgmaForSemanticSegmentation`], so it is trained and evaluated by the same code; it is for comparisons, and is not
 made to be saved or pushed.
 """
@@ -88,9 +88,11 @@ class EarlyFusionModel(SgmaModel):
             there = covered[:, index : index + 1]
             # `torch.where`, not a product: what stands in a gap may be NaN
             shown.append(torch.where(there, self.stems[index](torch.where(there, bands, 0)), 0))
-        shown = torch.cat(shown, dim=1)
+        # zeros in all bands would be a vector of zeros in the encoder: see `SgmaConfig.gap_value`
+        gap = self.config.gap_value
+        shown = torch.where(covered.any(1, keepdim=True), torch.cat(shown, dim=1), gap)
         bottom, right = ((-side) % PAD_MULTIPLE for side in encoding.image_size)
-        maps = self.backbone(nn.functional.pad(shown, (0, right, 0, bottom))).feature_maps
+        maps = self.backbone(nn.functional.pad(shown, (0, right, 0, bottom), value=gap)).feature_maps
         return SgmaModelOutput(
             feature_maps=tuple(maps),
             coverage=covered.any(1),

@@ -21,7 +21,11 @@ from .limits_sgma import (
 logger = logging.get_logger(__name__)
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What gaps and padding hold where they enter the encoder, by the format version. A gap of the mean, 0, makes vectors
+# of zeros in an encoder whose biases are still 0, and layer normalisation multiplies their gradient by 1000, layer by
+# layer. Another constant is a flat surface, as images have them; a small one hardly shows where single pixels lack.
+GAP_VALUES = {1: 0.0, 2: 0.25}
 # What transformers itself writes into a configuration, or passes on while loading, beside the declared fields.
 SERVICE_FIELDS = frozenset(
     "attn_implementation auto_map custom_pipelines experts_implementation model_type name_or_path num_labels "
@@ -101,8 +105,9 @@ class SgmaConfig(PreTrainedConfig):
             windows of this size. The model itself takes any size.
         palette (`list[list[int]]`, *optional*):
             [red, green, blue] in 0..255 of each class, for pictures; one for every class, or None.
-        format_version (`int`, *optional*, defaults to 1):
-            Version of this configuration's meaning; one that this code does not know is refused.
+        format_version (`int`, *optional*, defaults to 2):
+            Version of this configuration's meaning; one that this code does not know is refused. Checkpoints of
+            version 1 go on to predict as they did: their gaps enter the encoder as 0 and not as `gap_value`.
 
     Example:
     ```python
@@ -149,9 +154,9 @@ class SgmaConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
-        if self.format_version != FORMAT_VERSION:
+        if self.format_version not in GAP_VALUES:
             raise ValueError(
-                f"The configuration has format version {self.format_version}, this code reads {FORMAT_VERSION}: it "
+                f"The configuration has format version {self.format_version}, this code reads {list(GAP_VALUES)}: it "
                 "was written by another version of sgma_hf. Update the package, or load with trust_remote_code=True."
             )
         if not is_remote_code(__name__):  # the package registers its pipeline; the entry is for machines without it
@@ -229,6 +234,11 @@ class SgmaConfig(PreTrainedConfig):
     def num_modalities(self) -> int:
         """Number of modalities, M."""
         return len(self.modalities)
+
+    @property
+    def gap_value(self) -> float:
+        """What the model writes where nothing covers, in units of normalised values."""
+        return GAP_VALUES[self.format_version]
 
     @property
     def class_names(self) -> list[str]:

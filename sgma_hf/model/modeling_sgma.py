@@ -108,7 +108,7 @@ class SgmaModel(SgmaPreTrainedModel):
         fractions = pixel_coverage = None
         if tracing or coverage is not None or bottom or right:  # cells that are covered in part
             covered = present[..., None, None].expand(-1, -1, *image_size) if coverage is None else coverage
-            pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom))
+            pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom), value=self.config.gap_value)
             padded = nn.functional.pad(covered.float(), (0, right, 0, bottom))
             fractions = covered_fractions(padded)
             if tracing or coverage is not None:
@@ -241,7 +241,7 @@ class SgmaModel(SgmaPreTrainedModel):
         return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
 
     def _pack(self, pixel_values, coverage, present, host_present):
-        """Stack the present pairs, modality by modality, in the encoder's channels; as of 0 where nothing covers."""
+        """Stack the present pairs, modality by modality, in the encoder's channels; gaps are constant."""
         packed, counts = [], []
         for index, rasters in enumerate(pixel_values.split(self.config.modality_channels, dim=1)):
             covered = None if coverage is None else coverage[:, index : index + 1]
@@ -257,7 +257,7 @@ class SgmaModel(SgmaPreTrainedModel):
             else:
                 counts.append(rasters.shape[0])
             if covered is not None:  # never a product: 0 * NaN is NaN
-                rasters = torch.where(covered, rasters, 0)
+                rasters = torch.where(covered, rasters, self.config.gap_value)
             packed.append(self.stems[index](rasters))
         return torch.cat(packed) if packed else pixel_values[:0], counts
 

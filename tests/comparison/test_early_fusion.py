@@ -68,10 +68,10 @@ def test_every_subset_is_a_full_pass_with_the_others_zeroed():
 
 
 @torch.no_grad()
-def test_sides_that_32_does_not_divide_are_padded_with_zeros():
+def test_sides_that_32_does_not_divide_are_padded_as_gaps_are():
     model = early_model(modality_adapter_size=0)
     images = torch.randn(1, 6, 33, 50)
-    padded = torch.zeros(1, 6, 64, 64)
+    padded = torch.full((1, 6, 64, 64), model.config.gap_value)
     padded[..., :33, :50] = images
     torch.testing.assert_close(model(images).logits, plain(model, padded)[..., :9, :13])
 

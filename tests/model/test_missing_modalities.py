@@ -194,7 +194,7 @@ def test_a_cell_half_covered_counts_half():
 def test_coverage_shrinks_without_a_jump():
     model, (pixel_values, _) = tiny_model().double(), batch(1, (32, 32))
     pixel_values = pixel_values.double()
-    pixel_values[:, :3] = 0  # what is masked looks like its fill: only the fraction changes
+    pixel_values[:, :3] = model.config.gap_value  # what is masked looks like its fill: only the fraction changes
     mask = torch.ones(1, 3, 32, 32, dtype=torch.bool)
     whole = model(pixel_values, mask).robustness[3][0, :, 0, 0]
     mask[0, 0, 0, 0] = False

@@ -254,7 +254,7 @@ def test_damaged_and_hostile_repositories_are_refused_with_a_message(tmp_path):
             "config.json"
         ]
         hub.put("org/elsewhere", files | {"config.json": config})
-        hub.put("org/newer", checkpoint_files(tmp_path / "newer", format_version=2))
+        hub.put("org/newer", checkpoint_files(tmp_path / "newer", format_version=3))
         run = hub.run(LOAD, tmp_path / "client")
     results = json.loads(run.stdout.partition("RESULTS")[2])
     assert isinstance(results["whole"], float) and isinstance(results["cut once"], float), results
@@ -262,7 +262,7 @@ def test_damaged_and_hostile_repositories_are_refused_with_a_message(tmp_path):
     assert "does not appear to have a file named model.safetensors" in results["pickle"]
     for name in ("escape", "weights elsewhere", "outside", "absent"):
         assert isinstance(results[name], str), (name, results[name])
-    assert "format version 2" in results["newer"]
+    assert "format version 3" in results["newer"]
     assert not marker.exists()
     downloaded = [path for path in tmp_path.rglob("*secret*")]
     assert downloaded == []

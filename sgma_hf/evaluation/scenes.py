@@ -61,13 +61,18 @@ def score_map(
     counts["labelled"] = np.zeros(num_labels + 1, dtype=np.int64)
     counts["pixels"] = np.zeros(num_labels + 1, dtype=np.int64)
     counts["shares"] = np.zeros((num_labels + 1, channels.get("shares", 0)))
-    with RasterScene(rasters, channels=channels, nodata={"map": [IGNORE_INDEX]}, resampling="nearest") as scene:
+    options: dict[str, Any] = {"channels": channels, "nodata": {"map": [IGNORE_INDEX]}, "resampling": "nearest"}
+    nodata = None
+    if classes is not None:  # they may have one for what the file declares as nodata
+        nodata = None if by_colour else _nodata_label(truth_raster)
+        options["undeclared"] = ["truth"] if by_colour or nodata is not None else []
+    with RasterScene(rasters, **options) as scene:
         height, width = scene.grid.size
         for top in range(0, height, ROWS_AT_ONCE):
             images = scene.read(top, 0, min(ROWS_AT_ONCE, height - top), width)
             if "truth" not in images:
                 continue
-            truth, is_there = _true_ids(images["truth"], num_labels, label, classes)
+            truth, is_there = _true_ids(images["truth"], num_labels, label, classes, nodata)
             counts["labelled"] += np.bincount(truth[is_there], minlength=num_labels + 1)
             if "map" in images:
                 predicted, is_mapped = _class_ids(images["map"], num_labels, map_path)
@@ -124,10 +129,16 @@ def _band_of_ids(text: str | os.PathLike) -> RasterInput:
     if count != 1:  # the first band of a label in colours would pass for class ids
         raise ValueError(
             f"{text} has {count} bands; expected one of class ids. Choose it, as in {source.path}:1, if one holds "
-            "them. Labels in colours are turned into ids by `sgma-hf convert-rasters --classes`: evaluate on the "
-            "result by `--dataset`."
+            "them. Of a label in colours, say by `--classes` which colour is which class; `sgma-hf convert-rasters "
+            "--classes` makes a data set of such labels."
         )
     return source if source.bands.values else replace(source, bands=BandSelection((1,)))
+
+
+def _nodata_label(source: RasterInput) -> int | None:
+    if source.path.suffix.lower() == ".npy":
+        return None
+    return read_info(source.path, bands=source.bands, palette_as_indices=True).nodata_label
 
 
 def _class_ids(image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
@@ -138,18 +149,18 @@ def _class_ids(image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLik
 
 
 def _true_ids(
-    image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLike, classes: ClassMap | None
+    image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLike, classes: ClassMap | None, nodata: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class ids of a label, integer (height, width), `num_labels` where it is 255; and where it holds anything."""
     codes, is_there = label_codes(whole_numbers(image.filled(IGNORE_INDEX), path)), ~image.mask[..., 0]
     if classes is not None:
         for value in np.unique(codes[is_there]).tolist():
-            if not classes.is_known(value, None):
+            if not classes.is_known(value, nodata):
                 raise ValueError(
                     f"{path} holds {classes.show(value)}, which is none of the classes {classes.names}. Say what it "
                     'is by `--classes`, with "ignore": true if it means that there is no label.'
                 )
-        codes = classes.apply(codes, is_there, None).astype(np.int64)
+        codes = classes.apply(codes, is_there, nodata).astype(np.int64)
     try:
         check_class_ids(codes[is_there], num_labels, f"{path}")
     except ValueError as error:

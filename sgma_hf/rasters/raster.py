@@ -135,6 +135,12 @@ class RasterInfo:
     bands: BandSelection = ALL_BANDS  # those that were asked for
     is_scaled: bool = False  # whether values are the stored numbers times the header's scale plus its offset
 
+    @property
+    def nodata_label(self) -> int | None:
+        """The declared value of a label of one band; None if there is none that a label value can equal."""
+        number = next(iter(self.nodata), None)
+        return None if self.channels != 1 or number is None or number % 1 else int(number)
+
 
 @dataclass
 class Raster:

@@ -6,7 +6,7 @@ Earth are taken to show the same extent.
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,8 @@ class RasterScene(contextlib.AbstractContextManager):
 
     `rasters` are file or files per modality, each with a band selection behind a colon if need be, None if missing;
     where several cover a pixel, the first of them counts. `channels` are the bands that each modality has to have.
-    `nodata` stands for nothing besides what the files declare, in every band and in the unit of the values read.
+    `nodata` stands for nothing besides what the files declare, in every band and in the unit of the values read; of
+    the modalities in `undeclared`, what their files declare counts as a value.
     The grid is that of the raster `like`, or of the first modality's first file, extended to all its files. Other
     grids are interpolated by `resampling`, one of `RESAMPLINGS`, or one per modality (others: bilinear); masks are
     always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all else means what the
@@ -61,6 +62,7 @@ class RasterScene(contextlib.AbstractContextManager):
         nodata: Mapping[str, Sequence[float]] | None = None,
         like: str | os.PathLike | None = None,
         resampling: str | Mapping[str, str] = "bilinear",
+        undeclared: Collection[str] = (),
     ):
         self.inputs = _parse_rasters(rasters, channels)
         methods = _check_resampling(resampling, channels)
@@ -74,8 +76,8 @@ class RasterScene(contextlib.AbstractContextManager):
         self._files: dict[str, Mosaic] = {}
         with contextlib.ExitStack() as opened:
             for name, group in infos.items():
-                values = tuple((nodata or {}).get(name, ()))
-                self._files[name] = opened.enter_context(Mosaic(group, self.grid, methods[name], nodata=values))
+                missing = {"nodata": (nodata or {}).get(name, ()), "use_declared_nodata": name not in undeclared}
+                self._files[name] = opened.enter_context(Mosaic(group, self.grid, methods[name], **missing))
             self._opened = opened.pop_all()
 
     @property

@@ -164,6 +164,15 @@ def test_masks_and_nan_hide_a_label(tmp_path, capsys):
     assert table(capsys.readouterr().out)["none", "ignored: masked or not a number"] == 5
 
 
+def test_nodata_before_scale_and_offset_hides_a_label(tmp_path, capsys):
+    rasterio = pytest.importorskip("rasterio")
+    source = write_labels(tmp_path / "in", (IDS + 1, 3))
+    with rasterio.open(source / "label" / "0.tif", "r+") as file:
+        file.offsets = (-1.0,)
+    assert convert(source, tmp_path / "out") == 0
+    np.testing.assert_array_equal(stored(tmp_path / "out")[0], np.where(IDS == 2, 255, IDS))
+
+
 def test_classes_are_a_file_json_or_those_of_a_dataset(tmp_path, capsys):
     source = write_labels(tmp_path / "in", (IDS, None))
     entries = [

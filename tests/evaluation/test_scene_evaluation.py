@@ -79,6 +79,7 @@ def test_scaled_label_holds_what_its_header_says(tmp_path):
         file.offsets = (-1.0,)
     scores = score_map(made, label, 3)
     assert (scores["pixels"], scores["accuracy"]) == (3, 1)
+    assert score_map(made, label, 3, classes=ClassMap.of_entries(["a", "b", "c"])) == scores
 
 
 def test_indices_of_a_palette_are_class_ids(tmp_path):
@@ -241,6 +242,20 @@ def test_label_values_count_as_classes_say(tmp_path):
     scores = score_map(made, pictured, 2, classes=by_colour)
     right = np.where(colours == 200, 0, 1) == found[0]
     assert (scores["pixels"], scores["accuracy"]) == (8, right.mean())
+
+
+def test_nodata_of_a_label_is_a_class_where_classes_name_it(tmp_path):
+    made = write_tiff(tmp_path / "map.tif", np.array([[[0, 1, 1, 0]]], dtype=np.uint8))
+    label = write_tiff(tmp_path / "label.tif", np.array([[[0, 1, 0, 7]]], dtype=np.uint8), nodata=0)
+    named = ClassMap.of_entries([{"name": "a", "values": [0, 7]}, {"name": "b", "value": 1}])
+    taken = ClassMap.of_record([], ["a", "b"])
+    assert score_map(made, label, 2, classes=named)["pixels"] == 4
+    assert score_map(made, label, 2, classes=named)["accuracy"] == 3 / 4
+    with pytest.raises(ValueError, match="holds 7"):
+        score_map(made, label, 2, classes=taken)
+    label = write_tiff(tmp_path / "label.tif", np.array([[[0, 1, 0, 1]]], dtype=np.uint8), nodata=0)
+    scores = [score_map(made, label, 2, classes=classes) for classes in (taken, None)]
+    assert scores[0] == scores[1] and (scores[0]["pixels"], scores[0]["unlabelled_share"]) == (2, 1 / 2)
 
 
 def test_command_counts_label_values_as_training_did(tmp_path, capsys):

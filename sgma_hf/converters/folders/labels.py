@@ -108,7 +108,9 @@ def read_label(info: RasterInfo, *, by_colour: bool, window: Window | None = Non
 
     Raises ValueError that names the file if it holds fractions, or bands where numbers are expected and the reverse.
     """
-    raster = read_raster(info.path, use_declared_nodata=False, palette_as_indices=not by_colour, window=window)
+    # Nodata that is no label value, before scale and offset for instance, is the reader's to find.
+    options = {"use_declared_nodata": not by_colour and info.nodata_label is None}
+    raster = read_raster(info.path, palette_as_indices=not by_colour, window=window, **options)
     channels = raster.values.shape[2]
     if by_colour and channels != 3:
         raise ValueError(f"{info.path} has {channels} band(s), but the classes are given by colour. Give `value`.")
@@ -151,8 +153,7 @@ def _strips(info: RasterInfo) -> Iterator[Window | None]:
 
 def _nodata(info: RasterInfo, by_colour: bool) -> int | None:
     """The declared value as a label has it; of colours there is none."""
-    number = next(iter(info.nodata), None)
-    return None if by_colour or number is None or not float(number).is_integer() else int(number)
+    return None if by_colour else info.nodata_label
 
 
 def _of_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:

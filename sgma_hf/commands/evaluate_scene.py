@@ -132,16 +132,16 @@ def _recorded_classes(model: str, names: list[str]) -> "ClassMap | None":
 def _score_map(args: argparse.Namespace) -> dict[str, Any]:
     """Scores of a map whose tags name its classes."""
     from sgma_hf.evaluation.scenes import score_map
-    from sgma_hf.rasters.raster import require_rasterio
+    from sgma_hf.rasters.opening import open_named
     from sgma_hf.rasters.scene import RasterInput
 
     path = RasterInput.parse(args.map).path
-    with require_rasterio(path).open(path) as file:
+    with open_named(path) as file:
         tags = file.tags(1)
     names = [tags[f"CLASS_{index}"] for index in range(256) if f"CLASS_{index}" in tags]
     if not names:
         raise ValueError(f"{args.map} does not name its classes (tags CLASS_0, CLASS_1, ...); `sgma-hf predict` does.")
-    robustness = path.with_name(f"{path.stem}_robustness.tif")
+    robustness = Path(path).with_name(f"{Path(path).stem}_robustness.tif")
     classes = None if args.classes is None else _given_classes(args.classes, names)
     shares = robustness if robustness.is_file() else None
     scores = score_map(args.map, args.label, len(names), robustness=shares, classes=classes)

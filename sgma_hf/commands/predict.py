@@ -123,7 +123,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
         is_picture = args.output.lower().endswith(PNG_SUFFIXES)
         extras = ["robustness"] if is_picture and FUSIONS[config.fusion].has_robustness else []
     # What cannot be written is said before gigabytes of weights are loaded.
-    inputs = [RasterInput.parse(path).path for paths in rasters.values() for path in paths]
+    inputs = [file for paths in rasters.values() for path in paths for file in RasterInput.parse(path).files]
     layers = plan_layers(config, list(rasters), extras)
     check_writable(plan_outputs(args.output, layers, inputs, processor.modalities).label_map)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()

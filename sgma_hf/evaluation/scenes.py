@@ -17,6 +17,7 @@ from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.maps import predict_raster
 from ..rasters.bands import BandSelection
 from ..rasters.files import read_info
+from ..rasters.opening import is_npy
 from ..rasters.scene import RasterInput, RasterScene
 from .combinations import modality_combinations, summarize_combinations
 from .metrics import ScoredClasses, check_class_ids, confusion_matrix, segmentation_scores
@@ -123,7 +124,7 @@ def _take_mask(counts: dict[str, np.ndarray], label: str | os.PathLike) -> None:
 def _band_of_ids(text: str | os.PathLike) -> RasterInput:
     """The band that was chosen behind a colon, or the only one; a palette's indices instead of its colours."""
     source = RasterInput.parse(text)
-    if source.path.suffix.lower() == ".npy":  # `RasterScene` refuses other shapes
+    if is_npy(source.path):  # `RasterScene` refuses other shapes
         return source
     count = read_info(source.path, bands=source.bands, palette_as_indices=True).channels
     if count != 1:  # the first band of a label in colours would pass for class ids

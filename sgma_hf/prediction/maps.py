@@ -372,8 +372,8 @@ def _fingerprint(model: Any, processor: Any, scene: RasterScene, options: Mappin
     inputs = []
     for name, sources in scene.inputs.items():
         for source in sources:
-            status = source.path.stat()
-            inputs.append([name, str(source.path.resolve()), str(source.bands), status.st_size, status.st_mtime_ns])
+            files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
+            inputs.append([name, str(source.path), str(source.bands), files])
     return {
         "model": weights_digest(model.state_dict().items()),
         "processor": repr(sorted(processor.to_dict().items())),

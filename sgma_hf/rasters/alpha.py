@@ -8,6 +8,7 @@ import numpy as np
 
 from .bands import ALL_BANDS, BandSelection
 from .files import RasterFile, open_picture, uses_pillow
+from .opening import as_source
 
 
 # Transparent, and opaque as files of 8 bits, of 16 bits and of floating point say it.
@@ -19,7 +20,7 @@ def check_alpha(path: str | os.PathLike, bands: BandSelection = ALL_BANDS) -> No
 
     The band is read until such a value is found. `path` is a file that `read_info` accepts with these bands.
     """
-    path = Path(path)
+    path = as_source(path)
     if bands.alpha:
         return
     if uses_pillow(path):
@@ -42,7 +43,7 @@ def _check_picture(path: Path, bands: BandSelection) -> None:
     _refuse_doubtful([values], path, band)
 
 
-def _refuse_doubtful(parts: Iterable[np.ndarray], path: Path, band: int) -> None:
+def _refuse_doubtful(parts: Iterable[np.ndarray], path: Path | str, band: int) -> None:
     for part in parts:
         doubtful = part[~np.isin(part, _ALPHA_VALUES)]
         if doubtful.size:

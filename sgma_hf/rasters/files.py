@@ -5,6 +5,7 @@ read with Pillow, so that plain images need no extra.
 """
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -19,15 +20,16 @@ from ..data.windows import Window
 from ..model.image_transforms_sgma import missing_bands, valid_pixels
 from ..model.pictures_sgma import DECODE_ERRORS, any_size, is_squeezed, orientation, picture_values, shown_mode
 from .bands import ALL_BANDS, BandSelection
-from .opening import alpha_bands, open_dataset, turned, unturned_window
+from .opening import alpha_bands, as_source, named_errors, open_dataset, turned, unturned_window
 from .raster import Georeference, Raster, RasterInfo, require_rasterio
 
 
-RASTER_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg")
 
-# Files beside a PNG or JPEG that give it a place on Earth.
-_SIDECAR_SUFFIXES = (".pgw", ".pngw", ".jgw", ".jpgw", ".jpegw", ".wld", ".aux.xml")
+# Files beside a PNG or JPEG that give it a place on Earth, and what `.aux.xml` may say of its place and values.
+_WORLD_SUFFIXES = (".pgw", ".pngw", ".jgw", ".jpgw", ".jpegw", ".wld")
+_TELLING_TAGS = ("<GeoTransform", "<NoDataValue", "<Scale>", "<Offset>", "<ColorInterp>")
+_MOST_PIXELS = 2**27  # that PIL reads, whole, where GDAL could read windows
 # What the row format does not have -> what holds its values; of the last three that is checked when they are read.
 _WIDER = {"bool": "uint8", "int8": "int16", "float16": "float32", "float64": "float32"}
 _WIDER |= dict.fromkeys(("uint32", "int64", "uint64"), "int32")
@@ -49,15 +51,18 @@ def picture_size(image: Image.Image) -> tuple[int, int]:
     return image.size if orientation(image) > 4 else image.size[::-1]
 
 
-def uses_pillow(path: Path) -> bool:
-    """Plain PNG and JPEG; 16-bit colour, which Pillow squeezes, and files with a sidecar go to GDAL."""
-    if path.suffix.lower() not in PILLOW_SUFFIXES:
+def uses_pillow(path: Path | str) -> bool:
+    """Plain PNG and JPEG; 16-bit colour, which Pillow squeezes, and files whose sidecar says something go to GDAL."""
+    if isinstance(path, str) or path.suffix.lower() not in PILLOW_SUFFIXES:
         return False
-    sidecars = [path.with_suffix(suffix) for suffix in _SIDECAR_SUFFIXES] + [Path(f"{path}.aux.xml")]
-    if any(sidecar.exists() for sidecar in sidecars):
+    if any(sidecar.exists() for sidecar in (*map(path.with_suffix, _WORLD_SUFFIXES), Path(f"{path}.msk"))):
         return False
+    for sidecar in (Path(f"{path}.aux.xml"), path.with_suffix(".aux.xml")):  # mostly statistics, which QGIS leaves
+        if sidecar.is_file() and any(tag in sidecar.read_text(errors="replace") for tag in _TELLING_TAGS):
+            return False
     with open_picture(path) as image:
-        return not is_squeezed(image)
+        is_large = image.width * image.height > _MOST_PIXELS and importlib.util.find_spec("rasterio") is not None
+        return not is_squeezed(image) and not is_large
 
 
 def read_info(
@@ -68,7 +73,7 @@ def read_info(
     A palette file is three bands of colour; of indices, as labels are, with `palette_as_indices` or if its band is
     chosen.
     """
-    path = Path(path)
+    path = as_source(path)
     if not uses_pillow(path):
         with RasterFile(path, bands, palette_as_indices=palette_as_indices) as file:
             return file.info
@@ -118,7 +123,7 @@ def read_raster(
     `read_info`. Values keep the file's dtype (float64 and what is scaled becomes float32, int8 int16). Raises
     ValueError that names the file if it cannot be read.
     """
-    path = Path(path)
+    path = as_source(path)
     if uses_pillow(path):
         raster = _read_with_pillow(path, bands, palette_as_indices=palette_as_indices)
         raster.valid = raster.valid & valid_pixels(raster.values, nodata)
@@ -151,7 +156,7 @@ class RasterFile(contextlib.AbstractContextManager):
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         bands: BandSelection = ALL_BANDS,
         *,
         palette_as_indices: bool = False,
@@ -160,7 +165,7 @@ class RasterFile(contextlib.AbstractContextManager):
     ):
         self._rasterio = rasterio = require_rasterio(path)
         self._path = path
-        with contextlib.ExitStack() as opened, self._named_errors():
+        with contextlib.ExitStack() as opened, named_errors(path):
             self._dataset = opened.enter_context(open_dataset(rasterio, path, bands.measured))
             count, tagged = self._dataset.count, alpha_bands(self._dataset)
             check_bands(bands, count, tagged, path)
@@ -182,14 +187,6 @@ class RasterFile(contextlib.AbstractContextManager):
             self._turn = 1 if self._has_place() else _turn(self._dataset, path)
             self.info = self._read_header(bands)
             opened.pop_all()
-
-    @contextlib.contextmanager
-    def _named_errors(self, advice: str = "") -> Iterator[None]:
-        try:
-            yield
-        except self._rasterio.errors.RasterioError as error:
-            detail = error.__cause__ or error  # rasterio says "See previous exception for details"
-            raise ValueError(f"Cannot read {self._path}: {detail}{advice}") from error
 
     def _has_place(self) -> bool:
         return not self._dataset.transform.is_identity
@@ -243,7 +240,7 @@ class RasterFile(contextlib.AbstractContextManager):
         window = Window(0, 0, *self.info.size) if window is None else window
         inside = window.inside(self.info.size)
         if inside.height and inside.width:
-            with self._named_errors(". The file is damaged; fetch or write it again."):
+            with named_errors(self._path, ". The file is damaged; fetch or write it again."):
                 stored = unturned_window(inside, self.info.size, self._turn)
                 raster = Raster(*(turned(array, self._turn) for array in self._read_inside(stored)))
                 raster = raster.crop(*window.moved(-inside.top, -inside.left))
@@ -299,7 +296,7 @@ class RasterFile(contextlib.AbstractContextManager):
         width, height = self._dataset.width, self._dataset.height
         for top in range(0, height, _ROWS_AT_ONCE):
             part = self._rasterio.windows.Window(0, top, width, min(_ROWS_AT_ONCE, height - top))
-            with self._named_errors():
+            with named_errors(self._path):
                 yield self._dataset.read(band, window=part)
 
     def __exit__(self, *exception: Any) -> None:

@@ -1,8 +1,12 @@
-"""Opens datasets in GDAL: the pages of a TIFF as bands, and no band tagged as alpha that was chosen as values."""
+"""What may name a raster, and opening it in GDAL: pages of a TIFF as bands, chosen values without a tag of alpha."""
 
+import functools
+import importlib.util
+import os
+import re
 import warnings
-from collections.abc import Collection
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,10 +15,94 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..data.windows import Window
+from .raster import require_rasterio
 
 
 # EXIF's numbers of an orientation in which the last row comes first, and the last column.
 _BOTTOM_UP, _RIGHT_TO_LEFT = (3, 4, 7, 8), (2, 3, 6, 7)
+
+
+# `/vsizip/...`, `https://...`, `NETCDF:file:variable`; one letter and a colon is a disk of Windows.
+_GDAL_NAME = re.compile(r"/vsi\w+/|[A-Za-z][\w+.-]+:")
+# Formats that GDAL knows but the wheels of rasterio leave out.
+_RARE_DRIVERS = {".hdf": "HDF4", ".hdf4": "HDF4", ".kea": "KEA", ".ecw": "ECW", ".sid": "MrSID", ".jxl": "JPEGXL"}
+
+_COMMON_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg")
+# Formats that GDAL reads and does not write, of which rasterio does not name the suffixes; ENVI has none of its own.
+_MORE_SUFFIXES = ("h5", "hdf5", "he5", "hdf", "hdf4", "kea", "ecw", "sid", "jxl")
+_ENVI_SUFFIXES = ("", "bsq", "bip", "bin", "raw")
+# Sidecars, documents and vectors with the suffix of some rare raster.
+_NO_RASTERS = {"hdr", "xml", "err", "pdf", "kml", "kmz", "sqlite", "gpkg", "gpkg.zip", "mbtiles"}
+
+
+def as_source(name: str | os.PathLike) -> Path | str:
+    """A file of this machine as a path; what GDAL alone knows by that name, such as `/vsizip/a.zip/b.tif`, as text."""
+    text = os.fspath(name)
+    return text if _GDAL_NAME.match(text) and not Path(text).exists() else Path(name)
+
+
+@functools.cache
+def _raster_suffixes() -> frozenset[str]:
+    """Suffixes, without the dot, of files that GDAL reads, as far as it names them."""
+    if importlib.util.find_spec("rasterio") is None:
+        return frozenset(_COMMON_SUFFIXES)
+    import rasterio.drivers
+
+    return frozenset(rasterio.drivers.raster_driver_extensions()) - _NO_RASTERS | {*_COMMON_SUFFIXES, *_MORE_SUFFIXES}
+
+
+def is_raster_file(path: Path) -> bool:
+    """Whether a file is a raster by its name, and no hidden file, sidecar, document or vector.
+
+    ENVI's may have no suffix of their own, but a header `.hdr` beside them.
+    """
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    suffix = path.suffix.lower()[1:]
+    has_header = suffix in _ENVI_SUFFIXES and any(p.is_file() for p in (path.with_suffix(".hdr"), Path(f"{path}.hdr")))
+    return suffix in _raster_suffixes() or has_header
+
+
+def is_npy(source: Path | str) -> bool:
+    """Whether a file is an array of NumPy's."""
+    return isinstance(source, Path) and source.suffix.lower() == ".npy"
+
+
+def local_files(source: Path | str) -> list[Path]:
+    """The files of this machine that hold a raster, as far as its name or GDAL tells."""
+    if isinstance(source, Path):
+        return [source]
+    inner = Path(re.sub(r"^(/vsi\w+/)+", "", source).strip("{"))
+    archives = [path for path in inner.parents if path.is_file()]
+    with open_named(source) as dataset:
+        return archives or [path for path in map(Path, dataset.files) if path.is_file()]
+
+
+@contextmanager
+def named_errors(path: Path | str, advice: str = "") -> Iterator[None]:
+    """Raise what rasterio raises as ValueError that names the file and says what to do, where that is known."""
+    rasterio = require_rasterio(path)
+    try:
+        yield
+    except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
+        detail = str(error.__cause__ or error)  # rasterio says "See previous exception for details"
+        if "Range downloading" in detail:
+            advice = f" Fetch the file, or name it /vsicurl_streaming/{path}, which reads it from the start."
+        driver = _RARE_DRIVERS.get(Path(path).suffix.lower(), "")
+        if isinstance(path, str) and not path.startswith("/vsi") and "://" not in path:
+            driver = re.split("[_:]", path)[0]  # `HDF4_SDS:...` takes HDF4
+        with rasterio.Env() as env:
+            known = {name.upper() for name in env.drivers()}
+        if driver and driver.upper() not in known:
+            detail = f"the installed GDAL has no driver {driver}"
+            advice = ". Turn it into a GeoTIFF by a GDAL that has one: `gdal_translate`"
+        raise ValueError(f"Cannot read {path}: {detail}{advice}") from error
+
+
+def open_named(path: Path | str, measured: Collection[int] = ()) -> Any:
+    """As `open_dataset`, with all errors named."""
+    with named_errors(path):
+        return open_dataset(require_rasterio(path), path, measured)
 
 
 def open_quietly(rasterio: ModuleType, path: str | Path) -> Any:

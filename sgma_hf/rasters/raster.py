@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -50,9 +51,21 @@ def parse_crs(wkt: str) -> Any:
     return require_rasterio("coordinate reference systems").crs.CRS.from_wkt(wkt)
 
 
+def _is_local(crs: str) -> bool:
+    """Whether a WKT text is of an engineering CRS: coordinates without a place on Earth."""
+    return crs.lstrip().startswith(("LOCAL_CS", "ENGCRS", "ENGINEERINGCRS"))
+
+
 def same_crs(first: str | None, second: str | None) -> bool:
-    """Whether two WKT texts name one CRS; an unknown one is taken to be the other."""
-    return first is None or second is None or first == second or parse_crs(first) == parse_crs(second)
+    """Whether two WKT texts name one CRS; an unknown one is taken to be the other.
+
+    So is a local one that has the name of the other, and nothing else: programs that cannot write a CRS leave that.
+    """
+    if first is None or second is None or first == second:
+        return True
+    if _is_local(first) != _is_local(second):
+        return first.split('"')[1] == second.split('"')[1]
+    return parse_crs(first) == parse_crs(second)
 
 
 @contextlib.contextmanager
@@ -72,7 +85,10 @@ def refuse_unknown_way(what: Any, own: str, target: str) -> Iterator[None]:
 
 
 def metres_per_unit(crs: str) -> float | None:
-    """Length of the unit of a projected CRS in metres; None if it is not projected (degrees)."""
+    """Length of the unit of a projected or local CRS in metres; None if it is degrees."""
+    if _is_local(crs):
+        unit = re.search(r'UNIT\["[^"]*",([^],]+)', crs)
+        return float(unit[1]) if unit else None
     parsed = parse_crs(crs)
     return float(parsed.linear_units_factor[1]) if parsed.is_projected else None
 
@@ -125,7 +141,7 @@ def lonlat_bounds(georeference: Georeference, size: tuple[int, int]) -> tuple[fl
 class RasterInfo:
     """What the header of a raster file says."""
 
-    path: Path
+    path: Path | str  # text where GDAL alone knows it by that name
     size: tuple[int, int]  # (height, width) in pixels
     channels: int  # bands that are values
     dtype: str  # of the values as read, one the row format has

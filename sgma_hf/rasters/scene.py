@@ -18,6 +18,7 @@ from .alpha import check_alpha
 from .bands import ALL_BANDS, BandSelection, share_files
 from .files import check_bands, read_info
 from .grids import Grid, check_crs, footprint
+from .opening import as_source, is_npy, local_files, open_named
 from .raster import RasterInfo
 from .sources import RESAMPLINGS, Mosaic, read_npy
 
@@ -26,16 +27,26 @@ from .sources import RESAMPLINGS, Mosaic, read_npy
 class RasterInput:
     """A file that somebody named, and the bands of it that are meant."""
 
-    path: Path
+    path: (
+        Path | str
+    )  # text where GDAL alone knows it by that name: `/vsizip/a.zip/b.tif`, `https://...`, `NETCDF:a.nc:b`
     bands: BandSelection = ALL_BANDS
 
     @classmethod
     def parse(cls, text: str | os.PathLike) -> "RasterInput":
-        """Read `a.tif`, `a.tif:4,1,2`, or `a.tif:1,2,3,alpha`; ValueError if there is no such file."""
+        """Read `a.tif`, `a.tif:4,1,2`, or `a.tif:1,2,3,alpha`; ValueError if there is no such raster."""
         name, bands = (text, ALL_BANDS) if Path(text).exists() else BandSelection.parse(str(text))
-        if not Path(name).is_file():
-            raise ValueError(f"The raster {str(name)!r} does not exist or is no file.")
-        return cls(Path(name), bands)
+        source = as_source(name)
+        if isinstance(source, str):
+            open_named(source).close()
+        elif not source.exists():
+            raise ValueError(f"The raster {str(name)!r} does not exist.")
+        return cls(source, bands)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of this machine that hold it."""
+        return local_files(self.path)
 
 
 class RasterScene(contextlib.AbstractContextManager):
@@ -82,8 +93,8 @@ class RasterScene(contextlib.AbstractContextManager):
 
     @property
     def paths(self) -> list[Path]:
-        """The files of all modalities."""
-        return [source.path for sources in self.inputs.values() for source in sources]
+        """The files of this machine that hold all modalities."""
+        return [path for sources in self.inputs.values() for source in sources for path in source.files]
 
     @property
     def modalities(self) -> list[str]:
@@ -139,14 +150,14 @@ def _check_resampling(resampling: str | Mapping[str, str], channels: Mapping[str
 
 def _share_files(inputs: Mapping[str, list[RasterInput]]) -> dict[str, list[RasterInput]]:
     """Let the modalities know which bands of a file are the values of another."""
-    every = [(source.path.resolve(), source.bands) for sources in inputs.values() for source in sources]
+    every = [(Path(source.path).resolve(), source.bands) for sources in inputs.values() for source in sources]
     shared = iter(share_files(every))
     return {name: [replace(source, bands=next(shared)) for source in sources] for name, sources in inputs.items()}
 
 
 def _read_header(source: RasterInput, name: str, channels: int) -> RasterInfo:
     path, bands = source.path, source.bands
-    if path.suffix.lower() == ".npy":
+    if is_npy(path):
         values = read_npy(path, channels, bands, mapped=True)
         check_bands(bands, values.shape[2], [], path)
         count = channels if bands.values is None else len(bands.values)

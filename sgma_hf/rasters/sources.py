@@ -23,7 +23,8 @@ from .grids import (
     pixel_steps,
     whole_pixels,
 )
-from .raster import Raster, RasterInfo, require_rasterio
+from .opening import is_npy
+from .raster import Raster, RasterInfo, require_rasterio, same_crs
 
 
 RESAMPLINGS = ("nearest", "bilinear", "cubic", "cubic_spline", "lanczos", "average", "mode")
@@ -60,7 +61,7 @@ class Mosaic(contextlib.AbstractContextManager):
     def _open(self, info: RasterInfo, method: str, missing: Mapping[str, Any], opened: contextlib.ExitStack) -> None:
         offset: tuple[int, int] | None = (0, 0)
         if info.georeference is None:
-            if info.size != self._grid.size or info.path.suffix.lower() == ".npy" or uses_pillow(info.path):
+            if info.size != self._grid.size or is_npy(info.path) or uses_pillow(info.path):
                 self._sources.append(LoadedSource(info, self._grid, method, missing))
                 return
         elif lie_apart(info, self._grid):
@@ -124,7 +125,7 @@ class LoadedSource:
 
     def __init__(self, info: RasterInfo, grid: Grid, method: str, missing: Mapping[str, Any]):
         check_proportions(info, grid.size)
-        if info.path.suffix.lower() == ".npy":
+        if is_npy(info.path):
             values = read_npy(info.path, info.channels, info.bands)
             if info.bands.values is not None:
                 values = values[..., [band - 1 for band in info.bands.values]]
@@ -207,9 +208,10 @@ class WarpedSource:
         self._method = "nearest" if file.shows_colors else method
         scales = np.linalg.norm(np.linalg.inv(pixel_steps(file.info, grid)), axis=0)
         scales[scales > 0.95] = 1  # GDAL is three times as fast where its kernel is not widened
+        shared = place.crs or own.crs or "EPSG:3857"  # two files without a CRS share one, whichever it is
         self._options = {
-            "src_crs": own.crs or place.crs or "EPSG:3857",  # two files without a CRS share one, whichever it is
-            "dst_crs": place.crs or own.crs or "EPSG:3857",
+            "src_crs": shared if same_crs(own.crs, place.crs) else own.crs,
+            "dst_crs": shared,
             "tolerance": _TOLERANCE,
             "XSCALE": float(scales[1]),
             "YSCALE": float(scales[0]),

@@ -9,13 +9,13 @@ Two layouts, each with or without split folders (`train`, `valid`, `test`, ...) 
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.rows import SPLIT_ALIASES
 from ...model.normalization_sgma import default_normalization
-from ...rasters.files import RASTER_SUFFIXES
+from ...rasters.opening import is_raster_file
 
 
 LABEL_NAMES = ("label", "labels", "mask", "masks", "gt", "truth", "ground_truth", "annotation", "annotations")
@@ -121,8 +121,8 @@ def find_names(source: Path, label: str | None = None) -> tuple[list[str], str |
     stems: Counter = Counter()
     for root, _ in roots:
         for folder in _folders(root):
-            folders[folder.name] += any(map(_is_raster, folder.rglob("*")))
-            stems.update({path.stem for path in folder.iterdir() if _is_raster(path)})
+            folders[folder.name] += any(map(is_raster_file, folder.rglob("*")))
+            stems.update({path.stem for path in folder.iterdir() if is_raster_file(path)})
     usual = (label,) if label else LABEL_NAMES
     found = [{name: count for name, count in names.items() if count} for names in (folders, stems)]
     named = min(found, key=lambda names: (not any(map(names.__contains__, usual)), -_num_usual(names), len(names)))
@@ -142,13 +142,11 @@ def _num_usual(names: Iterable[str]) -> int:
 
 def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: str | None) -> list[SceneFiles]:
     wanted = _wanted(folders, label)
-    if any((root / name).is_dir() for name in wanted):
-        paths = {name: [p.relative_to(root / name) for p in sorted((root / name).rglob("*"))] for name in wanted}
-        named = {name: [(p.with_suffix("").as_posix(), root / name / p) for p in paths[name]] for name in wanted}
-        files = _by_scene_names({name: _by_name(pairs) for name, pairs in named.items()})
+    homes = {name: _folder_of(root, name) for name in wanted}
+    if any(home is not None for home in homes.values()):
+        files = _by_scene_names({name: _by_name(_files_below(home)) for name, home in homes.items()})
     else:
-        paths = [path for scene in _folders(root) for path in sorted(scene.iterdir())]
-        files = {name: _by_name((path.parent.name, path) for path in paths if path.stem == name) for name in wanted}
+        files = {name: _by_name(_files_of(root, name)) for name in wanted}
     return [
         SceneFiles(
             name=name,
@@ -160,12 +158,39 @@ def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: s
     ]
 
 
+def _folder_of(root: Path, name: str) -> Path | None:
+    """The folder of a modality; one whose name differs in case counts if no other one does."""
+    if (root / name).is_dir():
+        return root / name
+    alike = [path for path in _folders(root) if path.name.lower() == name.lower()]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _files_below(folder: Path | None) -> Iterator[tuple[str, Path]]:
+    """Name and path of all files in a folder, if there is one."""
+    for path in sorted(folder.rglob("*")) if folder else ():
+        yield path.relative_to(folder).with_suffix("").as_posix(), path
+
+
+def _files_of(root: Path, stem: str) -> Iterator[tuple[str, Path]]:
+    """Scene and file of those files in scenes' folders that have a stem, or, where none has, one of another case."""
+    for scene in _folders(root):
+        alike = [
+            path for path in sorted(scene.iterdir()) if path.stem.lower() == stem.lower() and is_raster_file(path)
+        ]
+        exact = [path for path in alike if path.stem == stem]
+        for path in exact or alike:
+            yield scene.name, path
+
+
 def _by_name(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     """The raster files among some paths, by their names."""
     found: dict[str, Path] = {}
-    for name, path in ((name, path) for name, path in named if _is_raster(path)):
+    for name, path in ((name, path) for name, path in named if is_raster_file(path)):
         if name in found:
-            raise ValueError(f"{found[name]} and {path} differ only in their suffix; keep the one that counts.")
+            raise ValueError(
+                f"{found[name]} and {path} differ only in their suffix or case; keep the one that counts."
+            )
         found[name] = path
     return found
 
@@ -181,10 +206,6 @@ def _by_scene_names(files: Mapping[str, dict[str, Path]]) -> dict[str, dict[str,
         is_unfit = len(scenes) < len(found) or not found.keys().isdisjoint(scenes.keys() | shared)
         renamed[folder] = found if is_unfit else scenes
     return renamed
-
-
-def _is_raster(path: Path) -> bool:
-    return path.suffix.lower() in RASTER_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _folders(path: Path) -> list[Path]:
@@ -205,7 +226,7 @@ def _never_labelled(source: Path, scenes: Sequence[SceneFiles], modality: str) -
 def _contents(roots: Sequence[tuple[Path, str]]) -> str:
     """What there is, for an error: folder names, and the stems in them that recur."""
     folders = _folders(roots[0][0])
-    stems = sorted({path.stem for folder in folders[:20] for path in folder.iterdir() if _is_raster(path)})
+    stems = sorted({path.stem for folder in folders[:20] for path in folder.iterdir() if is_raster_file(path)})
     files = f", with files such as {stems[:8]}" if stems else ""
     names = [path.name for path in folders]
     return f"the folders {names[:12]}{' ...' if len(names) > 12 else ''}{files}" if names else "no folders"
@@ -217,7 +238,7 @@ def _nothing_found(source: Path, wanted: list[str], split_names: Mapping[str, st
     count, best = max(((_num_found(path, wanted, split_names), path) for path in near), key=lambda pair: pair[0])
     return (
         f"--source {source} holds neither folders {wanted} nor scene folders with files of these names "
-        f"({', '.join(RASTER_SUFFIXES)}); it holds {_contents(split_roots(source, split_names))}. "
+        f"(GeoTIFF, PNG, or what else GDAL reads); it holds {_contents(split_roots(source, split_names))}. "
         + (f"Did you mean {best}?" if count else "Give the folder that holds them.")
     )
 
@@ -226,5 +247,5 @@ def _num_found(path: Path, wanted: list[str], split_names: Mapping[str, str] | N
     """How many of the wanted names a folder has, in either layout."""
     roots = [root for root, _ in split_roots(path, split_names)]
     scenes = [scene for root in roots for scene in _folders(root)[:50]]
-    stems = {file.stem for scene in scenes for file in scene.iterdir() if _is_raster(file)}
+    stems = {file.stem for scene in scenes for file in scene.iterdir() if is_raster_file(file)}
     return sum(name in stems or any((root / name).is_dir() for root in roots) for name in set(wanted))

@@ -2,7 +2,7 @@
 
 Enter by `trainer.SgmaTrainer` with `arguments.SgmaTrainingArguments`; `sgma-hf train` makes its rows and model by
 `start.start_training`. `collator` makes a batch, `row_sampling` orders the rows, `statistics` and `dynamics` record.
-An augmentation is added to `collator.RowDraws`, last of its draws, and to `SgmaDataCollator`, with its argument.
+What a sensor varies by is a kind of `augmentation`. Another draw is added to `collator.RowDraws`, as its last.
 """
 
 # Encoders by name.

@@ -50,6 +50,10 @@ class SgmaTrainingArguments(TrainingArguments):
             of the single modalities.
         noise_std: Standard deviation of Gaussian noise, in normalised units; 0 for none.
         gain_range: Each modality is multiplied by a random number in [1 - gain_range, 1 + gain_range]; 0 for none.
+        augment: What is changed by sensor, as `["rgb=gain,gamma:0.3", "sar=speckle_db"]`, nothing by default: see
+            `sgma_hf.training.augmentation`.
+        class_balanced_crops: Whether to cut each crop around a pixel of a class that is drawn evenly among those of
+            the row, for classes that few pixels have.
         robustness_sampling: Whether to sample rows with fragile modalities and hard rows more often, and to drop
             fragile modalities less, by what the last epoch showed: see `sgma_hf.training.row_sampling`.
         sampling_hardness: Exponent of a row's relative loss in its weight; 0 leaves hardness out.
@@ -84,6 +88,13 @@ class SgmaTrainingArguments(TrainingArguments):
     )
     gain_range: list[float] = HfArg(
         default_factory=lambda: [0.0], help="Random gain 1 +- gain_range: one, or one per modality."
+    )
+    augment: list[str] = HfArg(
+        default_factory=list,
+        help="Augmentation by sensor, as `rgb=gain,gamma sar=speckle dsm=shift:3`, with a strength behind a colon.",
+    )
+    class_balanced_crops: bool = HfArg(
+        default=False, help="Crop around a pixel of a class that is drawn evenly among those of the row."
     )
     robustness_sampling: bool = HfArg(
         default=True, help="Sample rows and drop modalities by what the last epoch showed about robustness and loss."

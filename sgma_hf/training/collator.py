@@ -15,11 +15,14 @@ from transformers import BaseImageProcessor
 from ..data.rows import decode_row
 from ..model.limits_sgma import IGNORE_INDEX
 from .arguments import SgmaTrainingArguments
+from .augmentation import Augmentation, balanced_window
 from .row_sampling import ROW_KEY, RowKey
 
 
 # What a collator and the arguments of training both have.
-_AUGMENTATION = ("crop_size", "random_flip", "random_quarter_turns", "modality_dropout", "noise_std", "gain_range")
+_AUGMENTATION = (
+    "crop_size random_flip random_quarter_turns modality_dropout noise_std gain_range augment class_balanced_crops"
+).split()
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class RowDraws:
     sampling_noise: float  # in [0, 1): modality-aware sampling's draw
     gain: np.ndarray  # (M,), in [-1, 1)
     noise_seed: int
+    class_choice: np.ndarray  # (2,), in [0, 1): the class that a crop is to show, and which of its pixels
+    augmentation_seed: int
 
 
 def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
@@ -51,6 +56,8 @@ def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
         sampling_noise=float(generator.random(dtype=np.float32)),
         gain=generator.uniform(-1, 1, num_modalities),
         noise_seed=int(generator.integers(2**63)),
+        class_choice=generator.random(2),
+        augmentation_seed=int(generator.integers(2**63)),
     )
 
 
@@ -77,6 +84,9 @@ class SgmaDataCollator:
         noise_std: Standard deviation of Gaussian noise, in normalised units: one for all, or one per modality.
         gain_range: Each modality's normalised values are multiplied by a number in [1 - gain_range, 1 + gain_range]:
             one range for all, or one per modality.
+        augment: What is changed by sensor, as `["rgb=gain,gamma", "sar=speckle_db"]`; see
+            `sgma_hf.training.augmentation`.
+        class_balanced_crops: Cut the window around a pixel of a class that is drawn evenly among those of the row.
         seed: Seed of all random choices.
         with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take; the trainer
             switches it on.
@@ -92,6 +102,8 @@ class SgmaDataCollator:
     modality_dropout: Sequence[float] | float = 0.0
     noise_std: Sequence[float] | float = 0.0
     gain_range: Sequence[float] | float = 0.0
+    augment: Sequence[str] = ()
+    class_balanced_crops: bool = False
     seed: int = 0
     with_row_index: bool = False
 
@@ -103,6 +115,7 @@ class SgmaDataCollator:
         self.modality_dropout = self._per_modality("modality_dropout", 1.0)
         self.noise_std = self._per_modality("noise_std", np.inf)
         self.gain_range = self._per_modality("gain_range", 1.0)
+        self._augmentation = Augmentation(self.augment, self.processor)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate rows, each with its `RowKey` under `_key` (see `EpochRows`).
@@ -123,13 +136,16 @@ class SgmaDataCollator:
                 raise ValueError(f"Row {row.get('id')!r} has no label; leave rows without a label out of training.")
             if all(raster is None for raster in rasters.values()):
                 raise ValueError(f"Row {row.get('id')!r} has none of the modalities {list(rasters)}; leave it out.")
-        windows = [self._window(label.shape, draw) for label, draw in zip(labels, draws, strict=True)]
+        seeds = [draw.augmentation_seed for draw in draws]
+        images = [self._augmentation.move(*pair) for pair in zip(images, seeds, strict=True)]
+        windows = [self._window(label, draw) for label, draw in zip(labels, draws, strict=True)]
         try:
-            batch = self.processor(list(images), segmentation_maps=list(labels), windows=windows)
+            batch = self.processor(images, segmentation_maps=list(labels), windows=windows)
         except ValueError as error:
             raise ValueError(f"Rows {[row.get('id') for row in rows]}: {error}") from error
         values, mask, targets = batch["pixel_values"], batch["modality_mask"], batch["labels"]
         for position, (key, draw) in enumerate(zip(keys, draws, strict=True)):
+            self._augmentation.change(values[position].numpy(), mask[position].numpy(), draw.augmentation_seed)
             for maps in (values, targets) if mask.ndim == 2 else (values, targets, mask):
                 maps[position] = self._turn(maps[position], draw)
             self._perturb(values[position], draw)
@@ -160,9 +176,13 @@ class SgmaDataCollator:
             )
         return np.broadcast_to(values, (count,))
 
-    def _window(self, size: tuple[int, int], draw: RowDraws) -> tuple[int, int, int, int]:
+    def _window(self, label: np.ndarray, draw: RowDraws) -> tuple[int, int, int, int]:
         """Place of the crop: top, left, height and width in pixels of the label's grid."""
+        size = label.shape
         sides = [side if self.crop_size is None else min(side, self.crop_size) for side in size]
+        if self.class_balanced_crops:
+            classes = self.processor.num_labels or IGNORE_INDEX
+            return balanced_window(label, sides, draw.crop, draw.class_choice, classes)
         top, left = (int(place * (side - cut + 1)) for place, side, cut in zip(draw.crop, size, sides, strict=True))
         return top, left, sides[0], sides[1]
 

@@ -27,6 +27,7 @@ from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
 from . import PVT_V2_SIZES
 from .arguments import RunArguments, SgmaTrainingArguments
+from .augmentation import for_units
 
 
 logger = logging.get_logger(__name__)
@@ -53,6 +54,8 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
         if given is not None:
             check_folder_or_id(given, what)
     metadata = DatasetMetadata.load(arguments.dataset)
+    units = {} if metadata is None else dict(zip(metadata.modalities, metadata.units, strict=True))
+    training_args.augment = for_units(training_args.augment, units)
     modalities = _modalities(arguments, metadata)
     all_rows = load_rows(arguments.dataset, arguments.train_split)
     train_rows = _usable_rows(all_rows, modalities, "training")
@@ -72,7 +75,7 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
         dataset=arguments.dataset,
         train_split=arguments.train_split,
         evaluation_split=None if validation_rows is None else arguments.validation_split or "validation",
-        units={} if metadata is None else dict(zip(metadata.modalities, metadata.units, strict=True)),
+        units=units,
         classes=None if metadata is None else metadata.classes,
     )
     return TrainingStart(model, processor, train_rows, validation_rows, description)

@@ -207,14 +207,16 @@ def subtract(values: np.ndarray, level: float, mean: np.ndarray, *, out: np.ndar
 
 @dataclass
 class AxisWeights:
-    """How one axis is resampled; both arrays are float32 (num_target, cells)."""
+    """How one axis is resampled; both arrays are (num_target, cells), of the dtype to compute in."""
 
     values: np.ndarray  # what each target pixel takes from each source cell; rows sum to 1
     footprint: np.ndarray  # the cells that decide whether the pixel counts as covered
     cells: slice  # the source cells that the columns are for
 
 
-def interpolation_weights(num_source: int, start: float, length: float, num_target: int) -> AxisWeights:
+def interpolation_weights(
+    num_source: int, start: float, length: float, num_target: int, dtype: type = np.float32
+) -> AxisWeights:
     """Weights that resample one axis, with pixel centres at half positions (`align_corners=False`).
 
     Linear interpolation where the target is the finer grid or the same, and the footprint of a pixel is the cell that
@@ -238,9 +240,9 @@ def interpolation_weights(num_source: int, start: float, length: float, num_targ
     first, stop = first + int(used[0]), first + int(used[-1]) + 1
     weights = weights[:, used[0] : used[-1] + 1]
     weights /= weights.sum(1, keepdims=True)
-    weights = footprint = weights.astype(np.float32)
+    weights = footprint = weights.astype(dtype)
     if step <= 1:  # The slack makes the choice between two cells at equal distance the same in every window.
-        footprint = (np.floor(centre + 0.5 + 1e-9) == np.arange(first, stop)).astype(np.float32)
+        footprint = (np.floor(centre + 0.5 + 1e-9) == np.arange(first, stop)).astype(dtype)
     return AxisWeights(weights, footprint, slice(first, stop))
 
 
@@ -249,13 +251,13 @@ def resample(
 ) -> np.ndarray | None:
     """Resample (channels, height, width) axis by axis, each pixel from the covered ones among its sources alone.
 
-    `values` are float32 and 0 where not covered, `out` is undefined there. Returned is the new coverage, True where at
-    least half of a pixel's footprint is covered. None stands for covered everywhere.
+    `values` are of the weights' dtype and 0 where not covered, `out` is undefined there. Returned is the new
+    coverage, True where at least half of a pixel's footprint is covered. None stands for covered everywhere.
     """
     np.matmul(rows.values @ values, columns.values.T, out=out)
     if covered is None:
         return None
-    covered = covered.astype(np.float32)
+    covered = covered.astype(rows.values.dtype)
     new_covered = rows.footprint @ covered @ columns.footprint.T >= MINIMUM_SUPPORT
     support = rows.values @ covered @ columns.values.T
     out /= np.where(new_covered, support, 1)

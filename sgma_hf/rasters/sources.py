@@ -138,8 +138,8 @@ class LoadedSource:
         """A window of the grid."""
         if self._raster.size == self._grid.size:
             return self._raster.crop(*window)
-        sides = list(zip(self._raster.size, window[:2], window[2:], self._grid.size, strict=True))
         if self._method == "nearest":
+            sides = zip(self._raster.size, window[:2], window[2:], self._grid.size, strict=True)
             # The cells that the centres of the grid's pixels lie in.
             picked = np.ix_(
                 *(
@@ -148,16 +148,25 @@ class LoadedSource:
                 )
             )
             return Raster(self._raster.values[picked], self._raster.valid[picked])
-        rows, columns = (
-            interpolation_weights(cells, start * cells / whole, length * cells / whole, length)
-            for cells, start, length, whole in sides
-        )
-        part = self._raster.values[rows.cells, columns.cells]
-        valid = self._raster.valid[rows.cells, columns.cells]
-        values = np.moveaxis(np.where(valid[..., None], part, 0).astype(np.float32), -1, 0)
-        resampled = np.empty((values.shape[0], window.height, window.width), dtype=np.float32)
-        covered = resample(values, None if valid.all() else valid, rows, columns, out=resampled)
-        return Raster(np.moveaxis(resampled, 0, -1), np.ones(window[2:], dtype=bool) if covered is None else covered)
+        return interpolate(self._raster, self._grid.size, window)
+
+
+def interpolate(raster: Raster, size: tuple[int, int], window: Window, dtype: type = np.float32) -> Raster:
+    """A window of a grid of `size` that spans what a raster spans, each pixel from those that hold data.
+
+    It is computed in `dtype` as the image processor does it: linear where the grid is the finer one, where a pixel
+    holds data if the one that its centre lies in does, and else the mean of what it covers, if that is half of it.
+    """
+    rows, columns = (
+        interpolation_weights(cells, start * cells / whole, length * cells / whole, length, dtype)
+        for cells, start, length, whole in zip(raster.size, window[:2], window[2:], size, strict=True)
+    )
+    valid = raster.valid[rows.cells, columns.cells]
+    part = np.where(valid[..., None], raster.values[rows.cells, columns.cells], 0)
+    values = np.moveaxis(part, -1, 0).astype(dtype)
+    resampled = np.empty((values.shape[0], window.height, window.width), dtype)
+    covered = resample(values, None if valid.all() else valid, rows, columns, out=resampled)
+    return Raster(np.moveaxis(resampled, 0, -1), np.ones(window[2:], dtype=bool) if covered is None else covered)
 
 
 def read_npy(path: Path, channels: int, bands: BandSelection, *, mapped: bool = False) -> np.ndarray:

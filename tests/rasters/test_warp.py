@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from raster_scenes import write_tiff
 
+from sgma_hf.converters.folders.tiling import cut
+from sgma_hf.data.windows import Window
 from sgma_hf.rasters.extents import read_on_extent
 from sgma_hf.rasters.files import read_info
-from sgma_hf.rasters.raster import Georeference
+from sgma_hf.rasters.raster import Georeference, Raster
 from sgma_hf.rasters.scene import RasterScene
 
 
@@ -129,3 +131,32 @@ def test_file_of_the_whole_earth_is_read_on_a_small_map_and_around_the_pole(tmp_
     assert image.count() == 400
     # Half a pixel of the file: beyond the last row of pixels there is no slope left at the pole.
     np.testing.assert_allclose(image.filled(), np.reshape(expected, (20, 20)), atol=0.3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
+def test_tiles_of_a_coarser_raster_are_those_of_the_map_up_to_the_rims_of_its_holes(tmp_path, dtype):
+    """Training rows hold the part at the label's pixels, a map reads the file on them; one of its own is 5 x 5."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 250, (1, 12, 16)).astype(dtype)
+    values[0][rng.random((12, 16)) < 0.2] = 0
+    path = write_tiff(tmp_path / "coarse.tif", values, pixel=5.0, nodata=0)
+    like = write_tiff(tmp_path / "label.tif", np.zeros((1, 60, 80), np.uint8))
+    reference = read_info(like)
+    whole = read_on_extent(read_info(path), reference.georeference, reference.size)
+    assert whole.size == (12, 16)
+    with RasterScene({"x": path}, channels={"x": 1}, like=like) as scene:
+        for window in (Window(0, 0, 32, 32), Window(13, 21, 32, 32), Window(28, 48, 32, 32)):
+            tile, image = cut(whole, reference.size, window), scene.read(*window)["x"]
+            np.testing.assert_array_equal(tile.valid, ~image.mask[..., 0])
+            assert tile.values.dtype == image.dtype == np.dtype(dtype)
+            # GDAL has its weights in float32, so that halves may go the other way.
+            step = 0 if dtype == "float32" else 1
+            difference = np.abs(tile.values.astype(float) - image.data)[tile.valid]
+            assert difference.max() <= step + 1e-3 and np.mean(difference > 1e-3) < 0.01
+
+
+def test_halves_go_up_whatever_the_steps_of_the_grid_are():
+    """On a grid of tenths 10.5 is computed as 10.499999999999998 and the like."""
+    coarse = Raster(np.array([[[10], [20], [30]]], np.int16).repeat(3, 0), np.ones((3, 3), dtype=bool))
+    tile = cut(coarse, (30, 30), Window(1, 5, 20, 20))
+    assert (tile.values[..., 0] == np.arange(11, 31)).all()

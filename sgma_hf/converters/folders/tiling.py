@@ -7,6 +7,10 @@ import numpy as np
 from ...data.windows import Window, cover, window_starts
 from ...model.limits_sgma import IGNORE_INDEX
 from ...rasters.raster import Raster
+from ...rasters.sources import interpolate
+
+
+_ROUNDING = 1e-6  # so that halves go up, as GDAL's do, whatever float64 makes of thirds and tenths
 
 
 @dataclass(frozen=True)
@@ -54,32 +58,8 @@ def cut(raster: Raster, size: tuple[int, int], window: tuple[int, int, int, int]
     start, stop = np.rint(edges).astype(int)
     if (scale >= 1).all() or np.abs(edges - (start, stop)).max() < 0.01:
         return raster.crop(*start, *(stop - start))
-    return _interpolate(raster, (top + np.arange(height) + 0.5) * scale[0], (left + np.arange(width) + 0.5) * scale[1])
-
-
-def _interpolate(raster: Raster, y: np.ndarray, x: np.ndarray) -> Raster:
-    """Bilinear values at own pixel coordinates (pixel 0 spans 0..1), from the neighbours that hold data.
-
-    A place holds data where the pixel it lies in does. float64 keeps all bits of int32.
-    """
-    top, bottom, down = _neighbours(y, raster.size[0])
-    left, right, across = _neighbours(x, raster.size[1])
-    total, weights = np.zeros((len(y), len(x), raster.values.shape[2])), np.zeros((len(y), len(x)))
-    for rows, row_weight in ((top, 1 - down), (bottom, down)):
-        for columns, column_weight in ((left, 1 - across), (right, across)):
-            here = np.ix_(rows, columns)
-            weight = np.outer(row_weight, column_weight) * raster.valid[here]
-            # where(): 0 x NaN is NaN.
-            total += np.where(raster.valid[here][..., None], raster.values[here], 0) * weight[..., None]
-            weights += weight
-    valid = raster.valid[np.ix_(y.astype(int), x.astype(int))]
-    values = total / np.where(valid, weights, 1)[..., None]
-    values = np.rint(values) if raster.values.dtype.kind in "iu" else values
-    return Raster(np.where(valid[..., None], values, 0).astype(raster.values.dtype), valid)
-
-
-def _neighbours(positions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels before and after each position, and the share of the one after; edges repeat."""
-    centred = np.clip(positions - 0.5, 0, count - 1)
-    before = np.floor(centred).astype(int)
-    return before, np.minimum(before + 1, count - 1), centred - before
+    part = interpolate(raster, size, Window(*window), np.float64)  # which holds all bits of int32
+    values = np.where(part.valid[..., None], part.values, 0)
+    if raster.values.dtype.kind in "iu":
+        values = np.floor(values + 0.5 + _ROUNDING)
+    return Raster(values.astype(raster.values.dtype), part.valid)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..model.cells_sgma import PAD_MULTIPLE
 from ..model.configuration_sgma import SgmaConfig
-from ..model.encoding_sgma import SgmaEncoding, check_inputs
+from ..model.encoding_sgma import HostMask, SgmaEncoding, check_inputs
 from ..model.layers_sgma import SgmaModalityStem
 from ..model.modeling_sgma import SgmaForSemanticSegmentation, SgmaModel
 from ..model.outputs_sgma import SgmaModelOutput
@@ -25,6 +25,11 @@ class EarlyFusionEncoding(SgmaEncoding):
     """The checked input; the encoder runs when a combination is asked for."""
 
     pixel_values: torch.Tensor | None = None  # as given, (B, sum C, H, W)
+
+    @property
+    def position(self) -> torch.Tensor:
+        """-1 throughout: no modality has features of its own."""
+        return torch.full_like(self.present, -1, dtype=torch.int64)
 
 
 def early_fusion_config(**values: Any) -> SgmaConfig:
@@ -54,14 +59,19 @@ class EarlyFusionModel(SgmaModel):
         """A modality's bands stay as many as they are, and have their adapter."""
         return SgmaModalityStem(channels, channels, self.config.modality_adapter_size)
 
-    def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> EarlyFusionEncoding:
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        modality_mask: torch.Tensor | None = None,
+        host_mask: HostMask | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> EarlyFusionEncoding:
         """Check the inputs, as [`SgmaModel.encode`] does, and keep them."""
-        present, coverage = check_inputs(self.config, pixel_values, modality_mask)
+        present, coverage, host_present = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
         return EarlyFusionEncoding(
             stages=[],
             present=present,
-            host_present=present.tolist(),
-            position=torch.full_like(present, -1, dtype=torch.int64),
+            host_present=host_present,
             pixel_coverage=coverage,
             fractions=None,
             image_size=(pixel_values.shape[-2], pixel_values.shape[-1]),

@@ -62,10 +62,14 @@ def count_pixels(
     predictions: torch.Tensor, labels: torch.Tensor, num_labels: int, counted: torch.Tensor
 ) -> torch.Tensor:
     """Count as `confusion_matrix` does where `counted` is True, on the tensors' own device and without its checks."""
-    # Pixels that don't count go to a cell of their own, which spares two gathers of unknown size.
-    cells = torch.where(counted, labels * num_labels + predictions, num_labels**2)
-    counts = torch.bincount(cells.flatten(), minlength=num_labels**2 + 1)
-    return counts[:-1].view(num_labels, num_labels)
+    return count_cells(labels * num_labels + predictions, num_labels**2, counted).view(num_labels, num_labels)
+
+
+def count_cells(cells: torch.Tensor, num_cells: int, counted: torch.Tensor) -> torch.Tensor:
+    """How often each of `num_cells` comes where `counted` is True, int64; no device is waited for."""
+    # What doesn't count goes to a cell of its own, which spares gathers of unknown size. `bincount` asks for extremes.
+    cells = torch.where(counted, cells, num_cells).flatten()
+    return cells.new_zeros(num_cells + 1).scatter_add_(0, cells, torch.ones_like(cells))[:-1]
 
 
 def check_class_ids(

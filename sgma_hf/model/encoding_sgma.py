@@ -1,12 +1,13 @@
 """What goes into the encoder, checked and packed, and what is kept of it."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 
 from .cells_sgma import STAGE_STRIDES, crop_padding, grid_size
 from .configuration_sgma import SgmaConfig
-from .fusion_sgma import SgmaStageTokens
+from .fusion_sgma import SgmaPairs, SgmaStageTokens
 from .layers_sgma import ABSENT_SCORE
 
 
@@ -16,14 +17,45 @@ class SgmaEncoding:
 
     stages: list[SgmaStageTokens]
     present: torch.Tensor  # which pairs are there, bool, (batch_size, num_modalities)
-    host_present: list[list[bool]] | None  # the same on the host; None while tracing
-    position: torch.Tensor  # of every pair in the packed order, (batch_size, num_modalities), -1 if absent
+    host_present: list[list[bool]] | None  # the same as plain values, so that no device is asked; None while tracing
     # Bool, (batch_size, num_modalities, height, width), without padding; None: what is present covers its whole image.
     pixel_coverage: torch.Tensor | None
     # Covered fraction of the stages' cells in [0, 1], (batch_size, num_modalities, height / stride, width / stride) of
     # the padded image; None: all present pairs are complete and nothing is padded.
     fractions: list[torch.Tensor] | None
     image_size: tuple[int, int]  # in pixels, without padding
+
+    @property
+    def position(self) -> torch.Tensor:
+        """Index of every pair in the packed order, int64, (batch_size, num_modalities), -1 if absent."""
+        if self.host_present is not None:
+            return to_device(packed_positions(self.host_present), self.present.device)
+        batch_size, modalities = self.present.shape  # all pairs are computed: nothing depends on the mask
+        return torch.arange(modalities * batch_size, device=self.present.device).view(modalities, batch_size).t()
+
+    def pairs(self, host_mask: list[list[bool]] | None) -> SgmaPairs:
+        """Where the pairs of a mask stand in the packed order; `host_mask` is that of `present`, or of a subset."""
+        batch_size, modalities = self.present.shape
+        if host_mask is None:  # while tracing all pairs are packed
+            return SgmaPairs(batch_size)
+        device = self.present.device
+        active, packed = (
+            [index for index, column in enumerate(zip(*mask, strict=True)) if any(column)]
+            for mask in (host_mask, self.host_present)
+        )
+        complete = all(row[index] for row in host_mask for index in active)
+        pairs = SgmaPairs(batch_size, complete=complete)
+        if len(active) < modalities:
+            pairs.active = to_device(active, device)
+        if not complete or not all(row[index] for row in self.host_present for index in packed):
+            position = packed_positions(self.host_present)
+            for row, mask in zip(position, host_mask, strict=True):
+                own = max((index for index, there in zip(row, mask, strict=True) if there), default=0)
+                row[:] = [index if there else own for index, there in zip(row, mask, strict=True)]
+            pairs.position = to_device([[row[index] for index in active] for row in position], device)
+        elif active != packed:
+            pairs.slices = to_device([packed.index(index) for index in active], device)
+        return pairs
 
     def coverage(self, mask: torch.Tensor) -> torch.Tensor:
         """Pixels that any modality of a mask (batch_size, num_modalities) covers, (batch_size, height, width)."""
@@ -38,18 +70,17 @@ class SgmaEncoding:
         stages = zip(self.fractions, STAGE_STRIDES, strict=True)
         return [crop_padding(fraction, stride, self.image_size) for fraction, stride in stages]
 
-    def attention_bias(self, level: int, mask: torch.Tensor, active: list[int]) -> torch.Tensor:
-        """Logarithm of the covered fraction of a stage's cells, `ABSENT_SCORE` where nothing is, float32 at least.
+    def attention_biases(self, mask: torch.Tensor, active: torch.Tensor | None) -> list[torch.Tensor]:
+        """Logarithm of the covered fraction of the stages' cells, `ABSENT_SCORE` where nothing is, float32 at least.
 
         (batch_size, M', positions) for the M' modalities `active`, or (batch_size, M', 1) if every pair is complete.
         """
-        there = mask[:, active].unsqueeze(-1)
+        there = _columns(mask, active).unsqueeze(-1)
         if self.fractions is None:
-            return torch.where(there, 0.0, ABSENT_SCORE)
-        fraction = self.fractions[level][:, active].flatten(2)
-        fraction = fraction.to(torch.promote_types(self.stages[level].tokens.dtype, torch.float32))
-        there = there & (fraction > 0)
-        return torch.where(there, fraction, 1).log().masked_fill(~there, ABSENT_SCORE)
+            return [torch.where(there, 0.0, ABSENT_SCORE)] * len(self.stages)
+        dtype = torch.promote_types(self.stages[0].tokens.dtype, torch.float32)
+        fractions = [_columns(fraction, active).flatten(2).to(dtype) for fraction in self.fractions]
+        return [torch.where(there & (part > 0), part.log(), ABSENT_SCORE) for part in fractions]
 
     def single_robustness(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Robustness where each row of the mask has one modality at most: 1 where that covers the cell."""
@@ -60,10 +91,58 @@ class SgmaEncoding:
         return tuple(mask.expand(-1, -1, *size).float() for size in sizes)
 
 
+HostMask = list[list[float]]  # of every row and modality: 1 if it covers all, 0 if nothing, else 0.5
+
+
+def host_mask_of(modality_mask: torch.Tensor) -> HostMask:
+    """What a mask says, as plain numbers: of every row and modality 1 if it covers all, 0 if nothing, else 0.5.
+
+    Taken while the mask is on the CPU, and given to the model beside it, it spares asking another device.
+    """
+    return _shares(modality_mask).tolist()
+
+
+def _shares(modality_mask: torch.Tensor) -> torch.Tensor:
+    if modality_mask.ndim == 2:
+        return modality_mask.float()
+    pixels = modality_mask.flatten(2)
+    return (pixels.any(2).float() + pixels.all(2).float()) / 2
+
+
 def check_inputs(
-    config: SgmaConfig, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return which pairs are present, and the coverage of pixels unless every present pair is complete."""
+    config: SgmaConfig,
+    pixel_values: torch.Tensor,
+    modality_mask: torch.Tensor | None = None,
+    host_mask: HostMask | None = None,
+    labels: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, list[list[bool]] | None]:
+    """Return which pairs are present, and the coverage of pixels unless every present pair is complete.
+
+    The third is `present` on the host, None while tracing. See [`SgmaModel.encode`] for the arguments.
+    """
+    _check_shapes(config, pixel_values, modality_mask)
+    if modality_mask is None:
+        present = pixel_values.new_ones((pixel_values.shape[0], config.num_modalities), dtype=torch.bool)
+    else:
+        present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
+    by_pixel = modality_mask is not None and modality_mask.ndim == 4
+    if torch.compiler.is_compiling():
+        return present, modality_mask if by_pixel else None, None
+    host_mask = _look(config, tuple(present.shape), modality_mask, host_mask, labels)
+    host_present = [[share > 0 for share in row] for row in host_mask]
+    empty = [row for row, there in enumerate(host_present) if not any(there)]
+    if empty and not by_pixel:
+        raise ValueError(
+            f"`modality_mask` has no modality at all in row(s) {empty}; leave such rows out, or give a mask per "
+            "pixel, (batch_size, num_modalities, height, width), to have them returned as uncovered."
+        )
+    present = present.to(pixel_values.device, non_blocking=True)
+    if not by_pixel or not (empty or any(0 < share < 1 for row in host_mask for share in row)):
+        return present, None, host_present
+    return present, modality_mask.to(pixel_values.device, non_blocking=True), host_present
+
+
+def _check_shapes(config: SgmaConfig, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None) -> None:
     channels = sum(config.modality_channels)
     if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
         named = dict(zip(config.modalities, config.modality_channels, strict=True))
@@ -75,10 +154,9 @@ def check_inputs(
         raise TypeError(
             f"`pixel_values` is {pixel_values.dtype}; expected normalised floats, as SgmaImageProcessor returns."
         )
-    batch_size, modalities = pixel_values.shape[0], config.num_modalities
     if modality_mask is None:
-        return pixel_values.new_ones((batch_size, modalities), dtype=torch.bool), None
-    expected = (batch_size, modalities)
+        return
+    expected = (pixel_values.shape[0], config.num_modalities)
     if tuple(modality_mask.shape) not in (expected, expected + tuple(pixel_values.shape[-2:])):
         raise ValueError(
             f"`modality_mask` has shape {tuple(modality_mask.shape)}; expected {expected} or "
@@ -86,47 +164,67 @@ def check_inputs(
         )
     if modality_mask.dtype != torch.bool:
         raise TypeError(f"`modality_mask` is {modality_mask.dtype}; expected bool, True where there is data.")
-    modality_mask = modality_mask.to(pixel_values.device)
-    if modality_mask.ndim == 4:
-        present = modality_mask.flatten(2).any(2)
-        simple = (modality_mask.flatten(2).all(2) | ~present).all() & present.any(1).all()
-        if not torch.compiler.is_compiling() and bool(simple):
-            return present, None
-        return present, modality_mask
-    if not torch.compiler.is_compiling() and not bool(modality_mask.any(1).all()):
-        empty = (~modality_mask.any(1)).nonzero().flatten().tolist()
-        raise ValueError(
-            f"`modality_mask` has no modality at all in row(s) {empty}; leave such rows out, or give a mask per "
-            "pixel, (batch_size, num_modalities, height, width), to have them returned as uncovered."
-        )
-    return modality_mask, None
 
 
 def check_labels(config: SgmaConfig, labels: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Return labels as int64, checked against the images and the classes."""
+    """Return labels as int64, their shape and type checked."""
     expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
     if tuple(labels.shape) != expected:
         raise ValueError(f"`labels` has shape {tuple(labels.shape)}; expected {expected}, as the images have.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"`labels` is {labels.dtype}; expected integers, one class index per pixel.")
-    labels = labels.long()
-    if not torch.compiler.is_compiling():
-        ignore_index = config.semantic_loss_ignore_index
-        wrong = (labels != ignore_index) & ((labels < 0) | (labels >= config.num_labels))
-        if bool(wrong.any()):
-            raise ValueError(
-                f"`labels` holds {labels[wrong].unique()[:10].tolist()}; expected classes 0 to "
-                f"{config.num_labels - 1}, or {ignore_index} for pixels to ignore. Remap the labels."
-            )
-    return labels
+    return labels.long()
 
 
-def packed_positions(present: torch.Tensor) -> torch.Tensor:
-    """Index of every present pair in modality-major order, -1 for the absent."""
-    if torch.compiler.is_compiling():  # all pairs are computed: the shapes do not depend on the mask
-        batch_size, modalities = present.shape
-        rows = torch.arange(batch_size, device=present.device).unsqueeze(1)
-        return rows + batch_size * torch.arange(modalities, device=present.device)
-    by_modality = present.t()
-    order = by_modality.flatten().cumsum(0).view_as(by_modality) - 1
-    return torch.where(by_modality, order, -1).t()
+def _look(
+    config: SgmaConfig,
+    shape: tuple[int, int],
+    modality_mask: torch.Tensor | None,
+    host_mask: HostMask | None,
+    labels: torch.Tensor | None,
+) -> HostMask:
+    """Look at the mask and the labels: a device is asked once, and only where no `host_mask` speaks for both."""
+    see_mask, see_labels = (
+        part is not None and (host_mask is None or part.device.type == "cpu") for part in (modality_mask, labels)
+    )
+    columns = [_shares(modality_mask)] if see_mask else []
+    if see_labels:
+        columns.append(_wrong(config, labels).flatten(1).any(1, keepdim=True))
+    rows = []
+    if columns:
+        rows = torch.cat([column.to(columns[-1].device, torch.float32) for column in columns], dim=1).tolist()
+    if see_labels and sum(row.pop() for row in rows):
+        wrong = labels[_wrong(config, labels)].unique()[:10].tolist()
+        raise ValueError(
+            f"`labels` holds {wrong}; expected classes 0 to {config.num_labels - 1}, or "
+            f"{config.semantic_loss_ignore_index} for pixels to ignore. Remap the labels."
+        )
+    if not see_mask:
+        rows = [[1.0] * shape[1]] * shape[0] if modality_mask is None else host_mask
+    if [len(row) for row in rows] != [shape[1]] * shape[0] or host_mask not in (None, rows):
+        raise ValueError(
+            f"`host_mask` is {host_mask}; expected {rows if see_mask else shape} as `modality_mask` has it. Make it "
+            "anew by `host_mask_of` where the mask changes, or leave it out."
+        )
+    return rows
+
+
+def _wrong(config: SgmaConfig, labels: torch.Tensor) -> torch.Tensor:
+    return (labels != config.semantic_loss_ignore_index) & ((labels < 0) | (labels >= config.num_labels))
+
+
+def to_device(values: list, device: torch.device) -> torch.Tensor:
+    """Copy plain values to a device, without waiting for what it still computes."""
+    return torch.tensor(values).to(device, non_blocking=True)
+
+
+def packed_positions(host_present: list[list[bool]]) -> list[list[int]]:
+    """Index of every present pair in the packed order, one modality after the other, -1 for the absent."""
+    order = itertools.count()
+    by_modality = [[next(order) if there else -1 for there in column] for column in zip(*host_present, strict=True)]
+    return [list(row) for row in zip(*by_modality, strict=True)]
+
+
+def _columns(values: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
+    """Those of the modalities `active`, of (batch_size, num_modalities, ...); None: all."""
+    return values if active is None else values.index_select(1, active)

@@ -44,18 +44,22 @@ class SgmaStageTokens:
 class SgmaPairs:
     """Where the pairs of a batch stand in the packed order: one modality after the other, rows ascending in each."""
 
+    batch_size: int
     # Of every (row, modality) among the packed pairs, int64, (batch_size, M'). An absent pair points to another pair
-    # of its row: its weight is 0, and a row never reads another row.
-    position: torch.Tensor
-    dense_slices: list[int] | None  # the modalities, if every row has all of them: a view does instead of a gather
+    # of its row: its weight is 0, and a row never reads another row. None: what is packed is there in every row, and
+    # so is all of `active`.
+    position: torch.Tensor | None = None
+    slices: torch.Tensor | None = None  # without `position`, the M' among the packed modalities; None: all of them
+    active: torch.Tensor | None = None  # the M' among the model's modalities; None: all of them
+    complete: bool = True  # whether each of the M' is there in every row
 
     def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """(pairs, positions, channels) -> (batch_size, M', positions, channels)."""
-        if self.dense_slices is None:
+        if self.position is not None:
             return packed[self.position]
-        by_modality = packed.unflatten(0, (-1, self.position.shape[0]))  # (M, B, N, C)
-        if len(self.dense_slices) < by_modality.shape[0]:
-            by_modality = by_modality[self.dense_slices]
+        by_modality = packed.unflatten(0, (-1, self.batch_size))  # (M, B, N, C)
+        if self.slices is not None:
+            by_modality = by_modality.index_select(0, self.slices)
         return by_modality.transpose(0, 1)
 
 

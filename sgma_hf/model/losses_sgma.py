@@ -26,7 +26,9 @@ def row_losses(config: SgmaConfig, logits: torch.Tensor, labels: torch.Tensor) -
     """
     logits = pixel_logits(logits, labels.shape[-2:])
     ignore_index = config.semantic_loss_ignore_index
-    weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
+    weights = config.class_weights
+    if weights is not None:  # copied without waiting for the device
+        weights = torch.tensor(weights, dtype=logits.dtype).to(logits.device, non_blocking=True)
     sums = nn.functional.cross_entropy(logits, labels, weights, ignore_index=ignore_index, reduction="none")
     sums, counts = sums.flatten(1).sum(1), (labels != ignore_index).flatten(1).sum(1)
     if config.dice_loss_weight:

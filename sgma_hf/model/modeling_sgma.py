@@ -17,8 +17,8 @@ from transformers.utils import can_return_tuple
 
 from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding, grid_size
 from .configuration_sgma import SgmaConfig
-from .encoding_sgma import SgmaEncoding, check_inputs, check_labels, packed_positions
-from .fusion_sgma import FUSIONS, SgmaPairs
+from .encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels, to_device
+from .fusion_sgma import FUSIONS
 from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, initialise, restride_single, to_maps
 from .losses_sgma import modality_sampling_probabilities, row_losses, sample_modality, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
@@ -81,7 +81,13 @@ class SgmaModel(SgmaPreTrainedModel):
                     module.eval()
         return self
 
-    def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> SgmaEncoding:
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        modality_mask: torch.Tensor | None = None,
+        host_mask: HostMask | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> SgmaEncoding:
         """Encode and project every present (row, modality) pair; absent ones are not computed.
 
         Under `torch.compile` and `torch.export` all pairs are computed, and what is absent is masked out afterwards:
@@ -93,16 +99,19 @@ class SgmaModel(SgmaPreTrainedModel):
                 matter, NaN included.
             modality_mask: True where a modality is there, bool: (batch_size, num_modalities), or
                 (batch_size, num_modalities, height, width) where coverage ends inside the image. None: all there.
+            host_mask: What `host_mask_of` said of the mask. A GPU, which computes while the host prepares what
+                follows, is not asked then. None: it is asked, once, unless the mask is on the CPU.
+            labels: int64, (batch_size, height, width), whose range is checked in the same question. With a
+                `host_mask` those on a GPU are taken to be checked, as those of [`SgmaDataCollator`] are.
 
         Raises:
-            ValueError: If a shape does not fit the configuration, or a row of a (batch_size, num_modalities) mask
-                has no modality at all.
+            ValueError: If a shape does not fit the configuration, a row of a (batch_size, num_modalities) mask has no
+                modality at all, a label is no class, or `host_mask` is not that of the mask.
             TypeError: If `pixel_values` are not floats or the mask is not bool.
         """
-        present, coverage = check_inputs(self.config, pixel_values, modality_mask)
+        present, coverage, host_present = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
         image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        tracing = torch.compiler.is_compiling()
-        host_present = None if tracing else present.tolist()
+        tracing = host_present is None
         # Written so that torch.export sees sides of 32 * n, whose divisions by the strides it can simplify.
         bottom, right = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE - side for side in image_size)
         fractions = pixel_coverage = None
@@ -113,8 +122,7 @@ class SgmaModel(SgmaPreTrainedModel):
             fractions = covered_fractions(padded)
             if tracing or coverage is not None:
                 pixel_coverage, coverage = covered, padded.bool()
-        packed, counts = self._pack(pixel_values, coverage, present, host_present)
-        position = packed_positions(present)
+        packed, counts = self._pack(pixel_values, coverage, host_present)
         stages = []
         if packed.shape[0]:
             with_context = tracing or any(sum(row) > 1 for row in host_present)
@@ -124,7 +132,7 @@ class SgmaModel(SgmaPreTrainedModel):
                 fusion("project", maps, counts, with_context)
                 for fusion, maps in zip(self.fusion_stages, feature_maps, strict=True)
             ]
-        return SgmaEncoding(stages, present, host_present, position, pixel_coverage, fractions, image_size)
+        return SgmaEncoding(stages, present, host_present, pixel_coverage, fractions, image_size)
 
     def fuse(
         self,
@@ -145,27 +153,15 @@ class SgmaModel(SgmaPreTrainedModel):
         """
         mask, host_mask = encoding.present, encoding.host_present
         if subset_mask is not None:
-            mask = mask & subset_mask.to(mask.device)
-            host_mask = None if host_mask is None else mask.tolist()
-        if host_mask is None:  # traced: all pairs are there
-            active, most, complete = list(range(mask.shape[1])), mask.shape[1], True
-        else:
-            active = [index for index, column in enumerate(zip(*host_mask, strict=True)) if any(column)]
-            most = max(sum(row) for row in host_mask)
-            complete = all(row[index] for row in host_mask for index in active)
-        if most < 2:  # nothing to compare
+            mask = mask & subset_mask.to(mask.device, non_blocking=True)
+            if host_mask is not None:
+                host_mask = (torch.tensor(host_mask) & subset_mask.cpu()).tolist()
+        if host_mask is not None and max(map(sum, host_mask)) < 2:  # nothing to compare
             fused = self.fuse_single(encoding, mask.int().argmax(1), row_mask=mask.any(1))
             robustness = encoding.single_robustness(mask) if FUSIONS[self.config.fusion].has_robustness else None
             prototypes = None
         else:
-            # The dense view needs every row's pairs to be packed, and what it shows to be present in every row.
-            dense = host_mask is None or (complete and all(map(all, encoding.host_present)))
-            position = encoding.position[:, active]
-            if not dense:
-                fallback = torch.where(mask, encoding.position, -1).amax(1, keepdim=True)
-                position = torch.where(mask[:, active], position, fallback).clamp_min(0)
-            pairs = SgmaPairs(position, active if dense else None)
-            fused, robustness, prototypes = self._fuse_stages(encoding, pairs, mask, active, complete)
+            fused, robustness, prototypes = self._fuse_stages(encoding, mask, host_mask)
         return SgmaModelOutput(
             feature_maps=fused,
             robustness=robustness,
@@ -195,7 +191,7 @@ class SgmaModel(SgmaPreTrainedModel):
             ]
             return tuple(modality.new_zeros(shape, dtype=self.dtype) for shape in shapes)
         rows = torch.arange(modality.shape[0], device=modality.device)
-        index = encoding.position[rows, modality].clamp_min(0)
+        index = encoding.position.gather(1, modality.unsqueeze(1)).squeeze(1).clamp_min(0)
         if row_mask is None and encoding.fractions is not None:
             row_mask = encoding.present[rows, modality]
         maps = []
@@ -211,6 +207,7 @@ class SgmaModel(SgmaPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         modality_mask: torch.Tensor | None = None,
+        host_mask: HostMask | None = None,
         output_prototypes: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> SgmaModelOutput:
@@ -218,44 +215,46 @@ class SgmaModel(SgmaPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return self.fuse(
-            self.encode(pixel_values, modality_mask),
+            self.encode(pixel_values, modality_mask, host_mask),
             output_prototypes=bool(output_prototypes),
             output_hidden_states=output_hidden_states,
         )
 
-    def _fuse_stages(self, encoding, pairs, mask, active, complete):
+    def _fuse_stages(self, encoding, mask, host_mask):
+        pairs = encoding.pairs(host_mask)
+        biases = [None] * len(encoding.stages)
+        if not pairs.complete or encoding.fractions is not None:
+            biases = encoding.attention_biases(mask, pairs.active)
         fused, robustness, prototypes = [], [], []
-        unbiased = complete and encoding.fractions is None
         for level, (fusion, stage) in enumerate(zip(self.fusion_stages, encoding.stages, strict=True)):
-            bias = None if unbiased else encoding.attention_bias(level, mask, active)
-            tokens, weights, class_vectors = fusion("fuse", stage, pairs, bias)
+            tokens, weights, class_vectors = fusion("fuse", stage, pairs, biases[level])
             fused.append(to_maps(tokens, stage.size))
             prototypes.append(class_vectors)
             if weights is not None:
-                if len(active) < mask.shape[1]:
-                    weights = weights.new_zeros(mask.shape + weights.shape[2:]).index_copy(
-                        1, torch.tensor(active, device=mask.device), weights
-                    )
+                if pairs.active is not None:
+                    weights = weights.new_zeros(mask.shape + weights.shape[2:]).index_copy(1, pairs.active, weights)
                 weights = weights.unflatten(2, stage.size)
                 robustness.append(crop_padding(weights, STAGE_STRIDES[level], encoding.image_size))
         return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
 
-    def _pack(self, pixel_values, coverage, present, host_present):
+    def _pack(self, pixel_values, coverage, host_present):
         """Stack the present pairs, modality by modality, in the encoder's channels; gaps are constant."""
-        packed, counts = [], []
+        batch_size, modalities = pixel_values.shape[0], self.config.num_modalities
+        counts, partial = [batch_size] * modalities, {}
+        if host_present is not None:
+            rows = [[row for row, there in enumerate(column) if there] for column in zip(*host_present, strict=True)]
+            counts = [len(part) for part in rows]
+            if counts != [batch_size] * modalities:
+                indices = to_device([row for part in rows for row in part], pixel_values.device).split(counts)
+                partial = {index: part for index, part in enumerate(indices) if len(part) < batch_size}
+        packed = []
         for index, rasters in enumerate(pixel_values.split(self.config.modality_channels, dim=1)):
+            if not counts[index]:
+                continue
             covered = None if coverage is None else coverage[:, index : index + 1]
-            if host_present is not None:
-                rows = [row for row, there in enumerate(host_present) if there[index]]
-                counts.append(len(rows))
-                if not rows:
-                    continue
-                if len(rows) < rasters.shape[0]:
-                    rows = torch.tensor(rows, device=rasters.device)
-                    rasters = rasters[rows]
-                    covered = None if covered is None else covered[rows]
-            else:
-                counts.append(rasters.shape[0])
+            if index in partial:
+                rasters = rasters.index_select(0, partial[index])
+                covered = None if covered is None else covered.index_select(0, partial[index])
             if covered is not None:  # never a product: 0 * NaN is NaN
                 rasters = torch.where(covered, rasters, self.config.gap_value)
             packed.append(self.stems[index](rasters))
@@ -336,9 +335,9 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             )
         return loaded
 
-    def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None) -> SgmaEncoding:
+    def encode(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None = None, **kwargs) -> SgmaEncoding:
         """Encode a batch once, for `fuse_and_decode`; see [`SgmaModel.encode`]."""
-        return self.sgma.encode(pixel_values, modality_mask)
+        return self.sgma.encode(pixel_values, modality_mask, **kwargs)
 
     def fuse_and_decode(
         self, encoding: SgmaEncoding, subset_mask: torch.Tensor | None = None, **kwargs
@@ -355,6 +354,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         labels: torch.Tensor | None = None,
         sampling_noise: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        host_mask: HostMask | None = None,
         output_prototypes: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> SgmaSemanticSegmenterOutput:
@@ -371,6 +371,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             num_items_in_batch: What to divide the summed losses by, in place of the number of valid pixels of this
                 batch: that of a whole accumulation window and of all processes, so that accumulating gradients
                 equals one large batch.
+            host_mask: What `host_mask_of` said of the mask, and that the labels are checked; see [`SgmaModel.encode`].
             output_prototypes: Whether to return the class prototypes.
             output_hidden_states: Whether to return the fused feature maps.
 
@@ -393,7 +394,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             labels = check_labels(self.config, labels, pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        encoding = self.encode(pixel_values, modality_mask)
+        encoding = self.encode(pixel_values, modality_mask, host_mask=host_mask, labels=labels)
         fused = self.sgma.fuse(
             encoding, output_prototypes=bool(output_prototypes), output_hidden_states=output_hidden_states
         )

@@ -13,6 +13,8 @@ import torch
 from transformers import BaseImageProcessor
 
 from ..data.rows import decode_row
+from ..evaluation.metrics import check_class_ids
+from ..model.encoding_sgma import host_mask_of
 from ..model.limits_sgma import IGNORE_INDEX
 from .arguments import SgmaTrainingArguments
 from .augmentation import Augmentation, balanced_window
@@ -90,6 +92,8 @@ class SgmaDataCollator:
         seed: Seed of all random choices.
         with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take; the trainer
             switches it on.
+        num_labels: Number of the model's classes, which the labels are checked against; None is the processor's. The
+            trainer sets it.
 
     Raises:
         ValueError: If a number is out of range or a list has not one entry per modality.
@@ -106,26 +110,31 @@ class SgmaDataCollator:
     class_balanced_crops: bool = False
     seed: int = 0
     with_row_index: bool = False
+    num_labels: int | None = None
 
     def __post_init__(self) -> None:
         if self.crop_size is not None and self.crop_size < 1:
             raise ValueError(
                 f"`crop_size` is {self.crop_size}; expected pixels, at least 1, or None for whole images."
             )
+        if self.num_labels is None:
+            self.num_labels = self.processor.num_labels
         self.modality_dropout = self._per_modality("modality_dropout", 1.0)
         self.noise_std = self._per_modality("noise_std", np.inf)
         self.gain_range = self._per_modality("gain_range", 1.0)
         self._augmentation = Augmentation(self.augment, self.processor)
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows, each with its `RowKey` under `_key` (see `EpochRows`).
 
         Returns:
             `pixel_values`, `modality_mask`, `labels` as the processor makes them, and `sampling_noise`, float32,
-            (batch_size,).
+            (batch_size,). Where the number of classes is known, also `host_mask`, which tells the model what the mask
+            says and that the labels are checked, so that no GPU is asked: see [`SgmaModel.encode`].
 
         Raises:
-            ValueError: If a row has no label or no modality, or cannot be read; the row is named.
+            ValueError: If a row has no label or no modality, cannot be read or has a label that is no class; the rows
+                are named.
         """
         names = self.processor.modalities
         keys = [row[ROW_KEY] for row in rows]
@@ -141,6 +150,8 @@ class SgmaDataCollator:
         windows = [self._window(label, draw) for label, draw in zip(labels, draws, strict=True)]
         try:
             batch = self.processor(images, segmentation_maps=list(labels), windows=windows)
+            if self.num_labels != self.processor.num_labels:
+                check_class_ids(batch["labels"], self.num_labels, "label")
         except ValueError as error:
             raise ValueError(f"Rows {[row.get('id') for row in rows]}: {error}") from error
         values, mask, targets = batch["pixel_values"], batch["modality_mask"], batch["labels"]
@@ -161,6 +172,8 @@ class SgmaDataCollator:
             mask[padding], targets[padding] = False, IGNORE_INDEX
         noise = torch.tensor([draw.sampling_noise for draw in draws], dtype=torch.float32)
         batch = {"pixel_values": values, "modality_mask": mask, "labels": targets, "sampling_noise": noise}
+        if self.num_labels is not None:
+            batch["host_mask"] = host_mask_of(mask)
         if self.with_row_index:
             batch["row_index"] = torch.tensor([key.index for key in keys])
         return batch
@@ -214,12 +227,13 @@ def data_seed(args: SgmaTrainingArguments) -> int:
 
 
 def collator_of(
-    args: SgmaTrainingArguments, processor: BaseImageProcessor, given: SgmaDataCollator | None
+    args: SgmaTrainingArguments, processor: BaseImageProcessor, given: SgmaDataCollator | None, num_labels: int
 ) -> SgmaDataCollator:
     """The collator that arguments describe, or the given one, after which the arguments are changed then."""
     if given is None:
         options = {name: getattr(args, name) for name in _AUGMENTATION}
-        return SgmaDataCollator(processor, seed=data_seed(args), with_row_index=True, **options)
+        options |= {"seed": data_seed(args), "with_row_index": True, "num_labels": num_labels}
+        return SgmaDataCollator(processor, **options)
     if not isinstance(given, SgmaDataCollator):
         raise TypeError(
             f"`data_collator` is a {type(given).__name__}; expected an SgmaDataCollator, whose random choices can "
@@ -228,5 +242,5 @@ def collator_of(
     for name in _AUGMENTATION:
         value = getattr(given, name)
         setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)
-    given.with_row_index = True
+    given.with_row_index, given.num_labels = True, num_labels
     return given

@@ -6,6 +6,7 @@ process has, or a batch that is all padding, would leave the others waiting for 
 """
 
 import copy
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -63,10 +64,12 @@ class UnusedParameters:
         self._called.clear()
         return outputs
 
-    def add_pair(self, inputs: dict[str, torch.Tensor], ignore_index: int) -> None:
+    def add_pair(self, inputs: dict[str, Any], ignore_index: int) -> None:
         """Show a batch without any modality one, at pixels that do not count: the encoder is called, as on others."""
-        self._has_pair = bool(inputs["modality_mask"].any())
+        self._has_pair = any(map(any, inputs["host_mask"]))
         if not self._has_pair:
+            first, *others = inputs["host_mask"]
+            inputs["host_mask"] = [[1.0, *first[1:]], *others]
             inputs["modality_mask"] = inputs["modality_mask"].clone()
             inputs["modality_mask"][0, 0] = True
             inputs["labels"] = torch.full_like(inputs["labels"], ignore_index)

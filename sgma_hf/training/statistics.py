@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from ..evaluation.metrics import count_pixels
+from ..evaluation.metrics import count_cells
 from ..model.cells_sgma import STAGE_STRIDES, touched_cells
 from ..model.configuration_sgma import SgmaConfig
 
@@ -125,10 +125,9 @@ class TrainingStatistics:
     def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
         """Add confusion and loss by class of the predictions from the drawn modality, at one pixel per cell."""
         logits, sums = outputs.sampled_logits, self.sums["class_single_loss"]
-        predicted = logits.argmax(1)
-        for index, confusion in enumerate(self.sums["single_confusion"]):
-            drawn = seen & (outputs.sampled_modality == index)[:, None, None]
-            confusion += count_pixels(predicted, cells, confusion.shape[0], drawn)
+        confusion, num_labels = self.sums["single_confusion"], sums.shape[2]
+        places = (outputs.sampled_modality[:, None, None] * num_labels + cells) * num_labels + logits.argmax(1)
+        confusion += count_cells(places, confusion.numel(), seen).view_as(confusion)
         one_hot = self._one_hot(torch.where(seen, cells, self.ignore_index))  # (B, h, w, K)
         modality = nn.functional.one_hot(outputs.sampled_modality, sums.shape[1]).to(sums.dtype)  # (B, M)
         losses = nn.functional.cross_entropy(logits.float(), cells, ignore_index=self.ignore_index, reduction="none")

@@ -136,7 +136,7 @@ class SgmaTrainer(HubTrainer):
         super().__init__(
             model,
             args,
-            data_collator=collator_of(args, processing_class, data_collator),
+            data_collator=collator_of(args, processing_class, data_collator, model.config.num_labels),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -36,6 +36,7 @@ def _parser() -> Parser:
         "`sgma-hf predict --extras agreement`; it takes a second pass"
     )
     parser.add_switch("--agreement", help=agreement)
+    parser.add_switch("--allow_other_scale", help="score although the rows are far from what was trained on")
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     parser.add_switch("--bf16", help="compute in bfloat16, instead of float32")
     parser.add_switch("--fp16", help="compute in float16, instead of float32")
@@ -72,6 +73,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
 
     from sgma_hf.data.metadata import DatasetMetadata, check_meaning
     from sgma_hf.data.rows import load_rows, with_modality_columns
+    from sgma_hf.data.value_scale import rows_on_another_scale
     from sgma_hf.evaluation.agreement_scores import evaluate_agreement
     from sgma_hf.evaluation.combinations import evaluate_modality_combinations
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
@@ -80,7 +82,11 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     processor = AutoImageProcessor.from_pretrained(args.model)
     rows = load_rows(args.dataset, args.split)
     rows = with_modality_columns(rows, processor.modalities)
-    check_meaning(DatasetMetadata.load(args.dataset), AutoConfig.from_pretrained(args.model), processor)
+    config = AutoConfig.from_pretrained(args.model)
+    check_meaning(DatasetMetadata.load(args.dataset), config, processor)
+    problem = None if args.allow_other_scale else rows_on_another_scale(processor, rows, config.tile_size)
+    if problem is not None:
+        raise ValueError(problem)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device)
     reading = {
         "window_size": (model.config.tile_size if args.tile_size is None else args.tile_size) or None,

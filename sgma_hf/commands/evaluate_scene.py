@@ -47,6 +47,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile")
     add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
+    add("--allow_other_scale", action="store_true", help="score although a raster is far from what was trained on")
     add("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     group = parser.add_argument_group("modalities of the checkpoint, one or more")
     for name in modalities:
@@ -97,7 +98,7 @@ def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> 
     processor = AutoImageProcessor.from_pretrained(args.model)
     device = choose_device(args.device)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
-    options = {"tile_size": args.tile_size, "stride": args.stride, "batch_size": args.batch_size}
+    options = {name: getattr(args, name) for name in ("tile_size", "stride", "batch_size", "allow_other_scale")}
     options["classes"] = _recorded_classes(args.model, model.config.class_names)
     if args.classes is not None:
         options["classes"] = _given_classes(args.classes, model.config.class_names)

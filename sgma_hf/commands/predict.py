@@ -75,6 +75,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
     resampling = "how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME"
     add("--resampling", nargs="+", action="extend", metavar="NAME", help=resampling)
+    add("--allow_other_scale", action="store_true", help="predict although a raster is far from what was trained on")
     add("--resume", action="store_true", help="go on with the strips of a run that died")
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     group = parser.add_argument_group("modalities, one or more")
@@ -138,6 +139,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
         stride=args.stride,
         batch_size=args.batch_size,
         resampling=resampling,
+        allow_other_scale=args.allow_other_scale,
         resume=args.resume,
         progress_bar=True,
     )

@@ -48,9 +48,8 @@ def measure_raster_throughput(
         rasters = _write_rasters(Path(folder), dict(zip(names, channels, strict=True)), side, seed)
 
         def predict() -> None:
-            predict_raster(
-                model, processor, rasters, Path(folder) / "map.tif", tile_size=tile_size, batch_size=batch_size
-            )
+            options = {"tile_size": tile_size, "batch_size": batch_size, "allow_other_scale": True}
+            predict_raster(model, processor, rasters, Path(folder) / "map.tif", **options)
 
         def run_model() -> None:
             for batch in batches:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from transformers import BaseImageProcessor
 
 from ..model.image_processing_sgma import SgmaImageProcessor
 from .rows import decode_row
@@ -26,16 +27,15 @@ def fit_processor(
     pixels of the label; None trains on whole rows. Options are other fields of the processor: `nodata`, `num_labels`,
     ... Errors are those of `SgmaImageProcessor.fit`.
     """
-    levels = SgmaImageProcessor(modalities, modality_channels, **options).reference_level
-    levelled = [name for name, level in zip(modalities, levels, strict=True) if level != "none"]
-    rasters = _rasters_as_trained_on(rows, modalities, levelled=levelled, crop_size=crop_size)
+    unfitted = SgmaImageProcessor(modalities, modality_channels, **options)
+    rasters = rasters_as_trained_on(rows, unfitted, crop_size=crop_size)
     return SgmaImageProcessor.fit(rasters, modalities, modality_channels, **options)
 
 
 def refit_processor(
     processor: SgmaImageProcessor, rows: Iterable[Mapping[str, Any]], modalities: Sequence[str], crop_size: int | None
 ) -> None:
-    """Replace mean and standard deviation of some modalities of a processor, whose sensors its model is new to.
+    """Replace mean, standard deviation and range of some modalities of a processor, whose sensors its model is new to.
 
     Rows and `crop_size` are those of `fit_processor`.
     """
@@ -49,24 +49,29 @@ def refit_processor(
     }
     channels = [processor.modality_channels[place] for place in places]
     fitted = fit_processor(rows, modalities, channels, crop_size=crop_size, **kept)
-    for place, mean, std in zip(places, fitted.image_mean, fitted.image_std, strict=True):
-        processor.image_mean[place], processor.image_std[place] = mean, std
+    for field in ("image_mean", "image_std", "value_range"):
+        for place, value in zip(places, getattr(fitted, field), strict=True):
+            getattr(processor, field)[place] = value
 
 
-def _rasters_as_trained_on(
-    rows: Iterable[Mapping[str, Any]], modalities: Sequence[str], *, levelled: Sequence[str], crop_size: int | None
+def rasters_as_trained_on(
+    rows: Iterable[Mapping[str, Any]], processor: BaseImageProcessor, *, crop_size: int | None
 ) -> Iterator[Mapping[str, Any]]:
     """Rasters by name: each row's whole ones, then the crops of those with a reference level one by one."""
+    levels = zip(processor.modalities, processor.reference_level, strict=True)
+    levelled = [name for name, level in levels if level != "none"]
     for row in rows:
-        images, label = decode_row(row, modalities)
+        images, label = decode_row(row, processor.modalities)
+        sizes = [image.shape[:2] for image in images.values() if image is not None]
+        size = max(sizes, default=(0, 0)) if label is None else label.shape
         cropped = {} if crop_size is None else {name: images[name] for name in levelled if images[name] is not None}
-        yield {"id": row["id"], **images, **dict.fromkeys(cropped)}
+        yield {"id": row.get("id"), **images, **dict.fromkeys(cropped)}
         for name, image in cropped.items():
             vertical, horizontal = (
-                _even_cuts(side, crop_size, cells) for side, cells in zip(label.shape, image.shape[:2], strict=True)
+                _even_cuts(side, crop_size, cells) for side, cells in zip(size, image.shape[:2], strict=True)
             )
             for cut in itertools.product(vertical, horizontal):
-                yield {"id": row["id"], name: image[cut]}
+                yield {"id": row.get("id"), name: image[cut]}
 
 
 def _even_cuts(side: int, crop_size: int, cells: int) -> list[slice]:

@@ -194,7 +194,7 @@ def evaluate_scene(
         combinations: Names to evaluate together; None takes every non-empty combination of what is there.
         scored_classes: Which classes count in the means, see `segmentation_scores`.
         classes: Which values of the label are which class, see `score_map`; None takes them as ids.
-        options: Passed on to `predict_raster`: `tile_size`, `stride`, `batch_size`, `resampling`.
+        options: Passed on to `predict_raster`: `tile_size`, `stride`, `batch_size`, `resampling`, `allow_other_scale`.
 
     Returns:
         A dictionary as that of `evaluate_modality_combinations`, the scene being its one row, and
@@ -212,7 +212,8 @@ def evaluate_scene(
     results: dict[str, dict[str, Any]] = {}
     robustness = None
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
-        for names in combinations:
+        # All of them together first: what is refused of any raster is refused before anything is computed.
+        for names in sorted(combinations, key=len, reverse=True):
             complete = set(names) == set(given) and len(given) > 1 and FUSIONS[config.fusion].has_robustness
             files = predict_raster(
                 model,
@@ -243,7 +244,7 @@ def evaluate_scene(
         "rows_without_modality": 0,
         "rows_per_modality": {name: int(name in given) for name in config.modalities},
         "scored_classes": scored_classes,
-        **summarize_combinations(results),
+        **summarize_combinations({"+".join(names): results["+".join(names)] for names in combinations}),
         "robustness_per_class": robustness,
         "unlabelled_share": unlabelled,
     }

@@ -7,12 +7,12 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.utils import logging
 
 from .image_transforms_sgma import (
     REFERENCE_LEVELS,
     Moments,
     Raster,
+    ValueSample,
     find_covered,
     interpolation_weights,
     measure_level,
@@ -26,17 +26,16 @@ from .image_transforms_sgma import (
 from .limits_sgma import IGNORE_INDEX, MAX_IMAGE_SIDE, check_modalities, check_num_labels
 from .modalities_sgma import SgmaProcessorModalitiesMixin
 from .normalization_sgma import (
+    RANGE_SHARES,
     band_numbers,
     fitted_statistics,
     nodata_values,
     per_modality,
-    suspicious_statistics,
+    value_ranges,
 )
 from .post_processing_sgma import SgmaPostProcessingMixin
 from .saving_sgma import SgmaPushToHubMixin
 
-
-logger = logging.get_logger(__name__)
 
 # What `transformers` itself writes to `preprocessor_config.json` or passes on while loading.
 SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
@@ -51,6 +50,7 @@ class _Row:
     grid: tuple[int, int]
     window: tuple[int, int, int, int]
     size: tuple[int, int]
+    levels: Mapping[str, float | np.ndarray]
     coverage: list[np.ndarray | bool] = field(default_factory=list)
 
 
@@ -64,6 +64,8 @@ class SgmaImageProcessorKwargs(TypedDict, total=False):
     image_std: list[list[float]]
     nodata: list[list[float]]
     reference_level: list[str]
+    value_range: list[list[list[float]] | None]
+    reference_window: int | None
     do_resize: bool
     size: dict[str, int]
     num_labels: int | None
@@ -151,8 +153,7 @@ class SgmaImageProcessor(
     | `s2`, `msi`, `multispectral`, `hsi`, `hyperspectral` | reflectance times 10,000 | 1e-4 | 0.2, 0.1 | none | none |
     | any other | 0 to 255 | 1/255 | 0.45, 0.225 | none | none |
 
-    [`SgmaImageProcessor.fit`] replaces mean and standard deviation by those of your data. An image that is far from
-    the statistics is reported in the log, once per modality.
+    [`SgmaImageProcessor.fit`] replaces mean and standard deviation by those of your data, and notes their range.
 
     Args:
         modalities: Names, in the order of the channels of `pixel_values`. Defaults to rgb, dsm, nir.
@@ -163,6 +164,11 @@ class SgmaImageProcessor(
         nodata: List of nodata values per modality, in the unit of the raw raster. NaN need not be listed.
         reference_level: Per modality, or one for all: "none", "minimum", "robust_minimum" (the 2nd percentile, which
             a few pits in a surface model do not move) or "median".
+        value_range: Per modality [lowest, highest] of each band, in rescaled units, or None: where 1 % and 99.9 % of
+            the values that were trained on lie below. Nothing is computed with it; by it, a raster in another unit or
+            bit depth is told.
+        reference_window: Side in pixels of the windows that were trained on, whose own levels were subtracted there.
+            In a map the level of a place is that of such a window around it, whatever the tile. None: the tile's own.
         do_resize: Whether to bring every sample (or its window) to `size`.
         size: {"height", "width"} of the output in pixels, or one number for both. Used if `do_resize`.
         num_labels: Number of classes; label ids from there on are refused. None: all ids up to 254 pass.
@@ -195,6 +201,8 @@ class SgmaImageProcessor(
         image_std: Sequence[float | Sequence[float]] | None = None,
         nodata: Sequence[Sequence[float]] | None = None,
         reference_level: str | Sequence[str] | None = None,
+        value_range: Sequence[Sequence[Sequence[float]] | None] | None = None,
+        reference_window: int | None = None,
         do_resize: bool = False,
         size: Any = None,
         num_labels: int | None = None,
@@ -220,24 +228,23 @@ class SgmaImageProcessor(
         self.image_std = band_numbers("image_std", image_std, modalities, modality_channels)
         self.nodata = nodata_values(nodata, modalities)
         self.reference_level = per_modality("reference_level", reference_level, modalities)
+        self.value_range = value_ranges(value_range, modalities, modality_channels)
         for field_name, numbers in (("rescale_factor", [self.rescale_factor]), ("image_std", self.image_std)):
             if any(number == 0 or (number < 0 and field_name == "image_std") for row in numbers for number in row):
                 raise ValueError(f"`{field_name}` is {numbers}; expected numbers other than 0, positive for a std.")
         for level in self.reference_level:
             if level not in REFERENCE_LEVELS:
                 raise ValueError(f"`reference_level` has {level!r}; expected one of {list(REFERENCE_LEVELS)}.")
+        if reference_window is not None and not 1 <= reference_window <= MAX_IMAGE_SIDE:
+            raise ValueError(
+                f"`reference_window` is {reference_window}; expected 1 to {MAX_IMAGE_SIDE} pixels, or None."
+            )
+        self.reference_window = reference_window
         if num_labels is not None:
             check_num_labels(num_labels)
         self.do_resize = bool(do_resize)
         self.size = _check_size({"height": 512, "width": 512} if size is None else size)
         self.num_labels = num_labels
-        self._reported: set[str] = set()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The processor's fields as JSON-able values."""
-        fields = super().to_dict()
-        fields.pop("_reported", None)
-        return fields
 
     def preprocess(
         self,
@@ -245,6 +252,7 @@ class SgmaImageProcessor(
         segmentation_maps: Any = None,
         *,
         windows: Sequence | None = None,
+        levels: Any = None,
         do_resize: bool | None = None,
         size: Any = None,
         input_data_format: str | None = None,
@@ -258,6 +266,8 @@ class SgmaImageProcessor(
                 row, where None is a row without labels (all ignored). They define the grid of their rows.
             windows: One (top, left, height, width) per row, in pixels of the row's grid; None is the whole row. Only
                 what a window needs is resampled, and the reference level is that of the window.
+            levels: One dict per row, or None, of reference levels by modality that are known: a number, or an array
+                (height, width) of the raster's size. Others are measured.
             do_resize: Overrides the field.
             size: Overrides the field.
             input_data_format: "channels_first" or "channels_last", for arrays whose shape leaves both open.
@@ -296,9 +306,10 @@ class SgmaImageProcessor(
         maps = _as_list(segmentation_maps, len(samples), is_single=maps_are_single, name="segmentation_maps")
         window_is_single = is_single and windows is not None and np.ndim(windows[0]) == 0 and windows[0] is not None
         windows = _as_list(windows, len(samples), is_single=window_is_single, name="windows")
+        levels = _as_list(levels, len(samples), is_single=is_single and isinstance(levels, Mapping), name="levels")
         rows = [
-            self._read_row(sample, label, window, index=index, target=target, layout=input_data_format)
-            for index, (sample, label, window) in enumerate(zip(samples, maps, windows, strict=True))
+            self._read_row(*row, index=index, target=target, layout=input_data_format)
+            for index, row in enumerate(zip(samples, maps, windows, levels, strict=True))
         ]
         return BatchFeature(data=self._pack(rows, with_labels=with_labels), tensor_type=return_tensors)
 
@@ -307,6 +318,7 @@ class SgmaImageProcessor(
         sample: Mapping[str, Any],
         label: Any,
         window: Sequence[int] | None,
+        levels: Mapping[str, float | np.ndarray] | None,
         *,
         index: int,
         target: dict[str, int] | None,
@@ -342,7 +354,7 @@ class SgmaImageProcessor(
                 )
         top, left, height, width = _check_window(window, grid, index=index)
         size = (height, width) if target is None else (target["height"], target["width"])
-        return _Row(rasters, label, grid, (top, left, height, width), size)
+        return _Row(rasters, label, grid, (top, left, height, width), size, levels or {})
 
     def _pack(self, rows: list[_Row], *, with_labels: bool) -> dict[str, np.ndarray]:
         """Normalise and stack the rows, padded to the largest."""
@@ -352,7 +364,7 @@ class SgmaImageProcessor(
         for index, row in enumerate(rows):
             for m, raster in enumerate(row.rasters):
                 view = pixel_values[index, bounds[m] : bounds[m + 1], : row.size[0], : row.size[1]]
-                row.coverage.append(False if raster is None else self._normalize(raster, row, m, view, index=index))
+                row.coverage.append(False if raster is None else self._normalize(raster, row, m, view))
         data = {"pixel_values": pixel_values, "modality_mask": self._mask(rows, (height, width))}
         if with_labels:
             labels = np.full((len(rows), height, width), IGNORE_INDEX, dtype=np.int64)
@@ -373,7 +385,7 @@ class SgmaImageProcessor(
                 mask[index, m, : row.size[0], : row.size[1]] = covered
         return mask
 
-    def _normalize(self, raster: Raster, row: _Row, m: int, out: np.ndarray, *, index: int) -> np.ndarray | bool:
+    def _normalize(self, raster: Raster, row: _Row, m: int, out: np.ndarray) -> np.ndarray | bool:
         """Write the window of modality m, normalised and on the output grid, over zeros; return what it covers.
 
         True if all of the window is covered, False if nothing is (`out` stays 0), else bool (height, width).
@@ -393,7 +405,11 @@ class SgmaImageProcessor(
         covered = find_covered(source, self.nodata[m])
         if covered is not None and not covered.any():
             return False
-        level = measure_level(source.values, covered, self.reference_level[m])
+        level = row.levels.get(self.modalities[m])
+        if level is None:
+            level = measure_level(source.values, covered, self.reference_level[m])
+        elif np.ndim(level):
+            level = level[slices]
         values = np.empty(source.values.shape, dtype=np.float32) if resampling else out
         mean = np.asarray(self.image_mean[m]) / self.rescale_factor[m]
         subtract(source.values, level, mean, out=values)
@@ -401,7 +417,6 @@ class SgmaImageProcessor(
             np.copyto(values, 0, where=~covered)
         scale = self.rescale_factor[m] / np.asarray(self.image_std[m])
         values *= scale.astype(np.float32)[:, None, None]
-        self._report_outlier(values, covered, m, index=index)
         if resampling:  # last: the target is often far larger, a hundredfold for a hyperspectral sensor beside RGB
             covered = resample(values, covered, rows, columns, out=out)
             if covered is not None:
@@ -409,21 +424,6 @@ class SgmaImageProcessor(
                 if not covered.any():
                     return False
         return True if covered is None else covered
-
-    def _report_outlier(self, values: np.ndarray, covered: np.ndarray | None, m: int, *, index: int) -> None:
-        """Warn, once per modality, of an image that is far from the statistics it was normalised with."""
-        name = self.modalities[m]
-        found = None if name in self._reported else suspicious_statistics(values, covered, self.reference_level[m])
-        if found is None:
-            return
-        self._reported.add(name)
-        mean, rms = found
-        logger.warning(
-            f"Modality {name!r} of row {index} is far from the statistics it is normalised with: normalised values "
-            f"have mean {mean:.3g} and root mean square {rms:.3g} where about 0 and 1 are expected. Check its unit "
-            "and bit depth (8 or 16 bit, metres or feet, dB or linear) and `nodata`, or fit the statistics to your "
-            "data by `SgmaImageProcessor.fit`. This is said once per modality."
-        )
 
     @classmethod
     def fit(
@@ -433,7 +433,7 @@ class SgmaImageProcessor(
         modality_channels: Sequence[int],
         **kwargs,
     ) -> "SgmaImageProcessor":
-        """Make a processor whose mean and standard deviation are those of a data set, in one streaming pass.
+        """Make a processor whose mean, standard deviation and range are those of a data set, in one streaming pass.
 
         Nodata is left out, rasters count at their own resolution, and the reference level is that of the whole raster:
         where training crops windows out of much larger rows, give crops of that size, as `sgma-hf train` does. A
@@ -453,11 +453,12 @@ class SgmaImageProcessor(
         Raises:
             ValueError: If there are no rows, no row has a column of a modality's name, or a raster cannot be used.
         """
-        computed = {"image_mean", "image_std"} & set(kwargs)
+        computed = {"image_mean", "image_std", "value_range"} & set(kwargs)
         if computed:
             raise ValueError(f"`fit` computes {sorted(computed)}; leave them out, or build the processor directly.")
         processor = cls(modalities, modality_channels, **kwargs)
         moments = [Moments(channels) for channels in processor.modality_channels]
+        samples = [ValueSample() for _ in modalities]
         columns: set[str] = set()
         num_rows = 0
         for index, row in enumerate(rows):
@@ -472,6 +473,7 @@ class SgmaImageProcessor(
                 if covered is None or covered.any():
                     level = measure_level(raster.values, covered, processor.reference_level[m])
                     moments[m].update(raster.values, covered, level)
+                    samples[m].update(raster.values, covered, level)
         if num_rows == 0:
             raise ValueError("`rows` is empty; statistics need at least one row.")
         absent = [name for name in modalities if name not in columns]
@@ -481,6 +483,8 @@ class SgmaImageProcessor(
             fitted = fitted_statistics(name, moment, processor.rescale_factor[m])
             if fitted is not None:
                 processor.image_mean[m], processor.image_std[m] = fitted
+                ends = samples[m].quantiles(*RANGE_SHARES) * processor.rescale_factor[m]
+                processor.value_range[m] = np.sort(ends.T).tolist()
         return processor
 
 

@@ -17,6 +17,7 @@ REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
 LARGEST_VALUE = 3.4e38
 # Half of the footprint of a resampled pixel has to be there; the slack is for the rounding of float32 weights.
 MINIMUM_SUPPORT = 0.5 - 1e-5
+SAMPLE_SIZE = 2**22  # values
 
 
 @dataclass
@@ -190,15 +191,15 @@ def measure_level(values: np.ndarray, covered: np.ndarray | None, kind: str) -> 
     return float(np.partition(pool, middle, axis=None)[middle].mean(dtype=np.float64))
 
 
-def subtract(values: np.ndarray, level: float, mean: np.ndarray, *, out: np.ndarray) -> None:
-    """Write (values - level) - mean to a float32 array; `mean` holds one number per band.
+def subtract(values: np.ndarray, level: float | np.ndarray, mean: np.ndarray, *, out: np.ndarray) -> None:
+    """Write (values - level) - mean to a float32 array; `mean` holds one number per band, `level` one, or per pixel.
 
     The level goes first and in float64 (by NumPy's buffered casting, without a copy of the array), so that a raster
     and the same raster 460 m higher up give the same bits.
     """
     mean = mean.astype(np.float32)[:, None, None]
     with np.errstate(over="ignore", invalid="ignore"):  # Missing values may be anything; they are set to 0 later.
-        if level == 0.0:
+        if np.ndim(level) == 0 and level == 0.0:
             np.subtract(values, mean, out=out, dtype=np.float32, casting="same_kind")
         else:
             np.subtract(values, level, out=out, dtype=np.float64, casting="same_kind")
@@ -347,3 +348,24 @@ class Moments:
         self.mean += difference * count / total
         self.squares += squares + difference**2 * self.count * count / total
         self.count = total
+
+
+class ValueSample:
+    """Values of some rasters' bands, evenly picked, a few million at most, of which quantiles are taken."""
+
+    def __init__(self):
+        self._parts: list[np.ndarray] = []  # (channels, pixels), float32
+        self._per_raster = 4096
+
+    def update(self, values: np.ndarray, covered: np.ndarray | None, level: float | np.ndarray = 0.0) -> None:
+        """Add some of the covered pixels, at least one, of a raster (channels, height, width), above its level."""
+        places = np.arange(values[0].size) if covered is None else np.flatnonzero(covered)
+        picked = np.unravel_index(places[:: -(-len(places) // self._per_raster)], values.shape[1:])
+        above = values[:, *picked] - np.asarray(level, dtype=np.float64)[picked if np.ndim(level) else ...]
+        self._parts.append(above.astype(np.float32))
+        if sum(part.size for part in self._parts) > SAMPLE_SIZE and self._per_raster > 1:
+            self._parts, self._per_raster = [part[:, ::2] for part in self._parts], self._per_raster // 2
+
+    def quantiles(self, *shares: float) -> np.ndarray:
+        """Quantiles per band, float64 (number of shares, channels)."""
+        return np.quantile(np.concatenate(self._parts, axis=1).astype(np.float64), shares, axis=1)

@@ -16,7 +16,7 @@ from .limits_sgma import check_modalities
 
 logger = logging.get_logger(__name__)
 
-PROCESSOR_LISTS = ("rescale_factor", "image_mean", "image_std", "nodata", "reference_level")
+PROCESSOR_LISTS = ("rescale_factor", "image_mean", "image_std", "nodata", "reference_level", "value_range")
 
 
 def _index_of(name: str, modalities: list[str]) -> int:
@@ -49,8 +49,8 @@ class SgmaModelModalitiesMixin:
             like: Modality whose projectors the new one starts from (and its stem, if it has as many bands). None
                 starts from random weights, drawn from torch's global generator as for a new model.
             processor: The model's image processor, to be changed with it: both change or neither.
-            normalization: `rescale_factor`, `image_mean`, `image_std`, `nodata` and `reference_level` of the new
-                modality, for the processor.
+            normalization: `rescale_factor`, `image_mean`, `image_std`, `nodata`, `reference_level` and `value_range`
+                of the new modality, for the processor.
 
         Raises:
             ValueError: If the name is malformed or taken, `like` is unknown, or the processor is another model's.
@@ -124,8 +124,8 @@ class SgmaProcessorModalitiesMixin:
         Args:
             name: Name of the new modality.
             channels: Number of its bands.
-            normalization: Its `rescale_factor`, `image_mean`, `image_std`, `nodata` and `reference_level`, each a
-                value for this modality alone; what is left out is the default for its name.
+            normalization: Its `rescale_factor`, `image_mean`, `image_std`, `nodata`, `reference_level` and
+                `value_range`, each a value for this modality alone; what is left out is the default for its name.
 
         Raises:
             ValueError: If the name is malformed or taken, or a number cannot be used.

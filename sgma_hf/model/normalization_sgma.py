@@ -13,9 +13,8 @@ from .image_transforms_sgma import Moments
 logger = logging.get_logger(__name__)
 
 HEIGHT_NODATA = (-9999.0, -32768.0)
-# Root mean square of normalised values, 1 on average over the data that the statistics were fitted to, above which an
-# image is reported. Single tiles of real data sets reach 2.7; feet where metres were learnt give 3.28 and more.
-SUSPICIOUS_RMS = 3.0
+# The shares of the values that lie below a `value_range` begins and ends at: towers and glints reach far beyond.
+RANGE_SHARES = (0.01, 0.999)
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Normalization:
     image_std: tuple[float, ...] = (0.225,)
     nodata: tuple[float, ...] = ()
     reference_level: str = "none"
+    value_range: None = None
 
 
 _SURFACE = Normalization(1.0, (5.0,), (10.0,), HEIGHT_NODATA, "minimum")
@@ -81,16 +81,16 @@ def nodata_values(value: Any, modalities: Sequence[str]) -> list[list[float]]:
     return [numbers[np.isfinite(numbers)].tolist() for numbers in lists]
 
 
-def suspicious_statistics(
-    values: np.ndarray, covered: np.ndarray | None, reference_level: str
-) -> tuple[float, float] | None:
-    """Mean and root mean square of normalised values (bands, height, width) if they are far from 0 and 1."""
-    count = values.size if covered is None else values.shape[0] * int(covered.sum())
-    mean = float(values.sum()) / count  # What is not covered is 0 and adds nothing.
-    rms = float(np.sqrt(max(np.einsum("chw,chw->", values, values), 0.0) / count))
-    # Values in [0, 1] where 0 to 255 were learnt: all of them next to each other, far below the mean.
-    flat = reference_level == "none" and abs(mean) > 1.5 and rms**2 - mean**2 < 1e-4
-    return (mean, rms) if flat or not rms <= SUSPICIOUS_RMS else None
+def value_ranges(value: Any, modalities: Sequence[str], counts: Sequence[int]) -> list[list[list[float]] | None]:
+    """Per modality [lowest, highest] of each band, or None where nobody knows."""
+    entries = per_modality("value_range", value, modalities)
+    for name, count, entry in zip(modalities, counts, entries, strict=True):
+        if entry is None:
+            continue
+        numbers = np.asarray(entry, dtype=np.float64)
+        if numbers.shape != (count, 2) or not np.isfinite(numbers).all() or (numbers[:, 0] > numbers[:, 1]).any():
+            raise ValueError(f"`value_range` of modality {name!r} is {entry}; expected {count} of [lowest, highest].")
+    return entries
 
 
 def fitted_statistics(name: str, moments: Moments, factor: float) -> tuple[list[float], list[float]] | None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..data.windows import window_starts
+from ..data.windows import Window, window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.limits_sgma import IGNORE_INDEX
 from ..publishing.weights_digest import weights_digest
@@ -24,6 +24,7 @@ from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene
 from .agreement import modality_agreement
 from .map_files import OutputPlan, StripStore, StripWriter, check_writable, plan_layers, plan_outputs, publish
+from .scene_levels import SceneLevels, look_at
 from .sliding_window import TileBlender, default_stride
 
 
@@ -87,6 +88,7 @@ def predict_raster(
     stride: int | None = None,
     batch_size: int = 4,
     resampling: str | Mapping[str, str] = "bilinear",
+    allow_other_scale: bool = False,
     resume: bool = False,
     progress_bar: bool = False,
 ) -> RasterPrediction:
@@ -99,8 +101,9 @@ def predict_raster(
     few batches of tiles. Started in several processes (`accelerate launch`), each takes a share of the strips; the
     result is the same.
 
-    The model sees every tile through its processor, so a reference level, that of a surface model for instance, is
-    that of the tile. It means what it meant in training if the tile is as large as the training crop was.
+    The reference level of a surface model is that of a window around each pixel, of the size of the training crops,
+    if the processor knows that size (`reference_window`). Otherwise it is that of the tile, and means what it meant
+    in training if the tile is as large as the training crop was.
 
     Args:
         model: An SGMA model with a segmentation head, in eval mode; its device and dtype are used.
@@ -121,6 +124,7 @@ def predict_raster(
         batch_size: Tiles per forward pass.
         resampling: How rasters on other grids are interpolated, "bilinear" or another of GDAL's names, or one per
             modality. Masks are picked by nearest neighbour.
+        allow_other_scale: Predict although a raster as a whole is far from what the processor was fitted to.
         resume: Go on with the strips of a run that died. Nothing else may have changed.
         progress_bar: Show a progress bar in megapixels.
 
@@ -129,30 +133,28 @@ def predict_raster(
         earlier runs stay if they belong to the same map (model, rasters, options), else they are removed.
 
     Raises:
-        ValueError: If an input or option cannot be used; it is named.
+        ValueError: If an input or option cannot be used, or a raster is on another scale than was trained on; it is
+            named.
         OSError: If the output cannot be written.
         ImportError: If rasterio is needed and missing.
     """
     if tile_size is None:
         tile_size = model.config.tile_size or min(processor.size.values())
     stride = default_stride(tile_size) if stride is None else stride
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
-    channels = dict(zip(processor.modalities, processor.modality_channels, strict=True))
-    nodata = dict(zip(processor.modalities, processor.nodata, strict=True))
-    kind = {"channels": channels, "nodata": nodata, "like": like, "resampling": resampling}
-    with bounded_cache(), RasterScene(rasters, **kind) as scene:
+    kind = {"channels": processor.modality_channels, "nodata": processor.nodata}
+    kind = {name: dict(zip(processor.modalities, values, strict=True)) for name, values in kind.items()}
+    with bounded_cache(), RasterScene(rasters, **kind, like=like, resampling=resampling) as scene:
         given = [name for name in processor.modalities if name in scene.modalities]
         layers = plan_layers(model.config, given, extras)
         plan = plan_outputs(output_path, layers, scene.paths, processor.modalities)
         tiles = _Tiles(scene.grid.size, tile_size, stride)
+        check_writable(plan.label_map)
+        levels = look_at(scene, processor, tile_size, allow_other_scale=allow_other_scale)
         options = {"tile_size": tile_size, "stride": stride, "resampling": resampling}
         store = StripStore(plan.label_map, scene.grid.size[1], layers, _fingerprint(model, processor, scene, options))
-        run = _Run(model, processor, scene, tiles, store, batch_size=batch_size, progress_bar=progress_bar)
-        check_writable(plan.label_map)
-        if run.is_main:
-            store.prepare(resume=resume)
-        run.wait()
+        how = {"levels": levels, "batch_size": batch_size, "progress_bar": progress_bar}
+        run = _Run(model, processor, scene, tiles, store, **how)
+        run.prepare(resume=resume)
         return _finish_or_keep(run, plan)
 
 
@@ -208,11 +210,14 @@ class _Run:
         tiles: _Tiles,
         store: StripStore,
         *,
+        levels: SceneLevels | None,
         batch_size: int,
         progress_bar: bool,
     ):
         self.model, self.processor, self.scene, self.tiles, self.store = model, processor, scene, tiles, store
-        self.batch_size = batch_size
+        self.levels, self.batch_size = levels, batch_size
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
         self._state = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
@@ -236,6 +241,12 @@ class _Run:
         """Let all processes come here."""
         if self._state is not None:
             self._state.wait_for_everyone()
+
+    def prepare(self, *, resume: bool) -> None:
+        """Make the folder of the strips, see `StripStore.prepare`."""
+        if self.is_main:
+            self.store.prepare(resume=resume)
+        self.wait()
 
     def predict(self) -> None:
         """Compute the strips of this process that are not there yet."""
@@ -287,17 +298,19 @@ class _Run:
         height, width = self.tiles.size
         as_read = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
         for row in range(self.tiles.first_row_for(first), end):
-            lefts, images, passed = [], [], 0
+            lefts, images, levels, passed = [], [], [], 0
             for left in self.tiles.lefts:
-                read = self.scene.read(self.tiles.tops[row], left, height, width)
+                window = Window(self.tiles.tops[row], left, height, width)
+                read = self.scene.read(*window)
                 passed += 1
                 if read:
                     lefts.append(left)
                     images.append(read)
+                    levels.append(None if self.levels is None else self.levels.read(window))
                 if len(images) == self.batch_size or (images and left == self.tiles.lefts[-1]):
-                    inputs = self.processor(images=images, **as_read).data
+                    inputs = self.processor(images=images, levels=levels, **as_read).data
                     yield _Batch(row, lefts, inputs, passed / len(self.tiles.lefts))
-                    lefts, images, passed = [], [], 0
+                    lefts, images, levels, passed = [], [], [], 0
             yield _Batch(row, [], None, passed / len(self.tiles.lefts))
 
     @torch.no_grad()

@@ -101,14 +101,18 @@ class RasterScene(contextlib.AbstractContextManager):
         """Modalities that have a raster, in the order in which they were given."""
         return list(self._files)
 
-    def read(self, top: int, left: int, height: int, width: int) -> dict[str, np.ma.MaskedArray]:
-        """Read a window of the grid; what lies beyond it holds no data.
+    def read(
+        self, top: int, left: int, height: int, width: int, modalities: Collection[str] | None = None
+    ) -> dict[str, np.ma.MaskedArray]:
+        """Read a window of the grid, of all modalities or some; what lies beyond it holds no data.
 
         Every modality that holds data there is a masked array (height, width, channels), True where it holds none.
         """
         inside = Window(top, left, height, width).inside(self.grid.size)
         images = {}
         for name, files in self._files.items():
+            if modalities is not None and name not in modalities:
+                continue
             raster = files.read(inside)
             if raster is not None:
                 raster = raster.crop(top - inside.top, left - inside.left, height, width)

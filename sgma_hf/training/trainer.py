@@ -164,7 +164,7 @@ class SgmaTrainer(HubTrainer):
         self.dynamics: LearningDynamics | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """Train as `Trainer.train` does; the model's `tile_size` becomes the size that is trained on.
+        """Train as `Trainer.train` does; model (`tile_size`) and processor (`reference_window`) note the size.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder, or True for the last one in `args.output_dir` that was
@@ -188,6 +188,7 @@ class SgmaTrainer(HubTrainer):
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         # Not earlier: a model that is only evaluated keeps the size that it was trained on.
         self.model.config.tile_size = self.args.crop_size or largest_side(self.train_dataset)
+        self.processing_class.reference_window = self.model.config.tile_size
         if resume_from_checkpoint:
             self._check_continues(resume_from_checkpoint)
         self._start_statistics(resume_from_checkpoint)

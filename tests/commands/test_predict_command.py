@@ -176,7 +176,7 @@ def test_geotiff_keeps_the_place_of_the_first_raster(model, processor, checkpoin
 
 def test_first_raster_on_the_command_line_is_the_grid(checkpoint, tmp_path):
     rasterio = pytest.importorskip("rasterio")
-    rgb = write_geotiff(tmp_path / "rgb.tif", np.ones((3, 48, 48), dtype=np.uint8))
+    rgb = write_geotiff(tmp_path / "rgb.tif", np.full((3, 48, 48), 90, dtype=np.uint8))
     dsm = write_geotiff(tmp_path / "dsm.tif", np.ones((1, 32, 40), dtype=np.float32), left=500008.0)
     out = tmp_path / "map.tif"
     assert main(["--model", checkpoint, "--dsm", dsm, "--rgb", rgb, "--output", str(out)]) == 0
@@ -186,6 +186,27 @@ def test_first_raster_on_the_command_line_is_the_grid(checkpoint, tmp_path):
     assert main(["--model", checkpoint, "--rgb", rgb, "--dsm", dsm, "--output", str(out)]) == 0
     with rasterio.open(out) as result:
         assert result.shape == (48, 48)
+
+
+def test_a_raster_of_another_scale_needs_a_flag(checkpoint, rasters, tmp_path, capsys):
+    files, values = rasters
+    out = tmp_path / "maps" / "map.png"
+    np.save(tmp_path / "rgb.npy", values["rgb"].astype(np.uint16) * 257)
+    arguments = [
+        "--model",
+        checkpoint,
+        "--rgb",
+        str(tmp_path / "rgb.npy"),
+        "--sar",
+        files["sar"],
+        "--output",
+        str(out),
+    ]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "rgb.npy (rgb): it holds in band " in error and "`--allow_other_scale`" in error
+    assert not out.exists()
+    assert main([*arguments, "--allow_other_scale"]) == 0 and out.exists()
 
 
 def test_rasters_that_do_not_overlap_are_named(checkpoint, tmp_path, capsys):
@@ -200,8 +221,8 @@ def test_rasters_that_do_not_overlap_are_named(checkpoint, tmp_path, capsys):
 
 def test_repeated_flag_adds_a_file(checkpoint, tmp_path):
     rasterio = pytest.importorskip("rasterio")
-    left = write_geotiff(tmp_path / "l.tif", np.ones((3, 40, 40), dtype=np.uint8))
-    right = write_geotiff(tmp_path / "r.tif", np.ones((3, 40, 40), dtype=np.uint8), left=500040.0)
+    left = write_geotiff(tmp_path / "l.tif", np.full((3, 40, 40), 90, dtype=np.uint8))
+    right = write_geotiff(tmp_path / "r.tif", np.full((3, 40, 40), 90, dtype=np.uint8), left=500040.0)
     out = tmp_path / "map.tif"
     flags = ["--rgb", left, "--rgb", right, "--extras", "confidence", "--extras", "decision"]
     assert main(["--model", checkpoint, *flags, "--output", str(out)]) == 0

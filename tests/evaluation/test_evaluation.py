@@ -1,6 +1,8 @@
 """Evaluation of every modality combination: against a naive loop, and against counts worked by hand."""
 
+import copy
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -410,6 +412,16 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
         assert main([*paths, *flags]) == 2
         error = capsys.readouterr().err
         assert error.startswith("sgma-hf evaluate: ") and message in error and error.count("\n") == 1
+    other = copy.deepcopy(processor)
+    other.image_mean[0] = [1000.0] * 3
+    other.save_pretrained(tmp_path / "other")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tmp_path / "model" / name, tmp_path / "other")
+    elsewhere = [*paths, "--split", "validation", "--model", str(tmp_path / "other"), "--device", "cpu"]
+    assert main(elsewhere) == 2
+    error = capsys.readouterr().err
+    assert "The data set's 'rgb': it holds in band " in error and error.count("\n") == 1
+    assert main([*elsewhere, "--allow_other_scale"]) == 0 and capsys.readouterr().out
     for flags, message in ((["--rgb", "x.tif"], "no flag --rgb"), (["--missing", "zeros"], "did you mean zero?")):
         with pytest.raises(SystemExit) as stop:
             main([*paths, "--split", "validation", *flags])

@@ -496,28 +496,16 @@ def test_fit_on_columns_without_values(caplog):
         SgmaImageProcessor.fit([{"id": "x", "a": np.ones((2, 2, 2))}], ["a"], [1])
 
 
-@pytest.mark.parametrize("factor", [256.0, 3.28084, 1 / 255])
-def test_warning_once_when_far_from_the_statistics(factor, caplog):
-    image = np.random.default_rng(4).normal(120, 40, (32, 32)).clip(0, 255)
-    processor = SgmaImageProcessor.fit([{"a": image, "b": image}], ["a", "b"], [1, 1])
-    with caplog.at_level(logging.WARNING, logger="sgma_hf.model.image_processing_sgma"):
-        processor({"a": image, "b": image})
-        assert not caplog.records
-        for _ in range(2):
-            processor({"a": image * factor, "b": image})
-        assert [record.getMessage()[:12] for record in caplog.records] == ["Modality 'a'"]
-        processor({"b": image * factor})
-        assert len(caplog.records) == 2
-
-
-def test_feet_for_metres_are_noticed(caplog):
-    heights = np.random.default_rng(5).gamma(1.0, 6.0, (32, 32)).astype(np.float32) + 200
-    processor = SgmaImageProcessor.fit([{"dsm": heights}], ["dsm"], [1])
-    with caplog.at_level(logging.WARNING, logger="sgma_hf.model.image_processing_sgma"):
-        processor({"dsm": heights + 300})
-        assert not caplog.records
-        processor({"dsm": heights * 3.28084})
-    assert "metres or feet" in caplog.text
+def test_levels_that_are_given_are_not_measured():
+    processor = plain(reference_level="minimum")
+    raster = np.array([[5.0, 9.0], [7.0, 6.0]])
+    field = np.array([[1.0, 2.0], [3.0, 4.0]])
+    whole = processor({"a": raster}, levels={"a": field})["pixel_values"]
+    assert whole.tolist() == [[[[4.0, 7.0], [4.0, 2.0]]]]
+    rows = processor([{"a": raster}] * 3, levels=[{"a": field}, {"a": 4.0}, None], windows=[(0, 1, 2, 1)] * 3)
+    assert rows["pixel_values"][:, 0, :, 0].tolist() == [[7.0, 2.0], [5.0, 2.0], [3.0, 0.0]]
+    with pytest.raises(ValueError, match="`levels` has 1 entries and `images` has 2"):
+        processor([{"a": raster}] * 2, levels=[None])
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------

@@ -108,12 +108,13 @@ def test_a_training_row_without_any_modality_is_named(tmp_path):
 def test_the_size_trained_on_is_kept_with_and_without_crops(tmp_path):
     trainer = make_trainer(tmp_path / "crops", max_steps=1)
     trainer.train()
-    assert trainer.model.config.tile_size == 24
+    assert trainer.model.config.tile_size == trainer.processing_class.reference_window == 24
     finetuned = make_trainer(tmp_path / "whole", model=trainer.model, crop_size=None, max_steps=1)
     finetuned.evaluate()
     assert finetuned.model.config.tile_size == 24  # nothing was trained at another size yet
+    assert finetuned.processing_class.reference_window is None
     finetuned.train()
-    assert finetuned.model.config.tile_size == 32
+    assert finetuned.model.config.tile_size == finetuned.processing_class.reference_window == 32
     with pytest.raises(ValueError, match="needs a `train_dataset`"):
         SgmaTrainer(trainer.model, trainer.args, processing_class=trainer.processing_class).train()
 

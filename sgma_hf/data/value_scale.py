@@ -1,0 +1,110 @@
+"""Whether rasters hold values of the scale that a model was trained on: metres and not feet, 8 and not 16 bit."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import BaseImageProcessor
+
+from ..model.image_transforms_sgma import find_covered, measure_level
+from ..model.image_transforms_sgma import read_raster as decode
+from .processor_fitting import rasters_as_trained_on
+
+
+# What tells held-out rasters of real data sets from the same in another unit; docs/maps.md has the figures.
+LARGEST_SHIFT = 4.0  # of the mean, in standard deviations
+LARGEST_REACH = 1.6  # of the highest values, in ranges trained on
+SMALLEST_SIZE = 1 / 25  # of the values about 0, in those trained on
+FEW = 0.05  # of the windows, which may be whatever they are
+ROWS_LOOKED_AT = 64
+
+
+class ValueScale:
+    """Gathers what windows hold, as the processor takes them, and compares it with what that was fitted to."""
+
+    def __init__(self, processor: BaseImageProcessor):
+        self._processor = processor
+        # Of every window, per band: mean, root mean square, and where 1 % and 99 % of the values lie below.
+        self._windows: dict[str, list[np.ndarray]] = {name: [] for name in processor.modalities}
+
+    def update(self, images: Mapping[str, Any], levels: Mapping[str, np.ndarray] | None = None) -> None:
+        """Add a window: rasters by modality, channels last, masked or not, or None; `levels` as for the processor."""
+        processor = self._processor
+        for m, (name, channels) in enumerate(zip(processor.modalities, processor.modality_channels, strict=True)):
+            if images.get(name) is None:
+                continue
+            raster = decode(images[name], channels, layout="channels_last", where=f"modality {name!r}")
+            covered = find_covered(raster, processor.nodata[m])
+            if covered is None:
+                covered = np.ones(raster.size, dtype=bool)
+            if not covered.any():
+                continue
+            level = (levels or {}).get(name)
+            if level is None:
+                level = measure_level(raster.values, covered, processor.reference_level[m])
+            else:
+                level = level[covered]
+            pixels = (raster.values[:, covered] - np.float64(level)) * processor.rescale_factor[m]  # (C, N)
+            ends = np.quantile(pixels, [0.01, 0.99], axis=1)
+            self._windows[name].append(np.stack([pixels.mean(1), np.sqrt(np.square(pixels).mean(1)), *ends]))
+
+    def others(self) -> dict[str, str]:
+        """The modalities that are on another scale, and for each what was seen and what was expected."""
+        found = {name: self._compare(m, self._windows[name]) for m, name in enumerate(self._processor.modalities)}
+        return {name: text for name, text in found.items() if text is not None}
+
+    def _compare(self, m: int, windows: Sequence[np.ndarray]) -> str | None:
+        if not windows:
+            return None
+        processor, held = self._processor, np.stack(windows)  # (windows, 4, C)
+        mean, std = np.array(processor.image_mean[m]), np.array(processor.image_std[m])
+        middle, size = np.median(held[:, :2], axis=0)
+        lowest, highest = np.quantile(held[:, 2], FEW, axis=0), np.quantile(held[:, 3], 1 - FEW, axis=0)
+        shift = np.sqrt(np.mean(((middle - mean) / std) ** 2))
+        size = np.sqrt(np.mean(size**2) / np.mean(mean**2 + std**2))
+        reach, is_apart, known = 0.0, shift > 1.5, processor.value_range[m]
+        if known is not None:
+            bottom, top = np.transpose(known)
+            reach = np.median((highest - bottom) / np.maximum(top - bottom, std))
+            is_apart |= np.median(highest - bottom) < 0
+        # Flat ground is near its own lowest point wherever it is.
+        is_small = size < SMALLEST_SIZE and is_apart and processor.reference_level[m] == "none"
+        if not (shift > LARGEST_SHIFT or reach > LARGEST_REACH or is_small):
+            return None
+        band, factor = int(np.argmax(np.abs(middle - mean) / std)), processor.rescale_factor[m]
+        expected = f"mean {mean[band] / factor:.4g}, standard deviation {std[band] / abs(factor):.4g}"
+        if known is not None:
+            expected += f", {_span(bottom[band] / factor, top[band] / factor)}"
+        where = "" if len(mean) == 1 else f" in band {band + 1}"
+        above = "" if processor.reference_level[m] == "none" else " (above the reference level)"
+        held = f"mean {middle[band] / factor:.4g}, {_span(lowest[band] / factor, highest[band] / factor)}"
+        return f"it holds{where} {held}; the model was trained on {expected}{above}"
+
+
+def _span(*ends: float) -> str:
+    return f"most from {min(ends):.4g} to {max(ends):.4g}"
+
+
+def rows_on_another_scale(
+    processor: BaseImageProcessor, rows: Sequence[Mapping[str, Any]], crop_size: int | None
+) -> str | None:
+    """What to say of rows whose modalities are on another scale, by 64 rows spread over them; None if none is.
+
+    `crop_size` as for `fit_processor`.
+    """
+    scale = ValueScale(processor)
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ROWS_LOOKED_AT)).astype(int)).tolist()
+    for images in rasters_as_trained_on((rows[index] for index in chosen), processor, crop_size=crop_size):
+        scale.update(images)
+    return describe({f"The data set's {name!r}": text for name, text in scale.others().items()})
+
+
+def describe(others: Mapping[str, str]) -> str | None:
+    """One line on rasters of another scale, by what they are; None if there is none."""
+    if not others:
+        return None
+    found = "; ".join(f"{what}: {text}" for what, text in others.items())
+    return (
+        f"{found}. Is it another unit or bit depth (feet for metres, 16 for 8 bit, linear for dB, an offset)? Convert "
+        "it to what the model knows, or go on with `--allow_other_scale`."
+    )

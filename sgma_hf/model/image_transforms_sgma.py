@@ -14,7 +14,7 @@ from .pictures_sgma import DECODE_ERRORS, open_image, picture_values, shown_mode
 
 REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
 # float32 and float64 rasters often carry the lowest number of their type as nodata, rounded or not: no measurement.
-LARGEST_VALUE = 3.4e38
+LARGEST_VALUE = float(np.float32(3.4e38))  # a little less, as float32 holds it
 # Half of the footprint of a resampled pixel has to be there; the slack is for the rounding of float32 weights.
 MINIMUM_SUPPORT = 0.5 - 1e-5
 SAMPLE_SIZE = 2**22  # values

@@ -40,6 +40,7 @@ def drawn(values, nodata):
     [
         (np.array([[1.0, LOWEST], [np.nan, np.inf]], dtype=np.float32), [], [[True, False], [False, False]]),
         (np.array([[1.0, -3.4e38], [3.4e38, 3.39e38]]), [], [[True, False], [False, True]]),
+        (np.array([[1.0, 3.4e38]], dtype=np.float32), [], [[True, False]]),
         (np.array([[1.0, -9999], [LOWEST, 0]], dtype=np.float32), [-9999, -1e300], [[True, False], [False, True]]),
         (np.array([[0, 1], [2, 3]], dtype=np.uint8), [0.5, -9999, 256, 3], [[True, True], [True, False]]),
         (np.array([[[0, 0], [0, 7]]], dtype=np.uint16), [0], [[False, True]]),

@@ -139,6 +139,21 @@ def test_folder_per_scene_without_splits(tmp_path):
     assert rows["south"][0]["dsm"] is None
 
 
+def test_one_folder_with_names_of_modalities_behind_or_in_front(tmp_path):
+    source = tmp_path / "sites"
+    for scene, number in (("north", 5), ("south_2", 6)):
+        save(source / f"{scene}_s1.png", field(number))
+        save(source / f"{scene}_my_s1.png", field(number + 10))
+        save(source / f"LABEL-{scene}.png", field(0))
+    save(source / "photo.png", field(9))
+    convert_rasters(source, tmp_path / "out", ["s1", "my_s1"])
+    rows = decoded(tmp_path / "out")
+    assert {name: [int(image[0, 0]) for image in row[0].values()] for name, row in rows.items()} == {
+        "north": [5, 15],
+        "south_2": [6, 16],
+    }
+
+
 def test_names_that_say_the_folder_are_paired_by_the_rest(tmp_path):
     source = tmp_path / "plots"
     for name in ("a", "b"):

@@ -1,10 +1,11 @@
 """Finds which raster files of a folder belong together.
 
-Two layouts, each with or without split folders (`train`, `valid`, `test`, ...) around it:
+Three layouts, each with or without split folders (`train`, `valid`, `test`, ...) around it:
 
 - a folder per modality: `nir/x.png`, `label/x.png` (also deeper: `nir/city/x.png` with `label/city/x.png`; and with
   the folder's name in that of every file: `nir/x_nir.png`, `label/x_label.png`, or in front, `nir/nir_x.png`);
-- a folder per scene: `x/nir.tif`, `x/label.tif`.
+- a folder per scene: `x/nir.tif`, `x/label.tif`;
+- one folder: `x_nir.tif`, `x_label.tif`, or `nir_x.tif`, `label_x.tif`.
 """
 
 import re
@@ -146,7 +147,7 @@ def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: s
     if any(home is not None for home in homes.values()):
         files = _by_scene_names({name: _by_name(_files_below(home)) for name, home in homes.items()})
     else:
-        files = {name: _by_name(_files_of(root, name)) for name in wanted}
+        files = {name: _by_name([*_files_of(root, name), *_suffixed(root, name, wanted)]) for name in wanted}
     return [
         SceneFiles(
             name=name,
@@ -181,6 +182,17 @@ def _files_of(root: Path, stem: str) -> Iterator[tuple[str, Path]]:
         exact = [path for path in alike if path.stem == stem]
         for path in exact or alike:
             yield scene.name, path
+
+
+def _suffixed(root: Path, name: str, wanted: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Scene and file of those files in one folder whose names end or begin as a modality's: `a_rgb.tif`, `rgb_a.tif`.
+
+    Of several modalities, that with the longest name is meant.
+    """
+    patterns = {key: re.compile(rf"(.+)[_-]{re.escape(key)}|{re.escape(key)}[_-](.+)", re.I) for key in wanted}
+    for path in filter(is_raster_file, sorted(root.iterdir())):
+        if name == max((key for key in wanted if patterns[key].fullmatch(path.stem)), key=len, default=None):
+            yield "".join(patterns[name].fullmatch(path.stem).groups("")), path
 
 
 def _by_name(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:

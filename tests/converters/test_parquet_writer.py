@@ -50,6 +50,13 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_writer_refuses_pictures_that_datasets_does_not_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("sgma_hf.converters.writing.parquet._MOST_PIXELS", 3)
+    with pytest.raises(ValueError, match=r"Row 'row0', column 'rgb': 2 x 2 pixels .* Cut the scenes by --tile_size"):
+        write_dataset(tmp_path / "data", [("row0", {**make_rows()[0][1], "rgb": np.zeros((2, 2, 3), np.uint8)}, None)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_writer_respects_what_is_there(tmp_path):
     write_dataset(tmp_path / "data")
     with pytest.raises(FileExistsError, match="--overwrite"):

@@ -25,6 +25,8 @@ MAX_SHARD_BYTES = 400 * 2**20
 # Row groups are what streaming readers hold at once; a hundred 256-pixel rows are a few MB.
 _ROW_GROUP_ROWS = 100
 _ROW_GROUP_BYTES = 32 * 2**20
+# What PIL, and so `datasets` and the Hub's viewer, open: a quarter of a GiB of colours, twice.
+_MOST_PIXELS = 2 * (2**30 // 4 // 3)
 
 
 class ShardWriter:
@@ -179,6 +181,12 @@ def encode_row(
             raise ValueError(
                 f"Row {row_id!r}: label ids {beyond.tolist()} are neither below {num_classes}, the number of classes, "
                 f"nor {IGNORE_INDEX} (ignored)."
+            )
+    for name, array in {**images, "label": label}.items():
+        if array is not None and array.shape[0] * array.shape[1] > _MOST_PIXELS:
+            raise ValueError(
+                f"Row {row_id!r}, column {name!r}: {array.shape[1]} x {array.shape[0]} pixels are more than the "
+                f"{_MOST_PIXELS} that `datasets` opens in one picture. Cut the scenes by --tile_size."
             )
     row: dict[str, Any] = {"id": row_id}
     declared = zip(metadata.modalities, metadata.modality_channels, metadata.modality_dtypes, strict=True)

@@ -41,8 +41,10 @@ def _transformed(own: str, target: str, x: list[float], y: list[float]) -> tuple
     rasterio = require_rasterio("coordinate reference systems")
     try:
         return rasterio.warp.transform(parse_crs(own), parse_crs(target), x, y)
-    except rasterio._err.CPLE_AppDefinedError:  # a place that is far from the target ends it for all the others
-        if len(x) == 1:
+    except rasterio._err.CPLE_AppDefinedError as error:
+        if "No inverse operation" in str(error):  # a projection that PROJ does not know
+            raise
+        if len(x) == 1:  # a place that is far from the target ends it for all the others
             return [np.inf], [np.inf]
     found = [_transformed(own, target, [one], [other]) for one, other in zip(x, y, strict=True)]
     return [one for (one,), _ in found], [other for _, (other,) in found]

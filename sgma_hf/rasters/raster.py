@@ -75,12 +75,12 @@ def refuse_unknown_way(what: Any, own: str, target: str) -> Iterator[None]:
     try:
         with rasterio.Env():  # or GDAL would write pages to stderr
             yield
-    except rasterio._err.CPLE_NotSupportedError as error:
+    except (rasterio._err.CPLE_NotSupportedError, rasterio._err.CPLE_AppDefinedError) as error:
         kinds = ['{}"{}"]'.format(*crs.split('"')[:2]) for crs in (own, target)]
         raise ValueError(
             f"{what} is in the CRS {kinds[0]}, from which no way leads to {kinds[1]}: one of them is a local system "
-            "without a place on Earth, or of another planet. Where a file only says so by mistake, write the right "
-            "one: `gdal_edit.py -a_srs EPSG:... FILE`."
+            "without a place on Earth, of another planet, or of a projection that nobody knows. Where a file says so "
+            "by mistake, write the right one: `gdal_edit.py -a_srs EPSG:... FILE`."
         ) from error
 
 

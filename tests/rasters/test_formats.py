@@ -10,7 +10,7 @@ from raster_scenes import UTM, height_classes, predict_height_classes, write_tif
 
 from sgma_hf import decode_row, load_rows
 from sgma_hf.commands import main
-from sgma_hf.converters.raster_folders import convert_rasters
+from sgma_hf.converters.raster_folders import ConversionOptions, convert_rasters
 from sgma_hf.evaluation.scenes import score_map
 from sgma_hf.rasters.files import read_info, read_raster
 from sgma_hf.rasters.scene import RasterInput, RasterScene
@@ -222,6 +222,48 @@ def test_local_coordinates_are_a_place_if_all_files_share_them(tmp_path):
     write_tiff(tmp_path / "utm.tif", ids[None])
     with pytest.raises(ValueError, match=r'LOCAL_CS\["Local Coordinates \(m\)"\]'):
         score_map(tmp_path / "map.tif", tmp_path / "utm.tif", 3)
+
+
+def test_projection_that_nobody_knows_is_refused_in_one_line(tmp_path):
+    geographic = rasterio.crs.CRS.from_string("EPSG:4326").to_wkt()
+    unknown = f'PROJCS["x",{geographic},PROJECTION["Foo_Bar"],UNIT["metre",1]]'.replace('"', "&quot;")
+    write_as(tmp_path / "a.vrt", heights()[0], "VRT", {})
+    text = (tmp_path / "a.vrt").read_text()
+    start, end = text.index("<SRS"), text.index("</SRS>")
+    (tmp_path / "a.vrt").write_text(text[:start] + f"<SRS>{unknown}" + text[end:])
+    assert read_info(tmp_path / "a.vrt").georeference.crs.startswith('PROJCS["x"')
+    write_tiff(tmp_path / "b.tif", heights()[1][None])
+    for label, map_path in (("a.vrt", "b.tif"), ("b.tif", "a.vrt")):
+        with pytest.raises(ValueError, match=r'no way leads to PROJCS\["(x|WGS 84 / UTM zone 31N)"\].*nobody knows'):
+            score_map(tmp_path / map_path, tmp_path / label, 3)
+
+
+def test_bands_of_different_types_are_read_on_another_grid_too(tmp_path):
+    _, values = heights()
+    for name, array in (("a", values), ("b", values / np.float32(8))):
+        write_tiff(tmp_path / f"{name}.tif", array[None])
+    write_as(tmp_path / "x.vrt", values, "VRT", {})
+    (tmp_path / ".plain.tif").unlink()
+    text = (tmp_path / "x.vrt").read_text().replace(".plain.tif", "a.tif")
+    start, end = text.index("<VRTRasterBand"), text.index("</VRTDataset>")
+    other = text[start:end].replace('"Byte"', '"Float32"').replace('band="1"', 'band="2"').replace("a.tif", "b.tif")
+    (tmp_path / "x.vrt").write_text(text[:end] + other + text[end:])
+    assert rasterio.open(tmp_path / "x.vrt").dtypes == ("uint8", "float32")
+    grid = write_tiff(tmp_path / "grid.tif", np.zeros((1, 32, 48), np.uint8), pixel=0.5)
+    with RasterScene({"x": tmp_path / "x.vrt"}, channels={"x": 2}, like=grid, resampling="nearest") as scene:
+        found = scene.read(0, 0, 32, 48)["x"]
+    expected = np.kron(np.dstack([values, values / np.float32(8)]), np.ones((2, 2, 1)))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_virtual_file_stands_for_what_is_no_file_in_a_folder(named):
+    folder, values = named
+    (folder / "source/red").mkdir(parents=True)
+    with rasterio.open(f"NETCDF:{folder}/x.nc:Band1") as source:
+        rasterio.shutil.copy(source, folder / "source/red/a.vrt", driver="VRT")
+    convert_rasters(folder / "source", folder / "rows", ["red"], options=ConversionOptions(label=None))
+    row = load_rows(folder / "rows", "train")[0]
+    np.testing.assert_array_equal(decode_row(row, ["red"])[0]["red"], values[..., 0])
 
 
 def test_local_crs_that_merely_names_the_other_is_that_one(tmp_path):

@@ -8,12 +8,12 @@ import pytest
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from PIL import Image
-from raster_scenes import write_tiff
+from raster_scenes import predict_height_classes, write_tiff
 
 from sgma_hf import SgmaImageProcessor, decode_row
 from sgma_hf.data.codec import decode_raster
 from sgma_hf.rasters.extents import read_on_extent
-from sgma_hf.rasters.files import read_info, read_raster
+from sgma_hf.rasters.files import read_info, read_raster, uses_pillow
 from sgma_hf.rasters.scene import RasterScene
 
 
@@ -229,3 +229,23 @@ def test_pictures_of_any_size_are_read(tmp_path, monkeypatch):
     np.testing.assert_array_equal(decode_raster(io.BytesIO((tmp_path / "x.png").read_bytes()).getvalue()), values)
     np.testing.assert_array_equal(decode_raster(tmp_path / "x.tif"), values[..., 0])
     assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_large_pictures_of_an_earlier_map_are_replaced(tmp_path, monkeypatch):
+    pytest.importorskip("rasterio")
+    dsm = write_tiff(tmp_path / "dsm.tif", np.full((1, 20, 30), 5, dtype=np.float32))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for _ in range(2):
+        predict_height_classes({"dsm": dsm}, tmp_path / "map.png")
+    assert read_info(tmp_path / "map_color.png").size == (20, 30)
+
+
+def test_large_pictures_are_read_by_windows(tmp_path, monkeypatch):
+    pytest.importorskip("rasterio")
+    monkeypatch.setattr("sgma_hf.rasters.files._MOST_PIXELS", 10)
+    for turn in (1, 6):
+        values = colours()
+        Image.fromarray(values).save(tmp_path / "x.png", exif=exif(turn))
+        assert not uses_pillow(tmp_path / "x.png")
+        for found, _ in ways(tmp_path / "x.png", 3):
+            np.testing.assert_array_equal(found, values if turn == 1 else np.rot90(values, -1))

@@ -9,7 +9,13 @@ def _parser() -> Parser:
     parser = Parser(prog="sgma-hf plot-dynamics", description=__doc__)
     add = parser.add_argument
     add("--run", required=True, metavar="DIR", help="the --output_dir of a training run; it may still be training")
-    add("--output", required=True, metavar="FILE", help="file to draw to: .png, .pdf, .svg, ...", former=("--out",))
+    add(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="file to draw to: .png (also without an ending), .pdf, .svg, ...",
+        former=("--out",),
+    )
     add("--title", help="heading; default: the name of the run's folder")
     add("--dpi", type=int, default=160, help="resolution of a .png, in pixels per inch; default: 160")
     return parser
@@ -28,6 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     record = read_learning_dynamics(args.run)
     title = Path(args.run).resolve().name if args.title is None else args.title
     figure = plot_learning_dynamics(record, title=title)
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output, dpi=args.dpi)
-    print(f"{args.output}: {len(record['epochs'])} epochs, {len(record['evaluations'])} evaluations")
+    output = Path(args.output)
+    output = output if output.suffix else output.with_name(f"{output.name}.png")  # as matplotlib does without a word
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=args.dpi)
+    print(f"{output}: {len(record['epochs'])} epochs, {len(record['evaluations'])} evaluations")

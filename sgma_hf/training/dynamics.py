@@ -11,11 +11,13 @@ One record per epoch, from the sums of `TrainingStatistics`, so exact over all p
 - for each stage: prototype drift, the mean over the classes of 1 - cosine(mean prototype of this epoch, of the last
   one), over the rows with two modalities at least.
 
-And one record per evaluation, the separation: for each modality and stage the silhouette (Rousseeuw 1987) of a sample
-of pixels by the class of their label, in the features that go into fusion (the projectors' output). The paper
-(arXiv:2603.02505) reports silhouettes of height and near infrared, but not of what stage or sample; those are ours.
+And one record per evaluation: Average, Last-1 and Top-1 (mIoU), and the separation: for each modality and stage the
+silhouette (Rousseeuw 1987) of a sample of pixels by the class of their label, in the features that go into fusion (the
+projectors' output). The paper (arXiv:2603.02505) reports silhouettes of height and near infrared, but not of what
+stage or sample; those are ours.
 
-What a model does not have, and what no row showed, is None.
+What a model does not have, and what no row showed, is None. The training loss is recorded per logging step, as the
+mean since the last one.
 """
 
 import json
@@ -40,8 +42,9 @@ from ..model.cells_sgma import STAGE_STRIDES
 DYNAMICS_FILE = "learning_dynamics.json"
 SEPARATION_PIXELS = 1024
 SEPARATION_ROWS = 32
-_RECORDED = ("modalities", "class_names", "epochs", "evaluations")
+_RECORDED = ("modalities", "class_names", "steps", "epochs", "evaluations")
 _SCALARS = ("robustness", "single_loss", "single_miou", "gradient_norm")
+_PER_CLASS = ("class_robustness", "class_single_loss", "single_iou")
 _MODALITY_PARAMETER = re.compile(r"(?:^|\.)(?:stems|projectors)\.(\d+)\.")
 
 
@@ -51,6 +54,7 @@ class LearningDynamics:
 
     modalities: list[str]
     class_names: list[str]
+    steps: list[dict[str, float]] = field(default_factory=list)  # `step`, `epoch` and `loss` of each logging step
     epochs: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     prototypes: list[list] | None = None  # the last epoch's means, (num_labels, channels) of each stage
@@ -74,17 +78,23 @@ class LearningDynamics:
         return {name: value for name, value in logs.items() if value is not None}
 
     def add_evaluation(
-        self, separation: Mapping[str, list[float | None]], *, epoch: float, step: int, name: str
+        self,
+        separation: Mapping[str, list[float | None]],
+        scores: Mapping[str, float | None],
+        *,
+        epoch: float,
+        step: int,
+        name: str,
     ) -> dict[str, float]:
-        """Record what `feature_separation` returned, in place of an earlier one of the same step and name.
+        """Record what `feature_separation` returned and the scores, in place of those of the same step and name.
 
-        Returns what goes to the log.
+        Returns what goes to the log, without the scores.
         """
         same = [record for record in self.evaluations if (record["step"], record["name"]) == (step, name)]
         if not same:
             same = [{"epoch": epoch, "step": step, "name": name}]
             self.evaluations += same
-        same[0]["separation"] = dict(separation)
+        same[0] |= {"separation": dict(separation), "scores": dict(scores)}
         return {
             f"dynamics/separation/{modality}/stage{stage}": value
             for modality, values in separation.items()
@@ -94,10 +104,11 @@ class LearningDynamics:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values, for a checkpoint."""
-        return {"epochs": self.epochs, "evaluations": self.evaluations, "prototypes": self.prototypes}
+        return {name: getattr(self, name) for name in ("steps", "epochs", "evaluations", "prototypes")}
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Take over what `to_dict` wrote."""
+        self.steps = values.get("steps", [])  # earlier versions did not record them
         self.epochs, self.evaluations = values["epochs"], values["evaluations"]
         self.prototypes = values["prototypes"]
 
@@ -107,7 +118,7 @@ class LearningDynamics:
 
 
 def read_learning_dynamics(directory: str | os.PathLike) -> dict[str, Any]:
-    """Read `modalities`, `class_names`, `epochs` and `evaluations` from a run's folder; see `LearningDynamics`.
+    """Read `modalities`, `class_names`, `steps`, `epochs` and `evaluations` of a run's folder; see `LearningDynamics`.
 
     Raises a ValueError if it has no such file, or one of something else.
     """
@@ -119,9 +130,38 @@ def read_learning_dynamics(directory: str | os.PathLike) -> dict[str, Any]:
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in _RECORDED}
-    except (ValueError, TypeError, KeyError) as error:
+        record = {name: record[name] for name in _RECORDED if name != "steps"} | {"steps": record.get("steps", [])}
+        _check_record(record)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no record of learning dynamics: {error!r}. Train again to write it.") from error
+    return record
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raise one of the errors of a wrong type, key or value if a record is not what `LearningDynamics` writes."""
+    names, num_labels = record["modalities"], len(record["class_names"])
+    for entry in record["steps"]:
+        _check_numbers([entry["epoch"], entry["step"], entry["loss"]], 3)
+    for entry in record["epochs"]:
+        _check_numbers([entry["epoch"], entry["step"]], 2)
+        _check_numbers(entry["prototype_drift"], len(STAGE_STRIDES))
+        for figures in (entry["modalities"][name] for name in names):
+            _check_numbers([figures[key] for key in _SCALARS], len(_SCALARS))
+            for key in _PER_CLASS:
+                _check_numbers(figures[key], num_labels)
+    for entry in record["evaluations"]:
+        scores = entry.setdefault("scores", {})
+        _check_numbers([entry["epoch"], entry["step"], *scores.values()], 2 + len(scores))
+        for name in names:
+            _check_numbers(entry["separation"][name], len(STAGE_STRIDES))
+
+
+def _check_numbers(values: Sequence[float | None] | None, count: int) -> None:
+    """Raise a ValueError unless these are so many numbers, or Nones, or nothing at all."""
+    if values is not None and (
+        len(values) != count or not all(value is None or isinstance(value, int | float) for value in values)
+    ):
+        raise ValueError(f"{values} are not {count} numbers")
 
 
 def modality_parameters(model: torch.nn.Module, num_modalities: int) -> list[list[torch.nn.Parameter]]:

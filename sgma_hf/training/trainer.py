@@ -37,7 +37,7 @@ from .checkpoints import (
 from .collator import SgmaDataCollator, collator_of, data_seed
 from .dynamics import LearningDynamics, feature_separation, modality_parameters
 from .hub_trainer import HubTrainer
-from .progress import PlainLog, SpreadEvaluations, check_metric, scores_by_name
+from .progress import SUMMARY_SCORES, PlainLog, SpreadEvaluations, check_metric, scores_by_name
 from .row_sampling import (
     EpochRows,
     ModalityAwareSampler,
@@ -400,6 +400,8 @@ class SgmaTrainer(HubTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means since the last time over all processes."""
         if "loss" in logs and self.is_in_train:
+            place = {"step": self.state.global_step, "epoch": self.state.epoch}
+            self.dynamics.steps.append(place | {"loss": logs["loss"]})
             logs |= self.statistics.means_to_log(self.accelerator)
         super().log(logs, start_time)
 
@@ -463,6 +465,7 @@ class SgmaTrainer(HubTrainer):
         if self.dynamics is not None:  # part of the record of a training
             separation = feature_separation(model, self.processing_class, dataset, seed=self.args.seed)
             where = {"epoch": self.state.epoch or 0.0, "step": self.step_of_weights(), "name": metric_key_prefix}
-            self._log_dynamics(self.dynamics.add_evaluation(separation, **where))
+            scores = {name: results[name] for name in SUMMARY_SCORES}
+            self._log_dynamics(self.dynamics.add_evaluation(separation, scores, **where))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -19,48 +19,99 @@ _MARKERS = "osD^vPX*"
 
 
 def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = None) -> "Figure":
-    """Draw how each modality learned: lines over the epochs, and the last epoch's figures per class.
+    """Draw the loss, the scores, and how each modality learned: lines over the epochs, and the last epoch by class.
 
     `record` is what `read_learning_dynamics` of `sgma_hf.training.dynamics` returns. What the run did not have, for
-    instance robustness without `fusion="sgf"`, leaves its panel empty; without an epoch a ValueError is raised.
+    instance robustness without `fusion="sgf"`, has no panel; without an epoch a ValueError is raised. Lines of many
+    points are running medians, which leave out what a single epoch or logging step did; the figure says of how many.
     """
-    epochs, evaluations, names = record["epochs"], record["evaluations"], record["modalities"]
-    if not epochs:
+    if not record["epochs"]:
         raise ValueError("The record has no epoch; expected at least one. Train until an epoch has ended.")
     matplotlib = require_matplotlib()
-    figure = matplotlib.figure.Figure(figsize=(12.5, 5.8), facecolor="white", layout="constrained")
-    axes = figure.subplots(2, 4)
+    stage_colors = [matplotlib.colormaps[ROBUSTNESS_COLORMAP](share) for share in (0.0, 0.3, 0.6, 0.8)]
+    lines = {name: panel for name, panel in _line_panels(record).items() if _has_numbers(panel)}
+    last = record["epochs"][-1]["modalities"]
+    matrices = {
+        f"{heading} by class, last epoch": {name: figures[key] for name, figures in last.items()}
+        for key, heading in (("class_robustness", "Robustness"), ("single_iou", "IoU alone"))
+        if any(figures[key] is not None for figures in last.values())
+    }
+    count = len(lines) + len(matrices)
+    num_columns = -(-count // 2) if count > 3 else count
+    num_rows = -(-count // num_columns)
+    size = (3.1 * num_columns, 2.9 * num_rows + 0.3)
+    figure = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
     if title:
         figure.suptitle(title, fontsize=11, fontweight="bold")
-    ended = [entry["epoch"] for entry in epochs]
+    said = "epoch; lines of more than 10 points, but for validation, are running medians of 5 points"
+    figure.supxlabel(said, fontsize=8)
+    panels = iter(range(1, count + 1))
+    explained: set[tuple[str, ...]] = set()
+    for heading, panel in lines.items():
+        axes = figure.add_subplot(num_rows, num_columns, next(panels))
+        limits = (0, 1) if heading in _SHARES else None
+        colors = stage_colors if heading.startswith("Prototype") else _LINE_COLORS
+        if heading != "Validation mIoU":
+            panel = {name: (places, _running_median(values)) for name, (places, values) in panel.items()}
+        _show_lines(axes, panel, title=heading, limits=limits, colors=colors)
+        if len(panel) > 1 and tuple(panel) not in explained:
+            axes.legend(fontsize=7, frameon=False, ncols=2, handlelength=1.6, columnspacing=1.0)
+        explained.add(tuple(panel))
+    for heading, values in matrices.items():
+        axes = figure.add_subplot(num_rows, num_columns, next(panels))
+        image = _show_classes(axes, values, record["class_names"], title=heading)
+    if matrices:
+        add_colorbar(figure, image, ax=axes, fraction=0.05, pad=0.02)
+    return figure
+
+
+_SHARES = ("Validation mIoU", "Robustness", "mIoU of one modality alone")  # panels that run from 0 to 1
+
+
+def _line_panels(record: Mapping[str, Any]) -> dict[str, dict[str, tuple[list, list]]]:
+    """Title of each panel -> name of each line -> epochs and values, None where there is none."""
+    steps, epochs, evaluations, names = (record[key] for key in ("steps", "epochs", "evaluations", "modalities"))
+    shown = [entry for entry in evaluations if entry["name"] == evaluations[0]["name"]]
+    ended, evaluated = ([entry["epoch"] for entry in entries] for entries in (epochs, shown))
 
     def by_modality(key: str) -> dict[str, tuple[list, list]]:
         return {name: (ended, [entry["modalities"][name][key] for entry in epochs]) for name in names}
 
-    _show_lines(axes[0, 0], by_modality("robustness"), title="Robustness", limits=(0, 1))
-    _show_lines(axes[0, 1], by_modality("single_loss"), title="Loss of one modality alone")
-    _show_lines(axes[0, 2], by_modality("single_miou"), title="mIoU of one modality alone", limits=(0, 1))
-    _show_lines(axes[0, 3], by_modality("gradient_norm"), title="Gradient norm (RMS, clipped)")
+    def mean(values: Sequence[float | None]) -> float | None:
+        defined = [value for value in values if value is not None]
+        return sum(defined) / len(defined) if defined else None
+
     drifts = [entry["prototype_drift"] or [None] * 4 for entry in epochs]
-    stages = {f"stage {stage}": (ended, list(values)) for stage, values in enumerate(zip(*drifts, strict=True), 1)}
-    colors = [matplotlib.colormaps[ROBUSTNESS_COLORMAP](share) for share in (0.0, 0.3, 0.6, 0.8)]
-    _show_lines(axes[1, 0], stages, title="Prototype drift (1 - cosine)", colors=colors)
-    shown = [entry for entry in evaluations if entry["name"] == evaluations[0]["name"]]
-    separation = {name: ([entry["epoch"] for entry in shown], []) for name in names}
-    for name, entry in itertools.product(names, shown):
-        defined = [value for value in entry["separation"][name] if value is not None]
-        separation[name][1].append(sum(defined) / len(defined) if defined else None)
-    _show_lines(axes[1, 1], separation, title="Silhouette (mean of the stages)")
-    for column, key, heading in ((2, "class_robustness", "Robustness"), (3, "single_iou", "IoU alone")):
-        last = {name: epochs[-1]["modalities"][name][key] for name in names}
-        image = _show_classes(axes[1, column], last, record["class_names"], title=f"{heading} by class, last epoch")
-    axes[1, 3].set_yticklabels([])  # they are those of the matrix beside it
-    add_colorbar(figure, image, ax=axes[1, 3], fraction=0.05, pad=0.02)
-    for panel in (*axes[0], *axes[1, :2]):
-        panel.set_xlabel("epoch", fontsize=8, labelpad=2)
-    for panel in (axes[0, 0], axes[1, 0]):
-        panel.legend(fontsize=7, frameon=False, ncols=2, handlelength=1.6, columnspacing=1.0)
-    return figure
+    scores = {"Average": "average_miou", "Last-1": "last1_miou", "Top-1": "top1_miou"}
+    return {
+        "Training loss": {"loss": ([entry["epoch"] for entry in steps], [entry["loss"] for entry in steps])},
+        "Validation mIoU": {
+            name: (evaluated, [entry["scores"].get(key) for entry in shown]) for name, key in scores.items()
+        },
+        "Robustness": by_modality("robustness"),
+        "Loss of one modality alone": by_modality("single_loss"),
+        "mIoU of one modality alone": by_modality("single_miou"),
+        "Gradient norm (RMS, clipped)": by_modality("gradient_norm"),
+        "Prototype drift (1 - cosine)": {
+            f"stage {stage}": (ended, list(values)) for stage, values in enumerate(zip(*drifts, strict=True), 1)
+        },
+        "Silhouette (mean of the stages)": {
+            name: (evaluated, [mean(entry["separation"][name]) for entry in shown]) for name in names
+        },
+    }
+
+
+def _has_numbers(panel: Mapping[str, tuple[Sequence, Sequence]]) -> bool:
+    return any(value is not None for _, values in panel.values() for value in values)
+
+
+def _running_median(values: Sequence[float | None]) -> np.ndarray:
+    """Of more than 10 values the medians of 5 around each, fewer at the ends, and those that are known of them."""
+    known = np.array(values, dtype=np.float64)
+    if len(known) <= 10:
+        return known
+    windows = (known[max(0, place - 2) : place + 3] for place in range(len(known)))
+    return np.array([np.nan if np.isnan(window).all() else np.nanmedian(window) for window in windows])
 
 
 def plot_robustness_matrix(
@@ -106,13 +157,10 @@ def _show_lines(
     axes.spines[["top", "right"]].set_visible(False)
     looks = zip(itertools.cycle(colors), itertools.cycle(_MARKERS), strict=True)
     for (name, (epochs, values)), (color, marker) in zip(lines.items(), looks, strict=False):
-        values, every = np.array(values, dtype=np.float64), max(1, len(values) // 12)
         style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1.2}
-        axes.plot(epochs, values, label=name, markevery=every, **style)
-    if all(value is None for _, values in lines.values() for value in values):
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", fontsize=8)
-        axes.set(xticks=[], yticks=[])
-    elif limits is not None:
+        every = max(1, len(values) // 12)
+        axes.plot(epochs, np.array(values, dtype=np.float64), label=name, markevery=every, **style)
+    if limits is not None:
         axes.set_ylim(*limits)
 
 

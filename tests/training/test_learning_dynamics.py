@@ -26,6 +26,7 @@ from sgma_hf.visualization.charts import plot_learning_dynamics
 
 FIGURES = {"robustness", "class_robustness", "single_loss", "class_single_loss", "single_miou", "single_iou"}
 FIGURES |= {"gradient_norm"}
+SCORES = {"average_miou": 0.2, "last1_miou": None, "top1_miou": 0.25}
 
 
 def points(*values):
@@ -103,10 +104,11 @@ def test_an_epoch_without_prototypes_is_compared_over():
 
 def test_an_evaluation_of_the_same_weights_replaces_the_earlier():
     dynamics = LearningDynamics(["rgb"], ["a", "b"])
-    logs = dynamics.add_evaluation({"rgb": [0.5, None]}, epoch=1.0, step=4, name="eval")
+    logs = dynamics.add_evaluation({"rgb": [0.5, None]}, SCORES, epoch=1.0, step=4, name="eval")
     assert logs == {"dynamics/separation/rgb/stage1": 0.5}
-    dynamics.add_evaluation({"rgb": [0.25, 0.0]}, epoch=1.0, step=4, name="eval_other")
-    dynamics.add_evaluation({"rgb": [0.75, 1.0]}, epoch=3.0, step=4, name="eval")
+    dynamics.add_evaluation({"rgb": [0.25, 0.0]}, SCORES, epoch=1.0, step=4, name="eval_other")
+    dynamics.add_evaluation({"rgb": [0.75, 1.0]}, SCORES | {"top1_miou": 0.5}, epoch=3.0, step=4, name="eval")
+    assert [entry["scores"]["top1_miou"] for entry in dynamics.evaluations] == [0.5, 0.25]
     values = [(entry["name"], entry["epoch"], entry["separation"]["rgb"]) for entry in dynamics.evaluations]
     assert values == [("eval", 1.0, [0.75, 1.0]), ("eval_other", 1.0, [0.25, 0.0])]
 
@@ -114,10 +116,12 @@ def test_an_evaluation_of_the_same_weights_replaces_the_earlier():
 def test_state_survives_json_exactly():
     dynamics = LearningDynamics(["rgb", "dsm"], ["a", "b"])
     dynamics.add_epoch(summary([np.array([[1 / 3, 0.1], [0.2, 1e-300]])]), epoch=1.0, step=5)
-    dynamics.add_evaluation({"rgb": [0.1], "dsm": [None]}, epoch=1.0, step=5, name="eval")
+    dynamics.add_evaluation({"rgb": [0.1], "dsm": [None]}, SCORES, epoch=1.0, step=5, name="eval")
+    dynamics.steps.append({"step": 5, "epoch": 1.0, "loss": 1 / 3})
     copy = LearningDynamics(["rgb", "dsm"], ["a", "b"])
     copy.load(json.loads(json.dumps(dynamics.to_dict(), allow_nan=False)))
     assert copy.epochs == dynamics.epochs and copy.evaluations == dynamics.evaluations
+    assert copy.steps == dynamics.steps
     assert all(np.array_equal(*pair) for pair in zip(copy.prototypes, dynamics.prototypes, strict=True))
 
 
@@ -305,6 +309,12 @@ def test_training_records_every_figure_logs_it_and_draws_it(tmp_path):
         assert {len(losses) for losses in single if losses is not None} == {3}  # None where it was not drawn alone
         assert reporter.logs[f"dynamics/robustness/{name}"] == last["modalities"][name]["robustness"]
         assert len(record["evaluations"][0]["separation"][name]) == 4
+    history = trainer.state.log_history
+    for record_of, key in (("steps", "loss"), ("evaluations", "eval_average_miou")):
+        logged = [(entry["step"], entry["epoch"], entry[key]) for entry in history if key in entry]
+        values = [entry.get("loss") or entry["scores"]["average_miou"] for entry in record[record_of]]
+        assert [(entry["step"], entry["epoch"]) for entry in record[record_of]] == [entry[:2] for entry in logged]
+        assert values == [entry[2] for entry in logged]
     assert all(0 < drift < 2 for drift in last["prototype_drift"])
     assert reporter.logs["dynamics/prototype_drift/stage4"] == last["prototype_drift"][3]
     norms = [norm for norm in gradients.norms[3:] if norm is not None]
@@ -330,7 +340,7 @@ def test_the_record_of_a_resumed_run_is_that_of_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.parametrize("fusion", ["mean", "projector_mean", "sgf"])
-def test_what_a_model_lacks_is_none_and_an_empty_panel(tmp_path, fusion):
+def test_what_a_model_lacks_is_none_and_has_no_panel(tmp_path, fusion):
     config = SgmaConfig(
         modalities=MODALITIES,
         modality_channels=CHANNELS,
@@ -353,9 +363,105 @@ def test_what_a_model_lacks_is_none_and_an_empty_panel(tmp_path, fusion):
     assert (last["prototype_drift"] is None) == (fusion != "sgf")
     pytest.importorskip("matplotlib")
     figure = plot_learning_dynamics(record)
-    empty = [panel.get_title() for panel in figure.axes if "not recorded" in [text.get_text() for text in panel.texts]]
-    assert "Loss of one modality alone" in empty and "Silhouette (mean of the stages)" in empty
-    assert ("Robustness" in empty) == (fusion != "sgf")
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles[0] == "Training loss" and "Validation mIoU" not in titles
+    assert "Loss of one modality alone" not in titles and "Silhouette (mean of the stages)" not in titles
+    assert ("Robustness" in titles) == (fusion == "sgf")
+
+
+def recorded_run(epochs=15):
+    """A record of two modalities and classes, with a spike in one logging step and in one epoch."""
+    figures = {"robustness": 0.5, "class_robustness": [0.5, None], "single_loss": 1.0, "class_single_loss": None}
+    figures |= {"single_miou": 0.5, "single_iou": [0.5, 0.25], "gradient_norm": 1.0}
+    record = {"modalities": ["rgb", "dsm"], "class_names": ["a", "b"], "steps": [], "epochs": [], "evaluations": []}
+    for epoch in range(1, epochs + 1):
+        place = {"epoch": float(epoch), "step": 10 * epoch}
+        norm = 1e6 if epoch == 8 else 1.0
+        modalities = {name: figures | {"gradient_norm": norm} for name in record["modalities"]}
+        record["steps"].append(place | {"loss": 500.0 if epoch == 5 else 2.0})
+        record["epochs"].append(place | {"modalities": modalities, "prototype_drift": [0.1, 0.1, None, 0.2]})
+        scores = {"average_miou": 0.9 if epoch == 8 else 0.5, "last1_miou": 0.25, "top1_miou": 0.9}
+        separation = {"rgb": [0.1, None, 0.2, 0.3], "dsm": [None] * 4}
+        record["evaluations"].append(place | {"name": "eval", "scores": scores, "separation": separation})
+    return record
+
+
+def test_loss_and_validation_come_first_and_no_single_step_is_a_spike():
+    pytest.importorskip("matplotlib")
+    figure = plot_learning_dynamics(recorded_run())
+    panels = {panel.get_title(): panel for panel in figure.axes}
+    assert list(panels)[:2] == ["Training loss", "Validation mIoU"]
+    assert all(panel.has_data() for panel in panels.values())
+    assert "running medians of 5 points" in figure.get_supxlabel()
+
+    def values(title):
+        return [line.get_ydata().tolist() for line in panels[title].get_lines()]
+
+    assert values("Training loss") == [[2.0] * 15] and values("Gradient norm (RMS, clipped)") == [[1.0] * 15] * 2
+    assert values("Validation mIoU")[0] == [0.5] * 7 + [0.9] + [0.5] * 7  # a score is what it is
+    few = plot_learning_dynamics(recorded_run(epochs=9))
+    assert few.axes[0].get_lines()[0].get_ydata().max() == 500.0
+
+
+def damage_steps(record):
+    record["steps"][0]["loss"] = "two"
+
+
+def damage_modality(record):
+    del record["epochs"][3]["modalities"]["dsm"]
+
+
+def damage_classes(record):
+    record["epochs"][3]["modalities"]["dsm"]["single_iou"] = [0.5]
+
+
+def damage_drift(record):
+    record["epochs"][0]["prototype_drift"] = 0.5
+
+
+def damage_evaluation(record):
+    record["evaluations"] = {"eval": 0.5}
+
+
+def damage_separation(record):
+    record["evaluations"][0]["separation"]["rgb"] = [0.1, {}, None, 0.2]
+
+
+def damage_epochs(record):
+    record["epochs"] = [None]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_steps,
+        damage_modality,
+        damage_classes,
+        damage_drift,
+        damage_evaluation,
+        damage_separation,
+        damage_epochs,
+    ],
+)
+def test_a_record_that_was_damaged_by_hand_ends_in_one_line(tmp_path, capsys, damage):
+    record = recorded_run()
+    path = tmp_path / "learning_dynamics.json"
+    path.write_text(json.dumps(record))
+    assert read_learning_dynamics(tmp_path) == record
+    damage(record)
+    path.write_text(json.dumps(record))
+    assert plot_dynamics(["--run", str(tmp_path), "--output", str(tmp_path / "a.png")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sgma-hf plot-dynamics: {path} is no record of learning dynamics: ")
+
+
+def test_a_figure_without_an_ending_is_named_as_it_was_written(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "learning_dynamics.json").write_text(json.dumps(recorded_run()))
+    for name, written in (("figure", "figure.png"), ("b.svg", "b.svg")):
+        assert plot_dynamics(["--run", str(tmp_path), "--output", str(tmp_path / name), "--dpi", "20"]) == 0
+        assert capsys.readouterr().out == f"{tmp_path / written}: 15 epochs, 15 evaluations\n"
+        assert (tmp_path / written).is_file()
 
 
 def test_folders_and_files_without_a_record_are_named(tmp_path, capsys):
@@ -365,4 +471,4 @@ def test_folders_and_files_without_a_record_are_named(tmp_path, capsys):
     with pytest.raises(ValueError, match="is no record of learning dynamics"):
         read_learning_dynamics(tmp_path)
     with pytest.raises(ValueError, match="has no epoch"):
-        plot_learning_dynamics({"modalities": ["rgb"], "class_names": ["a"], "epochs": [], "evaluations": []})
+        plot_learning_dynamics(recorded_run(epochs=0))

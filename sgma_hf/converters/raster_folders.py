@@ -26,7 +26,7 @@ from ..data.metadata import DatasetMetadata
 from ..model.limits_sgma import check_modalities
 from ..publishing.push import add_push_arguments, push_as_asked
 from ..rasters.alpha import check_alpha
-from ..rasters.bands import BandSelection, share_files
+from ..rasters.bands import BandGaps, BandSelection, share_files
 from ..rasters.extents import read_on_extent
 from ..rasters.files import read_info
 from ..rasters.raster import Georeference, RasterInfo
@@ -112,10 +112,10 @@ def convert_rasters(
         command=command,
         overwrite=options.overwrite,
     )
-    empty = 0
+    empty, gaps = 0, {name: BandGaps() for name in folders}
     with writer:
         for scene in tqdm(scenes, desc="converting", unit="scene"):
-            for row_id, images, label in _rows(scene, plans, class_map, Tiling(options.tile, options.stride)):
+            for row_id, images, label in _rows(scene, plans, class_map, Tiling(options.tile, options.stride), gaps):
                 if all(array is None for array in images.values()):
                     empty += 1
                 else:
@@ -123,6 +123,9 @@ def convert_rasters(
     said = [writer.summary()]
     if empty:
         said.append(f"{empty} tiles without data in any modality were left out.")
+    for (name, folder), own in zip(folders.items(), bands.values(), strict=True):
+        entry = name if name == folder else f"{name}={folder}"
+        said.append(gaps[name].note(name, own, f"`--modalities {entry}:{{bands}}` leaves it out"))
     if survey is not None:
         said += [survey.table(), survey.note]
     return "\n".join(line for line in said if line)
@@ -228,16 +231,19 @@ def _set_validation_aside(scenes: Sequence[Scene], options: ConversionOptions) -
 
 
 def _rows(
-    scene: Scene, plans: Sequence[ModalityPlan], class_map: ClassMap | None, tiling: Tiling
+    scene: Scene,
+    plans: Sequence[ModalityPlan],
+    class_map: ClassMap | None,
+    tiling: Tiling,
+    gaps: Mapping[str, BandGaps],
 ) -> Iterator[tuple[str, dict[str, np.ndarray | None], np.ndarray | None]]:
-    """Id, rasters (None where there is no data) and label of each tile of a scene."""
+    """Id, rasters (None where there is no data) and label of each tile of a scene; `gaps` are told what bands lack."""
     rasters = {}
     for plan in plans:
         info, nodata = scene.infos[plan.name], plan.option
         if info is not None:
-            rasters[plan.name] = read_on_extent(
-                info, scene.grid, scene.size, nodata=nodata.values, use_declared_nodata=nodata.use_declared
-            )
+            missing = {"nodata": nodata.values, "use_declared_nodata": nodata.use_declared, "gaps": gaps[plan.name]}
+            rasters[plan.name] = read_on_extent(info, scene.grid, scene.size, **missing)
     label = None
     if scene.label is not None:
         label = map_label(scene.label, class_map)

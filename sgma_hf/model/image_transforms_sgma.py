@@ -99,7 +99,12 @@ def read_raster(value: Any, channels: int, *, layout: str | None, where: str) ->
 
 
 def valid_pixels(
-    values: np.ndarray, nodata: Sequence[float], *, declared: Sequence[float | None] = (), channel_axis: int = -1
+    values: np.ndarray,
+    nodata: Sequence[float],
+    *,
+    declared: Sequence[float | None] = (),
+    channel_axis: int = -1,
+    gaps: Any = None,
 ) -> np.ndarray:
     """Which pixels of a raster hold a measurement, bool (height, width): the one rule of what is missing.
 
@@ -107,24 +112,18 @@ def valid_pixels(
     nodata value: one of `nodata`, which count in every band, or the band's own one of `declared`, None without one.
     In integers 0 counts only where all bands are 0: a dark band is no hole, but the edge of a swath is. Measured
     floating point numbers are hardly ever 0 in one band alone, so there 0 counts as any other value does.
-    """
-    missing = missing_bands(values, nodata, declared=declared, channel_axis=channel_axis)
-    if missing is not None:
-        return ~missing.any(0)
-    shape = list(values.shape)
-    if values.ndim == 3:
-        del shape[channel_axis]
-    return np.ones(shape, dtype=bool)
 
-
-def missing_bands(
-    values: np.ndarray, nodata: Sequence[float], *, declared: Sequence[float | None] = (), channel_axis: int = -1
-) -> np.ndarray | None:
-    """Where each band is missing by the rule of `valid_pixels`, bool (bands, height, width), or (1, height, width).
-
-    One band stands for all where all are missing together. None if no pixel is missing.
+    `gaps` is told by its method `add(missing, shape)` which bands are missing where, as `_missing_bands` has it.
     """
     bands = values[None] if values.ndim == 2 else np.moveaxis(values, channel_axis, 0)
+    missing = _missing_bands(bands, nodata, declared)
+    if gaps is not None:
+        gaps.add(missing, bands.shape)
+    return np.ones(bands.shape[1:], dtype=bool) if missing is None else ~missing.any(0)
+
+
+def _missing_bands(bands: np.ndarray, nodata: Sequence[float], declared: Sequence[float | None]) -> np.ndarray | None:
+    """Where each band is missing, bool (bands, height, width), or (1, height, width) if all are together; or None."""
     mask, bands = np.ma.getmask(bands), np.ma.getdata(bands)
     missing = None if mask is np.ma.nomask else np.array(mask)
     is_float = bands.dtype.kind == "f"

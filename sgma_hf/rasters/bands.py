@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 
 _SUFFIX = re.compile(r"(?P<name>.+):(?P<bands>\d+(,\d+)*)(?P<alpha>,alpha)?")
 
@@ -43,6 +45,44 @@ class BandSelection:
 
 
 ALL_BANDS = BandSelection()
+
+
+class BandGaps:
+    """How much each band of a modality lacks of what its other bands cover, over all that is read."""
+
+    def __init__(self) -> None:
+        self._others = np.zeros(1)  # pixels that other bands cover, for each band
+        self._lacking = np.zeros(1)  # those of them where it is missing
+
+    def add(self, missing: np.ndarray | None, shape: tuple[int, int, int]) -> None:
+        """Count a part of (bands, height, width): bool of that shape, or of one band that stands for all; or None."""
+        count, height, width = shape
+        if missing is None or len(missing) < count:
+            there = height * width - (0 if missing is None else int(missing.sum()))
+            self._others = self._others + np.full(count, there)
+            return
+        present = (~missing).sum(0, dtype=np.int32)
+        self._others = self._others + np.array([(present > ~absent).sum() for absent in missing])
+        self._lacking = self._lacking + np.array([(absent & (present > 0)).sum() for absent in missing])
+
+    def note(self, name: str, chosen: BandSelection, advice: str) -> str:
+        """One line about bands that lack more than half; empty if none does.
+
+        `advice` has {bands} in the place of the others, as they are chosen.
+        """
+        shares = self._lacking / np.maximum(self._others, 1)
+        lacking = shares > 0.5
+        if lacking.all():  # disjoint ones, of which one stays
+            lacking[np.argmin(shares)] = False
+        if not lacking.any():
+            return ""
+        numbers = list(chosen.values or range(1, len(shares) + 1))
+        dead = [f"{numbers[band]} ({shares[band]:.0%})" for band in np.flatnonzero(lacking)]
+        kept = ",".join([str(numbers[band]) for band in np.flatnonzero(~lacking)] + ["alpha"] * chosen.alpha)
+        return (
+            f"Modality {name!r} is missing where one of its bands is, and these are in more than half of the pixels "
+            f"that its other bands cover: {', '.join(dead)}; {advice.format(bands=kept)}."
+        )
 
 
 def share_files(selections: Sequence[tuple[Hashable, BandSelection]]) -> list[BandSelection]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..data.windows import Window
+from .bands import BandGaps
 from .files import read_raster
 from .grids import Grid, check_crs, check_proportions, edges_of, lie_apart, no_overlap, pixel_steps, whole_pixels
 from .raster import Georeference, Raster, RasterInfo
@@ -19,6 +20,7 @@ def read_on_extent(
     *,
     nodata: Sequence[float] = (),
     use_declared_nodata: bool = True,
+    gaps: BandGaps | None = None,
 ) -> Raster:
     """Read a raster so that it covers exactly the extent of a reference grid, in its own resolution where that fits.
 
@@ -29,10 +31,10 @@ def read_on_extent(
     show the same extent.
 
     `grid` and `size` (height, width) are the reference's; the raster's size may differ, its extent does not. `nodata`
-    stands for nothing besides the declared value. Raises ValueError if the two do not overlap, or, without
-    georeferencing, have different proportions.
+    stands for nothing besides the declared value, `gaps` is told what each band lacks. Raises ValueError if the two do
+    not overlap, or, without georeferencing, have different proportions.
     """
-    missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata}
+    missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "gaps": gaps}
     reference = Grid(size, grid)
     if grid is None or info.georeference is None:
         check_proportions(info, size)

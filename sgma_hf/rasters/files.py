@@ -17,9 +17,9 @@ from PIL import Image
 
 from ..data.codec import SUPPORTED_DTYPES
 from ..data.windows import Window
-from ..model.image_transforms_sgma import missing_bands, valid_pixels
+from ..model.image_transforms_sgma import valid_pixels
 from ..model.pictures_sgma import DECODE_ERRORS, any_size, is_squeezed, orientation, picture_values, shown_mode
-from .bands import ALL_BANDS, BandSelection
+from .bands import ALL_BANDS, BandGaps, BandSelection
 from .opening import alpha_bands, as_source, named_errors, open_dataset, turned, unturned_window
 from .raster import Georeference, Raster, RasterInfo, require_rasterio
 
@@ -108,6 +108,7 @@ def read_raster(
     *,
     nodata: Sequence[float] = (),
     use_declared_nodata: bool = True,
+    gaps: BandGaps | None = None,
     window: tuple[int, int, int, int] | None = None,
     bands: BandSelection = ALL_BANDS,
     palette_as_indices: bool = False,
@@ -119,6 +120,7 @@ def read_raster(
     a value before scale and offset of the header are applied.
 
     `nodata` counts in all bands besides, as a value that is read; `use_declared_nodata` says whether the file counts.
+    `gaps` is told what each band lacks.
     What lies outside the raster in a `window` holds no data. `bands` and `palette_as_indices` are those of
     `read_info`. Values keep the file's dtype (float64 and what is scaled becomes float32, int8 int16). Raises
     ValueError that names the file if it cannot be read.
@@ -126,10 +128,10 @@ def read_raster(
     path = as_source(path)
     if uses_pillow(path):
         raster = _read_with_pillow(path, bands, palette_as_indices=palette_as_indices)
-        raster.valid = raster.valid & valid_pixels(raster.values, nodata)
+        raster.valid = raster.valid & valid_pixels(raster.values, nodata, gaps=gaps)
         return raster if window is None else raster.crop(*window)
-    options = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "palette_as_indices": palette_as_indices}
-    with RasterFile(path, bands, **options) as file:
+    missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "gaps": gaps}
+    with RasterFile(path, bands, palette_as_indices=palette_as_indices, **missing) as file:
         return file.read(None if window is None else Window(*window))
 
 
@@ -149,9 +151,8 @@ class RasterFile(contextlib.AbstractContextManager):
     """A file that is open in GDAL, read as bands, alpha, mask, nodata, palette, scale and offset say.
 
     GDAL masks by whatever is tagged as alpha; of bands that are values a virtual file takes the tag away. Without a
-    place on Earth it is turned as EXIF says, as `datasets` and viewers do; GDAL itself does not. `nodata`,
-    `use_declared_nodata` and `palette_as_indices` are those of `read_raster`. Raises ValueError that names the file if
-    it is no readable raster or has no such band.
+    place on Earth it is turned as EXIF says, as `datasets` and viewers do; GDAL itself does not. Arguments mean what
+    they do in `read_raster`. Raises ValueError that names the file if it is no readable raster or has no such band.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class RasterFile(contextlib.AbstractContextManager):
         palette_as_indices: bool = False,
         nodata: Sequence[float] = (),
         use_declared_nodata: bool = True,
+        gaps: BandGaps | None = None,
     ):
         self._rasterio = rasterio = require_rasterio(path)
         self._path = path
@@ -182,7 +184,7 @@ class RasterFile(contextlib.AbstractContextManager):
             self._scaling = None if self._colors is not None else _scaling(self._dataset, self._values)
             # Whether what is read are other numbers than those that are stored.
             self._is_converted = self.shows_colors or self._is_inverted or self._scaling is not None
-            self._nodata = nodata
+            self._nodata, self._gaps = nodata, gaps
             self._declared, self._masks = self._find_declared(use_declared_nodata)
             self._turn = 1 if self._has_place() else _turn(self._dataset, path)
             self.info = self._read_header(bands)
@@ -257,8 +259,7 @@ class RasterFile(contextlib.AbstractContextManager):
             bands = np.stack([self._dataset.read(band, window=part) for band in self._values])
         # What is given is compared with the values that are read, what is declared with what is stored.
         given = () if self._is_converted else self._nodata
-        missing = missing_bands(bands, given, declared=self._declared, channel_axis=0)
-        valid = np.ones(bands.shape[1:], dtype=bool) if missing is None else ~missing.any(0)
+        valid = valid_pixels(bands, given, declared=self._declared, channel_axis=0, gaps=self._gaps)
         if self.alpha_band is not None:
             valid &= self._dataset.read(self.alpha_band, window=part) > 0
         for band in self._masks:

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..data.windows import Window
 from .alpha import check_alpha
-from .bands import ALL_BANDS, BandSelection, share_files
+from .bands import ALL_BANDS, BandGaps, BandSelection, share_files
 from .files import check_bands, read_info
 from .grids import Grid, check_crs, footprint
 from .opening import as_source, is_npy, local_files, open_named
 from .raster import RasterInfo
 from .sources import RESAMPLINGS, Mosaic, read_npy
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,12 @@ class RasterScene(contextlib.AbstractContextManager):
         _check_georeferences([*reference, *(info for group in infos.values() for info in group)])
         self.grid = _reference_grid(reference)
         self._files: dict[str, Mosaic] = {}
+        self._gaps: dict[str, BandGaps] = {}
         with contextlib.ExitStack() as opened:
             for name, group in infos.items():
+                self._gaps[name] = BandGaps()
                 missing = {"nodata": (nodata or {}).get(name, ()), "use_declared_nodata": name not in undeclared}
+                missing["gaps"] = self._gaps[name]
                 self._files[name] = opened.enter_context(Mosaic(group, self.grid, methods[name], **missing))
             self._opened = opened.pop_all()
 
@@ -122,6 +129,12 @@ class RasterScene(contextlib.AbstractContextManager):
 
     def __exit__(self, *exception: Any) -> None:
         self._opened.close()
+        for name, gaps in self._gaps.items():
+            source = self.inputs[name][0]
+            flag = f"`--{name} {source.path}:{{bands}}` leaves it out, for a checkpoint that takes as few"
+            note = gaps.note(name, source.bands, flag)
+            if note:
+                logger.warning(note)
 
 
 def _parse_rasters(rasters: Mapping[str, Any], channels: Mapping[str, int]) -> dict[str, list[RasterInput]]:

@@ -40,9 +40,9 @@ class Mosaic(contextlib.AbstractContextManager):
     """Files of one kind on a grid; where several cover a pixel, the first of them counts.
 
     What is warped is warped in blocks that do not depend on the windows that are asked for, and kept for a while, for
-    windows that overlap. `method` is one of `RESAMPLINGS`, `missing` what `read_raster` takes to know what is missing:
-    `nodata`, `use_declared_nodata`. Files that lie elsewhere are left out; ValueError if all do, or one without a
-    place has other proportions.
+    windows that overlap. `method` is one of `RESAMPLINGS`, `missing` are those arguments of `read_raster` that are
+    about what is missing. Files that lie elsewhere are left out; ValueError if all do, or one without a place has
+    other proportions.
     """
 
     def __init__(self, infos: Sequence[RasterInfo], grid: Grid, method: str, **missing: Any):
@@ -129,7 +129,8 @@ class LoadedSource:
             values = read_npy(info.path, info.channels, info.bands)
             if info.bands.values is not None:
                 values = values[..., [band - 1 for band in info.bands.values]]
-            self._raster = Raster(values, valid_pixels(values, missing.get("nodata", ())))
+            valid = valid_pixels(values, missing.get("nodata", ()), gaps=missing.get("gaps"))
+            self._raster = Raster(values, valid)
         else:
             self._raster = read_raster(info.path, bands=info.bands, **missing)
         self._grid, self._method = grid, method

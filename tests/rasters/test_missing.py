@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from raster_scenes import write_tiff
 
-from sgma_hf.rasters.bands import BandSelection
+from sgma_hf.rasters.bands import BandGaps, BandSelection
 from sgma_hf.rasters.extents import read_on_extent
 from sgma_hf.rasters.files import read_info, read_raster
 from sgma_hf.rasters.scene import RasterScene
@@ -162,3 +162,30 @@ def test_palette_in_a_png_without_a_place_is_transparent_by_index(tmp_path):
     (tmp_path / "p.png.aux.xml").write_text("<PAMDataset></PAMDataset>")
     raster = read_raster(tmp_path / "p.png")
     assert raster.valid.tolist() == [[False, True, True, True]] and raster.values[0, 1].tolist() == [10, 20, 30]
+
+
+def test_a_band_that_lacks_more_than_half_is_named_with_what_drops_it():
+    gaps, lines = BandGaps(), np.zeros((3, 10, 10), bool)
+    gaps.add(None, (3, 10, 10))
+    lines[1] = lines[2, :3] = True
+    for _ in range(2):
+        gaps.add(lines, lines.shape)
+    gaps.add(np.ones((1, 10, 10), bool), (3, 10, 10))  # nothing at all
+    note = gaps.note("sar", BandSelection((4, 2, 7)), "--modalities sar:{bands}")
+    assert note.endswith("that its other bands cover: 2 (67%); --modalities sar:4,7.")
+    apart = BandGaps()
+    apart.add(np.stack([np.arange(100).reshape(10, 10) < 60, np.arange(100).reshape(10, 10) >= 60]), (2, 10, 10))
+    assert "cover: 2 (100%); 1." in apart.note("sar", BandSelection(), "{bands}")
+    single = BandGaps()
+    single.add(np.ones((1, 4, 4), bool), (1, 4, 4))
+    assert single.note("dsm", BandSelection(), "") == BandGaps().note("dsm", BandSelection(), "") == ""
+    assert gaps.note("sar", BandSelection(), "").count("\n") == 0
+
+
+def test_maps_name_a_band_that_is_hardly_there(tmp_path, caplog):
+    values = np.random.default_rng(0).uniform(-20, -5, (2, 16, 16)).astype(np.float32)
+    values[1, :, 4:] = -9999
+    path = write_tiff(tmp_path / "sar.tif", values, nodata=-9999)
+    with RasterScene({"sar": path}, channels={"sar": 2}) as scene:
+        assert (~scene.read(0, 0, 16, 16)["sar"].mask[..., 0]).sum() == 64
+    assert f"2 (75%); `--sar {path}:1` leaves it out, for a checkpoint that takes as few." in caplog.text

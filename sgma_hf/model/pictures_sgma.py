@@ -73,14 +73,14 @@ def _turned(image: Image.Image) -> Image.Image:
 
 def _pages(image: Image.Image) -> list[int]:
     """The pages of a TIFF that are not looked at one by one; overviews and masks are none, other files have one."""
-    if not isinstance(image, TiffImageFile) or image.tell() or not image.is_animated or image.fp is None:
+    if not isinstance(image, TiffImageFile) or image.tell() or not image.is_animated:
         return [image.tell()]
     found = []
     for page in itertools.count():
         try:
             with contextlib.suppress(SyntaxError):  # a kind that PIL does not know, as that of masks
                 image.seek(page)
-        except EOFError:
+        except (EOFError, ValueError):  # the end, or a picture that was loaded and closed
             break
         if not image.tag_v2.get(_SUBFILE_TYPE, 0) & _NO_PAGE:
             found.append(page)

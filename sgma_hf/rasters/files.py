@@ -231,6 +231,7 @@ class RasterFile(contextlib.AbstractContextManager):
             elif flag.nodata not in flags and flag.alpha not in flags and flag.all_valid not in flags:
                 masks.append(band)  # of the file, or of the band in a file beside it
             elif flag.nodata in flags and flag.per_dataset in flags and use_declared:
+                number = None
                 masks.append(band)  # a nodata value for each band, which count together
             declared.append(_value_of(number, dtype))
         if all(flag.per_dataset in self._dataset.mask_flag_enums[band - 1] for band in masks):
@@ -346,9 +347,11 @@ def _color_table(source: Any) -> np.ndarray | None:
 
 def _turn(source: Any, path: Path | str) -> int:
     """How EXIF says that a file is to be turned, as `orientation`; GDAL tells it of JPEG alone."""
-    tagged = source.tags().get("EXIF_Orientation", "1")
-    if source.driver not in ("GTiff", "PNG") or isinstance(path, str):
+    if source.driver == "JPEG":
+        tagged = source.tags().get("EXIF_Orientation", "1")
         return int(tagged) if tagged in list("12345678") else 1
+    if source.driver not in ("GTiff", "PNG") or isinstance(path, str):
+        return 1
     try:
         with open_picture(path) as image:
             return orientation(image)

@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 from file_server import serve
+from PIL import Image
 from raster_scenes import UTM, height_classes, predict_height_classes, write_tiff
 
 from sgma_hf import decode_row, load_rows
@@ -143,8 +144,6 @@ def test_subdatasets_are_read_by_name(named, monkeypatch):
 
 
 def test_one_page_is_read_by_name(tmp_path):
-    from PIL import Image
-
     pages = [np.full((4, 4), 7, dtype=np.uint8), np.full((2, 2), 9, dtype=np.uint8)]
     images = [Image.fromarray(page) for page in pages]
     images[0].save(tmp_path / "x.tif", save_all=True, append_images=images[1:])
@@ -158,10 +157,15 @@ def test_files_of_a_server_are_read_where_they_are(named, ranges):
     folder, values = named
     _, dsm = heights()
     write_tiff(folder / "dsm.tif", dsm[None])
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(values).save(folder / "x.jpg", exif=turned)
     with serve(folder, ranges=ranges) as address:
         np.testing.assert_array_equal(read_scene(f"http://{address}/x.tif", 3), values)
         np.testing.assert_array_equal(read_scene(f"/vsicurl/http://{address}/x.tif:2", 1), values[..., [1]])
         np.testing.assert_array_equal(read_scene(f"/vsizip//vsicurl/http://{address}/x.zip/in/x.tif", 3), values)
+        picture = read_scene(f"http://{address}/x.jpg", 3).data.astype(int)
+        assert np.abs(picture - read_raster(folder / "x.jpg").values).max() <= 2  # two decoders
         prediction = predict_height_classes({"dsm": f"http://{address}/dsm.tif"}, folder / "map.tif")
         np.testing.assert_array_equal(map_of(prediction), height_classes(dsm))
         scores = score_map(f"http://{address}/map.tif", f"http://{address}/map.tif", 3)

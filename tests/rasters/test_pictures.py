@@ -99,7 +99,9 @@ def test_pages_are_bands(tmp_path, dtype):
     for found, valid in ways(tmp_path / "x.tif", 4):
         assert found.dtype == dtype and valid.all()
         np.testing.assert_array_equal(found, expected)
-    for cell in (str(tmp_path / "x.tif"), (tmp_path / "x.tif").read_bytes(), Image.open(tmp_path / "x.tif")):
+    features = Features({"x": ImageColumn()})
+    row = Dataset.from_dict({"x": [{"bytes": (tmp_path / "x.tif").read_bytes(), "path": None}]}, features=features)[0]
+    for cell in (str(tmp_path / "x.tif"), (tmp_path / "x.tif").read_bytes(), Image.open(tmp_path / "x.tif"), row["x"]):
         np.testing.assert_array_equal(decode_raster(cell), expected)
     with RasterScene({"x": f"{tmp_path}/x.tif:4,2"}, channels={"x": 2}) as scene:
         np.testing.assert_array_equal(scene.read(0, 0, 6, 7)["x"], expected[..., [3, 1]])
@@ -164,6 +166,21 @@ def test_transparent_colours_of_a_palette_hold_no_data(tmp_path, transparency, s
         np.testing.assert_array_equal(valid, seen)
         np.testing.assert_array_equal(found[valid], table[indices][seen])
     assert read_raster(tmp_path / "x.png", palette_as_indices=True).values[..., 0].tolist() == indices.tolist()
+
+
+@pytest.mark.parametrize("sidecar", [None, PLACE])
+def test_transparent_colour_counts_in_all_bands_together(tmp_path, sidecar):
+    pytest.importorskip("rasterio")
+    values = np.zeros((3, 4, 3), dtype=np.uint8)
+    values[0, 0], values[0, 1], values[1] = (9, 8, 7), (9, 8, 200), 9
+    Image.fromarray(values).save(tmp_path / "x.png", transparency=(9, 8, 7))
+    if sidecar:
+        (tmp_path / "x.png.aux.xml").write_text(sidecar)
+    expected = np.ones((3, 4), dtype=bool)
+    expected[0, 0] = False
+    for found, valid in ways(tmp_path / "x.png", 3):
+        np.testing.assert_array_equal(found[valid], values[expected])
+        np.testing.assert_array_equal(valid, expected)
 
 
 def test_transparent_colours_of_a_palette_hold_no_data_on_another_grid(tmp_path):

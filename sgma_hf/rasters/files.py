@@ -221,9 +221,11 @@ class RasterFile(contextlib.AbstractContextManager):
     def _find_declared(self, use_declared: bool) -> tuple[tuple[float | None, ...], list[int]]:
         """Declared nodata of each band that is read, as it is stored, and the bands (from 1) whose mask says more."""
         flag, declared, masks = self._rasterio.enums.MaskFlags, [], []
+        # Each is asked of all bands at once: hyperspectral files have hundreds.
+        every, dtypes, numbers = self._dataset.mask_flag_enums, self._dataset.dtypes, self._dataset.nodatavals
         for band in self._values:
-            flags, dtype = self._dataset.mask_flag_enums[band - 1], self._dataset.dtypes[band - 1]
-            number = self._dataset.nodatavals[band - 1] if use_declared else None
+            flags, dtype = every[band - 1], dtypes[band - 1]
+            number = numbers[band - 1] if use_declared else None
             # rasterio has nodata as float64, which holds 64-bit numbers to 2^53 alone; GDAL's mask knows them all.
             if dtype in ("int64", "uint64") and flag.nodata in flags and (number is None or abs(number) >= 2**53):
                 number = None
@@ -234,7 +236,7 @@ class RasterFile(contextlib.AbstractContextManager):
                 number = None
                 masks.append(band)  # a nodata value for each band, which count together
             declared.append(_value_of(number, dtype))
-        if all(flag.per_dataset in self._dataset.mask_flag_enums[band - 1] for band in masks):
+        if all(flag.per_dataset in every[band - 1] for band in masks):
             masks = masks[:1]  # one for all bands
         return tuple(declared), masks
 

@@ -55,6 +55,16 @@ def test_labels_are_mapped_as_the_page_says(workspace, tmp_path, monkeypatch):
     assert metadata["palette"] == [[180, 180, 180], [60, 140, 60], [200, 60, 40]]
 
 
+def test_the_page_shows_the_tables_that_are_printed(workspace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workspace)
+    inspected, converted = commands(section(TEXTS["datasets"], "A folder of your own"))
+    run([*converted[: converted.index("--output") + 1], str(tmp_path), *converted[converted.index("--output") + 2 :]])
+    ((_, shown),) = blocks(TEXTS["datasets"], "text")
+    assert shown in capsys.readouterr().out
+    run(inspected)
+    assert "\nsgma-hf convert-rasters --source scenes --output data/scenes" in capsys.readouterr().out
+
+
 def test_every_command_that_is_printed_exists():
     for name, text in TEXTS.items():
         for words in commands(text):

@@ -19,6 +19,7 @@ COMMANDS = {
     "benchmark": ("sgma_hf.commands.benchmark", "measure the cost of fusion and of missing modalities"),
     "compare": ("sgma_hf.commands.compare", "train arms x seeds on one data set, one JSON line per run"),
     "results-card": ("sgma_hf.commands.results_card", "write the results card of a comparison from its JSON lines"),
+    "inspect": ("sgma_hf.commands.inspect_folder", "say what a folder of rasters holds, and how to convert it"),
     "convert-rasters": ("sgma_hf.converters.raster_folders", "turn folders of rasters into a dataset"),
     "demo-scenes": ("sgma_hf.converters.demo_scenes", "write a dataset of procedural scenes"),
     "isprs-potsdam": ("sgma_hf.converters.isprs_potsdam", "check or convert ISPRS Potsdam: RGB, NIR, height"),

@@ -35,13 +35,10 @@ def read_on_extent(
     not overlap, or, without georeferencing, have different proportions.
     """
     missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "gaps": gaps}
-    reference = Grid(size, grid)
+    check_extent(info, grid, size)
     if grid is None or info.georeference is None:
-        check_proportions(info, size)
         return read_raster(info.path, bands=info.bands, **missing)
-    check_crs(info, grid)
-    if lie_apart(info, reference):
-        raise ValueError(no_overlap(info, reference))
+    reference = Grid(size, grid)
     window = _aligned_window(info, reference)
     if window is not None:
         return read_raster(info.path, bands=info.bands, window=window, **missing)
@@ -53,6 +50,16 @@ def read_on_extent(
         raster = files.read(Window(0, 0, *shape))
     raster = raster or Raster.empty(shape, info.channels, info.dtype)
     return replace(raster, georeference=target.georeference)
+
+
+def check_extent(info: RasterInfo, grid: Georeference | None, size: tuple[int, int]) -> None:
+    """Raise the ValueError of `read_on_extent` if a raster does not belong to the reference, without reading it."""
+    if grid is None or info.georeference is None:
+        check_proportions(info, size)
+        return
+    check_crs(info, grid)
+    if lie_apart(info, Grid(size, grid)):
+        raise ValueError(no_overlap(info, Grid(size, grid)))
 
 
 def covers_whole_pixels(info: RasterInfo, grid: Georeference | None, size: tuple[int, int]) -> bool:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -18,6 +19,7 @@ from ...rasters.files import read_raster
 from ...rasters.raster import RasterInfo
 
 
+_IGNORED = "ignored"
 _MAX_LISTED = 12
 _MAX_LINES = 64  # of the table
 _PIXELS_AT_ONCE = 2**24
@@ -50,25 +52,31 @@ class LabelSurvey:
     note: str  # what looks like a mistake, and the flag that mends it; empty if nothing does
     suggested: str = ""  # JSON for `--classes` that makes the same classes without those that no pixel has
 
-    def table(self) -> str:
-        """Each value, what it becomes, its pixels and their share; then the share that is ignored."""
-        rows: Counter = Counter()
+    def rows(self) -> list[tuple[Any, str, int, float]]:
+        """Value, or None for pixels without one, what it becomes, its pixels, and their share."""
+        found: Counter = Counter()
         for file in self.files:
             for value, count in file.pixels.items():
-                rows[value, *self._outcome(value, file.nodata)] += count
+                found[value, *self._outcome(value, file.nodata)] += count
+        lines = [(self.class_map.show(value), outcome, count) for (value, _, outcome), count in sorted(found.items())]
         hidden = sum(file.hidden for file in self.files)
-        total = max(1, rows.total() + hidden)
+        lines += [(None, f"{_IGNORED}: masked or not a number", hidden)] * (hidden > 0)
+        total = max(1, sum(count for *_, count in lines))
+        return [(*line, line[-1] / total) for line in lines]
+
+    def table(self) -> str:
+        """The rows as a table; then the share that is ignored."""
+        rows = self.rows()
+        total = sum(count for _, _, count, _ in rows)
+        ignored = sum(count for _, outcome, count, _ in rows if outcome.startswith(_IGNORED))
         lines = [
-            [self.class_map.show(value), outcome, count, f"{count / total:.2%}"]
-            for (value, _, outcome), count in sorted(rows.items())
+            ["none" if value is None else value, outcome, count, f"{share:.2%}"]
+            for value, outcome, count, share in rows
         ]
         if len(lines) > _MAX_LINES:
             lines = [*lines[:_MAX_LINES], [f"and {len(lines) - _MAX_LINES} more", "", "", ""]]
-        if hidden:
-            lines.append(["none", "ignored: masked or not a number", hidden, f"{hidden / total:.2%}"])
-        ignored = hidden + sum(count for (_, index, _), count in rows.items() if index == IGNORE_INDEX)
         table = markdown_table(["label value", "becomes", "pixels", "share"], lines, text_columns=2)
-        return f"{table}\nignored: {ignored} of {total} label pixels, {ignored / total:.2%}"
+        return f"{table}\nignored: {ignored} of {total} label pixels, {ignored / max(1, total):.2%}"
 
     def _outcome(self, value: int, nodata: int | None) -> tuple[int, str]:
         """Class id of a value in a file that declares `nodata`, and what that is called."""
@@ -78,7 +86,7 @@ class LabelSurvey:
         reason = "nodata" if value == nodata else self.class_map.ignored_names.get(value, "")
         if not reason and not self.class_map.is_known(value, nodata):
             reason = "no class"
-        return index, f"ignored: {reason}" if reason else "ignored"
+        return index, f"{_IGNORED}: {reason}" if reason else _IGNORED
 
 
 def survey_labels(
@@ -97,7 +105,7 @@ def survey_labels(
     with tqdm(labels, desc="labels", unit="scene") as watched:  # closed before an error is said
         files = [count_label(info, by_colour=by_colour) for info in watched]
     if class_map is None:
-        return _of_ids(files, by_colour=by_colour)
+        return take_ids(files, by_colour=by_colour)
     if not ignore_unmapped:
         _refuse_unmapped(files, class_map)
     return LabelSurvey(files, class_map, _note_on_given(files, class_map))
@@ -156,8 +164,8 @@ def _nodata(info: RasterInfo, by_colour: bool) -> int | None:
     return None if by_colour else info.nodata_label
 
 
-def _of_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:
-    """Values as class ids, and what is to be said of them."""
+def take_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:
+    """Take values as class ids, as `survey_labels` without classes; `UnclearLabels` where they cannot be."""
     total = sum((file.pixels for file in files), Counter())
     if by_colour:
         found = suggest_classes(total, by_colour=True)

@@ -55,11 +55,24 @@ def find_scenes(
 
 
 def list_scenes(
-    source: Path, folders: Mapping[str, str], label: str | None, *, split_names: Mapping[str, str] | None = None
+    source: Path,
+    folders: Mapping[str, str],
+    label: str | None,
+    *,
+    split_names: Mapping[str, str] | None = None,
+    clashes: list[str] | None = None,
 ) -> list[SceneFiles]:
-    """The scenes of `find_scenes` as they are, whatever is wrong with them."""
+    """The scenes of `find_scenes` as they are, whatever is wrong with them.
+
+    Two files of one name in a folder end it, or go into `clashes`, as a sentence, and the first of them counts.
+    """
     roots = split_roots(source, split_names)
-    scenes = [scene for root, split in roots for scene in _scenes_of_root(root, split, folders, label)]
+    found: list[str] = []
+    scenes = [scene for root, split in roots for scene in _scenes_of_root(root, split, folders, label, found)]
+    if found and clashes is None:
+        raise ValueError(found[0])
+    if clashes is not None:
+        clashes += found
     return sorted(scenes, key=lambda scene: (scene.split, scene.name))
 
 
@@ -112,42 +125,49 @@ def split_roots(source: Path, split_names: Mapping[str, str] | None = None) -> l
 
 
 def find_names(source: Path, label: str | None = None) -> tuple[list[str], str | None]:
-    """The names that a folder's rasters go by, of modalities, and that of their labels, None if there are none.
+    """The names that a folder's rasters go by, in lower case, and that of their labels, None if there are none.
 
-    They are those of folders, or of files in a folder per scene: which of the two, a name of labels decides (`label`,
-    or one that is usual), else names that are usual for modalities, else the fewer names.
+    They are those of folders, of files in a folder per scene, or what files in one folder end or begin with: which of
+    these, a name of labels decides (`label`, or one that is usual), else names that are usual for modalities, else the
+    fewer names.
     """
     roots = split_roots(source)
-    folders: Counter = Counter()
-    stems: Counter = Counter()
+    folders, stems, ends, starts = set(), set(), set(), set()
     for root, _ in roots:
+        for path in filter(is_raster_file, root.iterdir()):
+            parts = re.split("[_-]", path.stem.lower())
+            ends, starts = ends | set(parts[1:][-1:]), starts | set(parts[:-1][:1])
         for folder in _folders(root):
-            folders[folder.name] += any(map(is_raster_file, folder.rglob("*")))
-            stems.update({path.stem for path in folder.iterdir() if is_raster_file(path)})
-    usual = (label,) if label else LABEL_NAMES
-    found = [{name: count for name, count in names.items() if count} for names in (folders, stems)]
-    named = min(found, key=lambda names: (not any(map(names.__contains__, usual)), -_num_usual(names), len(names)))
-    if len(named) == 0:
+            folders |= {folder.name.lower()} if any(map(is_raster_file, folder.rglob("*"))) else set()
+            stems |= {path.stem.lower() for path in folder.iterdir() if is_raster_file(path)}
+    usual = (label.lower(),) if label else LABEL_NAMES
+    found = [names for names in (folders, stems, ends, starts) if names]
+    if not found:
         raise ValueError(
-            f"{source} holds no rasters in folders. Give the folder that holds one folder per modality, or per scene."
+            f"{source} holds no rasters whose folders or names say what they are. Give the folder that holds one "
+            "folder per modality or per scene, or files such as a_rgb.tif."
         )
-    if label and label not in named:
+    named = min(found, key=lambda names: (names.isdisjoint(usual), -_num_usual(names), len(names)))
+    if label and label.lower() not in named:
         raise ValueError(f"{source} holds no file for the label {label}. It holds {_contents(roots)}.")
     chosen = next((name for name in usual if name in named), None)
-    return sorted(named.keys() - {chosen}), chosen
+    return sorted(named - {chosen}), chosen
 
 
 def _num_usual(names: Iterable[str]) -> int:
-    return sum(default_normalization(name.lower()) != default_normalization("") for name in names)
+    return sum(default_normalization(name) != default_normalization("") for name in names)
 
 
-def _scenes_of_root(root: Path, split: str, folders: Mapping[str, str], label: str | None) -> list[SceneFiles]:
+def _scenes_of_root(
+    root: Path, split: str, folders: Mapping[str, str], label: str | None, clashes: list[str]
+) -> list[SceneFiles]:
     wanted = _wanted(folders, label)
     homes = {name: _folder_of(root, name) for name in wanted}
     if any(home is not None for home in homes.values()):
-        files = _by_scene_names({name: _by_name(_files_below(home)) for name, home in homes.items()})
+        files = _by_scene_names({name: _by_name(_files_below(home), clashes) for name, home in homes.items()})
     else:
-        files = {name: _by_name([*_files_of(root, name), *_suffixed(root, name, wanted)]) for name in wanted}
+        named = {name: [*_files_of(root, name), *_suffixed(root, name, wanted)] for name in wanted}
+        files = {name: _by_name(pairs, clashes) for name, pairs in named.items()}
     return [
         SceneFiles(
             name=name,
@@ -195,15 +215,14 @@ def _suffixed(root: Path, name: str, wanted: Sequence[str]) -> Iterator[tuple[st
             yield "".join(patterns[name].fullmatch(path.stem).groups("")), path
 
 
-def _by_name(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """The raster files among some paths, by their names."""
+def _by_name(named: Iterable[tuple[str, Path]], clashes: list[str]) -> dict[str, Path]:
+    """The raster files among some paths, by their names; of two of one name the first, and a sentence in `clashes`."""
     found: dict[str, Path] = {}
     for name, path in ((name, path) for name, path in named if is_raster_file(path)):
         if name in found:
-            raise ValueError(
-                f"{found[name]} and {path} differ only in their suffix or case; keep the one that counts."
-            )
-        found[name] = path
+            clashes.append(f"{found[name]} and {path} differ only in their suffix or case; keep the one that counts.")
+        else:
+            found[name] = path
     return found
 
 

@@ -1,0 +1,470 @@
+"""Looks at a folder of rasters before a conversion: what it holds, what does not pair, and the command that fits."""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ...data.class_maps import ClassMap, classes_flag
+from ...data.windows import Window
+from ...model.limits_sgma import RESERVED_MODALITY_NAMES
+from ...model.normalization_sgma import HEIGHT_NODATA, default_normalization
+from ...publishing.tables import markdown_table
+from ...rasters.bands import ALL_BANDS, BandSelection
+from ...rasters.extents import check_extent
+from ...rasters.files import read_info, read_raster, uses_pillow
+from ...rasters.raster import RasterInfo, metres_per_unit, parse_crs
+from ..raster_folders import Scene, make_scene, read_header
+from .labels import LabelSurvey, UnclearLabels, count_label, take_ids
+from .layout import SceneFiles, check_scenes, find_names, list_scenes
+from .modality_plan import ModalityPlan, NodataOption, plan_modality
+from .spatial_groups import group_scenes
+
+
+# What writers put where there is nothing, and do not always declare.
+_UNDECLARED = (0, *map(int, HEIGHT_NODATA), -32767, -99999, -999, 32767, 65535)
+_MANY_ZEROS = 0.001  # share of the pixels from which on 0 looks like a gap
+_LARGE_SIDE, _TILE = 1024, 512  # pixels: scenes of which side are to be cut, into what
+_VALUES_AT_ONCE = 2**23
+_PIXELS_PER_FILE = 2**25  # more are sampled by windows spread evenly, as are the files beyond
+_PIXELS_PER_MODALITY = 2**29
+_LISTED = 5
+
+
+@dataclass
+class Column:
+    """The files of a modality, or those of the labels."""
+
+    name: str
+    folder: str  # or the stem of its files
+    files: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)  # files by "width x height", as the next ones
+    pixels: dict[str, int] = field(default_factory=dict)  # ground sampling
+    crs: dict[str, int] = field(default_factory=dict)
+    bands: dict[str, int] = field(default_factory=dict)  # "3 x uint8"
+    nodata: dict[str, int] = field(default_factory=dict)  # as declared
+    stored: str = ""  # type and nodata in the data set
+    gap_share: float | None = None  # of the pixels, by what the files declare
+    minimum: list[float] = field(default_factory=list)  # by band, without `undeclared`
+    maximum: list[float] = field(default_factory=list)
+    is_sampled: bool = False  # whether not all pixels were read
+    undeclared: dict[int, float] = field(default_factory=dict)  # share of the pixels of values that look like nodata
+
+
+@dataclass
+class FolderReport:
+    """What `inspect_folder` found."""
+
+    source: str
+    splits: dict[str, int]  # scenes by split
+    modalities: list[Column]
+    label: Column | None
+    label_values: list[dict[str, Any]]
+    label_table: str
+    pairing: list[str]  # what scenes lack, a sentence each
+    problems: list[str]  # files that cannot be used, and what a conversion refuses
+    remarks: list[str]  # what looks like a mistake
+    command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the text of the table, as JSON has it."""
+        return {name: value for name, value in asdict(self).items() if name != "label_table"}
+
+    def text(self) -> str:
+        """The report for a terminal."""
+        splits = ", ".join(f"{split} {count}" for split, count in self.splits.items())
+        columns = [*self.modalities, *([self.label] if self.label else [])]
+        parts = [f"{self.source}: {sum(self.splits.values())} scenes ({splits})", _table(columns)]
+        parts += ["\n".join(self.pairing), self.label_table, "\n".join(self.remarks)]
+        if self.problems:
+            parts.append("Not usable as it is:\n" + "\n".join(f"- {problem}" for problem in self.problems))
+        return "\n\n".join(part for part in [*parts, self.command] if part)
+
+
+def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
+    """Look at a folder as `convert_rasters` would read it, and go on past files that cannot be read.
+
+    Headers and labels are read whole, values of large modalities by windows spread evenly. `label` is the folder or
+    stem of the labels; None takes a usual name. Raises ValueError or OSError if the folder holds no rasters in a
+    layout that is understood.
+    """
+    names, label = find_names(source, label)
+    problems: list[str] = []
+    remarks: list[str] = []
+    scenes_files = list_scenes(source, {name: name for name in names}, label, clashes=problems)
+    infos, bands = {}, {}
+    for name in names:
+        infos[name], bands[name] = _read_headers(name, scenes_files, problems, remarks)
+    folders = _modality_names({name: found for name, found in infos.items() if found})
+    label_infos = _read_label_headers(scenes_files, problems)
+    scenes = _make_scenes(
+        scenes_files, {name: infos[folder] for name, folder in folders.items()}, label_infos, problems
+    )
+    modalities, usable = [], []
+    for name, folder in folders.items():
+        column = _describe(name, folder, list(infos[folder].values()))
+        plan = _plan(name, scenes, problems)
+        if plan is not None:
+            column.stored = ", ".join([plan.dtype, *(f"nodata {value:g}" for value in plan.nodata)])
+            _measure(column, list(infos[folder].values()), problems)
+            usable += [name] if _is_labelled(name, scenes, label_infos) else []
+        modalities.append(column)
+        remarks += _remarks_on(column)
+    try:
+        check_scenes(source, scenes_files, {folder: folder for folder in folders.values()}, label)
+    except ValueError as error:
+        problems.append(str(error))
+    survey, classes = _survey(list(label_infos.values()), problems, remarks)
+    return FolderReport(
+        source=str(source),
+        splits=dict(Counter(scene.files.split for scene in scenes)),
+        modalities=modalities,
+        label=_describe("label", label, list(label_infos.values())) if label_infos else None,
+        label_values=[] if survey is None else _as_dicts(survey),
+        label_table="" if survey is None else survey.table(),
+        pairing=_pairing(scenes),
+        problems=problems,
+        remarks=remarks,
+        command=_command(
+            source, [column for column in modalities if column.name in usable], bands, label, classes, scenes, remarks
+        ),
+    )
+
+
+def _read_headers(
+    name: str, scenes: Sequence[SceneFiles], problems: list[str], remarks: list[str]
+) -> tuple[dict[int, RasterInfo], BandSelection]:
+    """Headers of a modality's files by scene, and the bands that they were read with."""
+    bands, infos = ALL_BANDS, {}
+    paths = [(index, path) for index, scene in enumerate(scenes) if (path := scene.rasters[name]) is not None]
+    with tqdm(paths, desc=f"{name}: headers", unit="file") as watched:
+        for index, path in watched:
+            try:
+                infos[index] = read_header(path, bands)
+            except (ValueError, OSError) as error:
+                info = _header_of_all_bands(path) if bands is ALL_BANDS else None
+                if info is None:
+                    problems.append(str(error))
+                    continue
+                # It is readable, so its alpha is in doubt, and with it that of the others.
+                remarks.append(f"{error} The command below takes it as values.")
+                return _read_headers_as(name, paths, info.bands, problems), info.bands
+    return infos, bands
+
+
+def _read_headers_as(
+    name: str, paths: Sequence[tuple[int, Path]], bands: BandSelection, problems: list[str]
+) -> dict[int, RasterInfo]:
+    infos = {}
+    for index, path in paths:
+        try:
+            infos[index] = read_header(path, bands)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return infos
+
+
+def _header_of_all_bands(path: Path) -> RasterInfo | None:
+    """The header of a file with what is tagged as alpha as its last band; None if it cannot be read at all."""
+    try:
+        return read_info(path, bands=BandSelection(tuple(range(1, read_info(path).channels + 2))))
+    except (ValueError, OSError):
+        return None
+
+
+def _read_label_headers(scenes: Sequence[SceneFiles], problems: list[str]) -> dict[int, RasterInfo]:
+    infos = {}
+    for index, scene in enumerate(scenes):
+        if scene.label is not None:
+            try:
+                infos[index] = read_info(scene.label, palette_as_indices=True)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    return infos
+
+
+def _make_scenes(
+    files: Sequence[SceneFiles],
+    infos: Mapping[str, Mapping[int, RasterInfo]],
+    labels: Mapping[int, RasterInfo],
+    problems: list[str],
+) -> list[Scene]:
+    """The scenes of which a file can be read; what does not lie on a scene's reference grid is a problem."""
+    scenes = []
+    for index, scene_files in enumerate(files):
+        found = {name: by_scene.get(index) for name, by_scene in infos.items()}
+        if labels.get(index) is None and not any(found.values()):
+            continue
+        scene = make_scene(scene_files, found, labels.get(index))
+        for info in filter(None, found.values()):
+            try:
+                check_extent(info, scene.grid, scene.size)
+            except ValueError as error:
+                problems.append(str(error))
+        scenes.append(scene)
+    return scenes
+
+
+def _modality_names(found: Mapping[str, Mapping[int, RasterInfo]]) -> dict[str, str]:
+    """Folder by the name that a modality may have."""
+    folders: dict[str, str] = {}
+    for folder, infos in found.items():
+        name = re.sub("[^a-z0-9]+", "_", folder.lower()).strip("_")
+        if name in RESERVED_MODALITY_NAMES and next(iter(infos.values())).channels == 3:
+            name = "rgb"
+        if not re.match("[a-z]", name) or name in RESERVED_MODALITY_NAMES:
+            name = f"m_{name}".rstrip("_")
+        while name in folders:
+            name += "_2"
+        folders[name] = folder
+    return folders
+
+
+def _plan(name: str, scenes: Sequence[Scene], problems: list[str]) -> ModalityPlan | None:
+    files = [(info, scene.grid, scene.size) for scene in scenes if (info := scene.infos[name]) is not None]
+    try:
+        return plan_modality(name, files, NodataOption())
+    except ValueError as error:
+        problems.append(f"{error} The command below leaves {name} out.")
+        return None
+
+
+def _is_labelled(name: str, scenes: Sequence[Scene], labels: Mapping[int, RasterInfo]) -> bool:
+    """Whether a scene has both the modality and a label, or there are no labels."""
+    return not labels or any(scene.label is not None and scene.infos[name] is not None for scene in scenes)
+
+
+def _describe(name: str, folder: str, infos: Sequence[RasterInfo]) -> Column:
+    """What the headers of some files say."""
+    places = list(map(_place, infos))
+    return Column(
+        name,
+        folder,
+        len(infos),
+        sizes=dict(Counter(f"{info.size[1]} x {info.size[0]}" for info in infos)),
+        pixels=dict(Counter(pixel for pixel, _ in places)),
+        crs=dict(Counter(crs for _, crs in places)),
+        bands=dict(Counter(f"{info.channels} x {info.dtype}" for info in infos)),
+        nodata=dict(Counter(map(_declared, infos))),
+    )
+
+
+def _declared(info: RasterInfo) -> str:
+    numbers = sorted({f"{number:g}" for number in info.nodata if number is not None})
+    return ", ".join([*numbers, *(["mask"] if info.has_mask else [])]) or "-"
+
+
+def _place(info: RasterInfo) -> tuple[str, str]:
+    """Ground sampling and CRS for a person."""
+    place = info.georeference
+    if place is None:
+        return "-", "no place"
+    width, height = (
+        float(np.hypot(*steps)) for steps in ((place.affine.a, place.affine.d), (place.affine.b, place.affine.e))
+    )
+    unit, name = "", "no CRS"
+    if place.crs is not None:
+        code, metres = parse_crs(place.crs).to_epsg(), metres_per_unit(place.crs)
+        name = place.crs.split('"')[1] if code is None else f"EPSG:{code}"
+        unit = "°" if place.is_geographic else ""
+        if metres is not None:
+            width, height, unit = width * metres, height * metres, " m"
+    sides = f"{width:.4g}" if abs(width - height) < 1e-3 * width else f"{width:.4g} x {height:.4g}"
+    return sides + unit, name
+
+
+def _measure(column: Column, infos: Sequence[RasterInfo], problems: list[str]) -> None:
+    """Fill in what the values of a modality's files say."""
+    total = sum(info.size[0] * info.size[1] for info in infos)
+    step = -(-total // _PIXELS_PER_MODALITY)
+    low, high = np.full(infos[0].channels, np.inf), np.full(infos[0].channels, -np.inf)
+    seen, missing, suspects = 0, 0, Counter()
+    column.is_sampled = step > 1
+    with tqdm(infos[::step], desc=f"{column.name}: values", unit="file") as watched:
+        for info in watched:
+            try:
+                windows, is_part = _windows(info)
+                column.is_sampled |= is_part
+                for window in windows:
+                    raster = read_raster(info.path, bands=info.bands, window=window)
+                    values = raster.values[raster.valid]  # (N, C)
+                    seen, missing = seen + raster.valid.size, missing + raster.valid.size - len(values)
+                    found = _suspects(values)
+                    suspects.update(found)
+                    values = values[~np.isin(values, [value for value in found if value]).any(axis=1)]
+                    if len(values):
+                        low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    if seen:
+        column.gap_share = missing / seen
+        column.undeclared = {value: count / seen for value, count in suspects.items()}
+    if np.isfinite(low).all():
+        column.minimum, column.maximum = low.tolist(), high.tolist()
+
+
+def _suspects(values: np.ndarray) -> dict[int, int]:
+    """Pixels (of an array (N, C)) by value that may mean nothing: 0 in all bands, another one in any."""
+    if not values.size:
+        return {}
+    ends = {float(values.min()), float(values.max())}
+    hits = {value: values == value for value in _UNDECLARED if value in ends}
+    return {value: int((hit.any(axis=1) if value else hit.all(axis=1)).sum()) for value, hit in hits.items()}
+
+
+def _windows(info: RasterInfo) -> tuple[list[Window | None], bool]:
+    """Windows of a file to look at, first and last among them, and whether they are not all."""
+    if uses_pillow(info.path):  # read whole in any case
+        return [None], False
+    side = max(16, int((_VALUES_AT_ONCE / info.channels) ** 0.5))
+    places = [(top, left) for top in range(0, info.size[0], side) for left in range(0, info.size[1], side)]
+    count = min(len(places), max(2, _PIXELS_PER_FILE // side**2))
+    chosen = np.linspace(0, len(places) - 1, count).round().astype(int).tolist()
+    return [Window(*places[index], side, side).inside(info.size) for index in chosen], count < len(places)
+
+
+def _remarks_on(column: Column) -> list[str]:
+    said = []
+    for value, share in column.undeclared.items():
+        if _is_gap(column, value, share):
+            where = "in all bands" if value == 0 else "in a band"
+            said.append(
+                f"{column.name}: {share:.2%} of the pixels are {value} {where}, which no file declares; the command "
+                "below takes them as gaps. Leave its --nodata out if they are measurements."
+            )
+    if len(column.bands) > 1:
+        said.append(f"{column.name}: files of different bands or types: {_counted(column.bands)}.")
+    return said
+
+
+def _is_gap(column: Column, value: int, share: float) -> bool:
+    """Whether a value that no file declares looks like nodata; 0 does in pictures of whole numbers, not in heights."""
+    if value != 0:
+        return True
+    is_height = default_normalization(column.name).nodata == HEIGHT_NODATA
+    return share >= _MANY_ZEROS and not is_height and not any("float" in kind for kind in column.bands)
+
+
+def _survey(infos: Sequence[RasterInfo], problems: list[str], remarks: list[str]) -> tuple[LabelSurvey | None, str]:
+    """What becomes of the labels, and what `--classes` should be; empty where it is not needed."""
+    by_colour = bool(infos) and all(info.channels == 3 for info in infos)
+    files = []
+    with tqdm(infos, desc="labels", unit="file") as watched:
+        for info in watched:
+            try:
+                files.append(count_label(info, by_colour=by_colour))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    if not files:
+        return None, ""
+    try:
+        survey = take_ids(files, by_colour=by_colour)
+    except UnclearLabels as error:
+        if error.classes == "FILE":
+            problems.append(str(error))
+            return None, error.classes
+        survey = LabelSurvey(files, ClassMap.load(error.classes), str(error), error.classes)
+    remarks.append(survey.note)
+    return survey, survey.suggested
+
+
+def _as_dicts(survey: LabelSurvey) -> list[dict[str, Any]]:
+    names = ("value", "becomes", "pixels", "share")
+    return [dict(zip(names, row, strict=True)) for row in survey.rows()]
+
+
+def _pairing(scenes: Sequence[Scene]) -> list[str]:
+    """Which scenes lack what."""
+    said = []
+    for name in scenes[0].infos if scenes else ():
+        lacking = [scene.files.name for scene in scenes if scene.infos[name] is None]
+        if lacking:
+            said.append(f"without {name}: {_some(lacking, len(scenes))}")
+    unlabelled = [scene.files.name for scene in scenes if scene.label is None]
+    if unlabelled:
+        said.append(f"without a label: {_some(unlabelled, len(scenes))}")
+    alone = [scene.files.name for scene in scenes if not any(scene.infos.values())]
+    if alone:
+        said.append(f"labels that no modality goes with: {_some(alone, len(scenes))}")
+    return said
+
+
+def _some(names: Sequence[str], total: int) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{len(names)} of {total} scenes ({', '.join(names[:_LISTED])}{more})"
+
+
+def _command(
+    source: Path,
+    columns: Sequence[Column],
+    bands: Mapping[str, BandSelection],
+    label: str | None,
+    classes: str,
+    scenes: Sequence[Scene],
+    remarks: list[str],
+) -> str:
+    """The `convert-rasters` that fits, for a shell; empty if no modality can be converted."""
+    if not columns:
+        return ""
+    entries = []
+    for column in columns:
+        chosen = bands[column.folder]
+        entry = column.name if column.name == column.folder.lower() else f"{column.name}={column.folder}"
+        entries.append(entry if chosen is ALL_BANDS else f"{entry}:{chosen}")
+    output = f"data/{source.absolute().name}"
+    words = ["sgma-hf", "convert-rasters", "--source", str(source), "--output", output, "--modalities", *entries]
+    if label != "label":
+        words += ["--label", label or "none"]
+    gaps = {
+        column.name: [f"{value}" for value, share in column.undeclared.items() if _is_gap(column, value, share)]
+        for column in columns
+    }
+    if any(gaps.values()):
+        words += ["--nodata", *(f"{name}={','.join(values)}" for name, values in gaps.items() if values)]
+    if max(max(scene.size) for scene in scenes) > _LARGE_SIDE:
+        words += ["--tile_size", str(_TILE)]
+    words += _validation_flags(scenes, remarks)
+    return " ".join([shlex.join(words), *([classes_flag(classes)] if classes else [])])
+
+
+def _validation_flags(scenes: Sequence[Scene], remarks: list[str]) -> list[str]:
+    """How to set scenes aside, where nobody has; those that touch stay together."""
+    training = [scene for scene in scenes if scene.files.split == "train"]
+    if len(training) < 2 or any(scene.files.split == "validation" for scene in scenes):
+        return []
+    names, places = [scene.files.name for scene in training], [(scene.grid, scene.size) for scene in training]
+    try:
+        groups = group_scenes(names, places, distance=1)
+    except ValueError:  # without a place on Earth there is no telling
+        return ["--val_fraction", "0.2"]
+    if len(set(groups)) == 1:
+        remarks.append("All scenes touch each other, so the command below sets none aside for validation.")
+        return []
+    return ["--val_fraction", "0.2", *(["--group_distance", "1"] if len(set(groups)) < len(training) else [])]
+
+
+def _table(columns: Sequence[Column]) -> str:
+    header = ["modality", "files", "width x height", "ground sampling", "CRS", "bands", "nodata", "gaps", "range"]
+    header.append("stored as")
+    lines = []
+    for column in columns:
+        counters = (column.sizes, column.pixels, column.crs, column.bands, column.nodata)
+        about = "about " if column.is_sampled else ""
+        gaps = "-" if column.gap_share is None else f"{about}{column.gap_share:.2%}"
+        span = f"{about}{min(column.minimum):g} to {max(column.maximum):g}" if column.minimum else "-"
+        lines.append([column.name, column.files, *map(_counted, counters), gaps, span, column.stored or "-"])
+    return markdown_table(header, lines, text_columns=len(header))
+
+
+def _counted(files: Mapping[str, int]) -> str:
+    """The commonest entries, with their files where there are several."""
+    if len(files) == 1:
+        return next(iter(files))
+    shown = [f"{text} ({count})" for text, count in Counter(files).most_common(3)]
+    return ", ".join(shown) + (f" and {len(files) - 3} more" if len(files) > 3 else "")

@@ -159,7 +159,7 @@ def test_files_of_a_server_are_read_where_they_are(named, ranges):
     write_tiff(folder / "dsm.tif", dsm[None])
     turned = Image.Exif()
     turned[274] = 6
-    Image.fromarray(values).save(folder / "x.jpg", exif=turned)
+    Image.fromarray(values).save(folder / "x.jpg", exif=turned, subsampling=0)
     with serve(folder, ranges=ranges) as address:
         np.testing.assert_array_equal(read_scene(f"http://{address}/x.tif", 3), values)
         np.testing.assert_array_equal(read_scene(f"/vsicurl/http://{address}/x.tif:2", 1), values[..., [1]])

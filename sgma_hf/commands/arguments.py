@@ -41,11 +41,14 @@ class DataclassParser(Parser, HfArgumentParser):
 
     def _flags_of(self, path: str) -> list[str]:
         """The flags that stand for a file; its values stay text, so that they are read as the command line's."""
-        text = Path(path).read_text(encoding="utf-8")
-        if path.endswith(".json"):
-            values = json.loads(text, parse_int=str, parse_float=str)
-        else:
-            values = yaml.load(text, Loader=yaml.BaseLoader)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            if path.endswith(".json"):
+                values = json.loads(text, parse_int=str, parse_float=str)
+            else:
+                values = yaml.load(text, Loader=yaml.BaseLoader)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{path!r} cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path!r} holds no names of arguments with their values, as in `crop_size: 512`.")
         flags = []

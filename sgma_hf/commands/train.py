@@ -1,6 +1,8 @@
 """`sgma-hf train`: train SGMA on a data set with nullable modality columns."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +41,14 @@ MAIN_ARGUMENTS = (
 def main(argv: list[str] | None = None) -> int:
     """Train, save the model with its processor, and evaluate it; 1 after one line if the push to the Hub failed."""
     parser = DataclassParser((RunArguments, SgmaTrainingArguments), prog="sgma-hf train", description=__doc__)
-    arguments, training_args = parser.parse(argv, shown=MAIN_ARGUMENTS)
+    with _preparing():
+        arguments, training_args = parser.parse(argv, shown=MAIN_ARGUMENTS)
     return _train(arguments, training_args, sys.argv[1:] if argv is None else argv)
 
 
 def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: list[str]) -> int:
     from huggingface_hub.errors import HTTPError
+    from torch import OutOfMemoryError
     from transformers import set_seed
 
     from sgma_hf.publishing.record import command_line
@@ -56,17 +60,19 @@ def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: 
     if not resume:
         _check_output(training_args, overwrite=arguments.overwrite)
     set_seed(training_args.seed)
-    start = start_training(arguments, training_args)
+    with _preparing():
+        start = start_training(arguments, training_args)
     if start.validation_rows is None:
         training_args.eval_strategy = "no"
     try:
-        trainer = SgmaTrainer(
-            start.model,
-            training_args,
-            processing_class=start.processor,
-            train_dataset=start.train_rows,
-            eval_dataset=start.validation_rows,
-        )
+        with _preparing():
+            trainer = SgmaTrainer(
+                start.model,
+                training_args,
+                processing_class=start.processor,
+                train_dataset=start.train_rows,
+                eval_dataset=start.validation_rows,
+            )
     except HTTPError as error:  # with `--push_to_hub` the repository is made before the training begins
         name = training_args.hub_model_id or Path(training_args.output_dir).name
         print(f"sgma-hf train: {explain_push_error(error, name)}", file=sys.stderr)
@@ -79,6 +85,12 @@ def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: 
         result = trainer.train(resume_from_checkpoint=resume)
     except KeyboardInterrupt:
         return _say_how_to_go_on(trainer)
+    except OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{reason} Choose a smaller `--crop_size`, or a smaller `--per_device_train_batch_size` with more "
+            "`--gradient_accumulation_steps`."
+        ) from error
     trainer.save_model(_internal_call=True)  # else it pushes, before there are scores for the card
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
@@ -92,6 +104,17 @@ def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: 
             print(results_to_markdown(results))
     trainer.create_model_card()
     return _push(trainer) if training_args.push_to_hub else 0
+
+
+@contextmanager
+def _preparing() -> Iterator[None]:
+    """Say in one line what libraries raise before the first step: of values of a wrong type, packages that lack."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (TypeError, RuntimeError, StrictDataclassError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _resume(training_args: SgmaTrainingArguments) -> str | bool | None:

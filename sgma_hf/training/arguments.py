@@ -1,9 +1,12 @@
 """Arguments of training: transformers' own, what SGMA adds, and what a run is of."""
 
+import inspect
+import math
 from dataclasses import dataclass
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.hf_argparser import HfArg
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..model.limits_sgma import DICE_LOSS_WEIGHT, FUSION_NAMES, MODALITY_ADAPTER_SIZE
@@ -30,6 +33,23 @@ _FIXED = {
     "eval_use_gather_object": (False, _NO_METRICS),
     "bf16_full_eval": (False, _OWN_DTYPE),
     "fp16_full_eval": (False, _OWN_DTYPE),
+}
+
+
+# Lowest value of numbers that nothing else checks before the rows are read; None stands for a default.
+_LOWEST = {
+    "crop_size": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "save_total_limit": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "eval_steps": 0,
+    "dataloader_num_workers": 0,
+    "seed": 0,
+    "data_seed": 0,
 }
 
 
@@ -143,6 +163,16 @@ class SgmaTrainingArguments(TrainingArguments):
             # Left to themselves they wait for a loss to fall, but what they are told here is `metric_for_best_model`.
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode} | (self.lr_scheduler_kwargs or {})
+        else:
+            self._check_schedule()
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value < math.inf:
+                raise ValueError(f"`{name}` is {value}; expected a number of at least {lowest}.")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(
+                f"`num_train_epochs` is {self.num_train_epochs}, without `max_steps`; nothing is trained."
+            )
         for name, (expected, reason) in _FIXED.items():
             if getattr(self, name) != expected:
                 raise ValueError(
@@ -191,6 +221,15 @@ class SgmaTrainingArguments(TrainingArguments):
         if self.saves_by_default:
             self.save_strategy = SaveStrategy.EPOCH
             self.save_total_limit = self.save_total_limit or 2
+
+    def _check_schedule(self) -> None:
+        """Refuse options that the schedule's function does not take; it is called when all has been read."""
+        parameters = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[self.lr_scheduler_type]).parameters
+        known = [name for name in parameters if name not in ("optimizer", "num_warmup_steps", "num_training_steps")]
+        unknown = [name for name in self.lr_scheduler_kwargs or {} if name not in known]
+        if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            schedule = self.lr_scheduler_type.value
+            raise ValueError(f"`lr_scheduler_kwargs` has {unknown}; the schedule {schedule!r} takes {known}.")
 
     def _polynomial_options(self) -> dict[str, float]:
         """The polynomial schedule's `lr_scheduler_kwargs` as numbers, or the paper's."""

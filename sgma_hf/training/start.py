@@ -104,6 +104,8 @@ def _modalities(arguments: RunArguments, metadata: DatasetMetadata | None) -> li
     unknown = [name for name in modalities if name not in metadata.modalities]
     if unknown:
         raise ValueError(f"The data set has no modalities {unknown}; it has {metadata.modalities}.")
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"`--modalities` is {modalities}; name each of them once.")
     return modalities
 
 
@@ -224,7 +226,13 @@ def _backbone_config(arguments: RunArguments) -> Any:
             f"`--backbone_config` is {arguments.backbone_config!r}; expected one of {list(PVT_V2_SIZES)} or a JSON "
             'file with a "model_type" and its fields.'
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        backbone = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"`--backbone_config` {path} is no JSON file: {error}") from error
+    if not isinstance(backbone, dict):
+        raise ValueError(f"`--backbone_config` {path} holds a {type(backbone).__name__}; expected fields by name.")
+    return backbone
 
 
 def check_dataset(name: str, dataset: Any) -> None:

@@ -204,6 +204,52 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, capsys, chan
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "backbone.json holds a list; expected fields by name."),
+        ('{"model_type":', "backbone.json is no JSON file: Expecting value"),
+        ('{"model_type": "pvt_v2", "hidden_sizes": "wide"}', "Field 'hidden_sizes' with value 'wide' doesn't match"),
+    ],
+)
+def test_a_file_of_an_encoder_that_is_none_ends_in_one_line(arguments, tmp_path, capsys, content, message):
+    (tmp_path / "backbone.json").write_text(content)
+    assert message in refusal(main, flags(arguments), capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accelerator_config": '{"foo": 1}'}, "unexpected keyword argument 'foo'"),
+        ({"report_to": "dvclive"}, "requires dvclive to be installed"),
+        ({"metric_for_best_model": "iou/rgb/treee"}, "did you mean iou/rgb/tree?"),
+        ({"augment": "rgb=gian"}, "did you mean gain?"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "none is left"),
+    ],
+)
+def test_what_fails_before_the_first_step_ends_in_one_line(arguments, capsys, changes, message):
+    assert message in refusal(main, flags(arguments, **changes), capsys)
+
+
+def test_a_modality_twice_and_a_damaged_argument_file_are_refused(arguments, tmp_path, capsys):
+    line = refusal(main, [*flags(arguments), "--modalities", "rgb", "rgb"], capsys)
+    assert line == "sgma-hf train: `--modalities` is ['rgb', 'rgb']; name each of them once."
+    path = tmp_path / "train.yaml"
+    path.write_text("crop_size: [1\nseed: }")
+    assert refusal(main, [str(path)], capsys).startswith(f"sgma-hf train: {str(path)!r} cannot be read: while parsing")
+
+
+def test_too_little_memory_ends_in_one_line_with_the_way_out(arguments, monkeypatch, capsys):
+    def run_out(trainer, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(SgmaTrainer, "train", run_out)
+    line = refusal(main, flags(arguments), capsys)
+    assert line.startswith(
+        "sgma-hf train: CUDA out of memory. Tried to allocate 2.00 GiB. Choose a smaller `--crop_size`"
+    )
+
+
+@pytest.mark.parametrize(
     "choosing",
     [
         {"load_best_model_at_end": True, "save_strategy": "steps"},

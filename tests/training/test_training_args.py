@@ -53,6 +53,40 @@ def test_what_the_polynomial_schedule_does_not_know_is_refused(tmp_path, given):
         SgmaTrainingArguments(str(tmp_path), use_cpu=True, learning_rate=1e-3, lr_scheduler_kwargs=given)
 
 
+def test_what_another_schedule_does_not_know_is_refused(tmp_path):
+    options = {"output_dir": str(tmp_path), "use_cpu": True}
+    message = r"has \['cycles'\]; the schedule 'cosine' takes \['num_cycles', 'last_epoch'\]"
+    with pytest.raises(ValueError, match=message):
+        SgmaTrainingArguments(**options, lr_scheduler_type="cosine", lr_scheduler_kwargs={"cycles": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "lowest"),
+    [
+        ("crop_size", 0, 1),
+        ("per_device_train_batch_size", 0, 1),
+        ("per_device_eval_batch_size", -1, 1),
+        ("gradient_accumulation_steps", 0, 1),
+        ("save_total_limit", 0, 1),
+        ("learning_rate", float("nan"), 0),
+        ("learning_rate", float("inf"), 0),
+        ("max_grad_norm", -1.0, 0),
+        ("eval_steps", -1, 0),
+        ("seed", -1, 0),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_the_rows_are_read(tmp_path, name, value, lowest):
+    with pytest.raises(ValueError, match=f"^`{name}` is {value}.*; expected a number of at least {lowest}"):
+        SgmaTrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
+    SgmaTrainingArguments(str(tmp_path), use_cpu=True, **{name: lowest})
+
+
+def test_a_run_of_no_step_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`num_train_epochs` is 0, without `max_steps`"):
+        SgmaTrainingArguments(str(tmp_path), use_cpu=True, num_train_epochs=0)
+    SgmaTrainingArguments(str(tmp_path), use_cpu=True, num_train_epochs=0, max_steps=1)
+
+
 @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
 def test_schedules_that_follow_the_score_know_its_direction(tmp_path, schedule):
     options = {"output_dir": str(tmp_path), "use_cpu": True, "eval_strategy": "epoch", "lr_scheduler_type": schedule}

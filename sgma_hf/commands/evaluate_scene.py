@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser
-from sgma_hf.data.whole_files import write_json
+from sgma_hf.data.whole_files import check_replaceable, write_json
 from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.publishing.tables import markdown_table
 
@@ -63,13 +63,14 @@ def main(argv: list[str]) -> None:
     modalities = [] if model_name is None else check_checkpoint(model_name)
     parser = _parser(modalities)
     args = parser.parse_args(argv)
+    rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
+    _check_outputs(args, rasters)
     if args.map is not None:
         if args.plot is not None:
             parser.error("`--plot` takes a checkpoint, `--model`; a map does not name its modalities")
         results = _score_map(args)
         text = json.dumps(results, indent=2)
     else:
-        rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
         if not rasters:
             parser.error(f"no raster given; give at least one of {', '.join(f'--{name}' for name in modalities)}")
         results = _score_model(args, rasters)
@@ -87,6 +88,18 @@ def main(argv: list[str]) -> None:
         from sgma_hf.visualization.charts import plot_robustness_matrix
 
         plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(args.plot, dpi=200)
+
+
+def _check_outputs(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> None:
+    """Refuse what could not be written, or would replace a raster, before anything is computed."""
+    from sgma_hf.prediction.map_files import check_writable
+    from sgma_hf.rasters.scene import RasterInput
+
+    named = [args.label, args.map, *(path for paths in rasters.values() for path in paths)]
+    inputs = [file for text in named if text is not None for file in RasterInput.parse(text).files]
+    for output in filter(None, (args.output, args.plot)):
+        check_replaceable(output, inputs)
+        check_writable(Path(output))
 
 
 def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> dict[str, Any]:

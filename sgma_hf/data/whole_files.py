@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,15 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_replaceable(path: str | os.PathLike, inputs: Iterable[Path] = ()) -> None:
+    """Raise ValueError if what is to be written would replace a folder, or one of the files that are read for it."""
+    path = Path(path)
+    if path.resolve() in {file.resolve() for file in inputs}:
+        raise ValueError(f"The output {path} is also an input, which would be lost. Choose another name.")
+    if path.is_dir():
+        raise ValueError(f"The output {path} is a folder. Choose another name.")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..data.whole_files import write_json
+from ..data.whole_files import check_replaceable, write_json
 from ..model.fusion_sgma import FUSIONS
 from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.files import open_picture
@@ -122,17 +122,14 @@ def plan_outputs(
         every, suffix = [f"robustness_{name}" for name in modalities], ".png"
     files = {_LABELS: out} | {name: out.with_name(f"{out.stem}_{name}{suffix}") for name in names}
     others = {name: out.with_name(f"{out.stem}_{name}{suffix}") for name in every if name not in names}
-    taken = {path.resolve() for path in inputs}
     for name, path in files.items():
-        if path.resolve() in taken:
-            raise ValueError(f"The output {path} is also an input, which would be lost. Choose another name.")
-        if path.is_dir():
-            raise ValueError(f"The output {path} is a folder. Choose another name.")
+        check_replaceable(path, inputs)
         if name != _LABELS and path.exists() and _run_of(path, name) is None:
             raise ValueError(
                 f"The output {path}, beside {out.name}, would replace a file that `sgma-hf predict` did not write. "
                 "Move it away, or choose another name for the map."
             )
+    taken = {path.resolve() for path in inputs}
     return OutputPlan(files, {name: path for name, path in others.items() if path.resolve() not in taken})
 
 

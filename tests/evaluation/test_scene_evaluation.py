@@ -1,6 +1,7 @@
 """Scores on a labelled scene: a map, a model per combination, and reliance by class."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +169,25 @@ def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
             main(["--model", str(tmp_path / "model"), *flags])
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--output", "--plot"])
+def test_command_refuses_outputs_that_would_cost_an_input(tmp_path, capsys, flag):
+    dsm = write_tiff(tmp_path / "dsm.tif", np.ones((1, 8, 8), dtype=np.float32))
+    label = write_tiff(tmp_path / "truth.tif", np.zeros((1, 8, 8), dtype=np.uint8), photometric="minisblack")
+    tiny_model(modalities=["dsm"], modality_channels=[1]).save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--label", f"{label}:1", "--dsm", dsm]
+    held = [Path(path).read_bytes() for path in (dsm, label)]
+    (tmp_path / "file").write_text("no folder")
+    for output, message in ((dsm, "also an input"), (label, "also an input"), (tmp_path, "a folder")):
+        assert main([*arguments, flag, str(output)]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*arguments, flag, str(tmp_path / "file" / "scores")]) == 2
+    assert "Cannot write the output" in capsys.readouterr().err
+    assert [Path(path).read_bytes() for path in (dsm, label)] == held
+    rows = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path), "--split", "test"]
+    assert main([*rows, "--output", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
 
 
 def test_command_draws_the_matrix_of_reliance(tmp_path, capsys):

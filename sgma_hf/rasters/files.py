@@ -292,7 +292,11 @@ class RasterFile(contextlib.AbstractContextManager):
             return values
         beyond = (values < limits.min) | (values > limits.max)
         if beyond[valid].any():
-            raise ValueError(f"{self._path} holds {values.dtype} values beyond int32. Convert it to float32.")
+            wrong = values[beyond & valid[..., None]][0]
+            raise ValueError(
+                f"{self._path} holds {values.dtype} values beyond int32, such as {wrong}. If it means no data, say "
+                f"so: `gdal_edit.py -a_nodata {wrong} FILE`; else convert the file to float32."
+            )
         return np.where(beyond, values.dtype.type(0), values)
 
     def stored_rows(self, band: int) -> Iterator[np.ndarray]:

@@ -144,7 +144,7 @@ def check_proportions(info: RasterInfo, size: tuple[int, int]) -> None:
 def no_overlap(info: RasterInfo, grid: Grid) -> str:
     """What to say of a raster that lies beside the grid that it is read for."""
     own, reference = (
-        ", ".join(f"{value:.6g}" for value in raster.georeference.bounds(raster.size)) for raster in (info, grid)
+        ", ".join(f"{value:.10g}" for value in raster.georeference.bounds(raster.size)) for raster in (info, grid)
     )
     return (
         f"{info.path} does not overlap its reference raster: it covers (west, south, east, north) ({own}), the "

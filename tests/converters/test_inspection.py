@@ -190,6 +190,17 @@ def test_undeclared_gaps_are_said_and_given(tmp_path, monkeypatch):
     assert [item["nodata_share"] for item in metadata.statistics["modalities"]] == pytest.approx([0.4, 0.3, 0.1])
 
 
+def test_a_band_that_is_mostly_missing_is_named(tmp_path):
+    values = np.ones((2, 10, 10), dtype=np.float32)
+    values[1, :7] = -9999
+    for name in "ab":
+        save(tmp_path / "in" / "s1" / f"{name}.tif", values, nodata=-9999)
+        save(tmp_path / "in" / "label" / f"{name}.tif", np.eye(10, dtype=np.uint8))
+    report = inspect_folder(tmp_path / "in")
+    assert column(report, "s1").gap_share == 0.7
+    assert any("2 (70%); `--modalities s1=s1:1` leaves it out" in remark for remark in report.remarks)
+
+
 def test_bands_tagged_as_alpha_and_reserved_names(tmp_path, monkeypatch):
     for index, name in enumerate("abc"):
         place = {"origin": (500000.0 + 1000 * index, 4800000.0)}

@@ -16,7 +16,7 @@ from ...data.windows import Window
 from ...model.limits_sgma import RESERVED_MODALITY_NAMES
 from ...model.normalization_sgma import HEIGHT_NODATA, default_normalization
 from ...publishing.tables import markdown_table
-from ...rasters.bands import ALL_BANDS, BandSelection
+from ...rasters.bands import ALL_BANDS, BandGaps, BandSelection
 from ...rasters.extents import check_extent
 from ...rasters.files import read_info, read_raster, uses_pillow
 from ...rasters.raster import RasterInfo, metres_per_unit, parse_crs
@@ -112,10 +112,9 @@ def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
         plan = _plan(name, scenes, problems)
         if plan is not None:
             column.stored = ", ".join([plan.dtype, *(f"nodata {value:g}" for value in plan.nodata)])
-            _measure(column, list(infos[folder].values()), problems)
+            remarks += _measure(column, list(infos[folder].values()), problems)
             usable += [name] if _is_labelled(name, scenes, label_infos) else []
         modalities.append(column)
-        remarks += _remarks_on(column)
     try:
         check_scenes(source, scenes_files, {folder: folder for folder in folders.values()}, label)
     except ValueError as error:
@@ -279,12 +278,12 @@ def _place(info: RasterInfo) -> tuple[str, str]:
     return sides + unit, name
 
 
-def _measure(column: Column, infos: Sequence[RasterInfo], problems: list[str]) -> None:
-    """Fill in what the values of a modality's files say."""
+def _measure(column: Column, infos: Sequence[RasterInfo], problems: list[str]) -> list[str]:
+    """Fill in what the values of a modality's files say; returns what is to be said of them."""
     total = sum(info.size[0] * info.size[1] for info in infos)
     step = -(-total // _PIXELS_PER_MODALITY)
     low, high = np.full(infos[0].channels, np.inf), np.full(infos[0].channels, -np.inf)
-    seen, missing, suspects = 0, 0, Counter()
+    seen, missing, suspects, gaps = 0, 0, Counter(), BandGaps()
     column.is_sampled = step > 1
     with tqdm(infos[::step], desc=f"{column.name}: values", unit="file") as watched:
         for info in watched:
@@ -292,7 +291,7 @@ def _measure(column: Column, infos: Sequence[RasterInfo], problems: list[str]) -
                 windows, is_part = _windows(info)
                 column.is_sampled |= is_part
                 for window in windows:
-                    raster = read_raster(info.path, bands=info.bands, window=window)
+                    raster = read_raster(info.path, bands=info.bands, window=window, gaps=gaps)
                     values = raster.values[raster.valid]  # (N, C)
                     seen, missing = seen + raster.valid.size, missing + raster.valid.size - len(values)
                     found = _suspects(values)
@@ -307,6 +306,8 @@ def _measure(column: Column, infos: Sequence[RasterInfo], problems: list[str]) -
         column.undeclared = {value: count / seen for value, count in suspects.items()}
     if np.isfinite(low).all():
         column.minimum, column.maximum = low.tolist(), high.tolist()
+    entry = f"--modalities {column.name}={column.folder}:{{bands}}"
+    return [*filter(None, [gaps.note(column.name, infos[0].bands, f"`{entry}` leaves it out")]), *_remarks_on(column)]
 
 
 def _suspects(values: np.ndarray) -> dict[int, int]:

@@ -124,7 +124,8 @@ def read_label(info: RasterInfo, *, by_colour: bool, window: Window | None = Non
         raise ValueError(f"{info.path} has {channels} band(s), but the classes are given by colour. Give `value`.")
     if not by_colour and channels != 1:
         raise ValueError(
-            f"{info.path} has {channels} bands, so it is colour-coded. Give the colours with --classes, or one band."
+            f"{info.path} has {channels} bands where one of class ids is expected. If they are colours, give these "
+            "with --classes; else write one band."
         )
     values = raster.values
     if values.dtype.kind == "f":
@@ -184,11 +185,12 @@ def take_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:
         class_map = ClassMap(["class_0", "class_1"], {0: 0, IGNORE_INDEX: 1}, [None, None])
         return LabelSurvey(files, class_map, note, every)
     if not ids or is_mask:
-        said = f"The label files hold nothing but {_listed(sorted(total))}, of which 255 and declared nodata "
-        raise UnclearLabels(f"{said}({_listed(sorted(declared))} here) are ignored. To make them classes:", every)
+        said = f"The label files hold {_listed(sorted(total))}; 255 and what they declare as nodata, "
+        said += f"{_listed(sorted(declared))}, are ignored. To make them classes:"
+        raise UnclearLabels(said, every)
     every = suggest_classes(total)
     if ids[0] < 0 or ids[-1] > IGNORE_INDEX:
-        said = f"The label files hold {_listed(ids)}; class ids are 0..{IGNORE_INDEX - 1}."
+        said = f"The label files hold {_listed(ids)} ({len(ids)} values); class ids are 0..{IGNORE_INDEX - 1}."
         raise UnclearLabels(f"{said} Map them with", every)
     said = _note_on_nodata(files, ids)
     unused = sorted(set(range(ids[-1])) - set(ids))

@@ -137,7 +137,7 @@ def _band_of_ids(text: str | os.PathLike) -> RasterInput:
 
 
 def _nodata_label(source: RasterInput) -> int | None:
-    if source.path.suffix.lower() == ".npy":
+    if is_npy(source.path):
         return None
     return read_info(source.path, bands=source.bands, palette_as_indices=True).nodata_label
 

@@ -170,6 +170,9 @@ def test_files_of_a_server_are_read_where_they_are(named, ranges):
         np.testing.assert_array_equal(map_of(prediction), height_classes(dsm))
         scores = score_map(f"http://{address}/map.tif", f"http://{address}/map.tif", 3)
         assert scores["accuracy"] == 1
+        classes = '["low", "middle", "high"]'
+        argv = ["--map", f"http://{address}/map.tif", "--label", f"http://{address}/map.tif:1", "--classes", classes]
+        assert main(["evaluate", *argv, "--output", str(folder / "scores.json")]) in (0, None)
         with pytest.raises(ValueError, match=rf"^Cannot read http://{address}/no\.tif: HTTP response code: 404$"):
             RasterInput.parse(f"http://{address}/no.tif")
 
@@ -184,7 +187,7 @@ def test_large_file_of_a_server_without_ranges_is_refused_with_a_name_that_works
         np.testing.assert_array_equal(read_scene(name, 1)[..., 0], values[0])
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
 def test_buckets_are_read_as_the_environment_says(named, monkeypatch, scheme):
     folder, values = named
     (folder / "bucket").mkdir()
@@ -197,6 +200,8 @@ def test_buckets_are_read_as_the_environment_says(named, monkeypatch, scheme):
             "GS_NO_SIGN_REQUEST": "YES",
             "CPL_GS_ENDPOINT": f"http://{address}/",
         }
+        azure = f"DefaultEndpointsProtocol=http;AccountName=a;AccountKey=a2V5;BlobEndpoint=http://{address}"
+        settings |= {"AZURE_STORAGE_CONNECTION_STRING": azure}
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
         np.testing.assert_array_equal(read_scene(f"{scheme}://bucket/{scheme}.tif:1,2", 2), values[..., :2])

@@ -6,7 +6,7 @@ loader workers and another way to accumulate gradients see the same images.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from .augmentation import Augmentation, balanced_window
 from .row_sampling import ROW_KEY, RowKey
 
 
+SIZE_GROUPS = "size_groups"  # what stands for a batch of unequal sizes: batches of one size each
 # What a collator and the arguments of training both have.
 _AUGMENTATION = (
     "crop_size random_flip random_quarter_turns modality_dropout noise_std gain_range augment class_balanced_crops"
@@ -72,6 +73,17 @@ def drop_modalities(present: np.ndarray, probabilities: np.ndarray, draws: RowDr
     return kept
 
 
+class _DrawnRow(NamedTuple):
+    """A decoded row with its random choices; `window` is the top, left, height and width of its crop."""
+
+    id: Any
+    key: RowKey
+    draws: RowDraws
+    images: dict[str, Any]
+    label: np.ndarray
+    window: tuple[int, int, int, int]
+
+
 @dataclass
 class SgmaDataCollator:
     """Turns rows of the one schema into a training batch.
@@ -90,8 +102,8 @@ class SgmaDataCollator:
             `sgma_hf.training.augmentation`.
         class_balanced_crops: Cut the window around a pixel of a class that is drawn evenly among those of the row.
         seed: Seed of all random choices.
-        with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take; the trainer
-            switches it on.
+        with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take, and of rows
+            of unequal sizes one batch for each size, as a list under `size_groups`; the trainer switches it on.
         num_labels: Number of the model's classes, which the labels are checked against; None is the processor's. The
             trainer sets it.
 
@@ -129,54 +141,64 @@ class SgmaDataCollator:
 
         Returns:
             `pixel_values`, `modality_mask`, `labels` as the processor makes them, and `sampling_noise`, float32,
-            (batch_size,). Where the number of classes is known, also `host_mask`, which tells the model what the mask
-            says and that the labels are checked, so that no GPU is asked: see [`SgmaModel.encode`].
+            (batch_size,). Rows smaller than others are padded below and to the right, after they are turned. Where the
+            number of classes is known, also `host_mask`, which tells the model what the mask says and that the labels
+            are checked, so that no GPU is asked: see [`SgmaModel.encode`].
 
         Raises:
             ValueError: If a row has no label or no modality, cannot be read or has a label that is no class; the rows
                 are named.
         """
+        groups: dict[tuple[int, int], list[_DrawnRow]] = {}
+        drawn = [self._draw(row) for row in rows]
+        for row in drawn:
+            groups.setdefault(row.window[2:], []).append(row)
+        if self.with_row_index and len(groups) > 1:
+            return {SIZE_GROUPS: [self._collate(group) for group in groups.values()]}
+        return self._collate(drawn)
+
+    def _draw(self, row: Mapping[str, Any]) -> "_DrawnRow":
+        """Decode a row and draw its random choices."""
         names = self.processor.modalities
-        keys = [row[ROW_KEY] for row in rows]
-        draws = [draw_row(self.seed, key, len(names)) for key in keys]
-        images, labels = zip(*(decode_row(row, names) for row in rows), strict=True)
-        for row, rasters, label in zip(rows, images, labels, strict=True):
-            if label is None:
-                raise ValueError(f"Row {row.get('id')!r} has no label; leave rows without a label out of training.")
-            if all(raster is None for raster in rasters.values()):
-                raise ValueError(f"Row {row.get('id')!r} has none of the modalities {list(rasters)}; leave it out.")
-        seeds = [draw.augmentation_seed for draw in draws]
-        images = [self._augmentation.move(*pair) for pair in zip(images, seeds, strict=True)]
-        windows = [self._window(label, draw) for label, draw in zip(labels, draws, strict=True)]
+        draw = draw_row(self.seed, row[ROW_KEY], len(names))
+        images, label = decode_row(row, names)
+        if label is None:
+            raise ValueError(f"Row {row.get('id')!r} has no label; leave rows without a label out of training.")
+        if all(raster is None for raster in images.values()):
+            raise ValueError(f"Row {row.get('id')!r} has none of the modalities {list(images)}; leave it out.")
+        images = self._augmentation.move(images, draw.augmentation_seed)
+        return _DrawnRow(row.get("id"), row[ROW_KEY], draw, images, label, self._window(label, draw))
+
+    def _collate(self, rows: Sequence["_DrawnRow"]) -> dict[str, Any]:
+        keys, draws, windows = ([getattr(row, name) for row in rows] for name in ("key", "draws", "window"))
+        images, labels = [row.images for row in rows], [row.label for row in rows]
         try:
-            batch = self.processor(images, segmentation_maps=list(labels), windows=windows)
+            batch = self.processor(images, segmentation_maps=labels, windows=windows)
             if self.num_labels != self.processor.num_labels:
                 check_class_ids(batch["labels"], self.num_labels, "label")
         except ValueError as error:
-            raise ValueError(f"Rows {[row.get('id') for row in rows]}: {error}") from error
+            raise ValueError(f"Rows {[row.id for row in rows]}: {error}") from error
         values, mask, targets = batch["pixel_values"], batch["modality_mask"], batch["labels"]
-        for position, (key, draw) in enumerate(zip(keys, draws, strict=True)):
-            self._augmentation.change(values[position].numpy(), mask[position].numpy(), draw.augmentation_seed)
-            for maps in (values, targets) if mask.ndim == 2 else (values, targets, mask):
-                maps[position] = self._turn(maps[position], draw)
-            self._perturb(values[position], draw)
-            present = mask[position] if mask.ndim == 2 else mask[position].flatten(1).any(1)
+        for position, (key, draw, (*_, height, width)) in enumerate(zip(keys, draws, windows, strict=True)):
+            # Views of the row without its padding: it is changed and turned as it is alone.
+            row_values, row_labels = (maps[position, ..., :height, :width] for maps in (values, targets))
+            row_mask = mask[position] if mask.ndim == 2 else mask[position, :, :height, :width]
+            self._augmentation.change(row_values.numpy(), row_mask.numpy(), draw.augmentation_seed)
+            for maps in (row_values, row_labels) if mask.ndim == 2 else (row_values, row_labels, row_mask):
+                maps.copy_(self._turn(maps, draw))
+            self._perturb(row_values, draw)
+            present = row_mask if mask.ndim == 2 else row_mask.flatten(1).any(1)
             dropout = self.modality_dropout if key.dropout is None else np.asarray(key.dropout)
             kept = drop_modalities(present.numpy(), dropout, draw)
             mask[position, torch.from_numpy(~kept)] = False
-        if any(key.padding for key in keys):
-            # Nothing of a padding row may be computed: a gradient of 0 is another step than none to the optimiser.
-            if mask.ndim == 2:
-                mask = mask[..., None, None].repeat(1, 1, *targets.shape[1:])
-            padding = torch.tensor([key.padding for key in keys])
-            mask[padding], targets[padding] = False, IGNORE_INDEX
         noise = torch.tensor([draw.sampling_noise for draw in draws], dtype=torch.float32)
         batch = {"pixel_values": values, "modality_mask": mask, "labels": targets, "sampling_noise": noise}
         if self.num_labels is not None:
             batch["host_mask"] = host_mask_of(mask)
         if self.with_row_index:
             batch["row_index"] = torch.tensor([key.index for key in keys])
-        return batch
+        padding = torch.tensor([key.padding for key in keys])
+        return empty_rows(batch, padding) if padding.any() else batch
 
     def _per_modality(self, name: str, limit: float) -> np.ndarray:
         """One number per modality, in [0, limit)."""
@@ -219,6 +241,24 @@ class SgmaDataCollator:
                 bands *= 1 + gain * drawn
             if std:
                 bands += std * torch.from_numpy(generator.standard_normal(bands.shape, dtype=np.float32))
+
+
+def empty_rows(batch: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A batch whose `rows`, bool (batch_size,), have no label and no modality at any pixel.
+
+    Nothing of them is computed: a gradient of 0 is another step than none to the optimiser.
+    """
+    labels, mask = batch["labels"], batch["modality_mask"]
+    if mask.ndim == 2:
+        mask = mask[..., None, None].expand(-1, -1, *labels.shape[1:])
+    mask, labels = mask & ~rows[:, None, None, None], labels.masked_fill(rows[:, None, None], IGNORE_INDEX)
+    host_mask = {"host_mask": host_mask_of(mask)} if "host_mask" in batch else {}
+    return batch | host_mask | {"modality_mask": mask, "labels": labels}
+
+
+def batches_by_size(batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """The batches of one size each that a trainer's batch consists of."""
+    return batch.get(SIZE_GROUPS, [batch])
 
 
 def data_seed(args: SgmaTrainingArguments) -> int:

@@ -13,6 +13,8 @@ from accelerate import Accelerator, DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from .collator import empty_rows
+
 
 def check_sharding(accelerator: Accelerator) -> None:
     """Raise a ValueError where Accelerate was started with DeepSpeed, or with FSDP version 1, its default."""
@@ -83,6 +85,15 @@ class UnusedParameters:
             if name in unused:
                 parameter.grad = None
         self._used = {}
+
+
+def as_many_batches(batches: list[dict[str, Any]], accelerator: Accelerator) -> list[dict[str, Any]]:
+    """Where parameters are sharded, put batches of nothing before a process's own, until all have as many."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return batches
+    count = torch.tensor([len(batches)], device=accelerator.device)
+    nothing = empty_rows(batches[0], torch.ones_like(batches[0]["row_index"], dtype=torch.bool))
+    return [nothing] * (accelerator.gather(count).max().item() - len(batches)) + batches
 
 
 def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:

@@ -34,7 +34,7 @@ from .checkpoints import (
     read_sampler_state,
     remove_checkpoint,
 )
-from .collator import SgmaDataCollator, collator_of, data_seed
+from .collator import SgmaDataCollator, batches_by_size, collator_of, data_seed
 from .dynamics import LearningDynamics, feature_separation, modality_parameters
 from .hub_trainer import HubTrainer
 from .progress import SUMMARY_SCORES, PlainLog, SpreadEvaluations, check_metric, scores_by_name
@@ -46,7 +46,7 @@ from .row_sampling import (
     modality_fragility,
     row_weights,
 )
-from .sharding import UnusedParameters, check_sharding, fill_optimizer_state, whole_copy
+from .sharding import UnusedParameters, as_many_batches, check_sharding, fill_optimizer_state, whole_copy
 from .start import check_dataset, largest_side, modalities_of_rows
 from .statistics import TrainingStatistics
 
@@ -373,12 +373,29 @@ class SgmaTrainer(HubTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         ignore_index = self.model.config.semantic_loss_ignore_index
         count = torch.zeros((), dtype=torch.int64, device=device)
-        for batch in batches:
-            valid = batch["labels"] != ignore_index
-            if batch["modality_mask"].ndim == 4:
-                valid = valid & batch["modality_mask"].any(1)
+        for part in (part for batch in batches for part in batches_by_size(batch)):
+            valid = part["labels"] != ignore_index
+            if part["modality_mask"].ndim == 4:
+                valid = valid & part["modality_mask"].any(1)
             count += valid.sum().to(device)
         return batches, self.accelerator.reduce(count, "sum").clamp_min(1)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Train on a batch as `Trainer.training_step` does, on rows of unequal sizes size by size.
+
+        Padding to one size would change what the encoder makes of a row, and with it what a step learns by how its
+        rows are dealt out.
+        """
+        *others, last = as_many_batches(batches_by_size(inputs), self.accelerator)
+        losses = []
+        for part in others:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return sum(losses, super().training_step(model, last, num_items_in_batch))
+
+    def floating_point_ops(self, inputs):
+        """As `Trainer.floating_point_ops`, of all parts of a batch."""
+        return sum(super(SgmaTrainer, self).floating_point_ops(part) for part in batches_by_size(inputs))
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The model's loss, divided by the valid pixels of the whole step: of all its batches and processes.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sgma_hf import SgmaDataCollator, SgmaImageProcessor
-from sgma_hf.training.collator import RowDraws, draw_row, drop_modalities
+from sgma_hf.training.collator import RowDraws, batches_by_size, draw_row, drop_modalities
 from sgma_hf.training.row_sampling import ROW_KEY, RowKey
 
 
@@ -86,6 +86,39 @@ def test_choices_are_a_function_of_seed_epoch_and_row(processor):
     next_epoch = collator([row | {ROW_KEY: row[ROW_KEY]._replace(epoch=1)} for row in rows])
     assert not torch.equal(batch["labels"], next_epoch["labels"])
     assert not torch.equal(batch["sampling_noise"], next_epoch["sampling_noise"])
+
+
+def test_a_row_smaller_than_others_is_the_image_that_it_is_alone(processor):
+    sizes = [(8, 8), (4, 4), (3, 5), (6, 2), (8, 3)]
+    rows = []
+    for index, (height, width) in enumerate(sizes * 4):
+        row = make_row(index)
+        rows.append(row | {name: row[name][:height, :width] for name in ("rgb", "dsm", "label")})
+    collator = SgmaDataCollator(processor, crop_size=5, noise_std=0.1, gain_range=0.2)
+    together = collator(rows)
+    assert together["labels"].shape == (20, 5, 5)
+    for index, row in enumerate(rows):
+        alone = collator([row])
+        height, width = alone["labels"].shape[1:]
+        assert torch.equal(together["pixel_values"][index, :, :height, :width], alone["pixel_values"][0])
+        padded = torch.full((5, 5), 255)
+        padded[:height, :width] = alone["labels"][0]
+        assert torch.equal(together["labels"][index], padded)
+        covered = torch.zeros(2, 5, 5, dtype=torch.bool)
+        covered[:, :height, :width] = True
+        assert torch.equal(together["modality_mask"][index], covered)
+
+
+def test_the_trainer_gets_rows_of_unequal_sizes_size_by_size(processor):
+    rows = [make_row(index, size=size) for index, size in enumerate([8, 3, 8, 4, 3])]
+    collator = SgmaDataCollator(processor, crop_size=5, with_row_index=True)
+    batches = batches_by_size(collator(rows))
+    assert [batch["row_index"].tolist() for batch in batches] == [[0, 2], [1, 4], [3]]
+    assert [tuple(batch["labels"].shape[1:]) for batch in batches] == [(5, 5), (3, 3), (4, 4)]
+    for batch in batches:
+        assert batch["modality_mask"].ndim == 2  # no padding, so no mask per pixel
+        alone = collator([rows[index] for index in batch["row_index"]])
+        assert all(torch.equal(batch[name], values) for name, values in alone.items())
 
 
 def test_a_row_that_comes_again_in_an_epoch_is_cut_anew(processor):

@@ -10,6 +10,7 @@ from launched_training import TWO_ON_CPU, largest_difference, options, run, star
 pytestmark = pytest.mark.long
 
 
+UNEQUAL = {"unequal": True, "rows": 8}
 IDLE = [1, 2, 3, 4]  # rows 2 and 4 hold nodata alone, 1 and 3 no label that counts
 
 
@@ -17,7 +18,12 @@ IDLE = [1, 2, 3, 4]  # rows 2 and 4 hold nodata alone, 1 and 3 no label that cou
 def two_processes(tmp_path_factory):
     """Three epochs of four steps; one row per process and step, so that a process often lacks a modality."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, run([options(folder / "run"), options(folder / "idle", idle=IDLE)], 2, TWO_ON_CPU)
+    runs = [
+        options(folder / "run"),
+        options(folder / "idle", idle=IDLE),
+        options(folder / "unequal", per_device_train_batch_size=3, **UNEQUAL),
+    ]
+    return folder, run(runs, 2, TWO_ON_CPU)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +37,7 @@ def one_process(two_processes, tmp_path_factory):
             options(folder / "run", **accumulated),
             options(folder / "idle", idle=IDLE, **accumulated),
             options(folder / "resumed", resume=True, **accumulated),
+            options(folder / "unequal", per_device_train_batch_size=6, **UNEQUAL),
         ]
     )
 
@@ -49,6 +56,13 @@ def test_a_process_that_has_nothing_to_learn_from_waits_for_nobody(two_processes
     losses = summary["statistics"]["row_losses"]
     assert losses[1] == alone["statistics"]["row_losses"][1]
     assert [losses[1][index] for index in IDLE] == [0] * 4 and sum(losses[1]) > 0
+    assert largest_difference(parameters, expected) <= 1
+
+
+def test_rows_of_unequal_sizes_are_dealt_out_without_a_trace(two_processes, one_process):
+    (summary, parameters), (alone, expected) = two_processes[1][2], one_process[3]
+    losses, alone_losses = ([entry["loss"] for entry in run["log"]] for run in (summary, alone))
+    assert len(losses) == 6 and losses == pytest.approx(alone_losses, rel=1e-5)
     assert largest_difference(parameters, expected) <= 1
 
 

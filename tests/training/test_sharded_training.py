@@ -22,6 +22,7 @@ pytestmark = pytest.mark.long
 # The norm of sharded gradients is rounded otherwise, and Adam makes steps of the rounding errors that are the whole
 # gradient of some parameters (the bias of an attention's keys): without clipping there is nothing to round.
 OPTIONS = {"max_grad_norm": 0.0, "save_steps": 6}
+UNEQUAL = {"unequal": True, "rows": 8}  # so a process often has rows of more sizes than the other
 IDLE = [1, 2, 3]  # row 2 holds nodata alone, 1 and 3 no label that counts
 CONFIGURATION = Path(__file__).parents[2] / "scripts" / "accelerate_fsdp.yaml"
 
@@ -36,6 +37,7 @@ def sharded(tmp_path_factory):
         options(folder / "full", **full),
         options(folder / "full_resumed", resume=str(folder / "full" / "checkpoint-6"), **full),
         options(folder / "idle", idle=IDLE, eval_on_start=True, **full),
+        options(folder / "unequal", **UNEQUAL, **full | {"per_device_train_batch_size": 3}),
         options(folder / "shards", **shards),
         options(folder / "shards_resumed", resume=str(folder / "shards" / "checkpoint-6"), **shards),
     ]
@@ -49,7 +51,7 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     accumulated = OPTIONS | {"gradient_accumulation_steps": 2}
     runs = [options(folder / "run", **accumulated), options(folder / "idle", idle=IDLE, **accumulated)]
-    return run(runs)
+    return run([*runs, options(folder / "unequal", **UNEQUAL, **OPTIONS | {"per_device_train_batch_size": 6})])
 
 
 def test_the_shipped_configuration_is_version_2():
@@ -73,6 +75,13 @@ def test_a_process_without_any_modality_in_its_batch_waits_for_nobody(sharded, a
     summary, parameters = sharded[1]["idle"]
     assert summary["statistics"]["row_losses"][1] == alone[1][0]["statistics"]["row_losses"][1]
     assert largest_difference(parameters, alone[1][1]) <= 1
+
+
+def test_rows_of_unequal_sizes_are_dealt_out_without_a_trace(sharded, alone):
+    summary, parameters = sharded[1]["unequal"]
+    losses, alone_losses = ([entry["loss"] for entry in run["log"]] for run in (summary, alone[2][0]))
+    assert losses == pytest.approx(alone_losses, rel=1e-5)
+    assert largest_difference(parameters, alone[2][1]) <= 1
 
 
 def test_evaluation_of_a_sharded_model_is_that_of_the_whole_one(sharded, alone):

@@ -8,7 +8,16 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from tiny_trainers import CHANNELS, MODALITIES, TINY_BACKBONE, make_config, make_rows, make_trainer, state_of
+from tiny_trainers import (
+    CHANNELS,
+    MODALITIES,
+    TINY_BACKBONE,
+    make_config,
+    make_rows,
+    make_rows_of_five_sizes,
+    make_trainer,
+    state_of,
+)
 
 from sgma_hf import (
     SgmaConfig,
@@ -83,6 +92,23 @@ def test_accumulating_gradients_equals_a_large_batch(tmp_path):
     expected = state_of(large)
     for name, tensor in state_of(accumulated).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_accumulating_gradients_equals_a_large_batch_of_unequal_rows(tmp_path):
+    results = []
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        changes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        trainer = make_trainer(tmp_path / str(batch_size), rows=make_rows_of_five_sizes(), noise_std=[0.1], **changes)
+        trainer.model.config.classifier_dropout_prob = trainer.model.decode_head.dropout.p = 0.0
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss_sgf" in entry]
+        results.append((torch.tensor(losses), state_of(trainer)))
+    (expected_losses, expected), *others = results
+    assert len(expected_losses) == 4
+    for losses, state in others:
+        torch.testing.assert_close(losses, expected_losses, rtol=1e-5, atol=1e-5)
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_rows_with_the_fragile_modality_come_more_often_after_the_first_epoch(tmp_path):

@@ -173,15 +173,12 @@ def _check_options(source: Path, out: Path, modalities: list[str], options: Conv
 
 
 def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection]) -> Scene:
-    infos = {name: None if path is None else read_header(path, bands[name]) for name, path in files.rasters.items()}
+    infos: dict[str, RasterInfo | None] = {}
+    for name, path in files.rasters.items():
+        infos[name] = None if path is None else read_info(path, bands=bands[name])
+        if path is not None:
+            check_alpha(path, bands[name])
     return make_scene(files, infos, None if files.label is None else read_info(files.label, palette_as_indices=True))
-
-
-def read_header(path: Path, bands: BandSelection) -> RasterInfo:
-    """The header of a modality's file; ValueError that names it if it cannot be read, or its alpha is in doubt."""
-    info = read_info(path, bands=bands)
-    check_alpha(path, bands)
-    return info
 
 
 def make_scene(files: SceneFiles, infos: Mapping[str, RasterInfo | None], label: RasterInfo | None) -> Scene:

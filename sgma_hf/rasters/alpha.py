@@ -15,8 +15,12 @@ from .opening import as_source
 _ALPHA_VALUES = (0, 1, 255, 65535)
 
 
+class DoubtfulAlpha(ValueError):
+    """A band that is tagged as alpha may be a measurement."""
+
+
 def check_alpha(path: str | os.PathLike, bands: BandSelection = ALL_BANDS) -> None:
-    """Raise ValueError if a band counts as alpha by its tag alone, and is neither transparent nor opaque somewhere.
+    """Raise DoubtfulAlpha if a band counts as alpha by its tag alone, and is neither transparent nor opaque somewhere.
 
     The band is read until such a value is found. `path` is a file that `read_info` accepts with these bands.
     """
@@ -48,7 +52,7 @@ def _refuse_doubtful(parts: Iterable[np.ndarray], path: Path | str, band: int) -
         doubtful = part[~np.isin(part, _ALPHA_VALUES)]
         if doubtful.size:
             others = ",".join(str(other) for other in range(1, band))
-            raise ValueError(
+            raise DoubtfulAlpha(
                 f"Band {band} of {path} is tagged as alpha but holds {doubtful[0]:g}: is it transparency, or a "
                 "measurement such as near infrared? Say so by the bands, behind a colon: "
                 f"`:{others},{band}` takes it as values, `:{band}` too, for a modality of its own; `:{others},alpha` "

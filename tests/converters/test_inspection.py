@@ -164,6 +164,7 @@ def test_a_modality_that_meets_no_label_is_left_out_of_the_command(fields, tmp_p
     report = inspect_folder(source)
     assert any("no scene has both 'nir' and a label" in problem for problem in report.problems)
     assert "without nir: 4 of 5 scenes (a, b, c, d)" in report.pairing
+    assert report.remarks[-1] == "The command below leaves out what cannot be converted: nir."
     assert run_printed(report, tmp_path, monkeypatch).modalities == ["dsm", "rgb"]
 
 
@@ -185,7 +186,7 @@ def test_undeclared_gaps_are_said_and_given(tmp_path, monkeypatch):
     assert "--nodata dsm=-9999 nir=0 rgb=0" in report.command
     assert column(report, "nir").undeclared == {0: 0.3} and column(report, "rgb").undeclared == {0: 0.1}
     assert column(report, "dsm").undeclared == {-9999: 0.4} and column(report, "dsm").minimum == [0]
-    assert any("nir: 30.00% of the pixels are 0 in all bands" in remark for remark in report.remarks)
+    assert any("nir: 30.00% of the pixels are 0 in every band" in remark for remark in report.remarks)
     metadata = run_printed(report, tmp_path, monkeypatch)
     assert [item["nodata_share"] for item in metadata.statistics["modalities"]] == pytest.approx([0.4, 0.3, 0.1])
 
@@ -214,6 +215,17 @@ def test_bands_tagged_as_alpha_and_reserved_names(tmp_path, monkeypatch):
     assert any("tagged as alpha but holds 80" in remark for remark in report.remarks)
     metadata = run_printed(report, tmp_path, monkeypatch)
     assert metadata.modality_channels == [1, 3, 4]
+
+
+def test_a_damaged_picture_is_no_doubt_about_its_alpha(tmp_path):
+    for name in "abc":
+        save(tmp_path / "in" / "rgb" / f"{name}.png", np.full((40, 40, 4), 255, dtype=np.uint8))
+        save(tmp_path / "in" / "label" / f"{name}.png", np.eye(40, dtype=np.uint8))
+    damaged = tmp_path / "in" / "rgb" / "b.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    report = inspect_folder(tmp_path / "in")
+    assert [str(damaged) in problem for problem in report.problems] == [True]
+    assert column(report, "rgb").files == 2 and "rgb:1" not in report.command
 
 
 def test_labels_that_need_classes_get_them_in_the_command(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from ...data.windows import Window
 from ...model.limits_sgma import RESERVED_MODALITY_NAMES
 from ...model.normalization_sgma import HEIGHT_NODATA, default_normalization
 from ...publishing.tables import markdown_table
+from ...rasters.alpha import DoubtfulAlpha, check_alpha
 from ...rasters.bands import ALL_BANDS, BandGaps, BandSelection
 from ...rasters.extents import check_extent
 from ...rasters.files import read_info, read_raster, uses_pillow
-from ...rasters.raster import RasterInfo, metres_per_unit, parse_crs
-from ..raster_folders import Scene, make_scene, read_header
+from ...rasters.raster import Georeference, RasterInfo, metres_per_unit, parse_crs
+from ..raster_folders import Scene, make_scene
 from .labels import LabelSurvey, UnclearLabels, count_label, take_ids
 from .layout import SceneFiles, check_scenes, find_names, list_scenes
-from .modality_plan import ModalityPlan, NodataOption, plan_modality
+from .modality_plan import NodataOption, plan_modality
 from .spatial_groups import group_scenes
 
 
@@ -34,7 +35,7 @@ _LARGE_SIDE, _TILE = 1024, 512  # pixels: scenes of which side are to be cut, in
 _VALUES_AT_ONCE = 2**23
 _PIXELS_PER_FILE = 2**25  # more are sampled by windows spread evenly, as are the files beyond
 _PIXELS_PER_MODALITY = 2**29
-_LISTED = 5
+_LISTED, _MOST_PROBLEMS = 5, 20
 
 
 @dataclass
@@ -83,7 +84,9 @@ class FolderReport:
         parts = [f"{self.source}: {sum(self.splits.values())} scenes ({splits})", _table(columns)]
         parts += ["\n".join(self.pairing), self.label_table, "\n".join(self.remarks)]
         if self.problems:
-            parts.append("Not usable as it is:\n" + "\n".join(f"- {problem}" for problem in self.problems))
+            more = [f"and {len(self.problems) - _MOST_PROBLEMS} more"] if len(self.problems) > _MOST_PROBLEMS else []
+            listed = [f"- {problem}" for problem in [*self.problems[:_MOST_PROBLEMS], *more]]
+            parts.append("\n".join(["Not usable as it is:", *listed]))
         return "\n\n".join(part for part in [*parts, self.command] if part)
 
 
@@ -95,119 +98,109 @@ def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
     layout that is understood.
     """
     names, label = find_names(source, label)
-    problems: list[str] = []
-    remarks: list[str] = []
-    scenes_files = list_scenes(source, {name: name for name in names}, label, clashes=problems)
-    infos, bands = {}, {}
-    for name in names:
-        infos[name], bands[name] = _read_headers(name, scenes_files, problems, remarks)
-    folders = _modality_names({name: found for name, found in infos.items() if found})
-    label_infos = _read_label_headers(scenes_files, problems)
-    scenes = _make_scenes(
-        scenes_files, {name: infos[folder] for name, folder in folders.items()}, label_infos, problems
-    )
-    modalities, usable = [], []
+    notes = _Notes()
+    files = list_scenes(source, {name: name for name in names}, label, clashes=notes.problems)
+    headers = {name: _read_headers(name, files, notes) for name in names}
+    folders = _modality_names({name: infos for name, (infos, _) in headers.items() if infos})
+    infos = {name: headers[folder][0] for name, folder in folders.items()}
+    labelled = [(index, scene.label) for index, scene in enumerate(files) if scene.label is not None]
+    labels = notes.read_infos("label", labelled, palette_as_indices=True)
+    scenes = _make_scenes(files, infos, labels, notes)
+    columns, usable = [], []
     for name, folder in folders.items():
-        column = _describe(name, folder, list(infos[folder].values()))
-        plan = _plan(name, scenes, problems)
-        if plan is not None:
-            column.stored = ", ".join([plan.dtype, *(f"nodata {value:g}" for value in plan.nodata)])
-            remarks += _measure(column, list(infos[folder].values()), problems)
-            usable += [name] if _is_labelled(name, scenes, label_infos) else []
-        modalities.append(column)
-    try:
-        check_scenes(source, scenes_files, {folder: folder for folder in folders.values()}, label)
-    except ValueError as error:
-        problems.append(str(error))
-    survey, classes = _survey(list(label_infos.values()), problems, remarks)
+        column = _describe(name, folder, list(infos[name].values()))
+        columns.append(column)
+        plan = notes.attempt(plan_modality, name, _places(name, scenes), NodataOption())
+        if plan is None:
+            continue
+        column.stored = ", ".join([plan.dtype, *(f"nodata {value:g}" for value in plan.nodata)])
+        _measure(column, list(infos[name].values()), notes)
+        if not labels or not infos[name].keys().isdisjoint(labels):
+            usable.append(column)
+    notes.attempt(check_scenes, source, files, {folder: folder for folder in folders.values()}, label)
+    survey = _survey(list(labels.values()), notes)
+    if len(usable) < len(columns):
+        left = ", ".join(column.name for column in columns if column not in usable)
+        notes.remarks.append(f"The command below leaves out what cannot be converted: {left}.")
+    command = _command(
+        source, usable, {name: bands for name, (_, bands) in headers.items()}, label, survey, scenes, notes
+    )
     return FolderReport(
         source=str(source),
         splits=dict(Counter(scene.files.split for scene in scenes)),
-        modalities=modalities,
-        label=_describe("label", label, list(label_infos.values())) if label_infos else None,
+        modalities=columns,
+        label=_describe("label", label, list(labels.values())) if labels else None,
         label_values=[] if survey is None else _as_dicts(survey),
         label_table="" if survey is None else survey.table(),
         pairing=_pairing(scenes),
-        problems=problems,
-        remarks=remarks,
-        command=_command(
-            source, [column for column in modalities if column.name in usable], bands, label, classes, scenes, remarks
-        ),
+        problems=notes.problems,
+        remarks=notes.remarks,
+        command=command,
     )
 
 
-def _read_headers(
-    name: str, scenes: Sequence[SceneFiles], problems: list[str], remarks: list[str]
-) -> tuple[dict[int, RasterInfo], BandSelection]:
-    """Headers of a modality's files by scene, and the bands that they were read with."""
-    bands, infos = ALL_BANDS, {}
-    paths = [(index, path) for index, scene in enumerate(scenes) if (path := scene.rasters[name]) is not None]
-    with tqdm(paths, desc=f"{name}: headers", unit="file") as watched:
-        for index, path in watched:
-            try:
-                infos[index] = read_header(path, bands)
-            except (ValueError, OSError) as error:
-                info = _header_of_all_bands(path) if bands is ALL_BANDS else None
-                if info is None:
-                    problems.append(str(error))
-                    continue
-                # It is readable, so its alpha is in doubt, and with it that of the others.
-                remarks.append(f"{error} The command below takes it as values.")
-                return _read_headers_as(name, paths, info.bands, problems), info.bands
-    return infos, bands
+class _Notes:
+    """What is to be said beside the figures: `FolderReport.problems` and `remarks`."""
 
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.remarks: list[str] = []
 
-def _read_headers_as(
-    name: str, paths: Sequence[tuple[int, Path]], bands: BandSelection, problems: list[str]
-) -> dict[int, RasterInfo]:
-    infos = {}
-    for index, path in paths:
+    def attempt(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """What a function returns, or None and a problem more where it refuses."""
         try:
-            infos[index] = read_header(path, bands)
+            return function(*args, **options)
         except (ValueError, OSError) as error:
-            problems.append(str(error))
-    return infos
+            self.problems.append(str(error))
+            return None
+
+    def read_infos(self, name: str, paths: Sequence[tuple[int, Path]], **options: Any) -> dict[int, RasterInfo]:
+        """The headers of files that can be read, by the number of the scene."""
+        watched = tqdm(paths, desc=f"{name}: headers", unit="file")
+        infos = {index: self.attempt(read_info, path, **options) for index, path in watched}
+        return {index: info for index, info in infos.items() if info is not None}
 
 
-def _header_of_all_bands(path: Path) -> RasterInfo | None:
-    """The header of a file with what is tagged as alpha as its last band; None if it cannot be read at all."""
-    try:
-        return read_info(path, bands=BandSelection(tuple(range(1, read_info(path).channels + 2))))
-    except (ValueError, OSError):
-        return None
-
-
-def _read_label_headers(scenes: Sequence[SceneFiles], problems: list[str]) -> dict[int, RasterInfo]:
-    infos = {}
-    for index, scene in enumerate(scenes):
-        if scene.label is not None:
-            try:
-                infos[index] = read_info(scene.label, palette_as_indices=True)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-    return infos
+def _read_headers(
+    name: str, scenes: Sequence[SceneFiles], notes: _Notes
+) -> tuple[dict[int, RasterInfo], BandSelection]:
+    """Headers of a modality's files by scene, and the bands that they were read with: all, where alpha is in doubt."""
+    paths = [(index, path) for index, scene in enumerate(scenes) if (path := scene.rasters[name]) is not None]
+    infos = notes.read_infos(name, paths)
+    for index, info in list(infos.items()):
+        try:
+            check_alpha(info.path)
+        except DoubtfulAlpha as error:
+            bands = BandSelection(tuple(range(1, info.channels + 2)))
+            notes.remarks.append(f"{error} The command below takes it as values.")
+            return notes.read_infos(name, paths, bands=bands), bands
+        except ValueError as error:
+            notes.problems.append(str(error))
+            del infos[index]
+    return infos, ALL_BANDS
 
 
 def _make_scenes(
     files: Sequence[SceneFiles],
     infos: Mapping[str, Mapping[int, RasterInfo]],
     labels: Mapping[int, RasterInfo],
-    problems: list[str],
+    notes: _Notes,
 ) -> list[Scene]:
     """The scenes of which a file can be read; what does not lie on a scene's reference grid is a problem."""
     scenes = []
     for index, scene_files in enumerate(files):
         found = {name: by_scene.get(index) for name, by_scene in infos.items()}
-        if labels.get(index) is None and not any(found.values()):
-            continue
-        scene = make_scene(scene_files, found, labels.get(index))
-        for info in filter(None, found.values()):
-            try:
-                check_extent(info, scene.grid, scene.size)
-            except ValueError as error:
-                problems.append(str(error))
-        scenes.append(scene)
+        if index in labels or any(found.values()):
+            scene = make_scene(scene_files, found, labels.get(index))
+            for info in filter(None, found.values()):
+                notes.attempt(check_extent, info, scene.grid, scene.size)
+            scenes.append(scene)
     return scenes
+
+
+def _places(name: str, scenes: Sequence[Scene]) -> list[tuple[RasterInfo, Georeference | None, tuple[int, int]]]:
+    """What `plan_modality` takes."""
+    return [(info, scene.grid, scene.size) for scene in scenes if (info := scene.infos[name]) is not None]
 
 
 def _modality_names(found: Mapping[str, Mapping[int, RasterInfo]]) -> dict[str, str]:
@@ -223,20 +216,6 @@ def _modality_names(found: Mapping[str, Mapping[int, RasterInfo]]) -> dict[str, 
             name += "_2"
         folders[name] = folder
     return folders
-
-
-def _plan(name: str, scenes: Sequence[Scene], problems: list[str]) -> ModalityPlan | None:
-    files = [(info, scene.grid, scene.size) for scene in scenes if (info := scene.infos[name]) is not None]
-    try:
-        return plan_modality(name, files, NodataOption())
-    except ValueError as error:
-        problems.append(f"{error} The command below leaves {name} out.")
-        return None
-
-
-def _is_labelled(name: str, scenes: Sequence[Scene], labels: Mapping[int, RasterInfo]) -> bool:
-    """Whether a scene has both the modality and a label, or there are no labels."""
-    return not labels or any(scene.label is not None and scene.infos[name] is not None for scene in scenes)
 
 
 def _describe(name: str, folder: str, infos: Sequence[RasterInfo]) -> Column:
@@ -278,36 +257,34 @@ def _place(info: RasterInfo) -> tuple[str, str]:
     return sides + unit, name
 
 
-def _measure(column: Column, infos: Sequence[RasterInfo], problems: list[str]) -> list[str]:
-    """Fill in what the values of a modality's files say; returns what is to be said of them."""
-    total = sum(info.size[0] * info.size[1] for info in infos)
-    step = -(-total // _PIXELS_PER_MODALITY)
+def _measure(column: Column, infos: Sequence[RasterInfo], notes: _Notes) -> None:
+    """Fill in what the values of a modality's files say."""
+    step = -(-sum(info.size[0] * info.size[1] for info in infos) // _PIXELS_PER_MODALITY)
+    column.is_sampled = step > 1
     low, high = np.full(infos[0].channels, np.inf), np.full(infos[0].channels, -np.inf)
     seen, missing, suspects, gaps = 0, 0, Counter(), BandGaps()
-    column.is_sampled = step > 1
-    with tqdm(infos[::step], desc=f"{column.name}: values", unit="file") as watched:
-        for info in watched:
-            try:
-                windows, is_part = _windows(info)
-                column.is_sampled |= is_part
-                for window in windows:
-                    raster = read_raster(info.path, bands=info.bands, window=window, gaps=gaps)
-                    values = raster.values[raster.valid]  # (N, C)
-                    seen, missing = seen + raster.valid.size, missing + raster.valid.size - len(values)
-                    found = _suspects(values)
-                    suspects.update(found)
-                    values = values[~np.isin(values, [value for value in found if value]).any(axis=1)]
-                    if len(values):
-                        low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
+    for info in tqdm(infos[::step], desc=f"{column.name}: values", unit="file"):
+        windows, is_part = notes.attempt(_windows, info) or ([], False)
+        column.is_sampled |= is_part
+        for window in windows:
+            raster = notes.attempt(read_raster, info.path, bands=info.bands, window=window, gaps=gaps)
+            if raster is None:
+                break
+            values = raster.values[raster.valid]  # (N, C)
+            seen, missing = seen + raster.valid.size, missing + raster.valid.size - len(values)
+            found = _suspects(values)
+            suspects.update(found)
+            values = values[~np.isin(values, [value for value in found if value]).any(axis=1)]
+            if len(values):
+                low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
     if seen:
         column.gap_share = missing / seen
-        column.undeclared = {value: count / seen for value, count in suspects.items()}
+        shares = {value: count / seen for value, count in suspects.items()}
+        column.undeclared = {value: share for value, share in shares.items() if _is_gap(column, value, share)}
     if np.isfinite(low).all():
         column.minimum, column.maximum = low.tolist(), high.tolist()
-    entry = f"--modalities {column.name}={column.folder}:{{bands}}"
-    return [*filter(None, [gaps.note(column.name, infos[0].bands, f"`{entry}` leaves it out")]), *_remarks_on(column)]
+    advice = f"`--modalities {column.name}={column.folder}:{{bands}}` leaves it out"
+    notes.remarks += filter(None, [gaps.note(column.name, infos[0].bands, advice), *_remarks_on(column)])
 
 
 def _suspects(values: np.ndarray) -> dict[int, int]:
@@ -331,14 +308,11 @@ def _windows(info: RasterInfo) -> tuple[list[Window | None], bool]:
 
 
 def _remarks_on(column: Column) -> list[str]:
-    said = []
-    for value, share in column.undeclared.items():
-        if _is_gap(column, value, share):
-            where = "in all bands" if value == 0 else "in a band"
-            said.append(
-                f"{column.name}: {share:.2%} of the pixels are {value} {where}, which no file declares; the command "
-                "below takes them as gaps. Leave its --nodata out if they are measurements."
-            )
+    said = [
+        f"{column.name}: {share:.2%} of the pixels are {value} in {'a' if value else 'every'} band, which no file "
+        "declares; the command below takes them as gaps. Leave its --nodata out if they are measurements."
+        for value, share in column.undeclared.items()
+    ]
     if len(column.bands) > 1:
         said.append(f"{column.name}: files of different bands or types: {_counted(column.bands)}.")
     return said
@@ -352,27 +326,22 @@ def _is_gap(column: Column, value: int, share: float) -> bool:
     return share >= _MANY_ZEROS and not is_height and not any("float" in kind for kind in column.bands)
 
 
-def _survey(infos: Sequence[RasterInfo], problems: list[str], remarks: list[str]) -> tuple[LabelSurvey | None, str]:
-    """What becomes of the labels, and what `--classes` should be; empty where it is not needed."""
+def _survey(infos: Sequence[RasterInfo], notes: _Notes) -> LabelSurvey | None:
+    """What becomes of the labels; None if there are none that can be used."""
     by_colour = bool(infos) and all(info.channels == 3 for info in infos)
-    files = []
-    with tqdm(infos, desc="labels", unit="file") as watched:
-        for info in watched:
-            try:
-                files.append(count_label(info, by_colour=by_colour))
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
+    watched = tqdm(infos, desc="labels", unit="file")
+    files = [file for info in watched if (file := notes.attempt(count_label, info, by_colour=by_colour)) is not None]
     if not files:
-        return None, ""
+        return None
     try:
         survey = take_ids(files, by_colour=by_colour)
     except UnclearLabels as error:
         if error.classes == "FILE":
-            problems.append(str(error))
-            return None, error.classes
+            notes.problems.append(str(error))
+            return None
         survey = LabelSurvey(files, ClassMap.load(error.classes), str(error), error.classes)
-    remarks.append(survey.note)
-    return survey, survey.suggested
+    notes.remarks.append(survey.note)
+    return survey
 
 
 def _as_dicts(survey: LabelSurvey) -> list[dict[str, Any]]:
@@ -406,9 +375,9 @@ def _command(
     columns: Sequence[Column],
     bands: Mapping[str, BandSelection],
     label: str | None,
-    classes: str,
+    survey: LabelSurvey | None,
     scenes: Sequence[Scene],
-    remarks: list[str],
+    notes: _Notes,
 ) -> str:
     """The `convert-rasters` that fits, for a shell; empty if no modality can be converted."""
     if not columns:
@@ -422,19 +391,16 @@ def _command(
     words = ["sgma-hf", "convert-rasters", "--source", str(source), "--output", output, "--modalities", *entries]
     if label != "label":
         words += ["--label", label or "none"]
-    gaps = {
-        column.name: [f"{value}" for value, share in column.undeclared.items() if _is_gap(column, value, share)]
-        for column in columns
-    }
-    if any(gaps.values()):
-        words += ["--nodata", *(f"{name}={','.join(values)}" for name, values in gaps.items() if values)]
+    gaps = [f"{column.name}={','.join(map(str, column.undeclared))}" for column in columns if column.undeclared]
+    words += ["--nodata", *gaps] if gaps else []
     if max(max(scene.size) for scene in scenes) > _LARGE_SIDE:
         words += ["--tile_size", str(_TILE)]
-    words += _validation_flags(scenes, remarks)
-    return " ".join([shlex.join(words), *([classes_flag(classes)] if classes else [])])
+    words += _validation_flags(scenes, notes)
+    classes = [classes_flag(survey.suggested)] if survey and survey.suggested else []
+    return " ".join([shlex.join(words), *classes])
 
 
-def _validation_flags(scenes: Sequence[Scene], remarks: list[str]) -> list[str]:
+def _validation_flags(scenes: Sequence[Scene], notes: _Notes) -> list[str]:
     """How to set scenes aside, where nobody has; those that touch stay together."""
     training = [scene for scene in scenes if scene.files.split == "train"]
     if len(training) < 2 or any(scene.files.split == "validation" for scene in scenes):
@@ -445,7 +411,7 @@ def _validation_flags(scenes: Sequence[Scene], remarks: list[str]) -> list[str]:
     except ValueError:  # without a place on Earth there is no telling
         return ["--val_fraction", "0.2"]
     if len(set(groups)) == 1:
-        remarks.append("All scenes touch each other, so the command below sets none aside for validation.")
+        notes.remarks.append("All scenes touch each other, so the command below sets none aside for validation.")
         return []
     return ["--val_fraction", "0.2", *(["--group_distance", "1"] if len(set(groups)) < len(training) else [])]
 

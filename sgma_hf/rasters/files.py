@@ -25,6 +25,7 @@ from .raster import Georeference, Raster, RasterInfo, require_rasterio
 
 
 PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg")
+_PILLOW_FORMATS = ("PNG", "JPEG", "MPO")
 
 # Files beside a PNG or JPEG that give it a place on Earth, and what `.aux.xml` may say of its place and values.
 _WORLD_SUFFIXES = (".pgw", ".pngw", ".jgw", ".jpgw", ".jpegw", ".wld")
@@ -52,7 +53,7 @@ def picture_size(image: Image.Image) -> tuple[int, int]:
 
 
 def uses_pillow(path: Path | str) -> bool:
-    """Plain PNG and JPEG; 16-bit colour, which Pillow squeezes, and files whose sidecar says something go to GDAL."""
+    """Plain PNG and JPEG; what Pillow would squeeze or lose, and files whose sidecar says something, go to GDAL."""
     if isinstance(path, str) or path.suffix.lower() not in PILLOW_SUFFIXES:
         return False
     if any(sidecar.exists() for sidecar in (*map(path.with_suffix, _WORLD_SUFFIXES), Path(f"{path}.msk"))):
@@ -61,8 +62,11 @@ def uses_pillow(path: Path | str) -> bool:
         if sidecar.is_file() and any(tag in sidecar.read_text(errors="replace") for tag in _TELLING_TAGS):
             return False
     with open_picture(path) as image:
-        is_large = image.width * image.height > _MOST_PIXELS and importlib.util.find_spec("rasterio") is not None
-        return not is_squeezed(image) and not is_large
+        # A GeoTIFF by another name has a place on Earth, and PIL gives no transparent colour of 16 bits.
+        is_other = image.format not in _PILLOW_FORMATS or (image.mode == "I;16" and "transparency" in image.info)
+        is_large = image.width * image.height > _MOST_PIXELS
+        for_gdal = (is_other or is_large) and importlib.util.find_spec("rasterio") is not None
+        return not is_squeezed(image) and not for_gdal
 
 
 def read_info(

@@ -54,13 +54,21 @@ def _raster_suffixes() -> frozenset[str]:
 def is_raster_file(path: Path) -> bool:
     """Whether a file is a raster by its name, and no hidden file, sidecar, document or vector.
 
-    ENVI's may have no suffix of their own, but a header `.hdr` beside them.
+    ENVI's may have no suffix of their own, but a header `.hdr` beside them. Raises ValueError at a link that leads
+    nowhere: the raster is not missing, it was not fetched.
     """
-    if path.name.startswith(".") or not path.is_file():
+    is_broken_link = path.is_symlink() and not path.exists()
+    if path.name.startswith(".") or not (path.is_file() or is_broken_link):
         return False
     suffix = path.suffix.lower()[1:]
     has_header = suffix in _ENVI_SUFFIXES and any(p.is_file() for p in (path.with_suffix(".hdr"), Path(f"{path}.hdr")))
-    return suffix in _raster_suffixes() or has_header
+    is_raster = suffix in _raster_suffixes() or has_header
+    if is_raster and is_broken_link:
+        raise ValueError(
+            f"{path} is a link to {path.readlink()}, which is not there. Fetch it, for instance by `dvc pull` or `git "
+            "annex get`, or remove the link where the scene does not have it."
+        )
+    return is_raster
 
 
 def is_npy(source: Path | str) -> bool:

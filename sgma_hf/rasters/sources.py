@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.codec import decode_raster
 from ..data.windows import Window, cover
 from ..model.image_transforms_sgma import interpolation_weights, resample, valid_pixels
+from ..model.pictures_sgma import DECODE_ERRORS
 from .bands import BandSelection
 from .files import RasterFile, read_raster, uses_pillow
 from .grids import (
@@ -175,7 +175,14 @@ def read_npy(path: Path, channels: int, bands: BandSelection, *, mapped: bool = 
 
     Where some are chosen, there may be more than `channels`: they are the shorter of the two sides that they can be.
     """
-    values = np.load(path, mmap_mode="r", allow_pickle=False) if mapped else decode_raster(path)
+    try:
+        values = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except DECODE_ERRORS as error:
+        raise ValueError(f"Cannot read {path}: {error}") from error
+    if values.dtype.kind not in "buif":
+        raise ValueError(
+            f"{path} has values of type {values.dtype}, which are no measurements. Convert it to float32."
+        )
     if values.ndim == 2:
         values = values[..., None]
     if values.ndim == 3 and bands.values is not None:

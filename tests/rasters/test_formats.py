@@ -2,6 +2,7 @@
 
 import gzip
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -301,3 +302,40 @@ def test_names_that_differ_in_case_match_where_no_other_does(tmp_path, layout):
     write_as(tmp_path / "source" / layout.format("dsm"), values + 1, "GTiff", {})
     convert_rasters(tmp_path / "source", tmp_path / "more", ["dsm"])
     np.testing.assert_array_equal(decode_row(load_rows(tmp_path / "more", "train")[0], ["dsm"])[0]["dsm"], values + 1)
+
+
+def test_link_that_leads_nowhere_is_no_missing_modality(tmp_path, capsys):
+    """As DVC, git-annex and DataLad leave those that were not fetched."""
+    for name in ("dsm", "label"):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        write_tiff(tmp_path / "scenes" / name / "a.tif", np.ones((1, 4, 4), np.uint8))
+    (tmp_path / "scenes" / "dsm" / "b.tif").symlink_to("../.git/annex/b.tif")
+    arguments = ["--source", str(tmp_path / "scenes"), "--output", str(tmp_path / "rows"), "--modalities", "dsm"]
+    assert main(["convert-rasters", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "b.tif is a link to ../.git/annex/b.tif, which is not there" in error and error.count("\n") == 1
+    assert not (tmp_path / "rows").exists()
+
+
+def test_geotiff_by_the_name_of_a_picture_keeps_its_place(tmp_path):
+    path = Path(write_tiff(tmp_path / "a.tif", np.ones((3, 4, 4), np.uint8))).rename(tmp_path / "a.png")
+    assert read_info(path).georeference is not None
+
+
+def test_transparent_colour_of_sixteen_bits_holds_no_data(tmp_path):
+    values = np.arange(16, dtype=np.uint16).reshape(1, 4, 4) * 4000
+    path = write_tiff(tmp_path / "a.png", values, crs=None, driver="PNG", nodata=8000)
+    Path(f"{path}.aux.xml").unlink(missing_ok=True)
+    raster = read_raster(path)
+    np.testing.assert_array_equal(raster.valid, values[0] != 8000)
+    np.testing.assert_array_equal(raster.values[..., 0], values[0])
+
+
+@pytest.mark.parametrize("kind", ["objects", "complex", "empty", "truncated"])
+def test_arrays_that_are_no_rasters_are_named(tmp_path, kind):
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((4, 4), {"objects": object, "complex": complex}.get(kind, float)), allow_pickle=True)
+    size = {"empty": 0, "truncated": 200}.get(kind, path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"x\.npy"):
+        RasterScene({"x": path}, channels={"x": 1})

@@ -18,7 +18,8 @@ from sgma_hf.prediction import EXTRAS
 
 DESCRIPTION = """\
 Predict a map from the rasters at hand. Every modality of the checkpoint is a flag, --rgb for instance; leave out those
-that are missing. Files are GeoTIFF and what else GDAL reads, PNG, JPEG or .npy. Several files make a mosaic, in which
+that are missing. Files are GeoTIFF and what else GDAL reads, PNG, JPEG or .npy; what is no file has GDAL's name, such
+as /vsizip/a.zip/b.tif, https://host/a.tif, s3://bucket/a.tif or NETCDF:a.nc:b. Several files make a mosaic, in which
 the first one counts where they overlap; bands are chosen by number, as in `--rgb a.tif:4,1,2`, and what is chosen is
 no alpha whatever its tag says. A band that is tagged as alpha but neither 0 nor opaque everywhere has to be chosen, or
 confirmed: `a.tif:1,2,3,alpha`. Georeferenced rasters are brought to one grid as they are read, others are taken to

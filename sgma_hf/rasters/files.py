@@ -357,11 +357,9 @@ def _color_table(source: Any) -> np.ndarray | None:
 
 def _turn(source: Any, path: Path | str) -> int:
     """How EXIF says that a file is to be turned, as `orientation`; GDAL tells it of JPEG alone."""
-    if source.driver == "JPEG":
-        tagged = source.tags().get("EXIF_Orientation", "1")
+    if isinstance(path, str) or path.suffix.lower() not in (*PILLOW_SUFFIXES, ".tif", ".tiff"):
+        tagged = source.tags().get("EXIF_Orientation") if source.driver == "JPEG" else None
         return int(tagged) if tagged in list("12345678") else 1
-    if source.driver not in ("GTiff", "PNG") or isinstance(path, str):
-        return 1
     try:
         with open_picture(path) as image:
             return orientation(image)

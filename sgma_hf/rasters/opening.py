@@ -20,8 +20,6 @@ from .raster import require_rasterio
 
 # EXIF's numbers of an orientation in which the last row comes first, and the last column.
 _BOTTOM_UP, _RIGHT_TO_LEFT = (3, 4, 7, 8), (2, 3, 6, 7)
-
-
 # `/vsizip/...`, `https://...`, `NETCDF:file:variable`; one letter and a colon is a disk of Windows.
 _GDAL_NAME = re.compile(r"/vsi\w+/|[A-Za-z][\w+.-]+:")
 # Formats that GDAL knows but the wheels of rasterio leave out.
@@ -80,10 +78,9 @@ def local_files(source: Path | str) -> list[Path]:
     """The files of this machine that hold a raster, as far as its name or GDAL tells."""
     if isinstance(source, Path):
         return [source]
-    inner = Path(re.sub(r"^(/vsi\w+/)+", "", source).strip("{"))
-    archives = [path for path in inner.parents if path.is_file()]
     with open_named(source) as dataset:
-        return archives or [path for path in map(Path, dataset.files) if path.is_file()]
+        inner = [Path(re.sub(r"^(/vsi\w+/)+|[{}]", "", name)) for name in dataset.files]  # maybe of an archive
+    return [path for name in inner for path in (name, *name.parents) if path.is_file()]
 
 
 @contextmanager
@@ -97,7 +94,7 @@ def named_errors(path: Path | str, advice: str = "") -> Iterator[None]:
         if "Range downloading" in detail:
             advice = f" Fetch the file, or name it /vsicurl_streaming/{path}, which reads it from the start."
         driver = _RARE_DRIVERS.get(Path(path).suffix.lower(), "")
-        if isinstance(path, str) and not path.startswith("/vsi") and "://" not in path:
+        if isinstance(path, str) and re.match(r"\w+:(?!//)", path):
             driver = re.split("[_:]", path)[0]  # `HDF4_SDS:...` takes HDF4
         with rasterio.Env() as env:
             known = {name.upper() for name in env.drivers()}

@@ -41,6 +41,9 @@ class RasterInput:
         """Read `a.tif`, `a.tif:4,1,2`, or `a.tif:1,2,3,alpha`; ValueError if there is no such raster."""
         name, bands = (text, ALL_BANDS) if Path(text).exists() else BandSelection.parse(str(text))
         source = as_source(name)
+        file, _, chosen = str(name).rpartition(":")
+        if not Path(name).exists() and Path(file).is_file():
+            raise ValueError(f"{str(name)!r}: {chosen!r} are no bands; expected such as {file}:1,2,3.")
         if isinstance(source, str):
             open_named(source).close()
         elif not source.exists():

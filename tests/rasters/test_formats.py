@@ -13,6 +13,7 @@ from raster_scenes import UTM, height_classes, predict_height_classes, write_tif
 from sgma_hf import decode_row, load_rows
 from sgma_hf.commands import main
 from sgma_hf.converters.raster_folders import ConversionOptions, convert_rasters
+from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.evaluation.scenes import score_map
 from sgma_hf.rasters.files import read_info, read_raster
 from sgma_hf.rasters.scene import RasterInput, RasterScene
@@ -125,6 +126,8 @@ def test_files_in_archives_are_read_where_they_are(named, monkeypatch, name):
     name = name.format(folder)
     np.testing.assert_array_equal(read_scene(name, 3), values)
     np.testing.assert_array_equal(read_scene(f"{name}:3,1", 2), values[..., [2, 0]])
+    archive = "x.tif.gz" if "gzip" in name else "x.zip"
+    assert RasterInput.parse(name).files == [folder / archive]
     monkeypatch.chdir(folder)
     np.testing.assert_array_equal(read_scene("/vsizip/x.zip/in/x.tif", 3), values)
 
@@ -142,6 +145,14 @@ def test_subdatasets_are_read_by_name(named, monkeypatch):
     (folder / "x.kea").write_bytes(b"KEA")
     with pytest.raises(ValueError, match=r"Cannot read .*x\.kea: the installed GDAL has no driver KEA"):
         read_info(folder / "x.kea")
+
+
+def test_what_is_no_band_is_said(named):
+    folder, _ = named
+    with pytest.raises(ValueError, match=r"'1-3' are no bands; expected such as .*x\.tif:1,2,3"):
+        RasterInput.parse(f"{folder}/x.tif:1-3")
+    with pytest.raises(ValueError, match=r"y\.tif:1-3' does not exist|Cannot read .*y\.tif:1-3: .*No such file"):
+        RasterInput.parse("y.tif:1-3")
 
 
 def test_one_page_is_read_by_name(tmp_path):
@@ -264,6 +275,28 @@ def test_bands_of_different_types_are_read_on_another_grid_too(tmp_path):
         found = scene.read(0, 0, 32, 48)["x"]
     expected = np.kron(np.dstack([values, values / np.float32(8)]), np.ones((2, 2, 1)))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("end", ["min", "max"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_nodata_at_the_end_of_a_type_is_exact(tmp_path, dtype, end):
+    nodata = getattr(np.iinfo(dtype), end)
+    values = np.arange(1, 49).reshape(6, 8).astype(dtype)
+    values[1, 2] = values[3] = nodata
+    path = write_as(tmp_path / "source/x/a.vrt", values, "VRT", {})
+    text = path.read_text()  # rasterio's own nodata is float64
+    place = text.index("<", text.index("<VRTRasterBand") + 1)
+    path.write_text(f"{text[:place]}<NoDataValue>{nodata}</NoDataValue>{text[place:]}")
+    expected = values != nodata
+    raster = read_raster(path)
+    np.testing.assert_array_equal(raster.valid, expected)
+    assert raster.values[expected][:, 0].tolist() == values[expected].tolist()
+    np.testing.assert_array_equal(~read_scene(path, 1).mask[..., 0], expected)
+    convert_rasters(tmp_path / "source", tmp_path / "rows", ["x"], options=ConversionOptions(label=None))
+    row = decode_row(load_rows(tmp_path / "rows", "train")[0], ["x"])[0]["x"]
+    (stored,) = DatasetMetadata.load(tmp_path / "rows").nodata
+    np.testing.assert_array_equal(np.isin(row, stored), ~expected)
+    assert row[expected].tolist() == values[expected].tolist()
 
 
 def test_virtual_file_stands_for_what_is_no_file_in_a_folder(named):

@@ -110,6 +110,20 @@ def test_pages_are_bands(tmp_path, dtype):
         np.testing.assert_array_equal(decode_raster(image), bands[2])
 
 
+def test_pages_are_turned(tmp_path):
+    pytest.importorskip("rasterio")
+    bands = np.arange(80, dtype=np.uint8).reshape(2, 5, 8)
+    pages = [Image.fromarray(band) for band in bands]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:], tiffinfo={274: 6})
+    with Image.open(tmp_path / "x.tif") as image:
+        image.seek(1)
+        assert image.size == (5, 8)
+    expected = np.rot90(np.moveaxis(bands, 0, -1), -1)
+    np.testing.assert_array_equal(decode_raster(tmp_path / "x.tif"), expected)
+    for found, _ in ways(tmp_path / "x.tif", 2):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_pages_with_a_place_and_nodata_keep_both(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     for page, name in enumerate(("a", "b")):

@@ -119,7 +119,12 @@ def test_files_that_cannot_be_used_are_named_and_passed(fields, tmp_path, capsys
     assert "| rgb | 3 |" in printed and "| dsm | 3 |" in printed
 
 
-def test_folders_that_hold_nothing_are_refused_in_one_line(tmp_path, capsys):
+def test_folders_that_hold_nothing_are_refused_in_one_line(fields, tmp_path, capsys):
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert f"Did you mean {fields[0]}?" in capsys.readouterr().err
+    save(tmp_path / "scenes" / "a" / "dsm.tif", np.ones((4, 4), dtype=np.float32))
+    assert main(["inspect", str(tmp_path / "scenes" / "a")]) == 2
+    assert f"files of one scene. Give the folder above it: {tmp_path / 'scenes'}" in capsys.readouterr().err
     (tmp_path / "empty" / "x").mkdir(parents=True)
     for folder, message in (("gone", "is not a folder"), ("empty", "holds no rasters whose folders")):
         assert main(["inspect", str(tmp_path / folder)]) == 2

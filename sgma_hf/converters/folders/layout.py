@@ -131,27 +131,41 @@ def find_names(source: Path, label: str | None = None) -> tuple[list[str], str |
     these, a name of labels decides (`label`, or one that is usual), else names that are usual for modalities, else the
     fewer names.
     """
-    roots = split_roots(source)
+    usual = (label.lower(),) if label else LABEL_NAMES
+    named = _best_names(source, usual)
+    is_usual = not named.isdisjoint(usual) or _num_usual(named) > 0
+    here = {path.stem.lower() for path in filter(is_raster_file, source.iterdir())}
+    if not is_usual and (not here.isdisjoint(usual) or _num_usual(here)):
+        raise ValueError(
+            f"{source} holds the files of one scene. Give the folder above it: {source.absolute().parent}"
+        )
+    if not named:
+        raise ValueError(
+            f"{source} holds no rasters whose folders or names say what they are. Give the folder that holds one "
+            "folder per modality or per scene, or files such as a_rgb.tif."
+        )
+    if not is_usual:
+        near = next((path for path in _folders(source)[:50] if not _best_names(path, usual).isdisjoint(usual)), None)
+        if near is not None:
+            raise ValueError(f"{source} holds folders of data sets, {near.name} for instance. Did you mean {near}?")
+    if label and label.lower() not in named:
+        raise ValueError(f"{source} holds no file for the label {label}. It holds {_contents(split_roots(source))}.")
+    chosen = next((name for name in usual if name in named), None)
+    return sorted(named - {chosen}), chosen
+
+
+def _best_names(source: Path, labels: Sequence[str]) -> set[str]:
+    """The names of `find_names`, those of labels among them; empty if there are none."""
     folders, stems, ends, starts = set(), set(), set(), set()
-    for root, _ in roots:
+    for root, _ in split_roots(source):
         for path in filter(is_raster_file, root.iterdir()):
             parts = re.split("[_-]", path.stem.lower())
             ends, starts = ends | set(parts[1:][-1:]), starts | set(parts[:-1][:1])
         for folder in _folders(root):
             folders |= {folder.name.lower()} if any(map(is_raster_file, folder.rglob("*"))) else set()
             stems |= {path.stem.lower() for path in folder.iterdir() if is_raster_file(path)}
-    usual = (label.lower(),) if label else LABEL_NAMES
     found = [names for names in (folders, stems, ends, starts) if names]
-    if not found:
-        raise ValueError(
-            f"{source} holds no rasters whose folders or names say what they are. Give the folder that holds one "
-            "folder per modality or per scene, or files such as a_rgb.tif."
-        )
-    named = min(found, key=lambda names: (names.isdisjoint(usual), -_num_usual(names), len(names)))
-    if label and label.lower() not in named:
-        raise ValueError(f"{source} holds no file for the label {label}. It holds {_contents(roots)}.")
-    chosen = next((name for name in usual if name in named), None)
-    return sorted(named - {chosen}), chosen
+    return min(found, key=lambda names: (names.isdisjoint(labels), -_num_usual(names), len(names)), default=set())
 
 
 def _num_usual(names: Iterable[str]) -> int:

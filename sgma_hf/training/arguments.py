@@ -13,6 +13,7 @@ from ..model.limits_sgma import DICE_LOSS_WEIGHT, FUSION_NAMES, MODALITY_ADAPTER
 from . import PVT_V2_SIZES
 
 
+MAX_EVALUATIONS = 20  # of those that a run has by default
 # Schedules that change the learning rate when the score of the evaluation does not rise.
 SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 _NO_METRICS = "evaluation counts pixels in confusion matrices, and gathers no predictions"
@@ -209,12 +210,15 @@ class SgmaTrainingArguments(TrainingArguments):
         by_score = self.lr_scheduler_type in SCHEDULES_BY_SCORE or self.save_strategy == SaveStrategy.BEST
         return self.load_best_model_at_end or by_score
 
-    def evaluate_by_default(self) -> None:
-        """Settle what was left open, where there are rows to evaluate on."""
+    def evaluate_by_default(self, *, streamed: bool = False) -> None:
+        """Settle what was left open, where there are rows to evaluate on; a streamed run has no epochs."""
         if self.evaluates_by_default:
             self._evaluate_at_epochs()
+            if streamed and self.saves_by_default:
+                self.eval_strategy, self.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+                self.eval_steps = self.save_steps = 1 / MAX_EVALUATIONS
             if self.chooses_by_default:
-                self.load_best_model_at_end = self.save_strategy == SaveStrategy.EPOCH
+                self.load_best_model_at_end = self.saves_by_default or self.save_strategy == SaveStrategy.EPOCH
 
     def _evaluate_at_epochs(self) -> None:
         self.eval_strategy, self.do_eval = IntervalStrategy.EPOCH, True

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi, run_as_future
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.trainer_utils import HubStrategy, SaveStrategy, has_length
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
@@ -127,7 +127,7 @@ class HubTrainer(Trainer):
             dataset=name or known_name,
             dataset_is_on_hub=on_hub,
             train_split=described.train_split or known_split,
-            train_rows=None if self.train_dataset is None else len(self.train_dataset),
+            train_rows=len(self.train_dataset) if has_length(self.train_dataset) else None,
             units=described.units,
             classes=described.classes,
             finetuned_from=dataset_name(model.config._name_or_path or None)[0],

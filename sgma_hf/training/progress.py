@@ -15,11 +15,10 @@ from ..data.rows import present_modalities
 from ..evaluation.combinations import modality_combinations
 from ..evaluation.metrics import mean_of_defined
 from ..model.configuration_sgma import SgmaConfig
-from .arguments import SgmaTrainingArguments
+from .arguments import MAX_EVALUATIONS, SgmaTrainingArguments
 
 
 SUMMARY_SCORES = ("average_miou", "last1_miou", "top1_miou")
-MAX_EVALUATIONS = 20
 
 
 class PlainLog(TrainerCallback):

@@ -17,6 +17,7 @@ every draw is a function of (seed, epoch), so that a run can be replayed from an
 in `row_weights.jsonl` in the run's folder, see `RowWeightsFile`.
 """
 
+import itertools
 import json
 import math
 import os
@@ -188,6 +189,29 @@ class EpochRows(torch.utils.data.Dataset):
     def __getitem__(self, key: RowKey) -> dict[str, Any]:
         key = RowKey(*key)
         return {**self.dataset[key.index], ROW_KEY: key}
+
+
+class StreamedRows(torch.utils.data.IterableDataset):
+    """A data set without a length, passed through again and again, that writes `RowKey`s into the rows.
+
+    The rows of a loader worker have numbers of their own. A data set with `set_epoch` is told of every pass.
+    """
+
+    def __init__(self, dataset: torch.utils.data.IterableDataset):
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for epoch in itertools.count():
+            if hasattr(self.dataset, "set_epoch"):
+                self.dataset.set_epoch(epoch)
+            index = start
+            for row in self.dataset:
+                yield {**row, ROW_KEY: RowKey(epoch, index)}
+                index += step
+            if index == start:  # no rows, or none for this worker
+                return
 
 
 @dataclass

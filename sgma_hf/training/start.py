@@ -1,5 +1,6 @@
 """What a training starts from: rows with labels, and a model with its processor."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import (
     AutoConfig,
@@ -235,21 +237,34 @@ def _backbone_config(arguments: RunArguments) -> Any:
     return backbone
 
 
-def check_dataset(name: str, dataset: Any) -> None:
+def check_dataset(name: str, dataset: Any, *, may_stream: bool = False) -> None:
     """Raise a TypeError or ValueError unless it is None, rows that can be counted, or several sets of them by name."""
-    if dataset is None:
+    if dataset is None or (may_stream and isinstance(dataset, torch.utils.data.IterableDataset)):
         return
     if isinstance(dataset, Mapping) and dataset:
         for part, rows in dataset.items():
             check_dataset(f"{name}[{part!r}]", rows)
         return
     if not hasattr(dataset, "__len__"):
+        expected = "or an IterableDataset" if may_stream else "without streaming"
         raise TypeError(
-            f"`{name}` is a {type(dataset).__name__} without a length; the order of rows is drawn from their number. "
-            "Load the data set without streaming."
+            f"`{name}` is a {type(dataset).__name__} without a length; expected rows that can be counted, {expected}."
         )
     if len(dataset) == 0:
         raise ValueError(f"`{name}` has no rows; expected at least one.")
+
+
+def prepare_to_stream(args: SgmaTrainingArguments) -> None:
+    """Give up what needs the number of rows, and say so; modality-aware sampling in the model does not."""
+    if args.max_steps <= 0:
+        raise ValueError("`train_dataset` is streamed, so nobody knows how long an epoch is: set `max_steps`.")
+    if args.robustness_sampling:
+        logger.warning(
+            "`train_dataset` is streamed: `robustness_sampling` of rows needs their number and is off, and the whole "
+            "run counts as one epoch. Modality-aware sampling works as ever."
+        )
+    args.robustness_sampling = False
+    args.accelerator_config.dispatch_batches = False  # every process reads, and takes its own rows
 
 
 def modalities_of_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
@@ -266,7 +281,9 @@ def modalities_of_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[s
 
 
 def largest_side(rows: Sequence[Mapping[str, Any]]) -> int | None:
-    """Largest side in pixels of some rows, spread over the data set: what is trained on without crops."""
+    """Largest side in pixels of some rows, spread over the set or its first: what is trained on without crops."""
+    if isinstance(rows, torch.utils.data.IterableDataset):
+        rows = list(itertools.islice(rows, 16))
     chosen = np.linspace(0, len(rows) - 1, min(len(rows), 16)).astype(int).tolist()
     labels = (decode_raster(rows[index].get("label"), is_label=True) for index in chosen)
     return max((max(label.shape[:2]) for label in labels if label is not None), default=None)

@@ -54,7 +54,7 @@ class TrainingStatistics:
         valid = ~outputs.row_losses.isnan()
         # One modality alone has robustness 1 by definition; rows without a valid pixel only fill up a batch.
         competing = present & (present.sum(1, keepdim=True) > 1) & valid.unsqueeze(1)
-        self._add("row_losses", row_index, outputs.row_losses, valid)
+        self._add("row_losses", row_index % self.sums["row_losses"].shape[1], outputs.row_losses, valid)
         for name, loss in outputs.loss_dict.items():  # without a valid pixel there is no loss to average
             self._parts[name] += self._sum_rows(loss.reshape(1, 1), valid.any().reshape(1, 1))
         if outputs.sampling_probabilities is not None:

@@ -43,11 +43,12 @@ from .row_sampling import (
     ModalityAwareSampler,
     RowWeightsFile,
     SamplingState,
+    StreamedRows,
     modality_fragility,
     row_weights,
 )
 from .sharding import UnusedParameters, as_many_batches, check_sharding, fill_optimizer_state, whole_copy
-from .start import check_dataset, largest_side, modalities_of_rows
+from .start import check_dataset, largest_side, modalities_of_rows, prepare_to_stream
 from .statistics import TrainingStatistics
 
 
@@ -92,7 +93,8 @@ class SgmaTrainer(HubTrainer):
         model: The model to train.
         args: Arguments of training.
         processing_class: The model's image processor; it is saved with every checkpoint.
-        train_dataset: Rows (`load_rows`), every one with a label and at least one modality.
+        train_dataset: Rows (`load_rows`), every one with a label and at least one modality. An IterableDataset streams
+            them: then `max_steps` is needed, the run is one epoch, and `robustness_sampling` is off.
         eval_dataset: Rows to evaluate on and, with `load_best_model_at_end`, to choose the best checkpoint by: never
             those that results are reported on.
         data_collator: An `SgmaDataCollator`, or one of a class derived from it, whose augmentation counts in place of
@@ -102,8 +104,8 @@ class SgmaTrainer(HubTrainer):
     Raises:
         ValueError: If processor and model disagree on the modalities or the ignored label, there is no row, no
             evaluation gives the `metric_for_best_model`, or Accelerate was started with FSDP version 1.
-        TypeError: If `train_dataset` has no length, `data_collator` is of another class, or `kwargs` has a function
-            that would not be called, such as `compute_metrics`.
+        TypeError: If a data set has no length and is no IterableDataset to train on, `data_collator` is of another
+            class, or `kwargs` has a function that would not be called, such as `compute_metrics`.
     """
 
     # The loss is divided by the pixels of the whole step already, see `compute_loss`.
@@ -128,10 +130,13 @@ class SgmaTrainer(HubTrainer):
                 "in a subclass."
             )
         check_processor(model.config, processing_class)
-        check_dataset("train_dataset", train_dataset)
+        check_dataset("train_dataset", train_dataset, may_stream=True)
         check_dataset("eval_dataset", eval_dataset)
+        self._streams = isinstance(train_dataset, torch.utils.data.IterableDataset)
+        if self._streams:
+            prepare_to_stream(args)
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
-            args.evaluate_by_default()
+            args.evaluate_by_default(streamed=self._streams)
         check_metric(args, model.config, eval_dataset)
         super().__init__(
             model,
@@ -152,7 +157,7 @@ class SgmaTrainer(HubTrainer):
         self.add_callback(PlainLog)
         if args.evaluates_by_default:
             self.add_callback(SpreadEvaluations)
-        if train_dataset is not None:
+        if train_dataset is not None and not self._streams:
             self._present = modalities_of_rows(train_dataset, processing_class.modalities)
             is_padded = args.world_size > 1  # to whole batches
             if args.dataloader_drop_last and not is_padded and len(train_dataset) < args.per_device_train_batch_size:
@@ -238,9 +243,8 @@ class SgmaTrainer(HubTrainer):
         config = self.model.config
         self.sampling_state = SamplingState()
         channels = self.model.sgma.channels if FUSIONS[config.fusion].has_robustness else ()
-        self.statistics = TrainingStatistics(
-            len(self.train_dataset), config, self.args.device, stage_channels=channels
-        )
+        num_rows = 1 if self._streams else len(self.train_dataset)  # streamed rows are counted together
+        self.statistics = TrainingStatistics(num_rows, config, self.args.device, stage_channels=channels)
         self.dynamics = LearningDynamics(list(config.modalities), config.class_names)
         self._row_weights: RowWeightsFile | None = None
         if checkpoint:
@@ -336,6 +340,10 @@ class SgmaTrainer(HubTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """The training rows in the order of `ModalityAwareSampler`, with their keys."""
+        if self._streams:
+            self.sampler = ModalityAwareSampler(0, data_seed(self.args))  # draws no rows
+            rows = StreamedRows(self.train_dataset)
+            return self._get_dataloader(rows, "Training", self._train_batch_size, is_training=True)
         processes = self.accelerator.num_processes
         # Accelerate would repeat rows, to deal out as many to every process.
         multiple = 1 if processes == 1 else processes * self._train_batch_size

@@ -22,6 +22,7 @@ def two_processes(tmp_path_factory):
         options(folder / "run"),
         options(folder / "idle", idle=IDLE),
         options(folder / "unequal", per_device_train_batch_size=3, **UNEQUAL),
+        options(folder / "stream", stream=True, max_steps=5),
     ]
     return folder, run(runs, 2, TWO_ON_CPU)
 
@@ -38,6 +39,7 @@ def one_process(two_processes, tmp_path_factory):
             options(folder / "idle", idle=IDLE, **accumulated),
             options(folder / "resumed", resume=True, **accumulated),
             options(folder / "unequal", per_device_train_batch_size=6, **UNEQUAL),
+            options(folder / "stream", stream=True, max_steps=5, **accumulated),
         ]
     )
 
@@ -117,3 +119,9 @@ def test_killed_in_mid_epoch_and_resumed_two_processes_end_where_the_uninterrupt
         assert torch.equal(tensor, expected[name]), name
     weights = [path / "row_weights.jsonl" for path in (two_processes[0] / "run", tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_streamed_rows_are_dealt_out_as_one_process_would_take_them(two_processes, one_process):
+    (summary, parameters), (alone, expected) = two_processes[1][3], one_process[4]
+    assert [entry["loss"] for entry in summary["log"]] == pytest.approx([entry["loss"] for entry in alone["log"]])
+    assert len(summary["log"]) == 5 and largest_difference(parameters, expected) <= 1

@@ -8,7 +8,8 @@ from tiny_trainers import MODALITIES, make_rows, make_trainer
 
 from sgma_hf import SgmaTrainer, SgmaTrainingArguments, evaluate_modality_combinations
 from sgma_hf.publishing.record import TrainingRecord
-from sgma_hf.training.progress import MAX_EVALUATIONS, SpreadEvaluations, scores_by_name
+from sgma_hf.training.arguments import MAX_EVALUATIONS
+from sgma_hf.training.progress import SpreadEvaluations, scores_by_name
 
 
 BY_DEFAULT = {"eval_strategy": None, "save_strategy": None}

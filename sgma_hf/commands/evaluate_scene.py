@@ -45,6 +45,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--plot", metavar="FILE", help="picture of the reliance on each modality by class: .png, .pdf")
     tile_size = "side of the tiles; default: that of training"
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
+    add("--resolution", type=float, metavar="METRES", help="pixels on the ground to predict at; default: the label's")
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile")
     add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
     add("--allow_other_scale", action="store_true", help="score although a raster is far from what was trained on")
@@ -111,7 +112,8 @@ def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> 
     processor = AutoImageProcessor.from_pretrained(args.model)
     device = choose_device(args.device)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
-    options = {name: getattr(args, name) for name in ("tile_size", "stride", "batch_size", "allow_other_scale")}
+    names = ("tile_size", "stride", "batch_size", "resolution", "allow_other_scale")
+    options = {name: getattr(args, name) for name in names}
     options["classes"] = _recorded_classes(args.model, model.config.class_names)
     if args.classes is not None:
         options["classes"] = _given_classes(args.classes, model.config.class_names)

@@ -68,6 +68,12 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     output = "label map to write: .png, .tif or .tiff"
     add("--output", required=True, metavar="FILE", help=output, former=("--out",))
     add("--like", metavar="FILE", help="raster whose grid the map gets; default: the first file on the command line")
+    add(
+        "--resolution",
+        type=float,
+        metavar="METRES",
+        help="side of the map's pixels on the ground; default: the grid's",
+    )
     extras = "more files to write; PNG: robustness, which is the default there"
     add("--extras", nargs="+", action="extend", choices=EXTRAS, help=extras)
     tile_size = "side of the tiles; default: that of the training crops"
@@ -135,6 +141,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
         rasters,
         args.output,
         like=args.like,
+        resolution=args.resolution,
         extras=extras,
         tile_size=args.tile_size,
         stride=args.stride,

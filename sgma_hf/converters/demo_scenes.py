@@ -43,6 +43,7 @@ def demo_metadata() -> DatasetMetadata:
         units=[None, "m", None],
         class_names=list(CLASS_NAMES),
         palette=[list(colour) for colour in PALETTE],
+        resolution=PIXEL_SIZE,
     )
 
 

@@ -123,6 +123,7 @@ DESCRIPTION = DatasetDescription(
     },
     class_shares=(0.296, 0.257, 0.226, 0.155, 0.018, 0.048),
     class_shares_source=_SAT,
+    resolution=0.05,
     default_tile=512,
     facts=(
         ("Names of images and labels are not padded (top_potsdam_2_10_RGB.tif), those of heights are "

@@ -61,6 +61,7 @@ DESCRIPTION = DatasetDescription(
     choices={"height": Choice("dsm", "absolute height; the archives hold no other", ("dsm",)), **LABEL_CHOICES},
     class_shares=(0.278, 0.260, 0.213, 0.229, 0.012, 0.008),
     class_shares_source="KushwahaSujal/SATQuery-AI, tests/unit/test_isprs_dataset.py, which decodes all labels",
+    resolution=0.09,
     default_tile=512,
     facts=(
         ("The bands of the images are near infrared, red, green", "the benchmark's page"),

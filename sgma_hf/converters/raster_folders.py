@@ -29,6 +29,7 @@ from ..rasters.alpha import check_alpha
 from ..rasters.bands import BandGaps, BandSelection, share_files
 from ..rasters.extents import read_on_extent
 from ..rasters.files import read_info
+from ..rasters.grids import Grid, shared_sampling
 from ..rasters.raster import Georeference, RasterInfo
 from ..visualization.palette import default_palette
 from .folders.labels import LabelSurvey, map_label, survey_labels
@@ -102,6 +103,7 @@ def convert_rasters(
         modality_dtypes=[plan.dtype for plan in plans],
         nodata=[list(plan.nodata) for plan in plans],
         units=[options.units.get(name) for name in folders],
+        resolution=shared_sampling([Grid(scene.size, scene.grid) for scene in scenes]),
         **({} if class_map is None else _described(class_map)),
     )
     writer = ParquetDatasetWriter(

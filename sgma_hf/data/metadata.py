@@ -20,6 +20,7 @@ logger = logging.get_logger(__name__)
 
 METADATA_FILE = "sgma_dataset.json"
 FORMAT_VERSION = 1
+LARGEST_STEP = 1.5  # from the resolution that was trained on to another one, before that is said
 
 
 @dataclass
@@ -39,6 +40,7 @@ class DatasetMetadata:
         statistics: None, or of the training split: `split`, `num_rows`, `modalities` (a list of dicts with
             `mean`, `std`, `minimum`, `maximum` per channel in stored units over valid pixels, `nodata_share` of the
             pixels of present rows, `missing_share` of the rows), `class_pixels` per class, `ignored_pixels`.
+        resolution: Metres on the ground that a pixel of the label is; None where that is unknown or not the same.
     """
 
     modalities: list[str]
@@ -50,6 +52,7 @@ class DatasetMetadata:
     palette: list[list[int]] = field(default_factory=list)
     classes: list[dict[str, Any]] | None = None
     statistics: dict[str, Any] | None = None
+    resolution: float | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -117,11 +120,14 @@ def check_meaning(
     """Compare a data set with a model that is to be evaluated on it or trained further.
 
     The processor takes over the data set's nodata values, with a warning: in these rows they are no measurements,
-    whatever they were in those that the model knows. Raises ValueError if a class of the data set is one of the
-    model's under another id. Without metadata nothing is compared.
+    whatever they were in those that the model knows. Another resolution is said. Raises ValueError if a class of the
+    data set is one of the model's under another id. Without metadata nothing is compared.
     """
     if metadata is None:
         return
+    other = other_resolution(metadata.resolution, processor.resolution)
+    if other is not None:
+        logger.warning(f"The data set {other}.")
     check_class_names(metadata.class_names, config.class_names)
     for name, values in zip(metadata.modalities, metadata.nodata, strict=True):
         if name not in processor.modalities:
@@ -134,6 +140,14 @@ def check_meaning(
                 f"does not know (its `nodata` of {name!r} is {processor.nodata[index]}): they count as no data."
             )
             processor.nodata[index] = [*processor.nodata[index], *new]
+
+
+def other_resolution(found: float | None, trained: float | None) -> str | None:
+    """What to say of metres per pixel, None if unknown, that are more than 1.5 times apart from those trained on."""
+    if found is None or trained is None or max(found / trained, trained / found) <= LARGEST_STEP:
+        return None
+    how = f"{trained / found:.2g} times as large" if found < trained else f"{found / trained:.2g} times as small"
+    return f"has {found:.3g} m per pixel, the model was trained on {trained:.3g} m: things look {how} as it knows them"
 
 
 def check_class_names(there: list[str], known: list[str], what: str = "The data set's classes") -> None:

@@ -66,6 +66,7 @@ class SgmaImageProcessorKwargs(TypedDict, total=False):
     reference_level: list[str]
     value_range: list[list[list[float]] | None]
     reference_window: int | None
+    resolution: float | None
     do_resize: bool
     size: dict[str, int]
     num_labels: int | None
@@ -169,6 +170,7 @@ class SgmaImageProcessor(
             bit depth is told.
         reference_window: Side in pixels of the windows that were trained on, whose own levels were subtracted there.
             In a map the level of a place is that of such a window around it, whatever the tile. None: the tile's own.
+        resolution: Metres on the ground that a pixel was in training, None if unknown.
         do_resize: Whether to bring every sample (or its window) to `size`.
         size: {"height", "width"} of the output in pixels, or one number for both. Used if `do_resize`.
         num_labels: Number of classes; label ids from there on are refused. None: all ids up to 254 pass.
@@ -203,6 +205,7 @@ class SgmaImageProcessor(
         reference_level: str | Sequence[str] | None = None,
         value_range: Sequence[Sequence[Sequence[float]] | None] | None = None,
         reference_window: int | None = None,
+        resolution: float | None = None,
         do_resize: bool = False,
         size: Any = None,
         num_labels: int | None = None,
@@ -239,7 +242,9 @@ class SgmaImageProcessor(
             raise ValueError(
                 f"`reference_window` is {reference_window}; expected 1 to {MAX_IMAGE_SIDE} pixels, or None."
             )
-        self.reference_window = reference_window
+        if resolution is not None and not 0 < resolution < float("inf"):
+            raise ValueError(f"`resolution` is {resolution}; expected metres per pixel, more than 0, or None.")
+        self.reference_window, self.resolution = reference_window, resolution
         if num_labels is not None:
             check_num_labels(num_labels)
         self.do_resize = bool(do_resize)

@@ -87,6 +87,7 @@ def predict_raster(
     tile_size: int | None = None,
     stride: int | None = None,
     batch_size: int = 4,
+    resolution: float | None = None,
     resampling: str | Mapping[str, str] = "bilinear",
     allow_other_scale: bool = False,
     resume: bool = False,
@@ -101,9 +102,8 @@ def predict_raster(
     few batches of tiles. Started in several processes (`accelerate launch`), each takes a share of the strips; the
     result is the same.
 
-    The reference level of a surface model is that of a window around each pixel, of the size of the training crops,
-    if the processor knows that size (`reference_window`). Otherwise it is that of the tile, and means what it meant
-    in training if the tile is as large as the training crop was.
+    The reference level of a surface model is that of a window around each pixel, of the size of the training crops if
+    the processor knows that (`reference_window`), else that of the tile, which should be as large as they were.
 
     Args:
         model: An SGMA model with a segmentation head, in eval mode; its device and dtype are used.
@@ -113,6 +113,7 @@ def predict_raster(
             one counts. GeoTIFF and all that GDAL reads; PNG, JPEG and `.npy`, which are taken to show the same extent.
         output_path: The label map, `.tif` or `.png`. Its folder is made if need be.
         like: Raster whose grid the map gets. None: that of the first modality's first file, extended to its others.
+        resolution: Metres on the ground that a pixel of the map shall be. None: as the grid has it.
         extras: More rasters beside a GeoTIFF, named `<map>_<extra>.tif`: "confidence" (probability of the class, and
             entropy in [0, 1]), "probabilities" (a band per class), "robustness" (a band per modality: how much it was
             relied on, the mean over the model's four stages), "decision" (the modality relied on most) and
@@ -133,23 +134,22 @@ def predict_raster(
         earlier runs stay if they belong to the same map (model, rasters, options), else they are removed.
 
     Raises:
-        ValueError: If an input or option cannot be used, or a raster is on another scale than was trained on; it is
-            named.
+        ValueError: If an input or option cannot be used, or a raster is on another scale; it is named.
         OSError: If the output cannot be written.
         ImportError: If rasterio is needed and missing.
     """
-    if tile_size is None:
-        tile_size = model.config.tile_size or min(processor.size.values())
+    tile_size = model.config.tile_size or min(processor.size.values()) if tile_size is None else tile_size
     stride = default_stride(tile_size) if stride is None else stride
+    reading = {"like": like, "resolution": resolution, "resampling": resampling}
     kind = {"channels": processor.modality_channels, "nodata": processor.nodata}
     kind = {name: dict(zip(processor.modalities, values, strict=True)) for name, values in kind.items()}
-    with bounded_cache(), RasterScene(rasters, **kind, like=like, resampling=resampling) as scene:
+    with bounded_cache(), RasterScene(rasters, **kind, **reading) as scene:
         given = [name for name in processor.modalities if name in scene.modalities]
         layers = plan_layers(model.config, given, extras)
         plan = plan_outputs(output_path, layers, scene.paths, processor.modalities)
         tiles = _Tiles(scene.grid.size, tile_size, stride)
         check_writable(plan.label_map)
-        levels = look_at(scene, processor, tile_size, allow_other_scale=allow_other_scale)
+        levels = look_at(scene, processor, model.config.tile_size or tile_size, allow_other_scale=allow_other_scale)
         options = {"tile_size": tile_size, "stride": stride, "resampling": resampling}
         store = StripStore(plan.label_map, scene.grid.size[1], layers, _fingerprint(model, processor, scene, options))
         how = {"levels": levels, "batch_size": batch_size, "progress_bar": progress_bar}

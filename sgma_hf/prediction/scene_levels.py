@@ -4,12 +4,17 @@ import functools
 
 import numpy as np
 from transformers import BaseImageProcessor
+from transformers.utils import logging
 
+from ..data.metadata import other_resolution
 from ..data.value_scale import ValueScale, describe
 from ..data.windows import Window
 from ..model.image_transforms_sgma import measure_level
+from ..rasters.grids import shared_sampling
 from ..rasters.scene import RasterScene
 
+
+logger = logging.get_logger(__name__)
 
 KEPT_PLACES = 2**16
 LOOKS_PER_SIDE = 8
@@ -61,10 +66,19 @@ class SceneLevels:
 
 
 def look_at(
-    scene: RasterScene, processor: BaseImageProcessor, tile_size: int, *, allow_other_scale: bool
+    scene: RasterScene, processor: BaseImageProcessor, trained_size: int, *, allow_other_scale: bool
 ) -> SceneLevels | None:
-    """The levels of a scene, None if they are those of its tiles; ValueError if a raster is on another scale."""
-    levels = SceneLevels(scene, processor, processor.reference_window or tile_size)
+    """The levels of a scene, None if they are those of its tiles; ValueError if a raster is on another scale.
+
+    Windows are as large on the ground as in training, where the resolution is known. Another one is said.
+    """
+    resolution, side = shared_sampling([scene.grid]), processor.reference_window or trained_size
+    other = other_resolution(resolution, processor.resolution)
+    if other is not None:
+        logger.warning_once(f"The map's grid {other}. `--resolution {processor.resolution:.3g}` reads it at that.")
+    if resolution is not None and processor.resolution is not None:
+        side = max(1, round(side * processor.resolution / resolution))
+    levels = SceneLevels(scene, processor, side)
     if not allow_other_scale:
         _check_scale(scene, processor, levels)
     return levels if processor.reference_window else None

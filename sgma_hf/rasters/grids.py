@@ -1,11 +1,21 @@
 """How the pixels of one raster lie on those of another: `Grid`, and what follows from it for reading."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..data.windows import Window
-from .raster import Georeference, RasterInfo, parse_crs, refuse_unknown_way, require_rasterio, same_crs
+from .raster import (
+    Georeference,
+    RasterInfo,
+    metres_per_unit,
+    parse_crs,
+    refuse_unknown_way,
+    require_rasterio,
+    same_crs,
+)
 
 
 @dataclass(frozen=True)
@@ -14,6 +24,63 @@ class Grid:
 
     size: tuple[int, int]  # (height, width)
     georeference: Georeference | None  # None if nobody knows where they lie
+
+    def resampled(self, resolution: float) -> "Grid":
+        """The same extent in pixels of so many metres; the last ones may reach beyond it."""
+        metres = ground_sampling(self)
+        if metres is None:
+            raise ValueError(
+                f"`resolution` is {resolution:g} metres, but the map's grid has no CRS that knows metres. Leave it "
+                "out, or name a grid that has one by `like`."
+            )
+        if not 0 < resolution < np.inf:
+            raise ValueError(f"`resolution` is {resolution:g}; expected metres per pixel, more than 0.")
+        steps = [resolution / side for side in metres]
+        height, width = (max(1, math.ceil(side / step - 0.01)) for side, step in zip(self.size, steps, strict=True))
+        return Grid((height, width), self.georeference.scaled(*steps))
+
+
+def ground_sampling(raster: Grid | RasterInfo) -> tuple[float, float] | None:
+    """Metres on the ground from row to row and from column to column, in the middle; None where nobody knows.
+
+    The unit of the CRS counts where that is a length, and true on the ground to 2 %: Mercator's is not.
+    """
+    place = raster.georeference
+    if place is None or place.crs is None:
+        return None
+    row, column = (side / 2 for side in raster.size)
+    x, y = place.affine @ (np.array([column, column, column + 1]), np.array([row, row + 1, row]))
+    unit, ground = metres_per_unit(place.crs), _ground_steps(place.crs, x, y)
+    nominal = None if unit is None else unit * np.hypot(x[1:] - x[0], y[1:] - y[0])
+    if nominal is None or (ground is not None and np.abs(ground / nominal - 1).max() > 0.02):
+        nominal = ground
+    return None if nominal is None else (float(nominal[0]), float(nominal[1]))
+
+
+def _ground_steps(crs: str, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+    """Metres from the first place to each of the others, which are near; None if they are not on Earth."""
+    warp = require_rasterio("coordinate reference systems").warp
+    try:
+        with refuse_unknown_way("A raster", crs, 'GEOGCRS["WGS 84"]'):
+            longitudes, latitudes = np.array(warp.transform(parse_crs(crs), "EPSG:4326", x.tolist(), y.tolist()))
+    except ValueError:
+        return None
+    if not np.isfinite([longitudes, latitudes]).all():
+        return None
+    angle = np.deg2rad(latitudes[0])
+    # Metres per degree on the ellipsoid of WGS 84, to a metre.
+    north, east = 111_132.95 - 559.85 * np.cos(2 * angle), 111_412.88 * np.cos(angle) - 93.5 * np.cos(3 * angle)
+    turns = (longitudes[1:] - longitudes[0] + 180) % 360 - 180
+    return np.hypot(turns * east, (latitudes[1:] - latitudes[0]) * north)
+
+
+def shared_sampling(rasters: Sequence[Grid | RasterInfo]) -> float | None:
+    """Median metres per pixel of rasters; None if they are more than 1.5 times apart, or one is unknown."""
+    found = [ground_sampling(raster) for raster in rasters]
+    if not found or None in found:
+        return None
+    sides = np.sqrt(np.prod(found, axis=1))
+    return float(np.median(sides)) if sides.max() <= 1.5 * sides.min() else None
 
 
 def locate(

@@ -66,7 +66,8 @@ class RasterScene(contextlib.AbstractContextManager):
     where several cover a pixel, the first of them counts. `channels` are the bands that each modality has to have.
     `nodata` stands for nothing besides what the files declare, in every band and in the unit of the values read; of
     the modalities in `undeclared`, what their files declare counts as a value.
-    The grid is that of the raster `like`, or of the first modality's first file, extended to all its files. Other
+    The grid is that of the raster `like`, or of the first modality's first file, extended to all its files, in pixels
+    of `resolution` metres if that is given. Other
     grids are interpolated by `resampling`, one of `RESAMPLINGS`, or one per modality (others: bilinear); masks are
     always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all else means what the
     image processor does in training.
@@ -79,6 +80,7 @@ class RasterScene(contextlib.AbstractContextManager):
         channels: Mapping[str, int],
         nodata: Mapping[str, Sequence[float]] | None = None,
         like: str | os.PathLike | None = None,
+        resolution: float | None = None,
         resampling: str | Mapping[str, str] = "bilinear",
         undeclared: Collection[str] = (),
     ):
@@ -91,6 +93,8 @@ class RasterScene(contextlib.AbstractContextManager):
         reference = [read_info(RasterInput.parse(like).path)] if like is not None else next(iter(infos.values()))
         _check_georeferences([*reference, *(info for group in infos.values() for info in group)])
         self.grid = _reference_grid(reference)
+        if resolution is not None:
+            self.grid = self.grid.resampled(resolution)
         self._files: dict[str, Mosaic] = {}
         self._gaps: dict[str, BandGaps] = {}
         with contextlib.ExitStack() as opened:

@@ -73,6 +73,8 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
         check_meaning(metadata, model.config, processor)
         if arguments.fit_statistics:
             refit_processor(processor, _watched(train_rows), arguments.fit_statistics, training_args.crop_size)
+    if metadata is not None and metadata.resolution is not None:
+        processor.resolution = metadata.resolution
     description = DataDescription(
         dataset=arguments.dataset,
         train_split=arguments.train_split,

@@ -59,6 +59,7 @@ def test_training_leaves_a_model_a_processor_and_the_scores_on_validation(argume
     assert list(model.config.id2label.values()) == ["impervious", "building", "low_vegetation", "tree", "car"]
     assert len(model.config.palette) == 5
     assert processor.nodata[1] == [-9999.0]
+    assert (processor.resolution, processor.reference_window) == (0.35, model.config.tile_size)
     results = json.loads((run / "validation_results.json").read_text())
     assert results["weights_sha256"] == checkpoint_digest(run)
     assert (results["dataset"], results["split"], results["trained_on"]) == ("scenes", "validation", False)
@@ -337,6 +338,7 @@ def test_heights_are_measured_above_the_lowest_point_of_crops(arguments, tmp_pat
     # Crops at 0, 20 and 40 pixels, of 12 cells each: 0 to 22 m above their lowest point.
     assert means[24][1] == [pytest.approx(11.0)] and stds[24][1] == [pytest.approx(2 * np.sqrt(143 / 12))]
     assert means[64][1] == [pytest.approx(31.0)]
+    assert processor.value_range[1] == [[0.0, 62.0]] and processor.reference_window == 64
     assert (means[24][0], stds[24][0]) == (means[64][0], stds[64][0])  # colours have no level: every pixel counts once
     assert means[24][0][0] == pytest.approx(rgb.mean() / 255)
 

@@ -302,6 +302,16 @@ def test_other_extents_and_resolutions_meet_on_the_label(tmp_path):
     np.testing.assert_array_equal(images["dsm"], half)
 
 
+@pytest.mark.parametrize(("pixels", "recorded"), [((0.5, 0.5, 0.6), 0.5), ((0.5, 0.8), None), ((0.5, None), None)])
+def test_the_resolution_of_the_labels_is_recorded_where_scenes_share_it(tmp_path, pixels, recorded):
+    for index, pixel in enumerate(pixels):
+        place = {"crs": None} if pixel is None else {"pixel": pixel}
+        for name in ("nir", "label"):
+            tiff(tmp_path / "in" / f"site{index}" / f"{name}.tif", np.ones((1, 4, 4), dtype=np.uint8), **place)
+    convert_rasters(tmp_path / "in", tmp_path / "out", ["nir"])
+    assert DatasetMetadata.load(tmp_path / "out").resolution == (recorded and pytest.approx(recorded, rel=1e-6))
+
+
 def test_classes_by_value_merge_ignore_and_rename(plain, tmp_path, capsys):
     classes = tmp_path / "classes.json"
     classes.write_text(json.dumps([{"name": "plant", "value": 1, "color": "#0a0b0c"}, {"ignore": True, "value": 0}]))

@@ -27,7 +27,8 @@ def test_features_refuse_what_cannot_be_stored():
 
 def test_metadata_round_trip_and_absence(tmp_path):
     metadata = make_metadata()
-    assert metadata.units == [None, None, None]
+    assert metadata.units == [None, None, None] and metadata.resolution is None
+    metadata.resolution = 0.35
     metadata.save(tmp_path)
     assert DatasetMetadata.load(tmp_path) == metadata
     content = json.loads((tmp_path / "sgma_dataset.json").read_text())

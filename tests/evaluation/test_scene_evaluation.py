@@ -154,6 +154,19 @@ def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
     assert main(arguments) == 0
     assert "| dsm |" in capsys.readouterr().out
     assert list(json.loads(out.read_text())["combinations"]) == ["dsm"]
+    assert main([*arguments, "--resolution", "2"]) == 0
+    assert json.loads(out.read_text())["combinations"]["dsm"]["pixels"] == 400  # of the map
+    other = [
+        "--model",
+        str(tmp_path / "model"),
+        "--label",
+        label,
+        "--dsm",
+        write_tiff(tmp_path / "cm.tif", heights * 100),
+    ]
+    capsys.readouterr()
+    assert main(other) == 2 and "cm.tif (dsm): it holds mean " in capsys.readouterr().err
+    assert main([*other, "--allow_other_scale"]) == 0
     assert main(["--map", str(tmp_path / "none.tif"), "--label", label]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main(["--map", dsm, "--label", label]) == 2

@@ -1,8 +1,10 @@
 """The level of a place is that of a window of the training size around it, and no tile decides; other scales stop."""
 
+import logging
+
 import numpy as np
 import pytest
-from raster_scenes import HeightClasses, predict_height_classes, write_tiff
+from raster_scenes import HeightClasses, height_classes, predict_height_classes, write_tiff
 
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.data.windows import Window
@@ -132,3 +134,36 @@ def test_a_few_unusual_tiles_and_holes_of_a_good_raster_say_nothing(tmp_path):
     empty = write_tiff(tmp_path / "empty.tif", np.full_like(heights, -9999), nodata=-9999)
     predict_height_classes({"dsm": empty}, tmp_path / "map.tif", tile_size=256)
     assert (read_map(tmp_path / "map.tif") == 255).all()
+
+
+def test_windows_are_as_large_on_the_ground_as_in_training(tmp_path, caplog):
+    """Trained at 1 m with windows of 32 pixels: at 0.5 m they are 64 pixels, and the map's grid is said to differ."""
+    heights = hills()
+    dsm = write_tiff(tmp_path / "dsm.tif", heights[None], pixel=0.5)
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.prediction.scene_levels"):
+        found = predict_surface(dsm, tmp_path / "map.tif", 32, reference_window=32, resolution=1.0)
+    places = [[level_at(heights, y, x, 64, np.min) for x in range(130)] for y in range(90)]
+    normalized = (heights - np.array(places) - 12) / 8
+    np.testing.assert_array_equal(found, np.where(normalized < -0.5, 0, np.where(normalized > 0.5, 2, 1)))
+    assert "has 0.5 m per pixel, the model was trained on 1 m: things look 2 times as large" in caplog.text
+    assert "`--resolution 1` reads it at that" in caplog.text
+    caplog.clear()
+    predict_surface(dsm, tmp_path / "map.tif", 32, reference_window=32, resolution=0.7)
+    assert not caplog.records
+
+
+def test_a_scene_is_read_at_another_resolution(tmp_path):
+    blocks = np.arange(1, 21, 2.0).reshape(2, 5)
+    heights = np.kron(blocks, np.ones((20, 20))).astype(np.float32)
+    dsm = write_tiff(tmp_path / "dsm.tif", heights[None], pixel=0.5)
+    predict_height_classes({"dsm": dsm}, tmp_path / "map.tif", resolution=2.0)
+    with rasterio.open(tmp_path / "map.tif") as file, rasterio.open(dsm) as source:
+        assert (file.shape, file.res, file.bounds) == ((10, 25), (2.0, 2.0), source.bounds)
+        found = file.read(1).reshape(2, 5, 5, 5).transpose(0, 2, 1, 3)
+    inner = found[..., 1:-1, 1:-1]  # between the blocks the heights are blended
+    np.testing.assert_array_equal(inner, height_classes(blocks)[..., None, None] * np.ones((3, 3)))
+    np.save(tmp_path / "dsm.npy", heights)
+    with pytest.raises(ValueError, match="no CRS that knows metres"):
+        predict_height_classes({"dsm": tmp_path / "dsm.npy"}, tmp_path / "map.tif", resolution=2.0)
+    with pytest.raises(ValueError, match="`resolution` is -1; expected metres"):
+        predict_height_classes({"dsm": dsm}, tmp_path / "map.tif", resolution=-1)

@@ -149,3 +149,18 @@ def test_other_names_are_named_and_other_spellings_are_not(caplog):
     assert "declares [-32768.0] of modality 'dsm'" in compare(CLASSES, dsm=[-9999.0, -32768.0])
     assert processor.nodata == [[], [-9999.0, -32768.0], [0.0]]
     check_meaning(None, config, processor)  # nothing is known of the data set
+
+
+def test_another_resolution_is_said_from_half_as_much_again_on(caplog):
+    config, processor = tiny_config(num_labels=2), SgmaImageProcessor(["rgb"], [3])
+
+    def compare(there, known):
+        processor.resolution = known
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="sgma_hf.data.metadata"):
+            check_meaning(DatasetMetadata(["rgb"], [3], ["uint8"], resolution=there), config, processor)
+        return caplog.text
+
+    assert compare(0.2, 0.29) == compare(0.29, 0.2) == compare(None, 0.2) == compare(0.2, None) == ""
+    assert "has 0.2 m per pixel, the model was trained on 0.5 m: things look 2.5 times as large" in compare(0.2, 0.5)
+    assert "things look 2.5 times as small" in compare(0.5, 0.2)

@@ -71,6 +71,7 @@ class DatasetDescription:
     choices: Mapping[str, Choice] = field(default_factory=dict)  # options of its own
     class_shares: tuple[float, ...] = ()  # published, of the labelled pixels of all splits; empty where nobody says
     class_shares_source: str = ""  # who measured them
+    resolution: float | None = None  # metres per pixel; None where scenes differ, or nobody says
     default_tile: int | None = None  # side of a tile in pixels; None keeps scenes whole
     facts: tuple[tuple[str, str], ...] = ()  # (statement, source) about the files: what the reader relies on
     terms: str = ""  # of use, plain text; printed before a push and part of the card
@@ -269,6 +270,7 @@ class BenchmarkDataset(ABC):
             units=[modality.unit for modality in self.modalities],
             class_names=list(self.class_names),
             palette=[list(colour) for colour in self.palette],
+            resolution=self.description.resolution,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -113,13 +113,14 @@ def valid_pixels(
     In integers 0 counts only where all bands are 0: a dark band is no hole, but the edge of a swath is. Measured
     floating point numbers are hardly ever 0 in one band alone, so there 0 counts as any other value does.
 
-    `gaps` is told by its method `add(missing, shape)` which bands are missing where, as `_missing_bands` has it.
+    `gaps` is told by `add(missing, valid, num_bands)` which bands are missing, as `_missing_bands` has it.
     """
     bands = values[None] if values.ndim == 2 else np.moveaxis(values, channel_axis, 0)
     missing = _missing_bands(bands, nodata, declared)
+    valid = np.ones(bands.shape[1:], dtype=bool) if missing is None else ~missing.any(0)
     if gaps is not None:
-        gaps.add(missing, bands.shape)
-    return np.ones(bands.shape[1:], dtype=bool) if missing is None else ~missing.any(0)
+        gaps.add(missing, valid, len(bands))
+    return valid
 
 
 def _missing_bands(bands: np.ndarray, nodata: Sequence[float], declared: Sequence[float | None]) -> np.ndarray | None:
@@ -149,6 +150,9 @@ def _missing_bands(bands: np.ndarray, nodata: Sequence[float], declared: Sequenc
                 continue
             if number == 0 and not is_float:
                 zero = True
+                continue
+            if missing is None and band == slice(None):
+                missing = bands == number
                 continue
             if missing is None:
                 missing = np.zeros(bands.shape, dtype=bool)

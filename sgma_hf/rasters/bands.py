@@ -54,16 +54,21 @@ class BandGaps:
         self._others = np.zeros(1)  # pixels that other bands cover, for each band
         self._lacking = np.zeros(1)  # those of them where it is missing
 
-    def add(self, missing: np.ndarray | None, shape: tuple[int, int, int]) -> None:
-        """Count a part of (bands, height, width): bool of that shape, or of one band that stands for all; or None."""
-        count, height, width = shape
-        if missing is None or len(missing) < count:
-            there = height * width - (0 if missing is None else int(missing.sum()))
-            self._others = self._others + np.full(count, there)
+    def add(self, missing: np.ndarray | None, valid: np.ndarray, num_bands: int) -> None:
+        """Count a part: bool (bands, height, width), or of one band that stands for all, or None; False where any is.
+
+        `valid` is True where no band is missing.
+        """
+        there = np.count_nonzero(valid)
+        lost = np.zeros(1) if missing is None else np.array([np.count_nonzero(absent) for absent in missing])
+        if missing is None or len(missing) < num_bands or (lost == valid.size - there).all():  # all bands together
+            self._others = self._others + np.full(num_bands, there)
             return
-        present = (~missing).sum(0, dtype=np.int32)
-        self._others = self._others + np.array([(present > ~absent).sum() for absent in missing])
-        self._lacking = self._lacking + np.array([(absent & (present > 0)).sum() for absent in missing])
+        present = num_bands - missing.sum(0, dtype=np.int32)
+        covered, alone = np.count_nonzero(present), present == 1
+        only = np.array([np.count_nonzero(alone > absent) for absent in missing]) if alone.any() else 0
+        self._others = self._others + covered - only
+        self._lacking = self._lacking + lost - (valid.size - covered)
 
     def note(self, name: str, chosen: BandSelection, advice: str) -> str:
         """One line about bands that lack more than half; empty if none does.

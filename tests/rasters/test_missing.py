@@ -166,18 +166,20 @@ def test_palette_in_a_png_without_a_place_is_transparent_by_index(tmp_path):
 
 def test_a_band_that_lacks_more_than_half_is_named_with_what_drops_it():
     gaps, lines = BandGaps(), np.zeros((3, 10, 10), bool)
-    gaps.add(None, (3, 10, 10))
+    whole = np.ones((10, 10), bool)
+    gaps.add(None, whole, 3)
     lines[1] = lines[2, :3] = True
     for _ in range(2):
-        gaps.add(lines, lines.shape)
-    gaps.add(np.ones((1, 10, 10), bool), (3, 10, 10))  # nothing at all
+        gaps.add(lines, ~lines.any(0), 3)
+    gaps.add(np.ones((1, 10, 10), bool), ~whole, 3)  # nothing at all
     note = gaps.note("sar", BandSelection((4, 2, 7)), "--modalities sar:{bands}")
     assert note.endswith("that its other bands cover: 2 (67%); --modalities sar:4,7.")
     apart = BandGaps()
-    apart.add(np.stack([np.arange(100).reshape(10, 10) < 60, np.arange(100).reshape(10, 10) >= 60]), (2, 10, 10))
+    half = np.arange(100).reshape(10, 10) < 60
+    apart.add(np.stack([half, ~half]), ~whole, 2)
     assert "cover: 2 (100%); 1." in apart.note("sar", BandSelection(), "{bands}")
     single = BandGaps()
-    single.add(np.ones((1, 4, 4), bool), (1, 4, 4))
+    single.add(np.ones((1, 10, 10), bool), ~whole, 1)
     assert single.note("dsm", BandSelection(), "") == BandGaps().note("dsm", BandSelection(), "") == ""
     assert gaps.note("sar", BandSelection(), "").count("\n") == 0
 

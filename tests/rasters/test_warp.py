@@ -60,6 +60,10 @@ GRIDS = {
         @ Affine.scale(1, -1)
         @ Affine.translation(-75, -70),
     ),
+    "sheared": (
+        ZONE_32,
+        Affine.translation(WEST + 100, NORTH - 100) @ Affine(1, 0.3, 0, 0.2, -1, 0) @ Affine.translation(-75, -70),
+    ),
     "finer": (ZONE_32, Affine(0.4, 0, WEST + 0.3, 0, -0.4, NORTH + 0.6)),
     "other zone": (ZONE_33, Affine(1, 0, WEST, 0, -1, NORTH)),
 }
@@ -98,6 +102,44 @@ def test_values_do_not_depend_on_how_large_the_map_is(tmp_path):
         with RasterScene({"x": path}, channels={"x": 1}, like=like) as scene:
             strips.append(scene.read(0, 0, 140, width)["x"].data)
     np.testing.assert_allclose(strips[1], strips[0][:, 100:120], atol=0.5)  # places are within a thousandth of a pixel
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_eight_bits_are_bilinear_but_for_the_rounding_to_whole_numbers(tmp_path, name):
+    crs, grid = GRIDS[name]
+    transform, size = source_transform(crs), (140, 150)
+    values = np.rint(noise()).astype(np.uint8)
+    path = write_tiff(tmp_path / "x.tif", values[None], crs=crs, transform=transform)
+    like = write_tiff(tmp_path / "grid.tif", np.zeros((1, *size), np.uint8), crs=ZONE_32, transform=grid)
+    with RasterScene({"x": path}, channels={"x": 1}, like=like) as scene:
+        image = scene.read(0, 0, *size)["x"]
+    assert image.dtype == np.uint8 and not image.mask.any()
+    expected = bilinear(values.astype(float), transform, crs, grid, size)
+    np.testing.assert_allclose(image.data[..., 0], expected, atol=0.5 + (0.3 if crs == ZONE_33 else 1e-3))
+
+
+def test_a_value_is_the_same_in_every_window(tmp_path):
+    """Windows of any size, across the edges of the blocks that are warped at once, with holes on them."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 250, (2, 700, 800)).astype(np.int16)
+    values[:, rng.random((700, 800)) < 0.05] = -1
+    path = write_tiff(tmp_path / "x.tif", values, nodata=-1, crs=ZONE_33)
+    (x,), (y,) = warp.transform(ZONE_33, ZONE_32, [500010.0], [4799990.0])
+    like = write_tiff(tmp_path / "grid.tif", np.zeros((1, 620, 640), np.uint8), crs=ZONE_32, origin=(x, y))
+    with RasterScene({"x": path}, channels={"x": 2}, like=like) as scene:
+        whole = scene.read(0, 0, 620, 640)["x"]
+    assert 0.9 < 1 - whole.mask.mean() < 0.96
+    for size in (1, 33, 256, 511, 600):
+        with RasterScene({"x": path}, channels={"x": 2}, like=like) as scene:
+            for _ in range(3):
+                top, left = (int(rng.integers(0, side - size)) for side in (620, 640))
+                image = scene.read(top, left, size, size).get("x")
+                place = Window(top, left, size, size).slices
+                if image is None:
+                    assert whole.mask[place].all()
+                    continue
+                np.testing.assert_array_equal(image.mask, whole.mask[place])
+                np.testing.assert_array_equal(image.filled(-1), whole[place].filled(-1))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])

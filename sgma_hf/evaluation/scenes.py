@@ -83,7 +83,7 @@ def score_map(
     confusion, labelled = counts["confusion"][:num_labels], int(counts["labelled"][:num_labels].sum())
     scores = segmentation_scores(confusion, scored_classes=scored_classes)
     scores["uncovered_share"] = 1 - scores["pixels"] / labelled if labelled else None
-    scores["unlabelled_share"] = 1 - labelled / (height * width)
+    scores["unlabelled_share"] = (height * width - labelled) / (height * width)
     if robustness is not None:
         means = counts["shares"] / np.maximum(counts["pixels"], 1)[:, None]
         rows = zip(means[:num_labels], counts["pixels"][:num_labels], strict=True)

@@ -18,7 +18,7 @@ from sgma_hf.publishing.record import TrainingRecord
 from sgma_hf.publishing.results import results_to_markdown
 
 
-pytest.importorskip("rasterio")
+rasterio_open = pytest.importorskip("rasterio").open
 
 
 def test_map_is_scored_where_it_and_the_label_hold_something(tmp_path):
@@ -289,6 +289,33 @@ def test_nodata_of_a_label_is_a_class_where_classes_name_it(tmp_path):
     label = write_tiff(tmp_path / "label.tif", np.array([[[0, 1, 0, 1]]], dtype=np.uint8), nodata=0)
     scores = [score_map(made, label, 2, classes=classes) for classes in (taken, None)]
     assert scores[0] == scores[1] and (scores[0]["pixels"], scores[0]["unlabelled_share"]) == (2, 1 / 2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_count_a_label_as_its_conversion_does(tmp_path, seed):
+    """Any values, nodata and classes: what rows would hold is what is scored, against numpy."""
+    from sgma_hf.converters.folders.labels import map_label, survey_labels
+    from sgma_hf.rasters.files import read_info
+
+    generator = np.random.default_rng(seed)
+    codes = generator.choice([0, 1, 2, 255, -1, 300], 4, replace=False)
+    values = generator.choice(codes, (1, 12, 14)).astype(generator.choice(["int16", "int32", "float32"]))
+    nodata = generator.choice([None, *codes])
+    label = write_tiff(tmp_path / "label.tif", values, nodata=nodata)
+    made = write_tiff(tmp_path / "map.tif", generator.integers(0, 2, (1, 12, 14)).astype(np.uint8))
+    classes = [{"name": "a", "values": codes[:1].tolist()}, {"name": "b", "values": codes[1:2].tolist()}]
+    classes.append({"ignore": True, "values": codes[2:].tolist()})
+    survey = survey_labels([read_info(label)], json.dumps(classes))
+    ids = map_label(read_info(label), survey.class_map)
+    right = np.select([values[0] == codes[0], values[0] == codes[1]], [0, 1], 255)
+    np.testing.assert_array_equal(ids, right)
+    with rasterio_open(made) as file:
+        predicted = file.read(1)
+    scores = score_map(made, label, 2, classes=ClassMap.of_record(survey.class_map.entries(), ["a", "b"]))
+    assert scores["pixels"] == (right != 255).sum() and scores["unlabelled_share"] == (right == 255).mean()
+    assert scores["accuracy"] == pytest.approx((predicted == right)[right != 255].mean())
+    unions = [((predicted == k) & (right != 255) | (right == k)).sum() for k in (0, 1)]
+    assert scores["iou"] == pytest.approx([((predicted == k) & (right == k)).sum() / unions[k] for k in (0, 1)])
 
 
 def test_command_counts_label_values_as_training_did(tmp_path, capsys):

@@ -30,6 +30,7 @@ def write_fields(folder, *, classes=CLASSES, thermal_nodata=(-9999.0,)):
         modality_dtypes=["uint8", "float32"],
         nodata=[[], list(thermal_nodata)],
         class_names=list(classes),
+        classes=[{"name": name, "values": [index + 10]} for index, name in enumerate(classes)],
     )
     generator = np.random.default_rng(0)
     with ParquetDatasetWriter(folder, metadata, title="Fields") as writer:
@@ -89,6 +90,7 @@ def test_resuming_names_other_arguments_and_refuses_to_train_nothing(arguments, 
         assert main(flags(arguments, max_steps=3, learning_rate="1e-2", resume_from_checkpoint="true")) == 0
     assert "`learning_rate` was 6e-05, is 0.01; `max_steps` was 2, is 3." in caplog.text
     record = TrainingRecord.load(tmp_path / "run")
+    assert record.classes == [{"name": "bare soil", "values": [10]}, {"name": "crop", "values": [11]}]
     assert record.steps == 3 and record.arguments["learning_rate"] == 0.01
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from tiny_models import RESNET, spread_weights, tiny_model
+from tiny_models import EVERY_BACKBONE, RESNET, spread_weights, tiny_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 MODALITY_SLICES = (slice(0, 3), slice(3, 4), slice(4, 6))  # rgb, dsm, sar
@@ -103,6 +105,25 @@ def test_absent_modalities_are_not_encoded():
     assert count_encoded_pairs(model, pixel_values, ROW_MASK) == [6]
     assert count_encoded_pairs(model, pixel_values, pixel_mask()) == [3 + 2 + 1]
     assert count_encoded_pairs(model, pixel_values, torch.zeros(3, 3, 64, 64, dtype=torch.bool)) == []
+
+
+# Not swinv2, which computes its position biases once for a batch.
+@pytest.mark.parametrize("name", sorted(EVERY_BACKBONE.keys() - {"swinv2"}))
+def test_a_third_absent_costs_two_thirds_of_the_encoders_operations(name):
+    model, (pixel_values, labels) = tiny_model(backbone_config=EVERY_BACKBONE[name]).train(), batch()
+    holed = torch.ones(3, 3, 64, 64, dtype=torch.bool)
+    holed[:, :, :9, :9] = False  # what is there in part costs as much as what is whole
+
+    def operations(mask):
+        # the counter does not know the CPU's fused attention, so the plain products are counted
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(pixel_values, mask, labels=labels, sampling_noise=torch.full((3,), 0.5)).loss.backward()
+        return sum(counter.get_flop_counts()["SgmaForSemanticSegmentation.sgma.backbone"].values())
+
+    absent = ~torch.eye(3, dtype=torch.bool)
+    whole = operations(None)
+    assert whole > 0 and operations(holed) == whole
+    assert 3 * operations(absent) == 3 * operations(holed & absent[..., None, None]) == 2 * whole
 
 
 def test_absent_modalities_are_not_projected_and_get_no_gradient():

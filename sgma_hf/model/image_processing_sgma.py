@@ -274,7 +274,7 @@ class SgmaImageProcessor(
             levels: One dict per row, or None, of reference levels by modality that are known: a number, or an array
                 (height, width) of the raster's size. Others are measured.
             do_resize: Overrides the field.
-            size: Overrides the field.
+            size: Overrides the field; a list of several has one for each row.
             input_data_format: "channels_first" or "channels_last", for arrays whose shape leaves both open.
             return_tensors: "pt" for torch tensors, "np" or None for NumPy arrays.
 
@@ -305,7 +305,10 @@ class SgmaImageProcessor(
                 f"`input_data_format` is {input_data_format!r}; expected channels_first or channels_last."
             )
         do_resize = self.do_resize if do_resize is None else do_resize
-        target = _check_size(self.size if size is None else size) if do_resize else None
+        size = self.size if size is None else size
+        sizes = size if isinstance(size, list) and size and not isinstance(size[0], int) else [size] * len(samples)
+        sizes = _as_list(sizes, len(samples), is_single=False, name="size")
+        targets = [_check_size(each) if do_resize else None for each in sizes]
         with_labels = segmentation_maps is not None
         maps_are_single = is_single and not isinstance(segmentation_maps, list | tuple)
         maps = _as_list(segmentation_maps, len(samples), is_single=maps_are_single, name="segmentation_maps")
@@ -313,8 +316,8 @@ class SgmaImageProcessor(
         windows = _as_list(windows, len(samples), is_single=window_is_single, name="windows")
         levels = _as_list(levels, len(samples), is_single=is_single and isinstance(levels, Mapping), name="levels")
         rows = [
-            self._read_row(*row, index=index, target=target, layout=input_data_format)
-            for index, row in enumerate(zip(samples, maps, windows, levels, strict=True))
+            self._read_row(*row, index=index, layout=input_data_format)
+            for index, row in enumerate(zip(samples, maps, windows, levels, targets, strict=True))
         ]
         return BatchFeature(data=self._pack(rows, with_labels=with_labels), tensor_type=return_tensors)
 
@@ -324,9 +327,9 @@ class SgmaImageProcessor(
         label: Any,
         window: Sequence[int] | None,
         levels: Mapping[str, float | np.ndarray] | None,
+        target: dict[str, int] | None,
         *,
         index: int,
-        target: dict[str, int] | None,
         layout: str | None,
     ) -> _Row:
         """Decode one sample and settle its grid, window and output size."""

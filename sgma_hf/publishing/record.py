@@ -30,7 +30,7 @@ RECORDED_ARGUMENTS = (
     "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim lr_scheduler_type "
     "lr_scheduler_kwargs warmup_steps num_train_epochs max_steps per_device_train_batch_size "
     "gradient_accumulation_steps seed data_seed bf16 fp16 load_best_model_at_end metric_for_best_model crop_size "
-    "random_flip random_quarter_turns modality_dropout noise_std gain_range augment class_balanced_crops "
+    "random_flip random_quarter_turns random_scale modality_dropout noise_std gain_range augment class_balanced_crops "
     "robustness_sampling"
 ).split()
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")

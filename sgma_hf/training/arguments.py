@@ -65,6 +65,8 @@ class SgmaTrainingArguments(TrainingArguments):
         crop_size: Side in pixels of the square window that is cut from each row; None takes whole images.
         random_flip: Whether to flip vertically and horizontally, each with probability 1/2.
         random_quarter_turns: Whether to turn by multiples of 90 degrees.
+        random_scale: Crops are zoomed by a factor between 1 / (1 + random_scale) and 1 + random_scale, by their
+            logarithms even; 0 for none.
         modality_dropout: Probability to drop a modality that a row has; the last one always stays. The paper drops
             modalities but states no rate. Ours is for models with modality-aware sampling, which trains every
             modality alone anyway; without it 0.5, at which all combinations are about equally frequent, keeps more
@@ -101,6 +103,9 @@ class SgmaTrainingArguments(TrainingArguments):
     crop_size: int | None = HfArg(default=None, help="Side of the training window in pixels.")
     random_flip: bool = HfArg(default=True, help="Flip vertically and horizontally at random.")
     random_quarter_turns: bool = HfArg(default=True, help="Turn by multiples of 90 degrees at random.")
+    random_scale: float = HfArg(
+        default=0.0, help="Zoom into crops by a factor between 1 / (1 + random_scale) and 1 + random_scale."
+    )
     modality_dropout: list[float] = HfArg(
         default_factory=lambda: [0.3], help="Probability to drop a modality: one for all, or one per modality."
     )

@@ -24,7 +24,8 @@ from .row_sampling import ROW_KEY, RowKey
 SIZE_GROUPS = "size_groups"  # what stands for a batch of unequal sizes: batches of one size each
 # What a collator and the arguments of training both have.
 _AUGMENTATION = (
-    "crop_size random_flip random_quarter_turns modality_dropout noise_std gain_range augment class_balanced_crops"
+    "crop_size random_flip random_quarter_turns random_scale modality_dropout noise_std gain_range augment "
+    "class_balanced_crops"
 ).split()
 
 
@@ -45,6 +46,7 @@ class RowDraws:
     noise_seed: int
     class_choice: np.ndarray  # (2,), in [0, 1): the class that a crop is to show, and which of its pixels
     augmentation_seed: int
+    scale: float  # in [-1, 1): the power of 1 + `random_scale`
 
 
 def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
@@ -61,6 +63,7 @@ def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
         noise_seed=int(generator.integers(2**63)),
         class_choice=generator.random(2),
         augmentation_seed=int(generator.integers(2**63)),
+        scale=float(generator.uniform(-1, 1)),
     )
 
 
@@ -74,7 +77,7 @@ def drop_modalities(present: np.ndarray, probabilities: np.ndarray, draws: RowDr
 
 
 class _DrawnRow(NamedTuple):
-    """A decoded row with its random choices; `window` is the top, left, height and width of its crop."""
+    """A decoded row with its random choices: top, left, height and width of its crop, and the size it gets."""
 
     id: Any
     key: RowKey
@@ -82,6 +85,7 @@ class _DrawnRow(NamedTuple):
     images: dict[str, Any]
     label: np.ndarray
     window: tuple[int, int, int, int]
+    size: tuple[int, int]
 
 
 @dataclass
@@ -94,6 +98,8 @@ class SgmaDataCollator:
             row smaller than that is taken whole. None takes whole images.
         random_flip: Flip vertically and horizontally, each with probability 1/2.
         random_quarter_turns: Turn by a multiple of 90 degrees; rows that are not square by 180 only.
+        random_scale: Zoom into the crop by a factor between 1 / (1 + random_scale) and 1 + random_scale, into all
+            modalities and the label alike; 0 for none.
         modality_dropout: Probability to drop each modality, in [0, 1): one number for all, or one per modality.
         noise_std: Standard deviation of Gaussian noise, in normalised units: one for all, or one per modality.
         gain_range: Each modality's normalised values are multiplied by a number in [1 - gain_range, 1 + gain_range]:
@@ -115,6 +121,7 @@ class SgmaDataCollator:
     crop_size: int | None = None
     random_flip: bool = True
     random_quarter_turns: bool = True
+    random_scale: float = 0.0
     modality_dropout: Sequence[float] | float = 0.0
     noise_std: Sequence[float] | float = 0.0
     gain_range: Sequence[float] | float = 0.0
@@ -128,6 +135,11 @@ class SgmaDataCollator:
         if self.crop_size is not None and self.crop_size < 1:
             raise ValueError(
                 f"`crop_size` is {self.crop_size}; expected pixels, at least 1, or None for whole images."
+            )
+        if not 0 <= self.random_scale < np.inf or (self.random_scale and self.crop_size is None):
+            raise ValueError(
+                f"`random_scale` is {self.random_scale}, and `crop_size` {self.crop_size}; expected a number of at "
+                "least 0, and with it the size that all crops are brought to."
             )
         if self.num_labels is None:
             self.num_labels = self.processor.num_labels
@@ -152,7 +164,7 @@ class SgmaDataCollator:
         groups: dict[tuple[int, int], list[_DrawnRow]] = {}
         drawn = [self._draw(row) for row in rows]
         for row in drawn:
-            groups.setdefault(row.window[2:], []).append(row)
+            groups.setdefault(row.size, []).append(row)
         if self.with_row_index and len(groups) > 1:
             return {SIZE_GROUPS: [self._collate(group) for group in groups.values()]}
         return self._collate(drawn)
@@ -167,19 +179,19 @@ class SgmaDataCollator:
         if all(raster is None for raster in images.values()):
             raise ValueError(f"Row {row.get('id')!r} has none of the modalities {list(images)}; leave it out.")
         images = self._augmentation.move(images, draw.augmentation_seed)
-        return _DrawnRow(row.get("id"), row[ROW_KEY], draw, images, label, self._window(label, draw))
+        return _DrawnRow(row.get("id"), row[ROW_KEY], draw, images, label, *self._window(label, draw))
 
     def _collate(self, rows: Sequence["_DrawnRow"]) -> dict[str, Any]:
-        keys, draws, windows = ([getattr(row, name) for row in rows] for name in ("key", "draws", "window"))
-        images, labels = [row.images for row in rows], [row.label for row in rows]
+        _, keys, draws, images, labels, windows, sizes = map(list, zip(*rows, strict=True))
         try:
-            batch = self.processor(images, segmentation_maps=labels, windows=windows)
+            zoom = {"do_resize": True, "size": sizes} if self.random_scale else {}
+            batch = self.processor(images, segmentation_maps=labels, windows=windows, **zoom)
             if self.num_labels != self.processor.num_labels:
                 check_class_ids(batch["labels"], self.num_labels, "label")
         except ValueError as error:
             raise ValueError(f"Rows {[row.id for row in rows]}: {error}") from error
         values, mask, targets = batch["pixel_values"], batch["modality_mask"], batch["labels"]
-        for position, (key, draw, (*_, height, width)) in enumerate(zip(keys, draws, windows, strict=True)):
+        for position, (key, draw, (height, width)) in enumerate(zip(keys, draws, sizes, strict=True)):
             # Views of the row without its padding: it is changed and turned as it is alone.
             row_values, row_labels = (maps[position, ..., :height, :width] for maps in (values, targets))
             row_mask = mask[position] if mask.ndim == 2 else mask[position, :, :height, :width]
@@ -211,15 +223,19 @@ class SgmaDataCollator:
             )
         return np.broadcast_to(values, (count,))
 
-    def _window(self, label: np.ndarray, draw: RowDraws) -> tuple[int, int, int, int]:
-        """Place of the crop: top, left, height and width in pixels of the label's grid."""
-        size = label.shape
-        sides = [side if self.crop_size is None else min(side, self.crop_size) for side in size]
+    def _window(self, label: np.ndarray, draw: RowDraws) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+        """The crop: top, left, height and width in pixels of the label's grid; and the size that it is brought to."""
+        limit = self.crop_size or max(label.shape)
+        zoom = (1 + self.random_scale) ** draw.scale
+        wanted = max(1, round(limit / zoom))
+        cuts = [min(side, wanted) for side in label.shape]
+        target = tuple(limit if cut == wanted else max(1, min(limit, round(cut * zoom))) for cut in cuts)
         if self.class_balanced_crops:
             classes = self.processor.num_labels or IGNORE_INDEX
-            return balanced_window(label, sides, draw.crop, draw.class_choice, classes)
-        top, left = (int(place * (side - cut + 1)) for place, side, cut in zip(draw.crop, size, sides, strict=True))
-        return top, left, sides[0], sides[1]
+            return balanced_window(label, cuts, draw.crop, draw.class_choice, classes), target
+        spare = (side - cut for side, cut in zip(label.shape, cuts, strict=True))
+        top, left = (int(place * (room + 1)) for place, room in zip(draw.crop, spare, strict=True))
+        return (top, left, *cuts), target
 
     def _turn(self, maps: torch.Tensor, draw: RowDraws) -> torch.Tensor:
         """Flip and turn (..., height, width), keeping its shape: a transposition and a flip, and so one copy."""

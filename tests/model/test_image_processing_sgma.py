@@ -339,6 +339,17 @@ def test_label_defines_the_grid_else_the_largest_modality():
     assert processor(sample, np.zeros((8, 12), np.uint8))["labels"].shape == (1, 8, 12)
 
 
+def test_each_row_may_have_a_size_of_its_own():
+    images, labels = [{"a": np.ones((6, 6))}] * 2, [np.zeros((6, 6), dtype=np.uint8)] * 2
+    batch = plain()(images, labels, do_resize=True, size=[(3, 4), 6])
+    for index, (height, width) in enumerate([(3, 4), (6, 6)]):
+        inside = np.zeros((6, 6), dtype=bool)
+        inside[:height, :width] = True
+        assert np.array_equal(batch["labels"][index] != 255, inside)
+    with pytest.raises(ValueError, match="`size` has 1 entries and `images` has 2; give one per row"):
+        plain()(images, labels, do_resize=True, size=[(3, 4)])
+
+
 def test_labels_are_resized_by_nearest_neighbour_only():
     label = np.array([[0, 4], [7, 255]], np.uint8)
     batch = plain()([{"a": np.ones((2, 2))}], [label], do_resize=True, size=(4, 6))

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_trainers import make_trainer, state_of
 
 from sgma_hf import SgmaDataCollator, SgmaImageProcessor
+from sgma_hf.training import collator
 from sgma_hf.training.augmentation import Augmentation, balanced_window, for_units, shifted
 from sgma_hf.training.row_sampling import ROW_KEY, RowKey
 
@@ -115,12 +118,13 @@ EVERYTHING = ["rgb=gain,gamma:0.3,shift:1", "sar=speckle_db,gain_db,shift:3"]
 
 
 def test_choices_are_a_function_of_seed_epoch_and_row_whatever_the_batch():
-    collator = SgmaDataCollator(PROCESSOR, crop_size=8, augment=EVERYTHING, class_balanced_crops=True, seed=2)
+    options = {"crop_size": 8, "random_scale": 0.3, "augment": EVERYTHING, "class_balanced_crops": True}
+    collate = SgmaDataCollator(PROCESSOR, **options, seed=2)
     rows = [make_row(index) for index in range(4)]
-    batch, again, alone = collator(rows), collator(rows), collator([rows[2]])
+    batch, again, alone = collate(rows), collate(rows), collate([rows[2]])
     for key in ("pixel_values", "labels"):
         assert torch.equal(batch[key], again[key]) and torch.equal(batch[key][2:3], alone[key])
-    later = collator([row | {ROW_KEY: row[ROW_KEY]._replace(epoch=1)} for row in rows])
+    later = collate([row | {ROW_KEY: row[ROW_KEY]._replace(epoch=1)} for row in rows])
     assert not torch.equal(batch["pixel_values"], later["pixel_values"])
 
 
@@ -204,6 +208,64 @@ def test_balanced_crops_raise_the_share_of_a_rare_class_in_a_batch():
     assert shares[0] < 0.03 and 0.5 < shares[1] < 0.58
 
 
+def zoomed(rows, zoom, monkeypatch, **options):
+    """A batch of which every row is zoomed by the same factor, 1.5 ** 1 or 1.5 ** -1 for instance."""
+    base = max(zoom, 1 / zoom)
+    plain = collator.draw_row
+    power = 1.0 if zoom > 1 else -1.0
+    monkeypatch.setattr(collator, "draw_row", lambda *key: replace(plain(*key), scale=power))
+    fixed = {"random_flip": False, "random_quarter_turns": False, "random_scale": base - 1, "seed": 3}
+    batch = SgmaDataCollator(PROCESSOR, **fixed | options)(rows)
+    windows = [SgmaDataCollator(PROCESSOR, **fixed | options)._draw(row).window for row in rows]
+    return batch, windows
+
+
+@pytest.mark.parametrize("zoom", [2.0, 0.5])
+def test_zooming_is_bilinear_inwards_and_an_average_outwards(monkeypatch, zoom):
+    rows = [make_row(index, size=48) for index in range(3)]
+    for row in rows:
+        row["sar"][5, 5] = -12.0  # no gap
+    batch, windows = zoomed(rows, zoom, monkeypatch, crop_size=16)
+    assert batch["pixel_values"].shape == (3, 5, 16, 16)
+    side = int(16 / zoom)
+    for index, (row, (top, left, height, width)) in enumerate(zip(rows, windows, strict=True)):
+        assert (height, width) == (side, side)
+        whole = PROCESSOR([{name: row[name] for name in ("rgb", "sar")}])["pixel_values"]
+        if zoom > 1:
+            expected = torch.nn.functional.interpolate(whole, scale_factor=2, mode="bilinear", align_corners=False)
+            expected = expected[0, :, 2 * top : 2 * top + 16, 2 * left : 2 * left + 16]
+            label = np.kron(row["label"], np.ones((2, 2)))[2 * top : 2 * top + 16, 2 * left : 2 * left + 16]
+        else:
+            expected = torch.nn.functional.avg_pool2d(whole[..., top : top + 32, left : left + 32], 2)[0]
+            label = row["label"][top + 1 : top + 32 : 2, left + 1 : left + 32 : 2]  # the pixel behind the centre
+        torch.testing.assert_close(batch["pixel_values"][index], expected, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(batch["labels"][index].numpy(), label)
+
+
+def test_gaps_do_not_blend_when_zoomed(monkeypatch):
+    row = make_row(0, size=16)
+    row["sar"][:] = -12.0
+    row["sar"][4:8, 4:8] = -9999.0
+    batch, _ = zoomed([row], 2.0, monkeypatch, crop_size=32)  # of which 8 x 8 were missing
+    mask, values = batch["modality_mask"][0, 1], batch["pixel_values"][0, 3]
+    assert (~mask).sum() == 8 * 8
+    np.testing.assert_allclose(values[mask], values[mask][0], rtol=1e-5)
+
+
+def test_all_crops_have_one_size_whatever_the_zoom_and_small_rows_are_zoomed_whole():
+    options = {"crop_size": 20, "random_scale": 0.7}
+    batch = SgmaDataCollator(PROCESSOR, with_row_index=True, **options)([make_row(i, size=64) for i in range(40)])
+    assert batch["pixel_values"].shape == (40, 5, 20, 20)
+    drawn = [SgmaDataCollator(PROCESSOR, **options)._draw(make_row(index, size=15)) for index in range(200)]
+    assert {row.size for row in drawn if row.window[2:] == (15, 15)} >= {(9, 9), (15, 15), (20, 20)}
+    cut = [SgmaDataCollator(PROCESSOR, **options)._draw(make_row(index, size=64)).window[2] for index in range(300)]
+    assert min(cut) == round(20 / 1.7) and max(cut) == 34
+    logarithms = np.log(20 / np.array(cut))  # even in [-log 1.7, log 1.7]
+    assert abs(logarithms.mean()) < 5 * np.log(1.7) / np.sqrt(3 * 300)
+    with pytest.raises(ValueError, match=r"`random_scale` is 0.5, and `crop_size` None; expected"):
+        SgmaDataCollator(PROCESSOR, random_scale=0.5)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -244,7 +306,7 @@ def test_the_unit_of_the_data_set_decides_how_speckle_and_gain_enter():
 
 @pytest.mark.long
 def test_resuming_in_mid_epoch_draws_the_same_augmentation(tmp_path):
-    options = {"augment": ["rgb=gain,gamma,shift", "dsm=shift:1"], "class_balanced_crops": True}
+    options = {"augment": ["rgb=gain,gamma,shift", "dsm=shift:1"], "class_balanced_crops": True, "random_scale": 0.3}
     saving = {"save_strategy": "steps", "save_steps": 2}
     uninterrupted = make_trainer(tmp_path, **saving, **options)
     uninterrupted.train()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from transformers.utils import logging
 
 from ..model.cells_sgma import predicted_classes
@@ -163,7 +164,7 @@ def measure_loading(
     `batch_seconds`, `step_seconds` and their ratio `loading_to_compute`.
     """
     model = case.build().train()
-    batch = {name: values.to(case.device) for name, values in collator(rows).items()}
+    batch = send_to_device(collator(rows), case.device)
 
     def step() -> None:
         model(**batch).loss.backward()

@@ -52,7 +52,7 @@ class SgmaEncoding:
             for row, mask in zip(position, host_mask, strict=True):
                 own = max((index for index, there in zip(row, mask, strict=True) if there), default=0)
                 row[:] = [index if there else own for index, there in zip(row, mask, strict=True)]
-            pairs.position = to_device([[row[index] for index in active] for row in position], device)
+            pairs.position = to_device([[row[index] for row in position] for index in active], device)
         elif active != packed:
             pairs.slices = to_device([packed.index(index) for index in active], device)
         return pairs
@@ -73,13 +73,13 @@ class SgmaEncoding:
     def attention_biases(self, mask: torch.Tensor, active: torch.Tensor | None) -> list[torch.Tensor]:
         """Logarithm of the covered fraction of the stages' cells, `ABSENT_SCORE` where nothing is, float32 at least.
 
-        (batch_size, M', positions) for the M' modalities `active`, or (batch_size, M', 1) if every pair is complete.
+        (M', batch_size, positions) for the M' modalities `active`, or (M', batch_size, 1) if every pair is complete.
         """
-        there = _columns(mask, active).unsqueeze(-1)
+        there = _modalities_first(mask, active).unsqueeze(-1)
         if self.fractions is None:
             return [torch.where(there, 0.0, ABSENT_SCORE)] * len(self.stages)
         dtype = torch.promote_types(self.stages[0].tokens.dtype, torch.float32)
-        fractions = [_columns(fraction, active).flatten(2).to(dtype) for fraction in self.fractions]
+        fractions = [_modalities_first(fraction, active).flatten(2).to(dtype) for fraction in self.fractions]
         return [torch.where(there & (part > 0), part.log(), ABSENT_SCORE) for part in fractions]
 
     def single_robustness(self, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -225,6 +225,6 @@ def packed_positions(host_present: list[list[bool]]) -> list[list[int]]:
     return [list(row) for row in zip(*by_modality, strict=True)]
 
 
-def _columns(values: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
-    """Those of the modalities `active`, of (batch_size, num_modalities, ...); None: all."""
-    return values if active is None else values.index_select(1, active)
+def _modalities_first(values: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
+    """(batch_size, num_modalities, ...) -> (M', batch_size, ...) for the M' modalities `active`; None: all."""
+    return (values if active is None else values.index_select(1, active)).transpose(0, 1)

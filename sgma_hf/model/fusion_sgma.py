@@ -1,7 +1,7 @@
 """How the modalities are fused at one stage: semantic-guided (SGF, arXiv:2603.02505), and the means it is measured by.
 
 A fusion is a class with the methods of [`SgmaMeanFusion`], under its name in `FUSIONS`.
-In the comments: B rows, M modalities, N positions, C channels. Tokens are channels last, (..., N, C).
+In the comments: B rows, M modalities, N positions, C channels. Tokens are channels last; modalities come before rows.
 """
 
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from .layers_sgma import (
     SgmaSpatialPerceptron,
     SgmaTokens,
     class_prototypes,
-    softmax,
     weighted_sum,
 )
 
 
 @dataclass
 class SgmaStageTokens:
-    """What one stage keeps of every present pair, packed: (pairs, positions, channels).
+    """What one stage keeps of every present pair, packed.
 
     `tokens` alone with mean fusion. `keys`, `reference_values` and `class_logits` are None if no row has two
     modalities to compare.
     """
 
     size: tuple[int, int]
-    tokens: torch.Tensor
+    tokens: torch.Tensor  # (pairs, positions, channels)
+    # Flat, (pairs * positions, ...), as a linear layer takes and gives them at least cost:
     values: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     reference_values: torch.Tensor | None = None
@@ -45,7 +45,7 @@ class SgmaPairs:
     """Where the pairs of a batch stand in the packed order: one modality after the other, rows ascending in each."""
 
     batch_size: int
-    # Of every (row, modality) among the packed pairs, int64, (batch_size, M'). An absent pair points to another pair
+    # Of every (modality, row) among the packed pairs, int64, (M', batch_size). An absent pair points to another pair
     # of its row: its weight is 0, and a row never reads another row. None: what is packed is there in every row, and
     # so is all of `active`.
     position: torch.Tensor | None = None
@@ -53,14 +53,12 @@ class SgmaPairs:
     active: torch.Tensor | None = None  # the M' among the model's modalities; None: all of them
     complete: bool = True  # whether each of the M' is there in every row
 
-    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
-        """(pairs, positions, channels) -> (batch_size, M', positions, channels)."""
+    def unpack(self, packed: torch.Tensor, num_positions: int) -> torch.Tensor:
+        """(pairs, positions, channels), or that flat -> (M', batch_size, positions, channels)."""
         if self.position is not None:
-            return packed[self.position]
-        by_modality = packed.unflatten(0, (-1, self.batch_size))  # (M, B, N, C)
-        if self.slices is not None:
-            by_modality = by_modality.index_select(0, self.slices)
-        return by_modality.transpose(0, 1)
+            return packed.view(-1, num_positions, packed.shape[-1])[self.position]
+        by_modality = packed.view(-1, self.batch_size, num_positions, packed.shape[-1])
+        return by_modality if self.slices is None else by_modality.index_select(0, self.slices)
 
 
 class SgmaMeanFusion(nn.Module):
@@ -85,28 +83,28 @@ class SgmaMeanFusion(nn.Module):
         values and class scores are not needed.
         """
         parts = zip(self.projectors, features.split(pairs_per_modality), strict=True)
-        tokens = torch.cat([projector(part) for projector, part in parts if part.shape[0]])  # (P, N, C)
-        return SgmaStageTokens((features.shape[-2], features.shape[-1]), tokens)
+        tokens = torch.cat([projector(part) for projector, part in parts if part.shape[0]])  # (P * N, C)
+        return SgmaStageTokens((features.shape[-2], features.shape[-1]), tokens.unflatten(0, (features.shape[0], -1)))
 
     def fuse(
         self, stage: SgmaStageTokens, pairs: SgmaPairs, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Fuse two or more modalities, the M' of `pairs`.
 
-        `bias` is the logarithm of the covered fraction, (batch_size, M', positions); None if all cover everything.
-        Gives fused tokens (batch_size, positions, channels), robustness (batch_size, M', positions) and prototypes
+        `bias` is the logarithm of the covered fraction, (M', batch_size, positions); None if all cover everything.
+        Gives fused tokens (batch_size * positions, channels), robustness (M', batch_size, positions) and prototypes
         (batch_size, num_labels, channels); the latter two are None with mean fusion.
         """
-        tokens = pairs.unpack(stage.tokens)  # (B, M', N, C)
+        tokens = pairs.unpack(stage.tokens, stage.tokens.shape[1])  # (M', B, N, C)
         if bias is None:
-            return tokens.mean(1), None, None
-        weights = softmax(bias, dim=1) * (bias > ABSENT_SCORE)  # the covered fractions, normalised
+            return tokens.mean(0).flatten(0, 1), None, None
+        weights = bias.softmax(0) * (bias > ABSENT_SCORE)  # the covered fractions, normalised
         return weighted_sum(weights.unsqueeze(-1), tokens), None, None
 
     def fuse_single(self, stage: SgmaStageTokens, index: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
         """Pass one modality per row alone: what `fuse` gives for it, since its softmax weight is 1.
 
-        `index` is the pair of each row; tokens (batch_size, positions, channels) are 0 where it is not `covered`.
+        `index` is the pair of each row; tokens (batch_size * positions, channels) are 0 where it is not `covered`.
         """
         return _pick(stage.tokens, index, covered)
 
@@ -143,33 +141,35 @@ class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
     def project(self, features: torch.Tensor, pairs_per_modality: list[int], with_context: bool) -> SgmaStageTokens:
         """See [`SgmaMeanFusion.project`]."""
         stage = super().project(features, pairs_per_modality, with_context)
-        stage.values = self.robustness_perceptron.value(stage.tokens)
+        tokens = stage.tokens.flatten(0, 1)
+        stage.values = self.robustness_perceptron.value(tokens)
         if with_context:
-            stage.keys = self.robustness_perceptron.key(stage.tokens)
-            stage.reference_values = self.spatial_perceptron.value(stage.tokens)
-            stage.class_logits = self.semantic_filter(stage.tokens)
+            stage.keys = self.robustness_perceptron.key(tokens)
+            stage.reference_values = self.spatial_perceptron.value(tokens)
+            stage.class_logits = self.semantic_filter(tokens)
         return stage
 
     def fuse(
         self, stage: SgmaStageTokens, pairs: SgmaPairs, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See [`SgmaMeanFusion.fuse`]."""
-        tokens = pairs.unpack(stage.tokens)  # (B, M', N, C)
-        prototypes = class_prototypes(pairs.unpack(stage.class_logits), tokens, bias)
-        reference = self.spatial_perceptron(prototypes, tokens, pairs.unpack(stage.reference_values), bias)
-        fused, robustness = self.robustness_perceptron(
-            reference, pairs.unpack(stage.keys), pairs.unpack(stage.values), bias
-        )
+        fields = stage.tokens, stage.class_logits, stage.reference_values, stage.keys, stage.values
+        positions = stage.tokens.shape[1]
+        tokens, logits, reference_values, keys, values = (pairs.unpack(field, positions) for field in fields)
+        prototypes = class_prototypes(logits, tokens, bias)
+        reference = self.spatial_perceptron(prototypes, tokens, reference_values, bias)
+        fused, robustness = self.robustness_perceptron(reference, keys, values, bias)
         return fused, robustness, prototypes
 
     def fuse_single(self, stage: SgmaStageTokens, index: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
         """See [`SgmaMeanFusion.fuse_single`]."""
-        return self.robustness_perceptron.output(_pick(stage.values, index, covered))
+        return self.robustness_perceptron.output(_pick(stage.values.view(stage.tokens.shape), index, covered))
 
 
 def _pick(packed: torch.Tensor, index: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
-    """One pair's tokens for each row, 0 where it does not cover."""
-    return packed[index] if covered is None else torch.where(covered.unsqueeze(-1), packed[index], 0)
+    """One pair's tokens for each row, 0 where it does not cover, (batch_size * positions, channels)."""
+    picked = packed.index_select(0, index)
+    return (picked if covered is None else torch.where(covered.unsqueeze(-1), picked, 0)).flatten(0, 1)
 
 
 # `limits_sgma.FUSION_NAMES` has the same names, to check configurations without any layer.

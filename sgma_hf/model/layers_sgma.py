@@ -1,7 +1,8 @@
 """The layers of SGMA (arXiv:2603.02505): the way into the encoder, MP, CSF, SP, RP and the decode head.
 
 In the comments: B rows, M modalities, P present (row, modality) pairs, K classes, C channels and N = h * w positions
-of a stage, A heads of D channels. Tokens are channels last, (..., N, C).
+of a stage, A heads of D channels. Tokens are channels last. Modalities stand before rows, as they are packed for the
+encoder, so that nothing is copied to bring those of a row together.
 """
 
 import torch
@@ -93,18 +94,18 @@ def initialise(module: nn.Module) -> bool:
 
 
 def to_tokens(maps: torch.Tensor) -> torch.Tensor:
-    """(P, C, h, w) -> (P, N, C), channels last in memory."""
-    return maps.flatten(2).transpose(1, 2)
+    """(P, C, h, w) -> (P * N, C)."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 def to_maps(tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(B, N, C) -> (B, C, h, w), a view."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    """(B * N, C) -> (B, C, h, w), a view."""
+    return tokens.view(-1, *size, tokens.shape[-1]).permute(0, 3, 1, 2)
 
 
-def softmax(scores: torch.Tensor, dim: int) -> torch.Tensor:
-    """Softmax in float32 at least, also under autocast."""
-    return torch.softmax(scores, dim, dtype=torch.promote_types(scores.dtype, torch.float32))
+def at_least_float32(scores: torch.Tensor) -> torch.Tensor:
+    """Half precision, under autocast for instance, does for what goes into a softmax, but not for the softmax."""
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 class SgmaModalityAdapter(nn.Module):
@@ -186,7 +187,7 @@ class SgmaTokens(nn.Identity):
     """The features as they are: what is left of MP without its weights, for the baseline `fusion="mean"`."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """One modality's features (pairs, channels, height, width) -> tokens (pairs, positions, channels)."""
+        """One modality's features (pairs, channels, height, width) -> tokens (pairs * positions, channels)."""
         return to_tokens(features)
 
 
@@ -198,7 +199,7 @@ class SgmaPointwiseProjector(nn.Module):
         self.pointwise = SgmaLinear(channels, channels, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """One modality's features (pairs, channels, height, width) -> tokens (pairs, positions, channels)."""
+        """One modality's features (pairs, channels, height, width) -> tokens (pairs * positions, channels)."""
         return self.pointwise(to_tokens(features))
 
 
@@ -223,7 +224,7 @@ class SgmaModalityProjector(nn.Module):
         self.pointwise = SgmaLinear(channels, channels, bias=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """One modality's features (pairs, channels, height, width) -> tokens (pairs, positions, channels)."""
+        """One modality's features (pairs, channels, height, width) -> tokens (pairs * positions, channels)."""
         # Nothing stands between the branches and their sum, so one convolution with the summed kernels is the same.
         largest, middle, smallest = self.depthwise
         return self.pointwise(to_tokens(largest(features, middle(smallest()))))
@@ -242,18 +243,19 @@ class SgmaSemanticFilter(nn.Module):
 
 
 def class_prototypes(logits: torch.Tensor, tokens: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Average a row's features into one prototype per class: logits (B, M, N, K), tokens (B, M, N, C) -> (B, K, C).
+    """Average a row's features into one prototype per class: logits (M, B, N, K), tokens (M, B, N, C) -> (B, K, C).
 
     The paper sums over modalities and positions; the softmax over both, which makes it an average whatever the size
     of the image and the number of modalities, is ours. `bias` is as in [`SgmaMeanFusion.fuse`].
     """
-    logits = logits.flatten(1, 2)  # (B, M * N, K)
+    logits = at_least_float32(logits)
     if bias is not None:
-        logits = logits + bias.expand(tokens.shape[:3]).flatten(1, 2).unsqueeze(-1)
-    weights = softmax(logits, dim=1).to(tokens.dtype)
-    prototypes = weights.transpose(1, 2) @ tokens.flatten(1, 2)  # (B, K, C)
+        logits = logits + bias.unsqueeze(-1)
+    weights = (logits - logits.logsumexp((0, 2), keepdim=True)).exp().to(tokens.dtype)
+    prototypes = torch.bmm(weights.flatten(0, 1).transpose(1, 2), tokens.flatten(0, 1))  # of the pairs, (M * B, K, C)
+    prototypes = prototypes.unflatten(0, logits.shape[:2]).sum(0)
     if bias is not None:  # a row without anything has the zero vector, not a mean over what is absent
-        covered = (bias > ABSENT_SCORE).flatten(1).any(1)
+        covered = (bias > ABSENT_SCORE).any(2).any(0)
         prototypes = torch.where(covered[:, None, None], prototypes, 0)
     return prototypes
 
@@ -287,19 +289,20 @@ class SgmaSpatialPerceptron(SgmaPerceptron):
     def forward(
         self, prototypes: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """Prototypes (B, K, C), tokens and their `value` (B, M, N, C), bias of the scores -> reference (B, N, C)."""
-        _, num_modalities, positions, channels = tokens.shape
-        head_dim = channels // self.num_heads
-        query = self.query(prototypes).unflatten(2, (self.num_heads, head_dim)) * head_dim**-0.5  # (B, K, A, D)
+        """Prototypes (B, K, C), tokens and their `value` (M, B, N, C), bias of the scores -> reference (B * N, C)."""
+        modalities, rows, positions, channels = tokens.shape
+        heads, head_dim = self.num_heads, channels // self.num_heads
+        query = self.query(prototypes.flatten(0, 1)) * head_dim**-0.5  # (B * K, C)
         keys = self.key(torch.eye(channels, dtype=tokens.dtype, device=tokens.device))  # of unit vectors, (C, C)
-        query = torch.einsum("bkad,cad->bcak", query, keys.unflatten(1, (self.num_heads, head_dim)))
-        query = query.flatten(2)  # (B, C, A * K)
-        scores = tokens.flatten(1, 2) @ query  # (B, M * N, A * K)
-        scores = scores.unflatten(1, (num_modalities, positions))
+        keys = keys.view(channels, heads, head_dim).permute(1, 0, 2)
+        query = torch.bmm(keys, query.view(-1, heads, head_dim).permute(1, 2, 0))  # (A, C, B * K)
+        query = query.view(heads, channels, rows, -1).permute(2, 1, 0, 3)  # (B, C, A, K)
+        query = query.expand(modalities, -1, -1, -1, -1).reshape(modalities * rows, channels, -1)
+        scores = torch.bmm(tokens.flatten(0, 1), query)  # (M * B, N, A * K)
+        scores = at_least_float32(scores.view(modalities, rows, positions, heads, -1))
         if bias is not None:
-            scores = scores + bias.unsqueeze(-1)
-        weights = softmax(scores, dim=1).unflatten(3, (self.num_heads, -1)).mean(-1)  # (B, M, N, A)
-        return self.output(weighted_sum(weights, values))
+            scores = scores + bias[..., None, None]
+        return self.output(weighted_sum(scores.softmax(0).mean(-1), values))
 
 
 class SgmaRobustnessPerceptron(SgmaPerceptron):
@@ -311,28 +314,28 @@ class SgmaRobustnessPerceptron(SgmaPerceptron):
     def forward(
         self, reference: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reference (B, N, C), `key` and `value` of tokens (B, M, N, C), bias of the scores -> fused and robustness.
+        """Reference (B * N, C), `key` and `value` of tokens (M, B, N, C), bias of the scores -> fused and robustness.
 
-        The fused tokens are (B, N, C), the robustness is float32 at least, in [0, 1], (B, M, N).
+        The fused tokens are (B * N, C), the robustness is float32 at least, in [0, 1], (M, B, N).
         """
-        head_dim = keys.shape[-1] // self.num_heads
-        query = (self.query(reference) * head_dim**-0.5).unflatten(2, (self.num_heads, head_dim))  # (B, N, A, D)
-        keys = keys.unflatten(3, (self.num_heads, head_dim)).unbind(1)
-        # Products of matrices would be tiny here, D x 1 at every position and head, and slow in the backward pass; for
-        # one product over all modalities torch.export guards on strides, and so on the batch size it was traced with.
-        scores = torch.stack([(query * key).sum(-1) for key in keys], dim=1)  # (B, M, N, A)
+        heads, head_dim = self.num_heads, keys.shape[-1] // self.num_heads
+        query = self.query(reference).view(*keys.shape[1:3], heads, head_dim)
+        # A product of matrices would be tiny, D x 1 at every position and head, and slow in the backward pass.
+        scores = (query * keys.unflatten(3, (heads, head_dim))).sum(-1) * head_dim**-0.5  # (M, B, N, A)
+        scores = at_least_float32(scores)
         if bias is not None:
             scores = scores + bias.unsqueeze(-1)
-        weights = softmax(scores, dim=1)
+        weights = scores.softmax(0)
         if bias is not None:  # where nothing covers, the softmax is uniform over absent modalities
             weights = weights * (bias > ABSENT_SCORE).unsqueeze(-1)
         return self.output(weighted_sum(weights, values)), weights.mean(-1)
 
 
 def weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Sum values (B, M, N, A * D) over the modalities with weights per head, (B, M, N, A) -> (B, N, A * D)."""
-    values = values.unflatten(3, (weights.shape[3], -1))
-    return (weights.to(values.dtype).unsqueeze(-1) * values).sum(1).flatten(2)
+    """Sum values (M, B, N, A * D) over the modalities with weights per head, (M, B, N, A) -> (B * N, A * D)."""
+    heads, channels = weights.shape[3], values.shape[3]
+    values = values.unflatten(3, (heads, channels // heads))
+    return (weights.to(values.dtype).unsqueeze(-1) * values).sum(0).view(-1, channels)
 
 
 def restride_single(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:

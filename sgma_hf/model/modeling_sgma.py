@@ -231,6 +231,7 @@ class SgmaModel(SgmaPreTrainedModel):
             fused.append(to_maps(tokens, stage.size))
             prototypes.append(class_vectors)
             if weights is not None:
+                weights = weights.transpose(0, 1)
                 if pairs.active is not None:
                     weights = weights.new_zeros(mask.shape + weights.shape[2:]).index_copy(1, pairs.active, weights)
                 weights = weights.unflatten(2, stage.size)

@@ -138,15 +138,15 @@ def test_prototypes_and_hidden_states_come_on_request_only():
 
 
 def test_a_prototype_is_an_average_weighted_by_the_softmax_of_the_class_score():
-    tokens = torch.tensor([[[[1.0], [2.0]], [[4.0], [8.0]]]])  # one row, two modalities, two positions, one channel
-    logits = torch.tensor([1.0, 1.0, 2.0, 4.0]).log().view(1, 2, 2, 1)
+    tokens = torch.tensor([[[[1.0], [2.0]]], [[[4.0], [8.0]]]])  # two modalities, one row, two positions, one channel
+    logits = torch.tensor([1.0, 1.0, 2.0, 4.0]).log().view(2, 1, 2, 1)
     assert class_prototypes(logits, tokens, None).item() == pytest.approx((1 + 2 + 2 * 4 + 4 * 8) / 8)
-    half = torch.tensor([1.0, 1.0, 1.0, 0.5]).log().view(1, 2, 2)  # the last position is covered by half
+    half = torch.tensor([1.0, 1.0, 1.0, 0.5]).log().view(2, 1, 2)  # the last position is covered by half
     assert class_prototypes(logits, tokens, half).item() == pytest.approx((1 + 2 + 2 * 4 + 2 * 8) / 6)
 
 
 def test_a_prototype_does_not_depend_on_the_size_of_the_image():
-    tokens, logits = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 3)
+    tokens, logits = torch.randn(2, 1, 6, 4), torch.randn(2, 1, 6, 3)
     doubled = class_prototypes(logits.repeat(1, 1, 2, 1), tokens.repeat(1, 1, 2, 1), None)
     torch.testing.assert_close(doubled, class_prototypes(logits, tokens, None))
 

@@ -1,1 +1,1 @@
-"""How folders of rasters are read as scenes: layout, modalities, classes, groups, tiles."""
+"""How folders of rasters are read as scenes: layout, modalities, labels, groups, tiles; and what is said before."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.windows import Window
+from ..model.image_transforms_sgma import valid_pixels
 from ..rasters.files import read_info
 from . import dfc2023_facts as facts
 from .benchmarks.builder import BenchmarkBuilder
@@ -68,7 +69,7 @@ def to_decibels(power: np.ndarray, nodata: float | None = None) -> np.ndarray:
     holds decibels already: a ValueError.
     """
     values = power.astype(np.float64)
-    valid = np.isfinite(values) if nodata is None else np.isfinite(values) & (values != nodata)
+    valid = valid_pixels(values, [] if nodata is None else [nodata])
     if (values[valid] < 0).sum() * 2 > valid.sum():
         raise ValueError("holds mostly negative values, so no linear power. Pass --sar db if these are decibels")
     valid &= values > 0
@@ -265,8 +266,8 @@ class Dfc2023Reader(BenchmarkDataset):
         nodata = next(iter(read_info(scene.files[column]).nodata), None)
         if column == "sar" and self.choices["sar"] == "linear":
             values = to_decibels(values, nodata)
-        elif nodata is not None:
-            values = np.where(values == np.float32(nodata), np.float32(np.nan), values)
+        else:
+            values = np.where(valid_pixels(values, [] if nodata is None else [nodata]), values, np.float32(np.nan))
         return values if np.isfinite(values).any() else None
 
     def _label(self, scene: Scene) -> np.ndarray:

@@ -5,7 +5,8 @@ taking from one modality more leaves the others as they are.
 """
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -92,14 +93,34 @@ class RowWithholder:
         return result if valid_pixels(result, nodata).any() else None
 
 
-def free_fill_value(array: np.ndarray | None, fill: float) -> np.ndarray | None:
-    """Move integers that would make their pixel "no data" (`valid_pixels`) by one, so that it means nothing else."""
+def free_fill_value(
+    array: np.ndarray | None, fill: float | Sequence[float], *, valid: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Move numbers that would make their pixel "no data" (`valid_pixels`) to the nearest ones that mean nothing else.
+
+    The raster is (height, width) or (height, width, channels), uint8 to int32 or float32, `fill` the value or values
+    that stand for nothing. Pixels that are not `valid`, bool (height, width), are left.
+    """
     if array is None:
         return None
-    free = valid_pixels(array, [fill])
-    if free.all():
-        return array
-    result = array.copy()
-    hit = ~free if array.ndim == 2 else ~free[..., None]
-    result[hit & (array == fill)] = fill + 1 if fill < np.iinfo(array.dtype).max else fill - 1
+    result, numbers = array, [fill] if np.isscalar(fill) else list(fill)
+    for number in numbers:
+        hit = ~valid_pixels(array, [number])
+        hit = hit if valid is None else hit & valid
+        if hit.any():
+            result = array.copy() if result is array else result
+            result[(hit if array.ndim == 2 else hit[..., None]) & (array == number)] = _beside(
+                number, numbers, array.dtype
+            )
     return result
+
+
+def _beside(number: float, numbers: Sequence[float], dtype: np.dtype) -> float:
+    """The nearest number of a type that is none of some; of two, and of floats, the larger one."""
+    if dtype.kind == "f":
+        while number in numbers:
+            number = float(np.nextafter(dtype.type(number), dtype.type(np.inf)))
+        return number
+    limits = np.iinfo(dtype)
+    others = (other for step in itertools.count(1) for other in (number + step, number - step))
+    return next(other for other in others if limits.min <= other <= limits.max and other not in numbers)

@@ -188,7 +188,7 @@ class RasterFile(contextlib.AbstractContextManager):
             self._scaling = None if self._colors is not None else _scaling(self._dataset, self._values)
             # Whether what is read are other numbers than those that are stored.
             self._is_converted = self.shows_colors or self._is_inverted or self._scaling is not None
-            self._nodata, self._gaps = nodata, gaps
+            self.nodata, self._gaps = nodata, gaps  # what is given, not what the file declares
             self._declared, self._masks = self._find_declared(use_declared_nodata)
             self._turn = 1 if self._has_place() else _turn(self._dataset, path)
             self.info = self._read_header(bands)
@@ -265,7 +265,7 @@ class RasterFile(contextlib.AbstractContextManager):
         else:
             bands = np.stack([self._dataset.read(band, window=part) for band in self._values])
         # What is given is compared with the values that are read, what is declared with what is stored.
-        given = () if self._is_converted else self._nodata
+        given = () if self._is_converted else self.nodata
         valid = valid_pixels(bands, given, declared=self._declared, channel_axis=0, gaps=self._gaps)
         if self.alpha_band is not None:
             valid &= self._dataset.read(self.alpha_band, window=part) > 0
@@ -286,7 +286,7 @@ class RasterFile(contextlib.AbstractContextManager):
         with np.errstate(over="ignore"):
             values = values.astype(self.info.dtype, copy=False)
         if self._is_converted:
-            valid &= valid_pixels(values, self._nodata)
+            valid &= valid_pixels(values, self.nodata)
         return values, valid
 
     def _within_int32(self, values: np.ndarray, valid: np.ndarray) -> np.ndarray:

@@ -3,11 +3,13 @@
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.incomplete_rows import free_fill_value
 from ..data.windows import Window, cover
 from ..model.image_transforms_sgma import interpolation_weights, resample, valid_pixels
 from ..model.pictures_sgma import DECODE_ERRORS
@@ -133,7 +135,7 @@ class LoadedSource:
             self._raster = Raster(values, valid)
         else:
             self._raster = read_raster(info.path, bands=info.bands, **missing)
-        self._grid, self._method = grid, method
+        self._grid, self._method, self._nodata = grid, method, missing.get("nodata", ())
 
     def read(self, window: Window) -> Raster:
         """A window of the grid."""
@@ -149,7 +151,7 @@ class LoadedSource:
                 )
             )
             return Raster(self._raster.values[picked], self._raster.valid[picked])
-        return interpolate(self._raster, self._grid.size, window)
+        return _without_chance(interpolate(self._raster, self._grid.size, window), self._nodata)
 
 
 def interpolate(raster: Raster, size: tuple[int, int], window: Window, dtype: type = np.float32) -> Raster:
@@ -168,6 +170,11 @@ def interpolate(raster: Raster, size: tuple[int, int], window: Window, dtype: ty
     resampled = np.empty((values.shape[0], window.height, window.width), dtype)
     covered = resample(values, None if valid.all() else valid, rows, columns, out=resampled)
     return Raster(np.moveaxis(resampled, 0, -1), np.ones(window[2:], dtype=bool) if covered is None else covered)
+
+
+def _without_chance(raster: Raster, nodata: Sequence[float]) -> Raster:
+    """Move what interpolation made equal to a value that stands for nothing, in place of a hole."""
+    return replace(raster, values=free_fill_value(raster.values, nodata, valid=raster.valid))
 
 
 def read_npy(path: Path, channels: int, bands: BandSelection, *, mapped: bool = False) -> np.ndarray:
@@ -240,7 +247,7 @@ class WarpedSource:
         values = np.zeros((self._info.channels, window.height, window.width), self._info.dtype)
         valid = np.zeros((window.height, window.width), dtype=bool)
         self._fill(window, values, valid)
-        return Raster(np.moveaxis(values, 0, -1), valid)
+        return _without_chance(Raster(np.moveaxis(values, 0, -1), valid), self._file.nodata)
 
     def _fill(self, window: Window, values: np.ndarray, valid: np.ndarray) -> None:
         """Warp into (channels, height, width) and (height, width), in parts where the file is much finer."""

@@ -61,6 +61,8 @@ def test_missing_values_are_no_numbers_of_an_integer_raster():
     values = np.array([[0, 1]], dtype=np.uint8)
     assert valid_pixels(values, [float("nan"), float("inf"), 1]).tolist() == [[True, False]]
     assert free_fill_value(values, 1).tolist() == [[0, 2]]
+    assert free_fill_value(values, [1, 2]).tolist() == [[0, 0]]
+    assert free_fill_value(values, 1, valid=values == 0) is values
 
 
 def test_masked_pixels_are_missing_and_bands_may_come_first():

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from raster_scenes import write_tiff
+from raster_scenes import UTM, write_tiff
 
+from sgma_hf.model.image_transforms_sgma import valid_pixels
 from sgma_hf.rasters.bands import BandGaps, BandSelection
 from sgma_hf.rasters.extents import read_on_extent
 from sgma_hf.rasters.files import read_info, read_raster
@@ -191,3 +192,19 @@ def test_maps_name_a_band_that_is_hardly_there(tmp_path, caplog):
     with RasterScene({"sar": path}, channels={"sar": 2}) as scene:
         assert (~scene.read(0, 0, 16, 16)["sar"].mask[..., 0]).sum() == 64
     assert f"2 (75%); `--sar {path}:1` leaves it out, for a checkpoint that takes as few." in caplog.text
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_interpolation_does_not_make_holes_by_chance(tmp_path, placed):
+    """A quarter of the way from -1 to 3 lies 0, which stands for nothing: the processor would see a hole."""
+    values = np.array([[-1, 3] * 4] * 8, np.int16)
+    place = {"crs": UTM} if placed else {"crs": None}
+    path = write_tiff(tmp_path / "x.tif", values[None], **place)
+    like = write_tiff(tmp_path / "grid.tif", np.zeros((1, 16, 16), np.uint8), pixel=0.5, **place)
+    seen = []
+    for nodata in ([], [0]):
+        with RasterScene({"x": path}, channels={"x": 1}, like=like, nodata={"x": nodata}) as scene:
+            seen.append(scene.read(0, 0, 16, 16)["x"])
+    assert not seen[0].mask.any() and not seen[1].mask.any()
+    assert (seen[0].data == 0).sum() > 16 and valid_pixels(seen[1].data, [0]).all()
+    np.testing.assert_allclose(seen[1].data, seen[0].data, atol=1 if placed else 1e-30)

@@ -1,6 +1,5 @@
 """Decides how each modality is stored: one channel count, one dtype and one meaning of "no data" for all its files."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ...data.codec import SUPPORTED_DTYPES
-from ...model.image_transforms_sgma import valid_pixels
+from ...data.incomplete_rows import free_fill_value
 from ...rasters.extents import covers_whole_pixels
 from ...rasters.raster import Georeference, Raster, RasterInfo
 
@@ -41,26 +40,13 @@ class ModalityPlan:
         if not raster.valid.any():
             return None
         values = raster.values.astype(self.dtype)
-        for number in self.nodata:
-            # Interpolation can hit such a value by chance; data that does is moved by the least step.
-            clash = raster.valid & ~valid_pixels(values, [number])
-            if clash.any():
-                values[clash[..., None] & (values == number)] = self._beside(number)
+        # Interpolation can hit a value that stands for nothing by chance.
+        values = free_fill_value(values, self.nodata, valid=raster.valid)
         if not raster.valid.all():
             if self.fill is None:
                 raise ValueError(f"{path} has pixels without data; name a value for them: --nodata {self.name}=VALUE.")
             values[~raster.valid] = self.fill
         return values
-
-    def _beside(self, number: float) -> float:
-        """The nearest number of the dtype that stands for something; of two, and of floats, the larger one."""
-        if self.dtype == "float32":
-            while number in self.nodata:
-                number = float(np.nextafter(np.float32(number), np.float32(np.inf)))
-            return number
-        limits = np.iinfo(self.dtype)
-        others = (other for step in itertools.count(1) for other in (number + step, number - step))
-        return next(other for other in others if limits.min <= other <= limits.max and other not in self.nodata)
 
 
 def plan_modality(

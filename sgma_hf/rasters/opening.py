@@ -22,6 +22,7 @@ from .raster import require_rasterio
 _BOTTOM_UP, _RIGHT_TO_LEFT = (3, 4, 7, 8), (2, 3, 6, 7)
 # `/vsizip/...`, `https://...`, `NETCDF:file:variable`; one letter and a colon is a disk of Windows.
 _GDAL_NAME = re.compile(r"/vsi\w+/|[A-Za-z][\w+.-]+:")
+_NAME_ONE = "Give the name of one of them, or, in a folder, what `gdal_translate -of VRT NAME x.vrt` makes of it"
 # Formats that GDAL knows but the wheels of rasterio leave out.
 _RARE_DRIVERS = {".hdf": "HDF4", ".hdf4": "HDF4", ".kea": "KEA", ".ecw": "ECW", ".sid": "MrSID", ".jxl": "JPEGXL"}
 
@@ -145,14 +146,14 @@ def _stack_pages(rasterio: ModuleType, dataset: Any, path: str | Path) -> Any:
     """The pages of a TIFF as one dataset; overviews and masks are no pages for GDAL either."""
     names = dataset.subdatasets
     if dataset.driver != "GTiff":
-        raise ValueError(f"{path} holds several rasters. Give the name of one of them: {' or '.join(names[:12])}")
+        raise ValueError(f"{path} holds several rasters. {_NAME_ONE}: {' or '.join(names[:12])}")
     with ExitStack() as opened:
         pages = [opened.enter_context(open_quietly(rasterio, name)) for name in names]
         kinds = dict.fromkeys(f"{page.width} x {page.height} pixels of {', '.join(page.dtypes)}" for page in pages)
         if len(kinds) > 1:
             raise ValueError(
-                f"{path} has {len(names)} pages, of {' and of '.join(kinds)}, which are no bands of one raster. Give "
-                f"the name of the page that is meant; that of the first is {names[0]}"
+                f"{path} has {len(names)} pages, of {' and of '.join(kinds)}, which are no bands of one raster. "
+                f"{_NAME_ONE}: {' or '.join(names[:12])}"
             )
         first, *others = (ElementTree.fromstring(_virtual(rasterio, page)) for page in pages)
     first.extend(band for other in others for band in other.findall("VRTRasterBand"))

@@ -138,9 +138,7 @@ def test_subdatasets_are_read_by_name(named, monkeypatch):
     np.testing.assert_array_equal(read_scene(f'NETCDF:"{folder}/x.nc":Band2:1', 1), values[..., [1]])
     np.testing.assert_array_equal(read_scene(f"HDF5:{folder}/x.nc://Band3", 1), values[..., [2]])
     assert RasterInput.parse(f"NETCDF:{folder}/x.nc:Band2").files == [folder / "x.nc"]
-    with pytest.raises(
-        ValueError, match=r"x\.nc holds several rasters\. Give the name.*-of VRT.*Band1 or .*Band2"
-    ):
+    with pytest.raises(ValueError, match=r"x\.nc holds several rasters\. Give the name.*-of VRT.*Band1 or .*Band2"):
         read_info(folder / "x.nc")
     with pytest.raises(ValueError, match=r"Cannot read HDF4_SDS:x: the installed GDAL has no driver HDF4"):
         RasterInput.parse("HDF4_SDS:x")

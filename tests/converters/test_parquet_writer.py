@@ -50,10 +50,14 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writer_refuses_pictures_that_datasets_does_not_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("sgma_hf.converters.writing.parquet._MOST_PIXELS", 3)
-    with pytest.raises(ValueError, match=r"Row 'row0', column 'rgb': 2 x 2 pixels .* Cut the scenes by --tile_size"):
-        write_dataset(tmp_path / "data", [("row0", {**make_rows()[0][1], "rgb": np.zeros((2, 2, 3), np.uint8)}, None)])
+@pytest.mark.parametrize("limit", [{"_MOST_PIXELS": 3}, {"_MOST_BYTES": 11}])
+def test_writer_refuses_cells_that_datasets_does_not_open(tmp_path, monkeypatch, limit):
+    for name, value in limit.items():
+        monkeypatch.setattr(f"sgma_hf.converters.writing.parquet.{name}", value)
+    row = ("row0", {**make_rows()[0][1], "rgb": np.zeros((2, 2, 3), np.uint8)}, None)
+    message = r"Row 'row0', column 'rgb': 2 x 2 pixels of 12 bytes are too many.* Cut the scenes by --tile_size"
+    with pytest.raises(ValueError, match=message):
+        write_dataset(tmp_path / "data", [row])
     assert list(tmp_path.iterdir()) == []
 
 

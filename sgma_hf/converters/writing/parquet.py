@@ -27,6 +27,7 @@ _ROW_GROUP_ROWS = 100
 _ROW_GROUP_BYTES = 32 * 2**20
 # What PIL, and so `datasets` and the Hub's viewer, open: a quarter of a GiB of colours, twice.
 _MOST_PIXELS = 2 * (2**30 // 4 // 3)
+_MOST_BYTES = 2**31 - 2**16  # in a cell of Arrow's; the rest is for the header of a .npy file
 
 
 class ShardWriter:
@@ -183,10 +184,11 @@ def encode_row(
                 f"nor {IGNORE_INDEX} (ignored)."
             )
     for name, array in {**images, "label": label}.items():
-        if array is not None and array.shape[0] * array.shape[1] > _MOST_PIXELS:
+        if array is not None and (array.shape[0] * array.shape[1] > _MOST_PIXELS or array.nbytes > _MOST_BYTES):
             raise ValueError(
-                f"Row {row_id!r}, column {name!r}: {array.shape[1]} x {array.shape[0]} pixels are more than the "
-                f"{_MOST_PIXELS} that `datasets` opens in one picture. Cut the scenes by --tile_size."
+                f"Row {row_id!r}, column {name!r}: {array.shape[1]} x {array.shape[0]} pixels of {array.nbytes} bytes "
+                f"are too many: `datasets` opens {_MOST_PIXELS} pixels and {_MOST_BYTES} bytes in one cell. Cut the "
+                "scenes by --tile_size."
             )
     row: dict[str, Any] = {"id": row_id}
     declared = zip(metadata.modalities, metadata.modality_channels, metadata.modality_dtypes, strict=True)

@@ -1,6 +1,7 @@
 """`sgma-hf predict`: flags by the checkpoint, files in and out, and nothing half-written."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -172,6 +173,23 @@ def test_geotiff_keeps_the_place_of_the_first_raster(model, processor, checkpoin
         assert result.descriptions == ("rgb", "dsm") and result.transform == rasterio.open(rgb_file).transform
         assert np.abs(result.read() - shares[:2]).mean() < 0.02
         np.testing.assert_allclose(result.read().sum(0), 1, atol=1e-6)
+
+
+def test_raster_in_an_archive_is_named_as_gdal_names_it(checkpoint, tmp_path, capsys):
+    values = np.random.default_rng(2).integers(0, 255, (3, HEIGHT, WIDTH)).astype(np.uint8)
+    path = write_geotiff(tmp_path / "x.tif", values)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(path, "in/x.tif")
+    for name, given in (("plain", path), ("packed", f"/vsizip/{tmp_path}/x.zip/in/x.tif")):
+        assert main(["--model", checkpoint, "--rgb", f"{given}:3,2,1", "--output", str(tmp_path / f"{name}.tif")]) == 0
+    plain, packed = (np.asarray(Image.open(tmp_path / f"{name}.tif")) for name in ("plain", "packed"))
+    assert (plain == packed).mean() > 0.999  # weights that are loaded twice may give other last bits
+    capsys.readouterr()
+    lost = f"/vsizip/{tmp_path}/x.zip/in/y.tif"
+    assert main(["--model", checkpoint, "--rgb", f"{lost}:3,2,1", "--output", str(tmp_path / "lost.tif")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"sgma-hf predict: Cannot read {lost}: ") and error.count("\n") == 1
+    assert not (tmp_path / "lost.tif").exists()
 
 
 def test_first_raster_on_the_command_line_is_the_grid(checkpoint, tmp_path):

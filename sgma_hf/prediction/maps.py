@@ -124,7 +124,7 @@ def predict_raster(
         stride: Pixels between tiles, 1 to `tile_size`. None: see `sliding_window.default_stride`.
         batch_size: Tiles per forward pass.
         resampling: How rasters on other grids are interpolated, "bilinear" or another of GDAL's names, or one per
-            modality. Masks are picked by nearest neighbour.
+            modality. Bilinear is a mean of the area where the raster is the finer one, as in training.
         allow_other_scale: Predict although a raster as a whole is far from what the processor was fitted to.
         resume: Go on with the strips of a run that died. Nothing else may have changed.
         progress_bar: Show a progress bar in megapixels.

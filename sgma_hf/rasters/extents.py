@@ -26,7 +26,7 @@ def read_on_extent(
 
     Where both have a place on Earth: a raster of the same extent is read as it is, one whose pixels line up with the
     extent is cropped, both without touching a value; else it is interpolated (bilinear) onto the extent, in cells of
-    about its own size but not finer than the reference's, as `RasterScene` does it. Where it does not reach, it holds
+    about its own size but not finer than the reference's, as `RasterScene` does. Where it does not reach, it holds
     no data, and what holds no data never blends into its neighbours. Where one of them has no place, both are taken to
     show the same extent.
 

@@ -67,10 +67,10 @@ class RasterScene(contextlib.AbstractContextManager):
     `nodata` stands for nothing besides what the files declare, in every band and in the unit of the values read; of
     the modalities in `undeclared`, what their files declare counts as a value.
     The grid is that of the raster `like`, or of the first modality's first file, extended to all its files, in pixels
-    of `resolution` metres if that is given. Other
-    grids are interpolated by `resampling`, one of `RESAMPLINGS`, or one per modality (others: bilinear); masks are
-    always picked by nearest neighbour. Files without a place on Earth know "nearest" alone; all else means what the
-    image processor does in training.
+    of `resolution` metres if that is given. Other grids are interpolated by `resampling`, one of `RESAMPLINGS`, or one
+    per modality (others: bilinear, a mean of the area where the file is the finer one); masks are picked by nearest
+    neighbour. Files without a place on Earth know "nearest" alone; all else means what the image processor does in
+    training.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.incomplete_rows import free_fill_value
 from ..data.windows import Window, cover
-from ..model.image_transforms_sgma import interpolation_weights, resample, valid_pixels
+from ..model.image_transforms_sgma import MINIMUM_SUPPORT, interpolation_weights, resample, valid_pixels
 from ..model.pictures_sgma import DECODE_ERRORS
 from .bands import BandSelection
 from .files import RasterFile, read_raster, uses_pillow
@@ -218,9 +218,10 @@ class FileSource:
 class WarpedSource:
     """A file on another grid: values interpolated from those that hold data, the mask picked by nearest neighbour.
 
-    GDAL's kernel is as wide as a pixel of the file or of the grid, whichever is larger. Left to itself, GDAL guesses
-    that from the extent of what it is given, and so blurs turned grids, and every window by another amount. `shift`
-    takes the file to lie so many degrees further east.
+    Where the file is the finer one and its pixels lie along the grid's, bilinear is the mean of each pixel's area, of
+    which half has to hold data. GDAL's kernel is as wide as a pixel of the file or of the grid, whichever is larger.
+    Left to itself, GDAL guesses that from the extent of what it is given, and so blurs turned grids, and every window
+    by another amount. `shift` takes the file to lie so many degrees further east.
     """
 
     def __init__(self, file: RasterFile, grid: Grid, method: str, shift: float):
@@ -230,11 +231,18 @@ class WarpedSource:
         self._own, self._place = own, place
         # Colours between those of a palette would be others.
         self._method = "nearest" if file.shows_colors else method
-        scales = np.linalg.norm(np.linalg.inv(pixel_steps(file.info, grid)), axis=0)
+        steps = pixel_steps(file.info, grid)
+        scales = np.linalg.norm(np.linalg.inv(steps), axis=0)
         scales[scales > 0.95] = 1  # GDAL is three times as fast where its kernel is not widened
+        is_same = same_crs(own.crs, place.crs)
+        # As the image processor, a mean of the area where the file is finer. GDAL takes that from two corners of a
+        # pixel, so they have to lie along those of the file, and on one side of the antimeridian.
+        across, along = np.sort(np.abs(steps), axis=1).T
+        if self._method == "bilinear" and is_same and (scales < 1).all() and (across < 0.01 * along).all():
+            self._method = "average"
         shared = place.crs or own.crs or "EPSG:3857"  # two files without a CRS share one, whichever it is
         self._options = {
-            "src_crs": shared if same_crs(own.crs, place.crs) else own.crs,
+            "src_crs": shared if is_same else own.crs,
             "dst_crs": shared,
             "tolerance": _TOLERANCE,
             "XSCALE": float(scales[1]),
@@ -282,9 +290,10 @@ class WarpedSource:
             values[:], valid[:] = target, True
             return
         # Which of them are there.
-        mask = np.zeros(valid.shape, dtype=np.uint8)
-        reproject(raster.valid.astype(np.uint8), mask, resampling=resamplings.nearest, **options)
-        valid[:] = (mask > 0) & np.isfinite(target).all(axis=0)
+        covered = resamplings.average if self._method == "average" else resamplings.nearest
+        mask = np.zeros(valid.shape, dtype=np.float32)
+        reproject(raster.valid.astype(np.float32), mask, resampling=covered, **options)
+        valid[:] = (mask >= MINIMUM_SUPPORT) & np.isfinite(target).all(axis=0)
         target = np.where(valid, target, 0)
         if target.dtype != values.dtype:  # as GDAL rounds
             limits = np.iinfo(values.dtype)
@@ -304,5 +313,8 @@ class WarpedSource:
             reach = self._reach + np.ptp(positions) / (64 if known.all() else 20)
             spans.append((int(np.floor(positions.min() - reach)), int(np.ceil(positions.max() + reach)), length))
         is_inside = bool(known.all()) and all(start >= 0 and end <= length for start, end, length in spans)
-        (top, bottom), (left, right) = ((max(0, start), min(end, length)) for start, end, length in spans)
+        beyond = self._reach if self._method == "average" else 0  # what a pixel covers of nothing counts as well
+        (top, bottom), (left, right) = (
+            (max(-beyond, start), min(end, length + beyond)) for start, end, length in spans
+        )
         return Window(top, left, bottom - top, right - left), is_inside

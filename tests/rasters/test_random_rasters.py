@@ -67,11 +67,8 @@ def wrong_in_scene(raster, folder):
         image = scene.read(0, 0, *scene.grid.size).get("x")
     image = np.ma.masked_all((*random_rasters.SIZE, raster.channels)) if image is None else image
     valid = ~image.mask.any(-1)
-    if raster.grid == "finer":  # a mean of what a pixel covers: no number beyond those that are there
-        found += beyond_limits(raster, "mean on the map", image.data[valid], slack=0)
-    else:
-        expected = random_rasters.on_map(raster)
-        found += differences(raster, "on the map", image.data, valid, expected, slack=tolerance(raster))
+    expected = random_rasters.on_map(raster)
+    found += differences(raster, "on the map", image.data, valid, expected, slack=tolerance(raster))
     place = Georeference(random_rasters.GRID, rasterio.crs.CRS.from_string(UTM).to_wkt())
     trained = read_on_extent(read_info(raster.path, bands=bands), place, random_rasters.SIZE, nodata=raster.nodata)
     same = trained.size != random_rasters.SIZE or (
@@ -107,7 +104,7 @@ def wrong_in_rows(rasters, folder):
         # What is interpolated to the number that fills the gaps is moved by one.
         is_moved = raster.is_integer and raster.grid not in EXACT_GRIDS
         slack = tolerance(raster) + is_moved + float32_error(raster)
-        if valid.shape == there.shape and raster.grid != "finer":
+        if valid.shape == there.shape:
             found += differences(raster, "in the rows", values, valid, (right, there, certain), slack=slack)
         else:
             found += beyond_limits(raster, "in the rows", values[valid], slack=slack)

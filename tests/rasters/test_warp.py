@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from raster_scenes import write_tiff
+from raster_scenes import UTM, write_tiff
 
 from sgma_hf.converters.folders.tiling import cut
 from sgma_hf.data.windows import Window
@@ -154,6 +154,22 @@ def test_coarser_grid_takes_the_mean_of_what_it_covers_and_gaps_are_left_out(tmp
         image = scene.read(0, 0, 40, 40)["x"][..., 0]
     assert image.mask[10:20, 10:20].all() and image.count() == 1500
     np.testing.assert_allclose(image.compressed(), 101, atol=0.6)
+
+
+@pytest.mark.parametrize("side", [64, 96, 144])
+def test_finer_file_is_averaged_over_the_area_as_the_processor_does(tmp_path, side):
+    """With a place on Earth by GDAL, without one by what the image processor does with rows of unequal resolution."""
+    values = np.random.default_rng(side).uniform(0, 255, (2, side, side)).astype(np.float32)
+    values[:, np.random.default_rng(0).random((side, side)) < 0.3] = np.nan
+    values[1, 20:30, 20:40] = np.nan
+    images = []
+    for crs in (UTM, None):
+        path = write_tiff(tmp_path / "x.tif", values, pixel=48 / side, crs=crs)
+        like = write_tiff(tmp_path / "grid.tif", np.zeros((1, 48, 48), np.uint8), crs=crs)
+        with RasterScene({"x": path}, channels={"x": 2}, like=like) as scene:
+            images.append(scene.read(0, 0, 48, 48)["x"])
+    np.testing.assert_array_equal(images[0].mask, images[1].mask)
+    np.testing.assert_allclose(images[0].compressed(), images[1].compressed(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32631", "EPSG:3413"])

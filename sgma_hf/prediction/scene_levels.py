@@ -1,6 +1,7 @@
 """What a scene is looked at for beside its tiles: reference levels that no tile decides, and the scale of values."""
 
 import functools
+import itertools
 
 import numpy as np
 from transformers import BaseImageProcessor
@@ -24,38 +25,61 @@ LOOK_SIDE = 64  # pixels: at most 262,144 of a raster are looked at
 class SceneLevels:
     """Reference levels of a scene: those of a window of the size trained on around each place, whatever the tile.
 
-    They are measured half a window apart, in windows that lie in the scene as training crops do, and interpolated in
-    between. A place is measured when it is first needed; `side` is the window's in pixels of the scene's grid.
+    The scene is cut evenly into cells of about half a window. The level of a corner of cells is that of the four
+    around it; at the edge, that of the next corner inside, as training crops lie inside. In between, levels are
+    interpolated. A cell is read when it is first needed. `side` is the window's in pixels of the grid.
     """
 
     def __init__(self, scene: RasterScene, processor: BaseImageProcessor, side: int):
         kinds = zip(processor.modalities, processor.reference_level, strict=True)
         self._kinds = {name: kind for name, kind in kinds if kind != "none" and name in scene.modalities}
-        self._scene, self._step = scene, max(1, side // 2)
-        self._window = [min(side, length) for length in scene.grid.size]
-        self._at = functools.lru_cache(KEPT_PLACES)(self._measure)
+        self._scene = scene
+        counts = [min(max(2, round(2 * whole / side)), whole) for whole in scene.grid.size]
+        self._edges = [
+            np.linspace(0, whole, n + 1).astype(int) for whole, n in zip(scene.grid.size, counts, strict=True)
+        ]
+        # What a cell is for all others but a minimum, its values, would fill the memory.
+        is_small = set(self._kinds.values()) <= {"minimum"}
+        self._cell = functools.lru_cache(KEPT_PLACES if is_small else 8)(self._read_cell)
+        self._corner = functools.lru_cache(KEPT_PLACES)(self._measure)
+
+    def _read_cell(self, row: int, column: int) -> dict[str, np.ndarray]:
+        """What of a cell decides the levels, (bands, values) by modality; nothing where it holds no data."""
+        spans = zip(self._edges, (row, column), strict=True)
+        (top, bottom), (left, right) = (edges[index : index + 2].tolist() for edges, index in spans)
+        values = {}
+        for name, image in self._scene.read(top, left, bottom - top, right - left, modalities=self._kinds).items():
+            missing, pixels = image.mask[..., 0], np.moveaxis(image.data, -1, 0)
+            # Picking pixels takes as long as reading them.
+            pixels = pixels[:, ~missing] if missing.any() else pixels.reshape(len(pixels), -1)
+            if pixels.size:
+                values[name] = pixels.min(keepdims=True) if self._kinds[name] == "minimum" else pixels
+        return values
 
     def _measure(self, row: int, column: int) -> dict[str, float]:
-        """Level of each modality around a place of the lattice; NaN where it holds no data."""
-        sides = zip((row, column), self._window, self._scene.grid.size, strict=True)
-        top, left = (min(max(0, place * self._step - side // 2), whole - side) for place, side, whole in sides)
+        """Level of each modality around a corner of cells; NaN where it holds no data."""
+        sides = zip((row, column), self._edges, strict=True)
+        around = [range(max(0, index - 1), min(index + 1, len(edges) - 1)) for index, edges in sides]
+        cells = [self._cell(*place) for place in itertools.product(*around)]
         levels = dict.fromkeys(self._kinds, float("nan"))
-        for name, image in self._scene.read(top, left, *self._window, modalities=self._kinds).items():
-            covered = ~image.mask[..., 0]
-            if covered.any():
-                levels[name] = measure_level(np.moveaxis(image.data, -1, 0), covered, self._kinds[name])
+        for name, kind in self._kinds.items():
+            values = [cell[name] for cell in cells if name in cell]
+            if values:
+                levels[name] = measure_level(np.concatenate(values, axis=1), None, kind)
         return levels
 
     def read(self, window: Window) -> dict[str, np.ndarray]:
         """Level of every pixel of a window by modality, float64 (height, width); 0 where nothing is near."""
         if not self._kinds:
             return {}
-        places, weights = [], []
-        for start, length in zip(window[:2], window[2:], strict=True):
-            places.append(range(start // self._step, (start + length - 1) // self._step + 2))
-            position = (start + np.arange(length) + 0.5) / self._step
-            weights.append(np.maximum(0, 1 - np.abs(position[:, None] - places[-1])))
-        measured = [[self._at(row, column) for column in places[1]] for row in places[0]]
+        corners, weights = [], []
+        for start, length, edges in zip(window[:2], window[2:], self._edges, strict=True):
+            first, last = np.searchsorted(edges, [start, start + length - 1], side="right").tolist()
+            around = np.arange(first - 1, last + 1)
+            middles = start + np.arange(length) + 0.5
+            weights.append(np.stack([np.interp(middles, edges[around], row) for row in np.eye(len(around))], axis=1))
+            corners.append(around.clip(1, max(1, len(edges) - 2)).tolist())
+        measured = [[self._corner(row, column) for column in corners[1]] for row in corners[0]]
         fields = {}
         for name in self._kinds:
             lattice = np.array([[levels[name] for levels in row] for row in measured])

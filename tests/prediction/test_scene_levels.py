@@ -49,17 +49,23 @@ MEASURES = {
 
 
 def level_at(heights, y, x, side, measure):
-    """Level of a pixel by the definition: windows half a side apart, inside the scene, linear in between."""
-    step, total, support = side // 2, 0.0, 0.0
-    for row in (int((y + 0.5) // step), int((y + 0.5) // step) + 1):
-        for column in (int((x + 0.5) // step), int((x + 0.5) // step) + 1):
-            weight = (1 - abs((y + 0.5) / step - row)) * (1 - abs((x + 0.5) / step - column))
-            top = min(max(0, row * step - side // 2), heights.shape[0] - side)
-            left = min(max(0, column * step - side // 2), heights.shape[1] - side)
-            window = heights[top : top + side, left : left + side].astype(np.float64)
+    """Level of a pixel by the definition: of the four windows of 2 x 2 cells around it, linear in between."""
+    total, support, spans = 0.0, 0.0, []
+    for place, whole in ((y + 0.5, heights.shape[0]), (x + 0.5, heights.shape[1])):
+        count = max(2, round(2 * whole / side))
+        edges = [int(whole * index / count) for index in range(count + 1)]
+        index = max(i for i, edge in enumerate(edges) if edge <= place)
+        share = (place - edges[index]) / (edges[index + 1] - edges[index])
+        spans.append([])
+        for corner, weight in ((index, 1 - share), (index + 1, share)):
+            corner = min(max(corner, 1), count - 1)  # windows lie in the scene
+            spans[-1].append((edges[corner - 1], edges[corner + 1], weight))
+    for top, bottom, row_weight in spans[0]:
+        for left, right, column_weight in spans[1]:
+            window = heights[top:bottom, left:right].astype(np.float64)
             if not np.isnan(window).all():
-                total += weight * measure(window[~np.isnan(window)])
-                support += weight
+                total += row_weight * column_weight * measure(window[~np.isnan(window)])
+                support += row_weight * column_weight
     return total / support
 
 

@@ -20,7 +20,8 @@ from ...rasters.alpha import DoubtfulAlpha, check_alpha
 from ...rasters.bands import ALL_BANDS, BandGaps, BandSelection
 from ...rasters.extents import check_extent
 from ...rasters.files import read_info, read_raster, uses_pillow
-from ...rasters.raster import Georeference, RasterInfo, metres_per_unit, parse_crs
+from ...rasters.grids import ground_sampling
+from ...rasters.raster import Georeference, RasterInfo, parse_crs
 from ..raster_folders import Scene, make_scene
 from .labels import LabelSurvey, UnclearLabels, count_label, take_ids
 from .layout import SceneFiles, check_scenes, find_names, list_scenes
@@ -243,18 +244,16 @@ def _place(info: RasterInfo) -> tuple[str, str]:
     place = info.georeference
     if place is None:
         return "-", "no place"
-    width, height = (
-        float(np.hypot(*steps)) for steps in ((place.affine.a, place.affine.d), (place.affine.b, place.affine.e))
-    )
-    unit, name = "", "no CRS"
+    name = "no CRS"
     if place.crs is not None:
-        code, metres = parse_crs(place.crs).to_epsg(), metres_per_unit(place.crs)
+        code = parse_crs(place.crs).to_epsg()
         name = place.crs.split('"')[1] if code is None else f"EPSG:{code}"
-        unit = "°" if place.is_geographic else ""
-        if metres is not None:
-            width, height, unit = width * metres, height * metres, " m"
+    metres = ground_sampling(info)
+    if metres is None:
+        return "unknown", name
+    height, width = metres
     sides = f"{width:.4g}" if abs(width - height) < 1e-3 * width else f"{width:.4g} x {height:.4g}"
-    return sides + unit, name
+    return f"{sides} m", name
 
 
 def _measure(column: Column, infos: Sequence[RasterInfo], notes: _Notes) -> None:

@@ -17,6 +17,7 @@ LARGEST_REACH = 1.6  # of the highest values, in ranges trained on
 SMALLEST_SIZE = 1 / 25  # of the values about 0, in those trained on
 FEW = 0.05  # of the windows, which may be whatever they are
 ROWS_LOOKED_AT = 64
+WAY_ON = "go on with `--allow_other_scale`"
 
 
 class ValueScale:
@@ -86,25 +87,29 @@ def _span(*ends: float) -> str:
 
 
 def rows_on_another_scale(
-    processor: BaseImageProcessor, rows: Sequence[Mapping[str, Any]], crop_size: int | None
+    processor: BaseImageProcessor,
+    rows: Sequence[Mapping[str, Any]],
+    crop_size: int | None,
+    *,
+    way_on: str = WAY_ON,
 ) -> str | None:
     """What to say of rows whose modalities are on another scale, by 64 rows spread over them; None if none is.
 
-    `crop_size` as for `fit_processor`.
+    `crop_size` as for `fit_processor`; `way_on` is what can be done beside converting them.
     """
     scale = ValueScale(processor)
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), ROWS_LOOKED_AT)).astype(int)).tolist()
     for images in rasters_as_trained_on((rows[index] for index in chosen), processor, crop_size=crop_size):
         scale.update(images)
-    return describe({f"The data set's {name!r}": text for name, text in scale.others().items()})
+    return describe({f"The data set's {name!r}": text for name, text in scale.others().items()}, way_on)
 
 
-def describe(others: Mapping[str, str]) -> str | None:
+def describe(others: Mapping[str, str], way_on: str = WAY_ON) -> str | None:
     """One line on rasters of another scale, by what they are; None if there is none."""
     if not others:
         return None
     found = "; ".join(f"{what}: {text}" for what, text in others.items())
     return (
         f"{found}. Is it another unit or bit depth (feet for metres, 16 for 8 bit, linear for dB, an offset)? Convert "
-        "it to what the model knows, or go on with `--allow_other_scale`."
+        f"it to what the model knows, or {way_on}."
     )

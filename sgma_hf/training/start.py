@@ -24,6 +24,7 @@ from ..data.command_line import check_folder_or_id
 from ..data.metadata import DatasetMetadata, check_meaning
 from ..data.processor_fitting import fit_processor, refit_processor
 from ..data.rows import SPLIT_ALIASES, labelled_rows, load_rows, present_modalities, with_modality_columns
+from ..data.value_scale import rows_on_another_scale
 from ..model.configuration_sgma import SgmaConfig
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
@@ -73,6 +74,10 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
         check_meaning(metadata, model.config, processor)
         if arguments.fit_statistics:
             refit_processor(processor, _watched(train_rows), arguments.fit_statistics, training_args.crop_size)
+        way_on = "fit the statistics anew by `--fit_statistics`"
+        other = rows_on_another_scale(processor, train_rows, training_args.crop_size, way_on=way_on)
+        if other is not None:
+            logger.warning(other)
     if metadata is not None and metadata.resolution is not None:
         processor.resolution = metadata.resolution
     description = DataDescription(

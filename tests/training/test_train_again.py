@@ -97,7 +97,7 @@ def test_resuming_names_other_arguments_and_refuses_to_train_nothing(arguments, 
 def test_one_more_sensor_gets_its_statistics_and_its_nodata(arguments, colour_model, tmp_path, caplog):
     for name in ("backbone_config", "decoder_hidden_size"):
         del arguments[name]
-    with caplog.at_level(logging.WARNING, logger="sgma_hf.data.metadata"):
+    with caplog.at_level(logging.WARNING, logger="sgma_hf"):
         assert main(flags(arguments, model=colour_model, fit_statistics="thermal")) == 0
     assert "declares [-9999.0] of modality 'thermal' to be no data" in caplog.text
     processor = SgmaImageProcessor.from_pretrained(tmp_path / "run")
@@ -105,6 +105,14 @@ def test_one_more_sensor_gets_its_statistics_and_its_nodata(arguments, colour_mo
     assert processor.image_mean == [[0.5] * 3, [pytest.approx(300 * factor)]]
     assert processor.image_std == [[0.25] * 3, [pytest.approx(10 * factor)]]
     assert processor.nodata == [[], [-9999.0]]
+    assert "another unit" not in caplog.text
+    narrow = SgmaImageProcessor.from_pretrained(colour_model)
+    narrow.image_std[1] = [0.05]
+    narrow.save_pretrained(colour_model)
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.training.start"):
+        assert main(flags(arguments, model=colour_model, output_dir=tmp_path / "unfitted")) == 0
+    assert "The data set's 'thermal': it holds mean 300, " in caplog.text
+    assert "or fit the statistics anew by `--fit_statistics`." in caplog.text
     cold = processor([{"rgb": None, "thermal": np.full((8, 8), 290, np.float32)}])["pixel_values"]
     torch.testing.assert_close(cold[0, 3], torch.full((8, 8), -1.0))
 

@@ -196,6 +196,16 @@ def test_undeclared_gaps_are_said_and_given(tmp_path, monkeypatch):
     assert [item["nodata_share"] for item in metadata.statistics["modalities"]] == pytest.approx([0.4, 0.3, 0.1])
 
 
+def test_a_bright_pixel_is_no_gap(tmp_path):
+    for name, count in (("bright", 1), ("gap", 1000)):
+        values = np.ones((3, 64, 64), dtype=np.uint16)
+        values.reshape(3, -1)[0, :count] = 65535
+        save(tmp_path / "in" / name / "a.tif", values)
+    save(tmp_path / "in" / "label" / "a.tif", np.eye(64, dtype=np.uint8))
+    report = inspect_folder(tmp_path / "in")
+    assert "--nodata gap=65535 " in report.command + " " and column(report, "bright").undeclared == {}
+
+
 def test_a_band_that_is_mostly_missing_is_named(tmp_path):
     values = np.ones((2, 10, 10), dtype=np.float32)
     values[1, :7] = -9999

@@ -31,7 +31,7 @@ from .spatial_groups import group_scenes
 
 # What writers put where there is nothing, and do not always declare.
 _UNDECLARED = (0, *map(int, HEIGHT_NODATA), -32767, -99999, -999, 32767, 65535)
-_MANY_ZEROS = 0.001  # share of the pixels from which on 0 looks like a gap
+_MANY = 0.001  # share of the pixels from which on 0, or the largest number, looks like a gap
 _LARGE_SIDE, _TILE = 1024, 512  # pixels: scenes of which side are to be cut, into what
 _VALUES_AT_ONCE = 2**23
 _PIXELS_PER_FILE = 2**25  # more are sampled by windows spread evenly, as are the files beyond
@@ -318,11 +318,14 @@ def _remarks_on(column: Column) -> list[str]:
 
 
 def _is_gap(column: Column, value: int, share: float) -> bool:
-    """Whether a value that no file declares looks like nodata; 0 does in pictures of whole numbers, not in heights."""
-    if value != 0:
-        return True
+    """Whether a value that no file declares looks like nodata; few large ones are merely bright.
+
+    0 does in pictures of whole numbers, not in heights.
+    """
+    if value < 0 or share < _MANY:
+        return value < 0
     is_height = default_normalization(column.name).nodata == HEIGHT_NODATA
-    return share >= _MANY_ZEROS and not is_height and not any("float" in kind for kind in column.bands)
+    return value > 0 or not (is_height or any("float" in kind for kind in column.bands))
 
 
 def _survey(infos: Sequence[RasterInfo], notes: _Notes) -> LabelSurvey | None:

@@ -261,6 +261,17 @@ def check_dataset(name: str, dataset: Any, *, may_stream: bool = False) -> None:
         raise ValueError(f"`{name}` has no rows; expected at least one.")
 
 
+def check_batches(args: SgmaTrainingArguments, num_rows: int) -> None:
+    """Refuse to leave out the only batch, which is not a whole one; several processes fill theirs up."""
+    batch_size = args.per_device_train_batch_size
+    if args.dataloader_drop_last and args.world_size == 1 and num_rows < batch_size:
+        raise ValueError(
+            f"`train_dataset` has {num_rows} rows, and `dataloader_drop_last` leaves out batches of less than "
+            f"`per_device_train_batch_size` {batch_size}: none is left. Choose smaller batches, or leave "
+            "`dataloader_drop_last` out."
+        )
+
+
 def prepare_to_stream(args: SgmaTrainingArguments) -> None:
     """Give up what needs the number of rows, and say so; modality-aware sampling in the model does not."""
     if args.max_steps <= 0:

@@ -48,7 +48,7 @@ from .row_sampling import (
     row_weights,
 )
 from .sharding import UnusedParameters, as_many_batches, check_sharding, fill_optimizer_state, whole_copy
-from .start import check_dataset, largest_side, modalities_of_rows, prepare_to_stream
+from .start import check_batches, check_dataset, largest_side, modalities_of_rows, prepare_to_stream
 from .statistics import TrainingStatistics
 
 
@@ -159,13 +159,7 @@ class SgmaTrainer(HubTrainer):
             self.add_callback(SpreadEvaluations)
         if train_dataset is not None and not self._streams:
             self._present = modalities_of_rows(train_dataset, processing_class.modalities)
-            is_padded = args.world_size > 1  # to whole batches
-            if args.dataloader_drop_last and not is_padded and len(train_dataset) < args.per_device_train_batch_size:
-                raise ValueError(
-                    f"`train_dataset` has {len(train_dataset)} rows, and `dataloader_drop_last` leaves out batches of "
-                    f"less than `per_device_train_batch_size` {args.per_device_train_batch_size}: none is left. "
-                    "Choose smaller batches, or leave `dataloader_drop_last` out."
-                )
+            check_batches(args, len(train_dataset))
         self.dynamics: LearningDynamics | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):

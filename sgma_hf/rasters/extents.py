@@ -13,6 +13,9 @@ from .raster import Georeference, Raster, RasterInfo
 from .sources import Mosaic
 
 
+_SAME_SIZE = 1.05  # reference pixels to one of a raster, up to which they count as equally large
+
+
 def read_on_extent(
     info: RasterInfo,
     grid: Georeference | None,
@@ -25,10 +28,10 @@ def read_on_extent(
     """Read a raster so that it covers exactly the extent of a reference grid, in its own resolution where that fits.
 
     Where both have a place on Earth: a raster of the same extent is read as it is, one whose pixels line up with the
-    extent is cropped, both without touching a value; else it is interpolated (bilinear) onto the extent, in cells of
-    about its own size but not finer than the reference's, as `RasterScene` does. Where it does not reach, it holds
-    no data, and what holds no data never blends into its neighbours. Where one of them has no place, both are taken to
-    show the same extent.
+    extent is cropped, both without touching a value; else it is interpolated (bilinear) onto the extent, as
+    `RasterScene` does it: at the reference's pixels, or, where its own are larger, in cells of about their size.
+    Where it does not reach, it holds no data, and what holds no data never blends into its neighbours. Where one of
+    them has no place, both are taken to show the same extent.
 
     `grid` and `size` (height, width) are the reference's; the raster's size may differ, its extent does not. `nodata`
     stands for nothing besides the declared value, `gaps` is told what each band lacks. Raises ValueError if the two do
@@ -44,6 +47,7 @@ def read_on_extent(
         return read_raster(info.path, bands=info.bands, window=window, **missing)
     # The extent in cells of the raster's own size: so many reference pixels is one high and wide, at least 1.
     cells = np.maximum(1, 1 / np.linalg.norm(pixel_steps(info, reference), axis=0))
+    cells[cells < _SAME_SIZE] = 1  # or a row would not hold what a map is made from
     shape = tuple(max(1, round(side / cell)) for side, cell in zip(size, cells.tolist(), strict=True))
     target = Grid(shape, grid.scaled(size[0] / shape[0], size[1] / shape[1]))
     with Mosaic([info], target, "bilinear", **missing) as files:

@@ -91,6 +91,22 @@ def test_interpolation_is_bilinear_in_every_window_and_for_training_and_predicti
         np.testing.assert_array_equal(trained.values, whole.data)
 
 
+def test_rows_hold_what_maps_are_made_from_where_pixels_are_equal_but_for_the_projection(tmp_path):
+    """11 degrees from its middle a UTM zone makes pixels larger by a hundredth: still the grid of the label."""
+    values = np.random.default_rng(0).integers(1, 250, (3, 300, 320)).astype(np.uint8)
+    values[:, 100:120, 50:90] = 0
+    path = write_tiff(tmp_path / "x.tif", values, crs="EPSG:2154", origin=(770500.0, 6277550.0), nodata=0)
+    (x,), (y,) = warp.transform("EPSG:2154", ZONE_33, [770560.0], [6277450.0])
+    like = write_tiff(tmp_path / "grid.tif", np.zeros((1, 150, 160), np.uint8), crs=ZONE_33, origin=(x, y))
+    with RasterScene({"x": path}, channels={"x": 3}, like=like) as scene:
+        image = scene.read(0, 0, 150, 160)["x"]
+    reference = read_info(like)
+    trained = read_on_extent(read_info(path), reference.georeference, reference.size)
+    assert 0.9 < trained.valid.mean() < 0.99
+    np.testing.assert_array_equal(trained.valid, ~image.mask[..., 0])
+    np.testing.assert_array_equal(trained.values[trained.valid], image.data[trained.valid])
+
+
 def test_values_do_not_depend_on_how_large_the_map_is(tmp_path):
     """The whole of a neighbouring zone against a strip of it, in another place of the map's blocks."""
     crs, grid = GRIDS["other zone"][0], Affine(1, 0, WEST, 0, -1, NORTH)

@@ -171,7 +171,8 @@ def take_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:
     if by_colour:
         found = suggest_classes(total, by_colour=True)
         raise UnclearLabels(
-            f"The label files are colour-coded, with {len(total)} colours. Give each its class:", found
+            f"The label files are colour-coded, with {len(total)} colours, {files[0].path} first. Give each a class:",
+            found,
         )
     declared = {file.nodata for file in files if file.nodata in file.pixels}
     ids = sorted(set().union(*(file.pixels.keys() - {file.nodata, IGNORE_INDEX} for file in files)))
@@ -190,7 +191,10 @@ def take_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:
         raise UnclearLabels(said, every)
     every = suggest_classes(total)
     if ids[0] < 0 or ids[-1] > IGNORE_INDEX:
-        said = f"The label files hold {_listed(ids)} ({len(ids)} values); class ids are 0..{IGNORE_INDEX - 1}."
+        known = set(range(IGNORE_INDEX + 1))
+        first = next(file.path for file in files if file.pixels.keys() - known - {file.nodata})
+        said = f"The label files hold {_listed(ids)} ({len(ids)} values); class ids are 0..{IGNORE_INDEX - 1}; others "
+        said += f"are first in {first}."
         raise UnclearLabels(f"{said} Map them with", every)
     said = _note_on_nodata(files, ids)
     unused = sorted(set(range(ids[-1])) - set(ids))

@@ -25,7 +25,7 @@ def crop_padding(maps: torch.Tensor, stride: int, size: Sequence[int]) -> torch.
     """Keep the cells that begin inside the image of `size` pixels; the last two axes are cropped."""
     height, width = grid_size(size, stride)
     if torch.compiler.is_compiling():
-        # A slice would have torch.export guard on whether it cuts anything, and so on the sides it was traced with.
+        # A slice would have guards on whether it cuts anything, and so on the sides that were traced.
         rows, columns = (torch.arange(side, device=maps.device) for side in (height, width))
         return maps.index_select(-2, rows).index_select(-1, columns)
     return maps[..., :height, :width]
@@ -53,7 +53,7 @@ def upsample_to_pixels(maps: torch.Tensor, stride: int, size: Sequence[int]) -> 
     `stride` does not divide the image's sides.
     """
     maps = resize(maps, (maps.shape[-2] * stride, maps.shape[-1] * stride))
-    return maps[..., : size[0], : size[1]]
+    return crop_padding(maps, 1, size)
 
 
 def repeat_to_pixels(maps: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:

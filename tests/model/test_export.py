@@ -8,6 +8,8 @@ from tiny_models import CONVNEXT, spread_weights, tiny_model
 from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 
+from sgma_hf.model.encoding_sgma import host_mask_of
+
 
 pytestmark = pytest.mark.long
 
@@ -80,6 +82,26 @@ def test_one_compiled_graph_trains_with_all_masks():
         for eager, graph in zip(*gradients, strict=True):
             torch.testing.assert_close(graph, eager, rtol=1e-6, atol=1e-8)
     assert counter.frame_count == 1
+
+
+def test_other_sizes_of_a_training_step_compile_once_more():
+    model = spread_weights(tiny_model().double()).train()
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    generator = torch.Generator().manual_seed(0)
+    for batch_size, size in ((2, (64, 64)), (3, (96, 128)), (5, (50, 41)), (2, (128, 64)), (4, (33, 96))):
+        mask = random_pixel_mask(batch_size, size, generator)
+        inputs = {
+            "pixel_values": torch.randn(batch_size, 6, *size, generator=generator).double(),
+            "modality_mask": mask,
+            "host_mask": host_mask_of(mask),  # what the collator hands over is no part of the graph
+            "labels": torch.randint(5, (batch_size, *size), generator=generator),
+            "sampling_noise": torch.rand(batch_size, generator=generator),
+        }
+        output, expected = compiled(**inputs), model(**inputs)
+        assert_same(output, expected)
+        torch.testing.assert_close(output.loss, expected.loss, **TOLERANCE)
+    assert counter.frame_count == 2  # for one size, and for any
 
 
 @pytest.fixture(scope="module")

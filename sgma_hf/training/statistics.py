@@ -55,8 +55,9 @@ class TrainingStatistics:
         # One modality alone has robustness 1 by definition; rows without a valid pixel only fill up a batch.
         competing = present & (present.sum(1, keepdim=True) > 1) & valid.unsqueeze(1)
         self._add("row_losses", row_index % self.sums["row_losses"].shape[1], outputs.row_losses, valid)
-        for name, loss in outputs.loss_dict.items():  # without a valid pixel there is no loss to average
-            self._parts[name] += self._sum_rows(loss.reshape(1, 1), valid.any().reshape(1, 1))
+        pixels = ((labels != self.ignore_index) & outputs.coverage).sum()  # that the losses are means over
+        for name, loss in outputs.loss_dict.items():
+            self._parts[name] += torch.stack([loss * pixels, pixels]).unsqueeze(1)
         if outputs.sampling_probabilities is not None:
             self._parts["sampling_probability"] += self._sum_rows(outputs.sampling_probabilities, competing)
         cells = labels[:, ::4, ::4]  # the pixel in the corner of every cell of the finest stage

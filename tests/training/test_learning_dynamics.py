@@ -169,6 +169,7 @@ def test_robustness_counts_where_modalities_compete():
 
     labels = torch.zeros(1, 32, 40, dtype=torch.long)  # also where nothing is
     outputs = SimpleNamespace(
+        coverage=mask.any(1),
         row_losses=torch.ones(1),
         loss_dict={},
         robustness=(maps, *coarse),

@@ -101,7 +101,8 @@ def test_accumulating_gradients_equals_a_large_batch_of_unequal_rows(tmp_path):
         trainer = make_trainer(tmp_path / str(batch_size), rows=make_rows_of_five_sizes(), noise_std=[0.1], **changes)
         trainer.model.config.classifier_dropout_prob = trainer.model.decode_head.dropout.p = 0.0
         trainer.train()
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss_sgf" in entry]
+        names = ("loss", "loss_sgf", "loss_mas")
+        losses = [[entry[name] for name in names] for entry in trainer.state.log_history if "loss_sgf" in entry]
         results.append((torch.tensor(losses), state_of(trainer)))
     (expected_losses, expected), *others = results
     assert len(expected_losses) == 4

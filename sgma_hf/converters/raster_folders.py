@@ -114,7 +114,7 @@ def convert_rasters(
         command=command,
         overwrite=options.overwrite,
     )
-    empty, gaps = 0, {name: BandGaps() for name in folders}
+    rows, empty, gaps = 0, 0, {name: BandGaps() for name in folders}
     with writer:
         for scene in tqdm(scenes, desc="converting", unit="scene"):
             for row_id, images, label in _rows(scene, plans, class_map, Tiling(options.tile, options.stride), gaps):
@@ -122,15 +122,28 @@ def convert_rasters(
                     empty += 1
                 else:
                     writer.write(scene.files.split, row_id, images, label)
+                    rows += 1
+        notes = _notes_on_bands(folders, bands, gaps)
+        if not rows:
+            raise ValueError(" ".join([f"No pixel of {source} holds data in any modality.", *filter(None, notes)]))
     said = [writer.summary()]
     if empty:
         said.append(f"{empty} tiles without data in any modality were left out.")
-    for (name, folder), own in zip(folders.items(), bands.values(), strict=True):
-        entry = name if name == folder else f"{name}={folder}"
-        said.append(gaps[name].note(name, own, f"`--modalities {entry}:{{bands}}` leaves it out"))
+    said += notes
     if survey is not None:
         said += [survey.table(), survey.note]
     return "\n".join(line for line in said if line)
+
+
+def _notes_on_bands(
+    folders: Mapping[str, str], bands: Mapping[str, BandSelection], gaps: Mapping[str, BandGaps]
+) -> list[str]:
+    """A line for each modality about bands that are hardly there, empty where all are."""
+    entries = {name: name if name == folder else f"{name}={folder}" for name, folder in folders.items()}
+    return [
+        gaps[name].note(name, bands[name], f"`--modalities {entry}:{{bands}}` leaves it out")
+        for name, entry in entries.items()
+    ]
 
 
 def _described(class_map: ClassMap) -> dict[str, Any]:

@@ -67,3 +67,14 @@ def test_a_band_that_is_missing_in_more_than_half_is_named_with_the_flag_that_dr
     assert run(source, tmp_path / "one", "--modalities", "sar=s1:1") == 0
     assert "one of its bands" not in capsys.readouterr().out
     assert DatasetMetadata.load(tmp_path / "one").statistics["modalities"][0]["nodata_share"] == 0
+
+
+def test_a_dead_band_that_leaves_nothing_is_named_and_nothing_is_written(tmp_path, capsys):
+    values = np.full((2, 4, 6), 7, dtype=np.int16)
+    values[1] = -1
+    tiff(tmp_path / "in" / "sar" / "a.tif", values, nodata=-1)
+    tiff(tmp_path / "in" / "label" / "a.tif", np.zeros((1, 4, 6), np.uint8))
+    assert run(tmp_path / "in", tmp_path / "out", "--modalities", "sar") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "holds data in any modality." in error and "2 (100%); `--modalities sar:1` leaves it out." in error
+    assert not (tmp_path / "out").exists()

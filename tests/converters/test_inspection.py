@@ -88,6 +88,16 @@ def test_report_says_what_numpy_counts(fields, tmp_path, monkeypatch):
     assert metadata.modalities == ["dsm", "rgb"] and len(metadata.class_names) == 3
 
 
+def test_ground_sampling_is_in_metres_on_the_ground(tmp_path):
+    """At 60 degrees north a degree is 55.8 by 111.4 km, and Mercator's metre is half a metre."""
+    grids = {"degrees": ("EPSG:4326", 1e-4, (10.0, 60.0)), "mercator": ("EPSG:3857", 2.0, (1113194.9, 8399737.9))}
+    for name, (crs, pixel, origin) in {**grids, "plain": (None, 1.0, None)}.items():
+        place = {"transform": None} if origin is None else {"origin": origin, "pixel": pixel}
+        save(tmp_path / name / "rgb" / "a.tif", np.ones((3, 8, 8), dtype=np.uint8), crs=crs, **place)
+    pixels = {name: column(inspect_folder(tmp_path / name), "rgb").pixels for name in (*grids, "plain")}
+    assert pixels == {"degrees": {"5.58 x 11.14 m": 1}, "mercator": {"1.003 x 1.001 m": 1}, "plain": {"-": 1}}
+
+
 def test_json_is_the_report(fields, capsys):
     source, _ = fields
     assert main(["inspect", str(source), "--json"]) == 0

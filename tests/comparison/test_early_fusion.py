@@ -11,7 +11,7 @@ from sgma_hf.comparison.early_fusion import EarlyFusionForSemanticSegmentation, 
 CHANNELS = {"rgb": 3, "dsm": 1, "sar": 2}
 
 
-def early_model(**changes):
+def new_early_model(**changes):
     torch.manual_seed(0)
     config = early_fusion_config(
         modalities=list(CHANNELS),
@@ -23,7 +23,11 @@ def early_model(**changes):
         decoder_hidden_size=16,
         **changes,
     )
-    return spread_weights(EarlyFusionForSemanticSegmentation(config)).eval()
+    return EarlyFusionForSemanticSegmentation(config)
+
+
+def early_model(**changes):
+    return spread_weights(new_early_model(**changes)).eval()
 
 
 def plain(model, images):
@@ -74,6 +78,23 @@ def test_sides_that_32_does_not_divide_are_padded_as_gaps_are():
     padded = torch.full((1, 6, 64, 64), model.config.gap_value)
     padded[..., :33, :50] = images
     torch.testing.assert_close(model(images).logits, plain(model, padded)[..., :9, :13])
+
+
+def test_where_nothing_covers_the_gradient_of_a_new_model_is_no_larger():
+    model = new_early_model().train()
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(2, 6, 64, 64, generator=generator), torch.randint(5, (2, 64, 64), generator=generator)
+    edge = torch.ones(2, 3, 64, 64, dtype=torch.bool)
+    edge[..., 48:] = False
+
+    def gradient_norm(*inputs, labels):
+        model.zero_grad()
+        model(*inputs, labels=labels).loss.backward()
+        return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+    without = gradient_norm(images, labels=labels)
+    assert gradient_norm(images, edge, labels=labels) < 3 * without
+    assert gradient_norm(images[..., :50, :40], labels=labels[:, :50, :40]) < 3 * without
 
 
 def test_all_bands_learn_and_no_weight_is_left_over():

@@ -118,13 +118,12 @@ def valid_pixels(
     `gaps` is told by `add(missing, valid, num_bands)` which bands are missing, as `_missing_bands` has it.
     """
     bands = values[None] if values.ndim == 2 else np.moveaxis(values, channel_axis, 0)
-    valid = np.ones(bands.shape[1:], dtype=bool)
+    valid = np.empty(bands.shape[1:], dtype=bool)
     rows = max(1, _VALUES_AT_ONCE // max(1, len(bands) * bands.shape[2]))
     for top in range(0, len(valid), rows):
         missing = _missing_bands(bands[:, top : top + rows], nodata, declared)
         part = valid[top : top + rows]
-        if missing is not None:
-            np.logical_not(missing.any(0), out=part)
+        part[...] = True if missing is None else ~missing.any(0)
         if gaps is not None:
             gaps.add(missing, part, len(bands))
     return valid
@@ -141,8 +140,9 @@ def _missing_bands(bands: np.ndarray, nodata: Sequence[float], declared: Sequenc
     numbers += [(slice(band, band + 1), number) for band, number in enumerate(declared) if number is not None]
     if bands.size == 0 or (not numbers and not is_float):
         return missing
-    # Minimum and maximum carry NaN on, and are much quicker than a look at every value.
-    low, high = bands.min().item(), bands.max().item()
+    # Minimum and maximum carry NaN on, and are much quicker than a look at every value. Integers need one of them.
+    low = bands.min().item() if is_float or any(number <= 0 for _, number in numbers) else -np.inf
+    high = bands.max().item() if is_float or any(number > 0 for _, number in numbers) else np.inf
     # A large number becomes inf in float32 and float16, where it means the same.
     with np.errstate(over="ignore"):
         if is_float and not (-LARGEST_VALUE < low and high < LARGEST_VALUE):

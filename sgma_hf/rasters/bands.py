@@ -60,10 +60,11 @@ class BandGaps:
         `valid` is True where no band is missing.
         """
         there = np.count_nonzero(valid)
-        lost = np.zeros(1) if missing is None else np.array([np.count_nonzero(absent) for absent in missing])
-        if missing is None or len(missing) < num_bands or (lost == valid.size - there).all():  # all bands together
+        are_one = missing is None or len(missing) < num_bands
+        if are_one or np.count_nonzero(missing) == num_bands * (valid.size - there):  # all bands together
             self._others = self._others + np.full(num_bands, there)
             return
+        lost = np.array([np.count_nonzero(absent) for absent in missing])
         present = num_bands - missing.sum(0, dtype=np.int32)
         covered, alone = np.count_nonzero(present), present == 1
         only = np.array([np.count_nonzero(alone > absent) for absent in missing]) if alone.any() else 0

@@ -231,7 +231,7 @@ class SgmaDataCollator:
         cuts = [min(side, wanted) for side in label.shape]
         target = tuple(limit if cut == wanted else max(1, min(limit, round(cut * zoom))) for cut in cuts)
         if self.class_balanced_crops:
-            classes = self.processor.num_labels or IGNORE_INDEX
+            classes = self.num_labels or IGNORE_INDEX
             return balanced_window(label, cuts, draw.crop, draw.class_choice, classes), target
         spare = (side - cut for side, cut in zip(label.shape, cuts, strict=True))
         top, left = (int(place * (room + 1)) for place, room in zip(draw.crop, spare, strict=True))

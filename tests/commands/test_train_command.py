@@ -224,11 +224,23 @@ def test_a_file_of_an_encoder_that_is_none_ends_in_one_line(arguments, tmp_path,
         ({"report_to": "dvclive"}, "requires dvclive to be installed"),
         ({"metric_for_best_model": "iou/rgb/treee"}, "did you mean iou/rgb/tree?"),
         ({"augment": "rgb=gian"}, "did you mean gain?"),
+        ({"augment": "nir=speckle"}, "the data set says of 'nir' the unit None"),
+        ({"random_scale": 0.5}, "with it the size that all crops are brought to"),
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 64}, "none is left"),
     ],
 )
 def test_what_fails_before_the_first_step_ends_in_one_line(arguments, capsys, changes, message):
     assert message in refusal(main, flags(arguments, **changes), capsys)
+
+
+def test_speckle_follows_the_unit_that_the_data_set_names(arguments, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "in_db")
+    metadata = json.loads((scenes / "sgma_dataset.json").read_text())
+    (tmp_path / "in_db" / "sgma_dataset.json").write_text(json.dumps(metadata | {"units": [None, "m", "dB"]}))
+    augmented = flags(arguments, dataset=tmp_path / "in_db", max_steps=1, eval_strategy="no", crop_size=24)
+    assert main([*augmented, "--augment", "nir=speckle:2,shift", "rgb=gain"]) == 0
+    recorded = TrainingRecord.load(tmp_path / "run").arguments["augment"]
+    assert recorded == ["nir=speckle_db:2,shift", "rgb=gain"]
 
 
 def test_a_modality_twice_and_a_damaged_argument_file_are_refused(arguments, tmp_path, capsys):

@@ -1,10 +1,17 @@
 """A raster in another unit or bit depth is told from a good one, as a whole; a dark or an empty part is not."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.data.value_scale import ValueScale, rows_on_another_scale
+
+
+DATA = os.environ.get("SGMA_TEST_DATA")
 
 
 def texture(seed=0, side=64, mean=120, std=40):
@@ -114,3 +121,26 @@ def test_a_range_that_is_none_is_refused():
     for value in ([[[2.0, 1.0]]], [[[0.0, 1.0], [0.0, 1.0]]], [[[0.0, float("nan")]]], [[0.0, 1.0]]):
         with pytest.raises(ValueError, match=r"`value_range` of modality 'a' is .*; expected 1 of"):
             SgmaImageProcessor(["a"], [1], value_range=value)
+
+
+@pytest.mark.skipif(not DATA, reason="SGMA_TEST_DATA does not name a folder of real rasters")
+def test_real_rasters_are_told_from_themselves_in_another_unit():
+    """Fields and floods that were not trained on, tile by tile; two places, one with the offset of Sentinel-2."""
+    for name in ("weedmap/{}/nir", "weedmap/{}/red", "ombria/{}/s1_after", "ombria/{}/s2_after"):
+        splits = [sorted((Path(DATA) / name.format(split)).iterdir())[::6] for split in ("train", "valid")]
+        trained, held_out = ([np.asarray(Image.open(path)) for path in paths] for paths in splits)
+        channels = 1 if trained[0].ndim == 2 else trained[0].shape[2]
+        processor = SgmaImageProcessor.fit([{"a": tile} for tile in trained], ["a"], [channels], nodata=[[0]])
+        for tile in held_out:
+            assert not others(processor, a=tile), name
+            assert others(processor, a=tile.astype(np.uint16) * 257) and others(processor, a=tile / 255), name
+    rasterio = pytest.importorskip("rasterio")
+    places = []
+    for path in sorted((Path(DATA) / "sentinel").glob("*/s2.tif")):
+        with rasterio.open(path) as file:
+            places.append(np.moveaxis(file.read(), 0, -1))
+    for one, other in (places, places[::-1]):
+        assert others(SgmaImageProcessor.fit([{"s2": one}], ["s2"], [12]), s2=other)
+    places[0] = places[0] - 1000
+    for one, other in (places, places[::-1]):
+        assert not others(SgmaImageProcessor.fit([{"s2": one}], ["s2"], [12]), s2=other)

@@ -70,6 +70,14 @@ def test_the_card_names_modalities_units_normalisation_classes_and_training(pair
     assert "NVIDIA" not in section(text, "Limits") and "org/fields only" in section(text, "Limits")
 
 
+def test_the_card_names_the_resolution_where_it_is_known(pair):
+    model, processor = pair
+    assert "on the ground" not in str(build_model_card(model.config, processor))
+    processor.resolution = 0.35
+    takes = section(str(build_model_card(model.config, processor)), "What it takes")
+    assert "(nodata, NaN). In training a pixel was 0.35 m on the ground.\n" in takes
+
+
 def differences(record=None, **changes):
     config = tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1], **changes).config
     card = str(build_model_card(config, SgmaImageProcessor(["rgb", "dsm"], [3, 1]), record))

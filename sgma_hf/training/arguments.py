@@ -89,7 +89,7 @@ class SgmaTrainingArguments(TrainingArguments):
     {"power": 0.9} unless given, and without an `lr_end` there down to 0, `warmup_steps` 0.05. Ours:
     `remove_unused_columns` False, because the collator reads the rows' columns; `metric_for_best_model`
     "average_miou", the mean over all combinations of the modalities, and schedules that follow it take more for
-    better; `logging_steps` 0.02 of all steps, and the first step is logged.
+    better; `logging_steps` 0.02 of all steps, and the first step is logged; a GPU is not waited for to take a batch.
 
     With rows to evaluate on, and without `eval_strategy`, `save_strategy` and `load_best_model_at_end`, the trainer
     evaluates and saves at the ends of epochs, 20 times at most, keeps the best checkpoint and the last
@@ -162,6 +162,9 @@ class SgmaTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self._settle_evaluation()
+        if self.accelerator_config is None and self.dataloader_pin_memory:
+            # Else each copy of a batch to a GPU waits for all that the GPU was given before.
+            self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
         if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
             self.lr_scheduler_kwargs = self._polynomial_options()

@@ -94,3 +94,11 @@ def test_schedules_that_follow_the_score_know_its_direction(tmp_path, schedule):
     assert SgmaTrainingArguments(**options, greater_is_better=False).lr_scheduler_kwargs == {"mode": "min"}
     given = {"patience": 3, "mode": "min"}
     assert SgmaTrainingArguments(**options, lr_scheduler_kwargs=given).lr_scheduler_kwargs == given
+
+
+def test_batches_go_to_a_gpu_without_waiting_where_memory_is_pinned(tmp_path):
+    options = {"output_dir": str(tmp_path), "use_cpu": True}
+    assert SgmaTrainingArguments(**options).accelerator_config.non_blocking
+    assert not SgmaTrainingArguments(**options, dataloader_pin_memory=False).accelerator_config.non_blocking
+    given = SgmaTrainingArguments(**options, accelerator_config={"split_batches": True}).accelerator_config
+    assert given.split_batches and not given.non_blocking

@@ -46,17 +46,19 @@ class PlainLog(TrainerCallback):
         """Print the line of a logging step or of an evaluation."""
         if not state.is_world_process_zero:
             return
-        place = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.4g}"
+        place = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch or 0:.4g}: "
         if "loss" in logs:
             pace = f"{self._seconds / max(1, self._steps):.3g} s/step"
             self._seconds, self._steps = 0.0, 0
-            _say(f"{place}: loss {logs['loss']:.4f}, rate {logs['learning_rate']:.3g}, {pace}")
+            _say(f"{place}loss {logs['loss']:.4f}, rate {logs['learning_rate']:.3g}, {pace}")
         for name in logs:
             prefix, found, rest = name.partition("_average_miou")
             if found and not rest:
                 average, last, top = (f"{100 * logs[f'{prefix}_{score}']:.2f}" for score in SUMMARY_SCORES)
                 rows = "" if prefix == "eval" else f"{prefix}: "
-                _say(f"{place}: {rows}Average {average}, Last-1 {last}, Top-1 {top} (mIoU in %)")
+                _say(
+                    f"{place if state.max_steps else ''}{rows}Average {average}, Last-1 {last}, Top-1 {top} (mIoU in %)"
+                )
 
 
 def _say(line: str) -> None:
@@ -118,7 +120,8 @@ def check_metric(
     if given is None or args.eval_strategy == IntervalStrategy.NO or eval_dataset is None:
         return
     combinations = {"+".join(names): names for names in modality_combinations(config.modalities)}
-    scores = dict.fromkeys(SUMMARY_SCORES) | _score_names(combinations, config.class_names)
+    scores = dict.fromkeys(SUMMARY_SCORES, _Score("miou", None, None))
+    scores |= _score_names(combinations, config.class_names)
     sets = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset}
     known = {f"{part}_{name}" if part else name: (part, name) for part in sets for name in scores}
     if given.removeprefix("eval_") not in known:
@@ -128,7 +131,7 @@ def check_metric(
         hint = did_you_mean(given.removeprefix("eval_"), known)
         raise ValueError(f"`metric_for_best_model` is {given!r}{hint}; expected a score such as {listed}.")
     part, name = known[given.removeprefix("eval_")]
-    problem = scores[name] and _unscored(sets[part], scores[name], combinations, config)
+    problem = _unscored(sets[part], scores[name], combinations, config)
     if problem:
         raise ValueError(f"`metric_for_best_model` is {given!r}, and {problem}: it is never defined. Choose another.")
 
@@ -144,6 +147,8 @@ def _unscored(
     if absent and score.combination is not None:
         return f"no labelled row to evaluate on has {' or '.join(absent)}"
     usable = np.flatnonzero(present[:, :-1].any(1)).tolist()
+    if not usable:
+        return "no row to evaluate on has a label and a modality"
     if score.label is not None and not any(
         (decode_raster(rows[index]["label"], is_label=True) == score.label).any() for index in usable
     ):

@@ -156,6 +156,8 @@ def test_a_score_that_no_row_to_evaluate_on_can_have_is_refused_before_training(
         )
     for name in ("average_miou", "miou/rgb+nir", "average_iou/LABEL_1"):
         make_trainer(tmp_path, metric_for_best_model=name, **options)
+    with pytest.raises(ValueError, match="and no row to evaluate on has a label and a modality: it is never defined"):
+        make_trainer(tmp_path, rows=unlabelled, eval_strategy="epoch")
 
 
 def test_sets_without_a_row_or_a_length_are_named(tmp_path):
@@ -174,9 +176,12 @@ def test_batches_that_are_all_left_out_are_refused_before_training(tmp_path):
 
 
 @pytest.mark.long
-def test_scores_of_classes_are_those_of_the_evaluation_and_go_to_the_log(tmp_path):
+def test_scores_of_classes_are_those_of_the_evaluation_and_go_to_the_log(tmp_path, capsys):
     trainer = make_trainer(tmp_path)
     metrics = trainer.evaluate()
+    average, last, top = (100 * metrics[f"eval_{name}_miou"] for name in ("average", "last1", "top1"))
+    printed = f"Average {average:.2f}, Last-1 {last:.2f}, Top-1 {top:.2f} (mIoU in %)"
+    assert capsys.readouterr().out.splitlines() == [printed]  # outside a training there is no step
     results = evaluate_modality_combinations(trainer.model, trainer.processing_class, trainer.eval_dataset)
     for names, found in results["combinations"].items():
         for index, label in enumerate(results["class_names"]):

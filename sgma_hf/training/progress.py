@@ -55,10 +55,8 @@ class PlainLog(TrainerCallback):
             prefix, found, rest = name.partition("_average_miou")
             if found and not rest:
                 average, last, top = (f"{100 * logs[f'{prefix}_{score}']:.2f}" for score in SUMMARY_SCORES)
-                rows = "" if prefix == "eval" else f"{prefix}: "
-                _say(
-                    f"{place if state.max_steps else ''}{rows}Average {average}, Last-1 {last}, Top-1 {top} (mIoU in %)"
-                )
+                what = (place if state.max_steps else "") + ("" if prefix == "eval" else f"{prefix}: ")
+                _say(f"{what}Average {average}, Last-1 {last}, Top-1 {top} (mIoU in %)")
 
 
 def _say(line: str) -> None:

@@ -32,7 +32,7 @@ from ..rasters.files import read_info
 from ..rasters.grids import Grid, shared_sampling
 from ..rasters.raster import Georeference, RasterInfo
 from ..visualization.palette import default_palette
-from .folders.labels import LabelSurvey, map_label, survey_labels
+from .folders.labels import map_label, survey_labels
 from .folders.layout import SceneFiles, find_scenes
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
 from .folders.spatial_groups import choose_validation, group_scenes
@@ -92,9 +92,11 @@ def convert_rasters(
     _check_options(source, out, list(folders), options)
     found = find_scenes(source, folders, options.label, split_names=options.split_names, absent=options.absent.keys())
     bands = dict(zip(folders, share_files(list(zip(folders.values(), chosen, strict=True))), strict=True))
-    scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene")]
+    scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene", leave=False)]
     plans = [_plan(name, scenes, options) for name in folders]
-    survey = _survey_labels(scenes, options)
+    labels = [scene.label for scene in scenes if scene.label is not None]
+    # Read before anything is written: how many classes there are must be known, and errors said.
+    survey = survey_labels(labels, options.classes, ignore_unmapped=options.ignore_unmapped) if labels else None
     class_map = None if survey is None else survey.class_map
     _set_validation_aside(scenes, options)
     metadata = DatasetMetadata(
@@ -206,16 +208,12 @@ def _plan(name: str, scenes: Sequence[Scene], options: ConversionOptions) -> Mod
     option = options.nodata.get(name, NodataOption())
     if name in options.absent:  # float32 holds whatever may be added later
         return ModalityPlan(name, options.absent[name], "float32", option.values, fill=None, option=option)
-    files = [(scene.infos[name], scene.grid, scene.size) for scene in scenes if scene.infos[name] is not None]
-    return plan_modality(name, files, option)
+    return plan_modality(name, placed_files(name, scenes), option)
 
 
-def _survey_labels(scenes: Sequence[Scene], options: ConversionOptions) -> LabelSurvey | None:
-    """Read every label once to learn what values there are: K must be known, and errors listed, before writing."""
-    labelled = [scene.label for scene in scenes if scene.label is not None]
-    if not labelled:
-        return None
-    return survey_labels(labelled, options.classes, ignore_unmapped=options.ignore_unmapped)
+def placed_files(name: str, scenes: Sequence[Scene]) -> list[tuple[RasterInfo, Georeference | None, tuple[int, int]]]:
+    """Headers of a modality's files with the place and size of their scenes' grids, as `plan_modality` takes them."""
+    return [(info, scene.grid, scene.size) for scene in scenes if (info := scene.infos[name]) is not None]
 
 
 def _set_validation_aside(scenes: Sequence[Scene], options: ConversionOptions) -> None:

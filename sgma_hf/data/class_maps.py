@@ -46,24 +46,20 @@ class ClassMap:
         """
         text, where = str(given).strip(), "--classes"
         try:
-            if not text.startswith(("[", "{")):
+            if text and not text.startswith(("[", "{")):
                 where = f"{given}"
                 if Path(given).is_dir():
                     return cls._of_dataset(Path(given))
                 text = Path(given).read_text(encoding="utf-8")
-            entries = json.loads(text)
+            return cls.of_entries(json.loads(text))
         except (OSError, ValueError) as error:
             raise ValueError(f"Cannot read the classes from {where}: {error}") from error
-        try:
-            return cls.of_entries(entries)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
 
     @classmethod
     def _of_dataset(cls, folder: Path) -> "ClassMap":
         metadata = DatasetMetadata.load(folder)
         if metadata is None or not metadata.class_names:
-            raise ValueError("it is a folder without a data set that has classes; give a JSON file")
+            raise ValueError("it is a folder without a data set that has classes. Give a JSON file.")
         class_map = cls.of_record(metadata.classes, metadata.class_names)
         class_map.palette = metadata.palette or class_map.palette
         return class_map
@@ -124,11 +120,12 @@ class ClassMap:
         key = "colors" if self.by_colour else "values"
         found = []
         for index, name in [*enumerate(self.names), (IGNORE_INDEX, None)]:
-            values = [_plain(self.show(value)) for value, target in self.sources.items() if target == index]
+            values = [value for value, target in self.sources.items() if target == index]
             if values:
                 entry = {"ignore": True} if name is None else {"name": name}
                 is_drawn = name is not None and not self.by_colour and self.palette[index] is not None
-                found.append(entry | {key: values} | ({"color": self.palette[index]} if is_drawn else {}))
+                shown = [list(self.show(value)) for value in values] if self.by_colour else values
+                found.append(entry | {key: shown} | ({"color": self.palette[index]} if is_drawn else {}))
         return found
 
     def show(self, source: int) -> Any:
@@ -180,11 +177,6 @@ def classes_flag(classes: str) -> str:
 def _code(colour: Any) -> Any:
     red, green, blue = colour
     return red << 16 | green << 8 | blue
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _as_list(entry: Mapping[str, Any], key: str) -> list[Any]:

@@ -28,6 +28,16 @@ class Window(NamedTuple):
         return Window(top, left, max(0, bottom - top), max(0, right - left))
 
 
+def blocks(size: tuple[int, int], height: int, width: int | None = None) -> Iterator[Window]:
+    """Windows that cover an image of `size` (height, width) without overlap, row by row, less large at its end.
+
+    They are `height` pixels high and `width` wide; None gives strips as wide as the image.
+    """
+    for top in range(0, size[0], height):
+        for left in range(0, size[1], width or size[1]):
+            yield Window(top, left, height, width or size[1]).inside(size)
+
+
 def window_starts(length: int, size: int, stride: int | None = None) -> list[int]:
     """Where windows start along an axis; the last one is shifted back so that it ends with the axis.
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..data.class_maps import ClassMap, classes_flag, label_codes, suggest_classes
 from ..data.codec import whole_numbers
+from ..data.windows import blocks
 from ..model.fusion_sgma import FUSIONS
 from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.maps import predict_raster
@@ -69,8 +70,8 @@ def score_map(
         options["undeclared"] = ["truth"] if by_colour or nodata is not None else []
     with RasterScene(rasters, **options) as scene:
         height, width = scene.grid.size
-        for top in range(0, height, ROWS_AT_ONCE):
-            images = scene.read(top, 0, min(ROWS_AT_ONCE, height - top), width)
+        for strip in blocks(scene.grid.size, ROWS_AT_ONCE):
+            images = scene.read(*strip)
             if "truth" not in images:
                 continue
             truth, is_there = _true_ids(images["truth"], num_labels, label, classes, nodata)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..data.codec import decode_raster
+from ..data.windows import blocks
 from .files import PILLOW_SUFFIXES, open_picture, picture_size
 from .opening import open_quietly
 from .raster import require_rasterio
@@ -83,8 +84,8 @@ class WindowReader:
         Raises:
             ValueError: If not.
         """
-        for top in range(0, self.size[0], _STRIP_ROWS):
-            self.read((top, 0, min(_STRIP_ROWS, self.size[0] - top), self.size[1]))
+        for strip in blocks(self.size, _STRIP_ROWS):
+            self.read(strip)
 
     def close(self) -> None:
         """Let go of the file."""

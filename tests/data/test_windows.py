@@ -1,8 +1,9 @@
 """Windows that cover an image."""
 
+import numpy as np
 import pytest
 
-from sgma_hf.data.windows import Window, cover, window_starts
+from sgma_hf.data.windows import Window, blocks, cover, window_starts
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,11 @@ def test_a_window_is_cut_to_the_image_and_moved():
     assert Window(-2, 3, 5, 9).inside((4, 8)) == Window(0, 3, 3, 5)
     assert Window(6, 0, 2, 8).inside((4, 8))[2:] == (0, 8)  # below the image
     assert Window(1, 2, 3, 4).moved(-1, 5) == Window(0, 7, 3, 4)
+
+
+def test_blocks_cover_an_image_once():
+    assert list(blocks((5, 3), 2)) == [Window(0, 0, 2, 3), Window(2, 0, 2, 3), Window(4, 0, 1, 3)]
+    seen = np.zeros((7, 11), dtype=int)
+    for block in blocks(seen.shape, 3, 4):
+        seen[block.slices] += 1
+    assert (seen == 1).all()

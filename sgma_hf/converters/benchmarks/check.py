@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ...data.windows import Window
+from ...data.windows import blocks
 from ...model.limits_sgma import IGNORE_INDEX
 from .dataset import LABEL, SPLITS, BenchmarkDataset, Problem, Scene, Survey
 from .job_pool import run_jobs
@@ -63,11 +63,9 @@ def _check_column(dataset: BenchmarkDataset, scene: Scene, column: str, result: 
         if scene.files.get(column) is not None:
             dataset.readers.open(scene.files[column]).read_through()
         return
-    height, width = result.size
-    rows = max(1, _STRIP_PIXELS // width)
     counts = np.zeros(IGNORE_INDEX + 1, dtype=np.int64)
-    for top in range(0, height, rows):
-        values = dataset.read(scene, column, Window(top, 0, min(rows, height - top), width))
+    for strip in blocks(result.size, max(1, _STRIP_PIXELS // result.size[1])):
+        values = dataset.read(scene, column, strip)
         if values is None:
             return
         if column == LABEL:

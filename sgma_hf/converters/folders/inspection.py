@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ...data.class_maps import ClassMap, classes_flag
-from ...data.windows import Window
+from ...data.windows import Window, blocks
 from ...model.limits_sgma import RESERVED_MODALITY_NAMES
 from ...model.normalization_sgma import HEIGHT_NODATA, default_normalization
 from ...publishing.tables import markdown_table
@@ -21,10 +21,10 @@ from ...rasters.bands import ALL_BANDS, BandGaps, BandSelection
 from ...rasters.extents import check_extent
 from ...rasters.files import read_info, read_raster, uses_pillow
 from ...rasters.grids import ground_sampling
-from ...rasters.raster import Georeference, RasterInfo, parse_crs
-from ..raster_folders import Scene, make_scene
-from .labels import LabelSurvey, UnclearLabels, count_label, take_ids
-from .layout import SceneFiles, check_scenes, find_names, list_scenes
+from ...rasters.raster import RasterInfo, parse_crs
+from ..raster_folders import Scene, make_scene, placed_files
+from .labels import LabelSurvey, UnclearLabels, count_label, first_few, take_ids
+from .layout import SceneFiles, find_names, survey_scenes
 from .modality_plan import NodataOption, plan_modality
 from .spatial_groups import group_scenes
 
@@ -45,12 +45,13 @@ class Column:
 
     name: str
     folder: str  # or the stem of its files
-    files: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)  # files by "width x height", as the next ones
-    pixels: dict[str, int] = field(default_factory=dict)  # ground sampling
-    crs: dict[str, int] = field(default_factory=dict)
-    bands: dict[str, int] = field(default_factory=dict)  # "3 x uint8"
-    nodata: dict[str, int] = field(default_factory=dict)  # as declared
+    entry: str  # of `--modalities`
+    files: int
+    sizes: dict[str, int]  # files by "width x height", as the next ones
+    pixels: dict[str, int]  # ground sampling
+    crs: dict[str, int]
+    bands: dict[str, int]  # "3 x uint8"
+    nodata: dict[str, int]  # as declared
     stored: str = ""  # type and nodata in the data set
     gap_share: float | None = None  # of the pixels, by what the files declare
     minimum: list[float] = field(default_factory=list)  # by band, without `undeclared`
@@ -85,9 +86,7 @@ class FolderReport:
         parts = [f"{self.source}: {sum(self.splits.values())} scenes ({splits})", _table(columns)]
         parts += ["\n".join(self.pairing), self.label_table, "\n".join(self.remarks)]
         if self.problems:
-            more = [f"and {len(self.problems) - _MOST_PROBLEMS} more"] if len(self.problems) > _MOST_PROBLEMS else []
-            listed = [f"- {problem}" for problem in [*self.problems[:_MOST_PROBLEMS], *more]]
-            parts.append("\n".join(["Not usable as it is:", *listed]))
+            parts.append("\n- ".join(["Not usable as it is:", *first_few(self.problems, _MOST_PROBLEMS)]))
         return "\n\n".join(part for part in [*parts, self.command] if part)
 
 
@@ -100,10 +99,10 @@ def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
     """
     names, label = find_names(source, label)
     notes = _Notes()
-    files = list_scenes(source, {name: name for name in names}, label, clashes=notes.problems)
+    files, notes.problems = survey_scenes(source, {name: name for name in names}, label)
     headers = {name: _read_headers(name, files, notes) for name in names}
-    folders = _modality_names({name: infos for name, (infos, _) in headers.items() if infos})
-    infos = {name: headers[folder][0] for name, folder in folders.items()}
+    folders = _modality_names({name: infos for name, infos in headers.items() if infos})
+    infos = {name: headers[folder] for name, folder in folders.items()}
     labelled = [(index, scene.label) for index, scene in enumerate(files) if scene.label is not None]
     labels = notes.read_infos("label", labelled, palette_as_indices=True)
     scenes = _make_scenes(files, infos, labels, notes)
@@ -111,32 +110,30 @@ def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
     for name, folder in folders.items():
         column = _describe(name, folder, list(infos[name].values()))
         columns.append(column)
-        plan = notes.attempt(plan_modality, name, _places(name, scenes), NodataOption())
+        plan = notes.attempt(plan_modality, name, placed_files(name, scenes), NodataOption())
         if plan is None:
             continue
         column.stored = ", ".join([plan.dtype, *(f"nodata {value:g}" for value in plan.nodata)])
         _measure(column, list(infos[name].values()), notes)
         if not labels or not infos[name].keys().isdisjoint(labels):
             usable.append(column)
-    notes.attempt(check_scenes, source, files, {folder: folder for folder in folders.values()}, label)
     survey = _survey(list(labels.values()), notes)
-    if len(usable) < len(columns):
+    if not usable:
+        notes.remarks.append("No modality can be converted, so there is no command.")
+    elif len(usable) < len(columns):
         left = ", ".join(column.name for column in columns if column not in usable)
         notes.remarks.append(f"The command below leaves out what cannot be converted: {left}.")
-    command = _command(
-        source, usable, {name: bands for name, (_, bands) in headers.items()}, label, survey, scenes, notes
-    )
     return FolderReport(
         source=str(source),
         splits=dict(Counter(scene.files.split for scene in scenes)),
         modalities=columns,
         label=_describe("label", label, list(labels.values())) if labels else None,
-        label_values=[] if survey is None else _as_dicts(survey),
+        label_values=[] if survey is None else survey.rows(),
         label_table="" if survey is None else survey.table(),
         pairing=_pairing(scenes),
         problems=notes.problems,
         remarks=notes.remarks,
-        command=command,
+        command=_command(source, usable, label, survey, scenes, notes) if usable else "",
     )
 
 
@@ -157,15 +154,13 @@ class _Notes:
 
     def read_infos(self, name: str, paths: Sequence[tuple[int, Path]], **options: Any) -> dict[int, RasterInfo]:
         """The headers of files that can be read, by the number of the scene."""
-        watched = tqdm(paths, desc=f"{name}: headers", unit="file", disable=not paths)
+        watched = tqdm(paths, desc=f"{name}: headers", unit="file", leave=False)
         infos = {index: self.attempt(read_info, path, **options) for index, path in watched}
         return {index: info for index, info in infos.items() if info is not None}
 
 
-def _read_headers(
-    name: str, scenes: Sequence[SceneFiles], notes: _Notes
-) -> tuple[dict[int, RasterInfo], BandSelection]:
-    """Headers of a modality's files by scene, and the bands that they were read with: all, where alpha is in doubt."""
+def _read_headers(name: str, scenes: Sequence[SceneFiles], notes: _Notes) -> dict[int, RasterInfo]:
+    """Headers of a modality's files by scene, with all bands as values where alpha is in doubt."""
     paths = [(index, path) for index, scene in enumerate(scenes) if (path := scene.rasters[name]) is not None]
     infos = notes.read_infos(name, paths)
     for index, info in list(infos.items()):
@@ -174,11 +169,11 @@ def _read_headers(
         except DoubtfulAlpha as error:
             bands = BandSelection(tuple(range(1, info.channels + 2)))
             notes.remarks.append(f"{error} The command below takes it as values.")
-            return notes.read_infos(name, paths, bands=bands), bands
+            return notes.read_infos(name, paths, bands=bands)
         except ValueError as error:
             notes.problems.append(str(error))
             del infos[index]
-    return infos, ALL_BANDS
+    return infos
 
 
 def _make_scenes(
@@ -199,11 +194,6 @@ def _make_scenes(
     return scenes
 
 
-def _places(name: str, scenes: Sequence[Scene]) -> list[tuple[RasterInfo, Georeference | None, tuple[int, int]]]:
-    """What `plan_modality` takes."""
-    return [(info, scene.grid, scene.size) for scene in scenes if (info := scene.infos[name]) is not None]
-
-
 def _modality_names(found: Mapping[str, Mapping[int, RasterInfo]]) -> dict[str, str]:
     """Folder by the name that a modality may have."""
     folders: dict[str, str] = {}
@@ -222,9 +212,11 @@ def _modality_names(found: Mapping[str, Mapping[int, RasterInfo]]) -> dict[str, 
 def _describe(name: str, folder: str, infos: Sequence[RasterInfo]) -> Column:
     """What the headers of some files say."""
     places = list(map(_place, infos))
+    entry = name if name == folder.lower() else f"{name}={folder}"
     return Column(
         name,
         folder,
+        entry if infos[0].bands is ALL_BANDS else f"{entry}:{infos[0].bands}",
         len(infos),
         sizes=dict(Counter(f"{info.size[1]} x {info.size[0]}" for info in infos)),
         pixels=dict(Counter(pixel for pixel, _ in places)),
@@ -258,14 +250,12 @@ def _place(info: RasterInfo) -> tuple[str, str]:
 
 def _measure(column: Column, infos: Sequence[RasterInfo], notes: _Notes) -> None:
     """Fill in what the values of a modality's files say."""
-    step = -(-sum(info.size[0] * info.size[1] for info in infos) // _PIXELS_PER_MODALITY)
-    column.is_sampled = step > 1
+    num_pixels = sum(info.size[0] * info.size[1] for info in infos)
+    step = -(-num_pixels // _PIXELS_PER_MODALITY)
     low, high = np.full(infos[0].channels, np.inf), np.full(infos[0].channels, -np.inf)
     seen, missing, suspects, gaps = 0, 0, Counter(), BandGaps()
-    for info in tqdm(infos[::step], desc=f"{column.name}: values", unit="file"):
-        windows, is_part = notes.attempt(_windows, info) or ([], False)
-        column.is_sampled |= is_part
-        for window in windows:
+    for info in tqdm(infos[::step], desc=f"{column.name}: values", unit="file", leave=False):
+        for window in _windows(info):
             raster = notes.attempt(read_raster, info.path, bands=info.bands, window=window, gaps=gaps)
             if raster is None:
                 break
@@ -276,6 +266,7 @@ def _measure(column: Column, infos: Sequence[RasterInfo], notes: _Notes) -> None
             values = values[~np.isin(values, [value for value in found if value]).any(axis=1)]
             if len(values):
                 low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+    column.is_sampled = seen < num_pixels
     if seen:
         column.gap_share = missing / seen
         shares = {value: count / seen for value, count in suspects.items()}
@@ -295,15 +286,14 @@ def _suspects(values: np.ndarray) -> dict[int, int]:
     return {value: int((hit.any(axis=1) if value else hit.all(axis=1)).sum()) for value, hit in hits.items()}
 
 
-def _windows(info: RasterInfo) -> tuple[list[Window | None], bool]:
-    """Windows of a file to look at, first and last among them, and whether they are not all."""
+def _windows(info: RasterInfo) -> list[Window]:
+    """Windows of a file to look at, spread evenly, first and last among them."""
     if uses_pillow(info.path):  # read whole in any case
-        return [None], False
+        return [Window(0, 0, *info.size)]
     side = max(16, int((_VALUES_AT_ONCE / info.channels) ** 0.5))
-    places = [(top, left) for top in range(0, info.size[0], side) for left in range(0, info.size[1], side)]
-    count = min(len(places), max(2, _PIXELS_PER_FILE // side**2))
-    chosen = np.linspace(0, len(places) - 1, count).round().astype(int).tolist()
-    return [Window(*places[index], side, side).inside(info.size) for index in chosen], count < len(places)
+    windows = list(blocks(info.size, side, side))
+    count = min(len(windows), max(2, _PIXELS_PER_FILE // side**2))
+    return [windows[index] for index in np.linspace(0, len(windows) - 1, count).round().astype(int)]
 
 
 def _remarks_on(column: Column) -> list[str]:
@@ -331,7 +321,7 @@ def _is_gap(column: Column, value: int, share: float) -> bool:
 def _survey(infos: Sequence[RasterInfo], notes: _Notes) -> LabelSurvey | None:
     """What becomes of the labels; None if there are none that can be used."""
     by_colour = bool(infos) and all(info.channels == 3 for info in infos)
-    watched = tqdm(infos, desc="labels", unit="file", disable=not infos)
+    watched = tqdm(infos, desc="labels", unit="file", leave=False)
     files = [file for info in watched if (file := notes.attempt(count_label, info, by_colour=by_colour)) is not None]
     if not files:
         return None
@@ -346,51 +336,33 @@ def _survey(infos: Sequence[RasterInfo], notes: _Notes) -> LabelSurvey | None:
     return survey
 
 
-def _as_dicts(survey: LabelSurvey) -> list[dict[str, Any]]:
-    names = ("value", "becomes", "pixels", "share")
-    return [dict(zip(names, row, strict=True)) for row in survey.rows()]
-
-
 def _pairing(scenes: Sequence[Scene]) -> list[str]:
     """Which scenes lack what."""
-    said = []
-    for name in scenes[0].infos if scenes else ():
-        lacking = [scene.files.name for scene in scenes if scene.infos[name] is None]
-        if lacking:
-            said.append(f"without {name}: {_some(lacking, len(scenes))}")
-    unlabelled = [scene.files.name for scene in scenes if scene.label is None]
-    if unlabelled:
-        said.append(f"without a label: {_some(unlabelled, len(scenes))}")
-    alone = [scene.files.name for scene in scenes if not any(scene.infos.values())]
-    if alone:
-        said.append(f"labels that no modality goes with: {_some(alone, len(scenes))}")
-    return said
-
-
-def _some(names: Sequence[str], total: int) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{len(names)} of {total} scenes ({', '.join(names[:_LISTED])}{more})"
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for scene in scenes:
+        for name, info in scene.infos.items():
+            lacking[f"without {name}"] += [scene.files.name] * (info is None)
+        lacking["without a label"] += [scene.files.name] * (scene.label is None)
+        lacking["labels that no modality goes with"] += [scene.files.name] * (not any(scene.infos.values()))
+    return [
+        f"{what}: {len(names)} of {len(scenes)} scenes ({', '.join(first_few(names, _LISTED))})"
+        for what, names in lacking.items()
+        if names
+    ]
 
 
 def _command(
     source: Path,
     columns: Sequence[Column],
-    bands: Mapping[str, BandSelection],
     label: str | None,
     survey: LabelSurvey | None,
     scenes: Sequence[Scene],
     notes: _Notes,
 ) -> str:
-    """The `convert-rasters` that fits, for a shell; empty if no modality can be converted."""
-    if not columns:
-        return ""
-    entries = []
-    for column in columns:
-        chosen = bands[column.folder]
-        entry = column.name if column.name == column.folder.lower() else f"{column.name}={column.folder}"
-        entries.append(entry if chosen is ALL_BANDS else f"{entry}:{chosen}")
+    """The `convert-rasters` that fits, for a shell."""
     output = f"data/{source.absolute().name}"
-    words = ["sgma-hf", "convert-rasters", "--source", str(source), "--output", output, "--modalities", *entries]
+    words = ["sgma-hf", "convert-rasters", "--source", str(source), "--output", output, "--modalities"]
+    words += [column.entry for column in columns]
     if label != "label":
         words += ["--label", label or "none"]
     gaps = [f"{column.name}={','.join(map(str, column.undeclared))}" for column in columns if column.undeclared]
@@ -435,5 +407,4 @@ def _counted(files: Mapping[str, int]) -> str:
     """The commonest entries, with their files where there are several."""
     if len(files) == 1:
         return next(iter(files))
-    shown = [f"{text} ({count})" for text, count in Counter(files).most_common(3)]
-    return ", ".join(shown) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return ", ".join(first_few([f"{text} ({count})" for text, count in Counter(files).most_common()], 3))

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ...data.class_maps import ClassMap, classes_flag, label_codes, suggest_classes
 from ...data.codec import whole_numbers
-from ...data.windows import Window
+from ...data.windows import Window, blocks
 from ...model.limits_sgma import IGNORE_INDEX
 from ...publishing.tables import markdown_table
 from ...rasters.files import read_raster
@@ -52,41 +52,43 @@ class LabelSurvey:
     note: str  # what looks like a mistake, and the flag that mends it; empty if nothing does
     suggested: str = ""  # JSON for `--classes` that makes the same classes without those that no pixel has
 
-    def rows(self) -> list[tuple[Any, str, int, float]]:
-        """Value, or None for pixels without one, what it becomes, its pixels, and their share."""
+    def rows(self) -> list[dict[str, Any]]:
+        """By label value, what it becomes, its pixels and their share; last the pixels without a value, None."""
         found: Counter = Counter()
         for file in self.files:
             for value, count in file.pixels.items():
-                found[value, *self._outcome(value, file.nodata)] += count
-        lines = [(self.class_map.show(value), outcome, count) for (value, _, outcome), count in sorted(found.items())]
+                found[value, self._outcome(value, file.nodata)] += count
+        lines = [(self.class_map.show(value), outcome, count) for (value, outcome), count in sorted(found.items())]
         hidden = sum(file.hidden for file in self.files)
-        lines += [(None, f"{_IGNORED}: masked or not a number", hidden)] * (hidden > 0)
-        total = max(1, sum(count for *_, count in lines))
-        return [(*line, line[-1] / total) for line in lines]
+        if hidden:
+            lines.append((None, f"{_IGNORED}: masked or not a number", hidden))
+        total = sum(found.values()) + hidden
+        return [
+            {"value": value, "becomes": outcome, "pixels": count, "share": count / total}
+            for value, outcome, count in lines
+        ]
 
     def table(self) -> str:
         """The rows as a table; then the share that is ignored."""
         rows = self.rows()
-        total = sum(count for _, _, count, _ in rows)
-        ignored = sum(count for _, outcome, count, _ in rows if outcome.startswith(_IGNORED))
-        lines = [
-            ["none" if value is None else value, outcome, count, f"{share:.2%}"]
-            for value, outcome, count, share in rows
-        ]
-        if len(lines) > _MAX_LINES:
-            lines = [*lines[:_MAX_LINES], [f"and {len(lines) - _MAX_LINES} more", "", "", ""]]
+        total = sum(row["pixels"] for row in rows)
+        ignored = sum(row["pixels"] for row in rows if row["becomes"].startswith(_IGNORED))
+        lines = [[*row.values()] for row in rows[:_MAX_LINES]]
+        lines = [["none" if value is None else value, *others, f"{share:.2%}"] for value, *others, share in lines]
+        if len(rows) > _MAX_LINES:
+            lines.append([f"and {len(rows) - _MAX_LINES} more", "", "", ""])
         table = markdown_table(["label value", "becomes", "pixels", "share"], lines, text_columns=2)
         return f"{table}\nignored: {ignored} of {total} label pixels, {ignored / max(1, total):.2%}"
 
-    def _outcome(self, value: int, nodata: int | None) -> tuple[int, str]:
-        """Class id of a value in a file that declares `nodata`, and what that is called."""
+    def _outcome(self, value: int, nodata: int | None) -> str:
+        """What a value becomes in a file that declares `nodata`."""
         index = self.class_map.id_of(value, nodata)
         if index != IGNORE_INDEX:
-            return index, f"{index} {self.class_map.names[index]}"
+            return f"{index} {self.class_map.names[index]}"
         reason = "nodata" if value == nodata else self.class_map.ignored_names.get(value, "")
         if not reason and not self.class_map.is_known(value, nodata):
             reason = "no class"
-        return index, f"{_IGNORED}: {reason}" if reason else _IGNORED
+        return f"{_IGNORED}: {reason}" if reason else _IGNORED
 
 
 def survey_labels(
@@ -102,7 +104,7 @@ def survey_labels(
     """
     class_map = None if classes is None else ClassMap.load(classes)
     by_colour = all(info.channels == 3 for info in labels) if class_map is None else class_map.by_colour
-    with tqdm(labels, desc="labels", unit="scene") as watched:  # closed before an error is said
+    with tqdm(labels, desc="labels", unit="scene", leave=False) as watched:  # closed before an error is said
         files = [count_label(info, by_colour=by_colour) for info in watched]
     if class_map is None:
         return take_ids(files, by_colour=by_colour)
@@ -136,7 +138,7 @@ def read_label(info: RasterInfo, *, by_colour: bool, window: Window | None = Non
 def count_label(info: RasterInfo, *, by_colour: bool) -> LabelFile:
     """Count the values of a label file, strip by strip where it is large."""
     pixels, hidden = Counter(), 0
-    for window in _strips(info):
+    for window in blocks(info.size, max(1, _PIXELS_AT_ONCE // info.size[1])):
         codes, valid = read_label(info, by_colour=by_colour, window=window)
         present, counts = np.unique(codes[valid], return_counts=True)
         pixels.update(dict(zip(present.tolist(), counts.tolist(), strict=True)))
@@ -148,16 +150,6 @@ def map_label(info: RasterInfo, class_map: ClassMap) -> np.ndarray:
     """Class ids of a label file, uint8 (height, width), 255 ignored."""
     codes, valid = read_label(info, by_colour=class_map.by_colour)
     return class_map.apply(codes, valid, _nodata(info, class_map.by_colour))
-
-
-def _strips(info: RasterInfo) -> Iterator[Window | None]:
-    height, width = info.size
-    if height * width <= _PIXELS_AT_ONCE:
-        yield None
-        return
-    rows = max(1, _PIXELS_AT_ONCE // width)
-    for top in range(0, height, rows):
-        yield Window(top, 0, min(rows, height - top), width)
 
 
 def _nodata(info: RasterInfo, by_colour: bool) -> int | None:
@@ -175,7 +167,7 @@ def take_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:
             found,
         )
     declared = {file.nodata for file in files if file.nodata in file.pixels}
-    ids = sorted(set().union(*(file.pixels.keys() - {file.nodata, IGNORE_INDEX} for file in files)))
+    ids = sorted({value for file in files for value in file.pixels if value not in (file.nodata, IGNORE_INDEX)})
     every = suggest_classes(total, keep=list(total))
     is_mask = IGNORE_INDEX in total and IGNORE_INDEX not in declared and set(ids) <= {0}
     if is_mask and ids and not declared:
@@ -199,8 +191,8 @@ def take_ids(files: list[LabelFile], *, by_colour: bool) -> LabelSurvey:
     said = _note_on_nodata(files, ids)
     unused = sorted(set(range(ids[-1])) - set(ids))
     if set(unused) - declared:
-        listed = _ranges(sorted(set(unused) - declared))
-        said.append(f"{listed} {'has' if listed.count('class') == 1 else 'have'} no pixel in any label file.")
+        names = _ranges(sorted(set(unused) - declared))
+        said.append(f"{names} {'has' if names.count('class') == 1 else 'have'} no pixel in any label file.")
     if 0 in ids and 0 not in declared:
         said.append("0 is a class; where it means that nobody labelled, ignore it.")
     said.append(f'To name the classes, or ignore one by `"ignore": true` in place of a name: {classes_flag(every)}')
@@ -244,19 +236,21 @@ def _note_on_given(files: Sequence[LabelFile], class_map: ClassMap) -> str:
 
 def _refuse_unmapped(files: Sequence[LabelFile], class_map: ClassMap) -> None:
     """Refuse values without a class."""
-    unmapped: Counter = Counter()
-    first = None
-    for file in files:
-        found = {value: n for value, n in file.pixels.items() if not class_map.is_known(value, file.nodata)}
-        first = first or (file.path if found else None)
-        unmapped.update(found)
-    if unmapped:
-        shown = [f"{class_map.show(value)} ({count} pixels)" for value, count in unmapped.most_common()]
-        more = f" and {len(shown) - _MAX_LISTED} more" if len(shown) > _MAX_LISTED else ""
+    unknown = [(file, value) for file in files for value in file.pixels if not class_map.is_known(value, file.nodata)]
+    if unknown:
+        counts, first = Counter(), unknown[0][0].path
+        for file, value in unknown:
+            counts[value] += file.pixels[value]
+        shown = [f"{class_map.show(value)} ({count} pixels)" for value, count in counts.most_common()]
         raise ValueError(
-            f"Label values without a class: {', '.join(shown[:_MAX_LISTED])}{more}; first in {first}. Add them "
+            f"Label values without a class: {', '.join(first_few(shown, _MAX_LISTED))}; first in {first}. Add them "
             'to --classes (with "ignore": true if they mean nothing), or pass --ignore_unmapped.'
         )
+
+
+def first_few(texts: Sequence[str], most: int) -> list[str]:
+    """The first of some texts, and how many more there are."""
+    return [*texts[:most], *([f"and {len(texts) - most} more"] if len(texts) > most else [])]
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -49,65 +49,59 @@ def find_scenes(
         split_names: What a split folder is to be called, where not as usual: `{"valid": "test"}`.
         absent: Modalities that must have no file at all.
     """
-    scenes = list_scenes(source, folders, label, split_names=split_names)
-    check_scenes(source, scenes, folders, label, split_names=split_names, absent=absent)
+    scenes, problems = survey_scenes(source, folders, label, split_names=split_names, absent=absent)
+    if problems:
+        raise ValueError(problems[0])
     return scenes
 
 
-def list_scenes(
+def survey_scenes(
     source: Path,
-    folders: Mapping[str, str],
-    label: str | None,
-    *,
-    split_names: Mapping[str, str] | None = None,
-    clashes: list[str] | None = None,
-) -> list[SceneFiles]:
-    """The scenes of `find_scenes` as they are, whatever is wrong with them.
-
-    Two files of one name in a folder end it, or go into `clashes`, as a sentence, and the first of them counts.
-    """
-    roots = split_roots(source, split_names)
-    found: list[str] = []
-    scenes = [scene for root, split in roots for scene in _scenes_of_root(root, split, folders, label, found)]
-    if found and clashes is None:
-        raise ValueError(found[0])
-    if clashes is not None:
-        clashes += found
-    return sorted(scenes, key=lambda scene: (scene.split, scene.name))
-
-
-def check_scenes(
-    source: Path,
-    scenes: Sequence[SceneFiles],
     folders: Mapping[str, str],
     label: str | None,
     *,
     split_names: Mapping[str, str] | None = None,
     absent: Collection[str] = (),
-) -> None:
-    """Raise ValueError if the scenes of `list_scenes` cannot be what was meant; the arguments are `find_scenes`'s."""
+) -> tuple[list[SceneFiles], list[str]]:
+    """The scenes of `find_scenes`, and why they cannot be what was meant; of files of one name the first counts."""
+    roots = _split_roots(source, split_names)
+    clashes: list[str] = []
+    scenes = [scene for root, split in roots for scene in _scenes_of_root(root, split, folders, label, clashes)]
+    scenes.sort(key=lambda scene: (scene.split, scene.name))
+    return scenes, [*clashes, *_problems(source, roots[0][0], scenes, folders, label, absent)]
+
+
+def _problems(
+    source: Path,
+    root: Path,
+    scenes: Sequence[SceneFiles],
+    folders: Mapping[str, str],
+    label: str | None,
+    absent: Collection[str],
+) -> Iterator[str]:
+    """Why scenes cannot be what was meant; `root` is the first of the split folders."""
     found = {name for scene in scenes for name, path in scene.rasters.items() if path is not None}
     has_labels = any(scene.label is not None for scene in scenes)
     if not found and not has_labels:
-        raise ValueError(_nothing_found(source, _wanted(folders, label), split_names))
+        yield _nothing_found(source, root, _wanted(folders, label))
+        return
     there = sorted(found & set(absent))
     if there:
-        raise ValueError(f"--absent names {there}, but --source {source} holds such files. Leave it out of --absent.")
+        yield f"--absent names {there}, but --source {source} holds such files. Leave it out of --absent."
     lacking = [name for name in folders if name not in found and name not in absent]
     names = [name if name == folders[name] else f"{name}={folders[name]}" for name in lacking]
     if label and not has_labels:
         names.append(f"{label} (the label; --label none if there is none)")
     if names:
         hint = f" If no scene has it, say how many bands it would have: --absent {lacking[0]}=1." if lacking else ""
-        contents = _contents(split_roots(source, split_names))
-        raise ValueError(f"--source {source} holds no file for {', '.join(names)}. It holds {contents}.{hint}")
+        yield f"--source {source} holds no file for {', '.join(names)}. It holds {_contents(root)}.{hint}"
     for name in folders:
         if has_labels and name in found and not any(scene.label and scene.rasters[name] for scene in scenes):
-            raise ValueError(_never_labelled(source, scenes, name))
+            yield _never_labelled(source, scenes, name)
     counts = Counter((scene.split, scene.name) for scene in scenes)
-    clashes = [name for (_, name), count in counts.items() if count > 1]
-    if clashes:
-        raise ValueError(f"--source {source}: split folders that mean one split hold the same names: {clashes[:5]}.")
+    twice = [name for (_, name), count in counts.items() if count > 1]
+    if twice:
+        yield f"--source {source}: split folders that mean one split hold the same names: {twice[:5]}."
 
 
 def _wanted(folders: Mapping[str, str], label: str | None) -> list[str]:
@@ -115,13 +109,13 @@ def _wanted(folders: Mapping[str, str], label: str | None) -> list[str]:
     return [*folders.values(), *([label] if label else [])]
 
 
-def split_roots(source: Path, split_names: Mapping[str, str] | None = None) -> list[tuple[Path, str]]:
+def _split_roots(source: Path, split_names: Mapping[str, str] | None = None) -> list[tuple[Path, str]]:
     """Split folders of the source with their splits, or the source itself."""
     if not source.is_dir():
-        raise FileNotFoundError(f"--source {source} is not a folder.")
-    split_names = {**SPLIT_ALIASES, **(split_names or {})}
-    roots = [(path, split_names[path.name.lower()]) for path in _folders(source) if path.name.lower() in split_names]
-    return roots or [(source, "train")]
+        raise FileNotFoundError(f"{source} is not a folder. Give the one that holds the rasters.")
+    splits = {**SPLIT_ALIASES, **(split_names or {})}
+    found = {path: path.name.lower() for path in _folders(source)}
+    return [(path, splits[name]) for path, name in found.items() if name in splits] or [(source, "train")]
 
 
 def find_names(source: Path, label: str | None = None) -> tuple[list[str], str | None]:
@@ -132,6 +126,7 @@ def find_names(source: Path, label: str | None = None) -> tuple[list[str], str |
     fewer names.
     """
     usual = (label.lower(),) if label else LABEL_NAMES
+    root, _ = _split_roots(source)[0]
     named = _best_names(source, usual)
     is_usual = not named.isdisjoint(usual) or _num_usual(named) > 0
     here = {path.stem.lower() for path in filter(is_raster_file, source.iterdir())}
@@ -149,7 +144,7 @@ def find_names(source: Path, label: str | None = None) -> tuple[list[str], str |
         if near is not None:
             raise ValueError(f"{source} holds folders of data sets, {near.name} for instance. Did you mean {near}?")
     if label and label.lower() not in named:
-        raise ValueError(f"{source} holds no file for the label {label}. It holds {_contents(split_roots(source))}.")
+        raise ValueError(f"{source} holds no file for the label {label}. It holds {_contents(root)}.")
     chosen = next((name for name in usual if name in named), None)
     return sorted(named - {chosen}), chosen
 
@@ -157,7 +152,7 @@ def find_names(source: Path, label: str | None = None) -> tuple[list[str], str |
 def _best_names(source: Path, labels: Sequence[str]) -> set[str]:
     """The names of `find_names`, those of labels among them; empty if there are none."""
     folders, stems, ends, starts = set(), set(), set(), set()
-    for root, _ in split_roots(source):
+    for root, _ in _split_roots(source):
         for path in filter(is_raster_file, root.iterdir()):
             parts = re.split("[_-]", path.stem.lower())
             ends, starts = ends | set(parts[1:][-1:]), starts | set(parts[:-1][:1])
@@ -268,29 +263,29 @@ def _never_labelled(source: Path, scenes: Sequence[SceneFiles], modality: str) -
     )
 
 
-def _contents(roots: Sequence[tuple[Path, str]]) -> str:
-    """What there is, for an error: folder names, and the stems in them that recur."""
-    folders = _folders(roots[0][0])
+def _contents(root: Path) -> str:
+    """What there is, for an error: folder names, and the stems in them."""
+    folders = _folders(root)
     stems = sorted({path.stem for folder in folders[:20] for path in folder.iterdir() if is_raster_file(path)})
     files = f", with files such as {stems[:8]}" if stems else ""
     names = [path.name for path in folders]
     return f"the folders {names[:12]}{' ...' if len(names) > 12 else ''}{files}" if names else "no folders"
 
 
-def _nothing_found(source: Path, wanted: list[str], split_names: Mapping[str, str] | None) -> str:
+def _nothing_found(source: Path, root: Path, wanted: list[str]) -> str:
     """The error for a wrong --source, with the right one if it is near."""
     near = [*_folders(source)[:50], source.parent, source.parent.parent]
-    count, best = max(((_num_found(path, wanted, split_names), path) for path in near), key=lambda pair: pair[0])
+    best = max(near, key=lambda path: _num_found(path, wanted))
     return (
         f"--source {source} holds neither folders {wanted} nor scene folders with files of these names "
-        f"(GeoTIFF, PNG, or what else GDAL reads); it holds {_contents(split_roots(source, split_names))}. "
-        + (f"Did you mean {best}?" if count else "Give the folder that holds them.")
+        f"(GeoTIFF, PNG, or what else GDAL reads); it holds {_contents(root)}. "
+        + (f"Did you mean {best}?" if _num_found(best, wanted) else "Give the folder that holds them.")
     )
 
 
-def _num_found(path: Path, wanted: list[str], split_names: Mapping[str, str] | None) -> int:
+def _num_found(path: Path, wanted: list[str]) -> int:
     """How many of the wanted names a folder has, in either layout."""
-    roots = [root for root, _ in split_roots(path, split_names)]
+    roots = [root for root, _ in _split_roots(path)]
     scenes = [scene for root in roots for scene in _folders(root)[:50]]
     stems = {file.stem for scene in scenes for file in scene.iterdir() if is_raster_file(file)}
     return sum(name in stems or any((root / name).is_dir() for root in roots) for name in set(wanted))

@@ -317,7 +317,7 @@ class _Run:
     def _add(self, batch: _Batch, blender: TileBlender) -> None:
         """Predict a batch of tiles and blend it in."""
         pixel_values = batch.inputs["pixel_values"].to(self.model.device, self.model.dtype)
-        modality_mask = batch.inputs["modality_mask"].to(self.model.device)
+        modality_mask = batch.inputs["modality_mask"]  # on the CPU, where the model reads it without waiting
         given = self._given.to(self.model.device)
         if self._with_agreement:
             encoding = self.model.encode(pixel_values, modality_mask)

@@ -112,3 +112,11 @@ def test_a_host_mask_of_another_mask_is_refused(host_mask):
         ValueError, match=r"`host_mask` is .*; expected \[\[1.0, 0.0, 1.0\]\] as `modality_mask` has it"
     ):
         tiny_model()(torch.zeros(1, 6, 32, 32), torch.tensor([[True, False, True]]), host_mask=host_mask)
+
+
+@pytest.mark.parametrize("mask", masks().values(), ids=masks())
+def test_a_mask_on_the_cpu_is_read_there(mask):
+    with torch.device("meta"):
+        model = SgmaForSemanticSegmentation(tiny_config()).eval()
+    outputs = model(torch.empty(3, 6, 64, 64, device="meta"), mask)
+    assert outputs.logits.shape == (3, 5, 16, 16) and outputs.logits.device.type == "meta"

@@ -27,8 +27,7 @@ from .layers_sgma import (
 class SgmaStageTokens:
     """What one stage keeps of every present pair, packed.
 
-    `tokens` alone with mean fusion. `keys`, `reference_values` and `class_logits` are None if no row has two
-    modalities to compare.
+    `tokens` alone with mean fusion. What stands behind `values` is None if no row has two modalities to compare.
     """
 
     size: tuple[int, int]
@@ -38,6 +37,7 @@ class SgmaStageTokens:
     keys: torch.Tensor | None = None
     reference_values: torch.Tensor | None = None
     class_logits: torch.Tensor | None = None
+    reference_keys: torch.Tensor | None = None  # of no pair, see `SgmaSpatialPerceptron.unit_keys`
 
 
 @dataclass
@@ -147,6 +147,7 @@ class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
             stage.keys = self.robustness_perceptron.key(tokens)
             stage.reference_values = self.spatial_perceptron.value(tokens)
             stage.class_logits = self.semantic_filter(tokens)
+            stage.reference_keys = self.spatial_perceptron.unit_keys(tokens)
         return stage
 
     def fuse(
@@ -157,7 +158,7 @@ class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
         positions = stage.tokens.shape[1]
         tokens, logits, reference_values, keys, values = (pairs.unpack(field, positions) for field in fields)
         prototypes = class_prototypes(logits, tokens, bias)
-        reference = self.spatial_perceptron(prototypes, tokens, reference_values, bias)
+        reference = self.spatial_perceptron(prototypes, tokens, stage.reference_keys, reference_values, bias)
         fused, robustness = self.robustness_perceptron(reference, keys, values, bias)
         return fused, robustness, prototypes
 

@@ -282,18 +282,25 @@ class SgmaSpatialPerceptron(SgmaPerceptron):
     Its mean over the classes, the semantic reference feature, is all that is used of its output. Values and output
     projection are linear, so the attention weights can be averaged over the classes first, and no tensor of
     positions x classes x channels is needed. Likewise the keys are never built: their projection is applied to the
-    few queries instead of the many positions. Both are exact. What it does to the identity is its matrix, and that of
-    whatever stands in its place: a quantised layer, or one with an adapter.
+    few queries instead of the many positions. Both are exact.
     """
 
+    def unit_keys(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Keys of the unit vectors, (C, C): the matrix of `key`, or of a quantised or adapted layer in its place."""
+        return self.key(torch.eye(tokens.shape[-1], dtype=tokens.dtype, device=tokens.device))
+
     def forward(
-        self, prototypes: torch.Tensor, tokens: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+        self,
+        prototypes: torch.Tensor,
+        tokens: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Prototypes (B, K, C), tokens and their `value` (M, B, N, C), bias of the scores -> reference (B * N, C)."""
+        """Prototypes (B, K, C), tokens and their `value` (M, B, N, C), `unit_keys`, bias -> reference (B * N, C)."""
         modalities, rows, positions, channels = tokens.shape
         heads, head_dim = self.num_heads, channels // self.num_heads
         query = self.query(prototypes.flatten(0, 1)) * head_dim**-0.5  # (B * K, C)
-        keys = self.key(torch.eye(channels, dtype=tokens.dtype, device=tokens.device))  # of unit vectors, (C, C)
         keys = keys.view(channels, heads, head_dim).permute(1, 0, 2)
         query = torch.bmm(keys, query.view(-1, heads, head_dim).permute(1, 2, 0))  # (A, C, B * K)
         query = query.view(heads, channels, rows, -1).permute(2, 1, 0, 3)  # (B, C, A, K)

@@ -304,3 +304,9 @@ def test_real_trees_are_seen_whole():
     assert [column.files for column in report.modalities] == [58] * 3 and report.problems == []
     assert column(report, "hsi").bands == {"369 x int16": 58} and column(report, "rgb").pixels == {"0.1 m": 58}
     assert {row["value"] for row in report.label_values} == {0, 1, 2, 3, 255}
+
+
+def test_an_inspection_without_a_command_says_why(tmp_path, capsys):
+    save(tmp_path / "in" / "label" / "a.png", np.eye(4, dtype=np.uint8))
+    assert main(["inspect", str(tmp_path / "in")]) == 0
+    assert "No modality can be converted, so there is no command." in capsys.readouterr().out

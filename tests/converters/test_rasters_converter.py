@@ -502,7 +502,8 @@ def test_val_fraction_and_renamed_splits(plain, tmp_path, capsys):
     arguments = ("--modalities", "nir", "--val_fraction", 0.34)
     assert run(plain, tmp_path / "out", *arguments) == 2
     assert "--split_as valid=test" in capsys.readouterr().err
-    assert run(plain, tmp_path / "out", *arguments, "--split_as", "valid=test") == 0
+    (plain / "valid").rename(plain / "Valid")
+    assert run(plain, tmp_path / "out", *arguments, "--split_as", "Valid=test") == 0
     ids = [sorted(decoded(tmp_path / "out", split)) for split in ("train", "validation", "test")]
     assert [len(part) for part in ids] == [2, 1, 1] and ids[2] == ["d"] and sorted(ids[0] + ids[1]) == ["a", "b", "c"]
 
@@ -532,6 +533,7 @@ def test_wrong_options_are_explained(plain, tmp_path, capsys):
         (("--nodata", "nir=300"), "cannot hold that value"),
         (("--stride", "3"), "needs a tile size"),
         (("--group_distance", "60"), "--val_fraction"),
+        (("--split_as", "vaild=test"), "--split_as names ['vaild']"),
     ]
     for arguments, message in cases:
         assert run(plain, tmp_path / "out", "--modalities", "nir", *arguments) == 2

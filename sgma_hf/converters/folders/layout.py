@@ -113,8 +113,12 @@ def _split_roots(source: Path, split_names: Mapping[str, str] | None = None) -> 
     """Split folders of the source with their splits, or the source itself."""
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder. Give the one that holds the rasters.")
-    splits = {**SPLIT_ALIASES, **(split_names or {})}
+    given = {name.lower(): split for name, split in (split_names or {}).items()}
     found = {path: path.name.lower() for path in _folders(source)}
+    unknown = sorted(given.keys() - found.values())
+    if unknown:
+        raise ValueError(f"--split_as names {unknown}, but --source {source} holds {_contents(source)}.")
+    splits = SPLIT_ALIASES | given
     return [(path, splits[name]) for path, name in found.items() if name in splits] or [(source, "train")]
 
 

@@ -91,9 +91,9 @@ def named_errors(path: Path | str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
-        detail = str(error.__cause__ or error)  # rasterio says "See previous exception for details"
+        detail = str(error.__cause__ or error).rstrip(".")  # rasterio says "See previous exception for details"
         if "Range downloading" in detail:
-            advice = f" Fetch the file, or name it /vsicurl_streaming/{path}, which reads it from the start."
+            advice = f". Fetch the file, or name it /vsicurl_streaming/{path}, which reads it from the start."
         driver = _RARE_DRIVERS.get(Path(path).suffix.lower(), "")
         if isinstance(path, str) and re.match(r"\w+:(?!//)", path):
             driver = re.split("[_:]", path)[0]  # `HDF4_SDS:...` takes HDF4

@@ -352,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
         "split_names": _pairs(arguments.split_names, "--split_as"),
     }
     options = ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
-    command = command_for_card("dataset_scripts/rasters.py", argv, ("--source", "--output", "--classes"))
+    command = command_for_card("sgma-hf convert-rasters", argv, ("--source", "--output", "--classes"))
     summary = convert_rasters(
         arguments.source, arguments.output, arguments.modalities, options=options, command=command
     )

@@ -161,7 +161,7 @@ def decode_row(
     if label is not None and label.ndim != 2:
         raise ValueError(
             f"Row {row_id!r}, column 'label': expected class ids of shape (height, width), got {label.shape}. "
-            "Convert colour-coded labels with dataset_scripts/rasters.py --classes."
+            "Convert colour-coded labels with `sgma-hf convert-rasters --classes`."
         )
     return images, label
 

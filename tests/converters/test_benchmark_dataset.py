@@ -411,7 +411,7 @@ def test_card_says_what_load_dataset_and_people_need(source, tmp_path):
     ],
 )
 def test_command_of_a_card_has_no_folders_of_its_author(given, told):
-    assert command_for_card("x.py", given.split(), ("--source", "--output")) == f"python x.py {told}"
+    assert command_for_card("python x.py", given.split(), ("--source", "--output")) == f"python x.py {told}"
 
 
 def test_rate_is_in_pixels_of_the_scenes():

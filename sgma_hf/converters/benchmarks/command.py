@@ -112,7 +112,7 @@ def _run(reader: type[BenchmarkDataset], arguments: argparse.Namespace, argv: li
         report.checks = check_scenes(dataset, report.survey.scenes, num_proc=arguments.num_proc)
         sys.stdout.write(f"{report.text()}\n")
     elif arguments.output:
-        script = f"dataset_scripts/{reader.description.name}.py"
+        script = f"python dataset_scripts/{reader.description.name}.py"
         _convert(report, arguments, command_for_card(script, argv, ("--source", "--output", "--preview")))
     if arguments.preview and report.survey.scenes:
         _save_preview(dataset, report.sound_scenes(), arguments.preview)

@@ -16,7 +16,7 @@ _SIZES = ((1000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 
 
 def command_for_card(program: str, argv: Sequence[str], flags: Sequence[str]) -> str:
-    """The command line for a card, which others read: of a path it tells the last component alone.
+    """The command line of a program for a card, which others read: of a path it tells the last component alone.
 
     `flags` are those whose value is a path, or JSON in its place, which stays. argparse took `argv`, so that an
     abbreviated flag is not ambiguous.
@@ -32,7 +32,7 @@ def command_for_card(program: str, argv: Sequence[str], flags: Sequence[str]) ->
             word = f"{flag}=" * named + name
         words.append(word)
         is_path = named and not equals
-    return shlex.join(["python", program, *words])
+    return shlex.join([*program.split(), *words])
 
 
 def build_card(
@@ -94,11 +94,10 @@ def _modality_table(metadata: DatasetMetadata, statistics: Mapping[str, SplitSta
     lines = []
     for index, name in enumerate(metadata.modalities):
         dtype = metadata.modality_dtypes[index]
-        nodata = [f"{value:g}" for value in metadata.nodata[index]] or ["-"]
-        nodata += ["NaN"] if dtype == "float32" else []
+        nodata = [f"{value:g}" for value in metadata.nodata[index]] + ["NaN"] * (dtype == "float32")
         missing = [f"{item.modalities[name].missing_rows / item.num_rows:.0%}" for item in statistics.values()]
         unit = metadata.units[index] or "-"
-        lines.append([f"`{name}`", metadata.modality_channels[index], dtype, unit, ", ".join(nodata), *missing])
+        lines.append([f"`{name}`", metadata.modality_channels[index], dtype, unit, ", ".join(nodata) or "-", *missing])
     head = ["column", "channels", "dtype", "unit", "nodata", *(f"missing in {split}" for split in statistics)]
     return f"## Modalities\n\n{markdown_table(head, lines, text_columns=5)}"
 

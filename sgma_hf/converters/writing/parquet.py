@@ -157,6 +157,7 @@ class ParquetDatasetWriter:
             shards[-1].close()
             for index, shard in enumerate(shards):  # their number, which names carry, is known only now
                 shard.path.rename(shard.path.with_name(f"{split}-{index:05d}-of-{len(shards):05d}.parquet"))
+        self.statistics = dict(sorted(self.statistics.items(), key=lambda item: item[0] != "train"))  # which is first
         card = self._card | {"fingerprint": self._digest.hexdigest()[:32]}
         self.metadata = publish_folder(self._temporary, self.out, self.metadata, self.statistics, card)
 

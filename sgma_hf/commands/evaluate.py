@@ -13,7 +13,7 @@ from typing import Any
 from sgma_hf.commands import evaluate_scene
 from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
-from sgma_hf.data.whole_files import check_replaceable, write_json
+from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
 from sgma_hf.publishing.results import results_to_markdown
 
 
@@ -76,11 +76,10 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     from sgma_hf.data.value_scale import rows_on_another_scale
     from sgma_hf.evaluation.agreement_scores import evaluate_agreement
     from sgma_hf.evaluation.combinations import evaluate_modality_combinations
-    from sgma_hf.prediction.map_files import check_writable
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
     check_replaceable(args.output)
-    check_writable(Path(args.output))
+    check_writable(args.output)
     device = choose_device(args.device)
     processor = AutoImageProcessor.from_pretrained(args.model)
     rows = load_rows(args.dataset, args.split)

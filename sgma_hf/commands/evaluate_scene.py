@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser
-from sgma_hf.data.whole_files import check_replaceable, write_json
+from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
 from sgma_hf.publishing.results import results_to_markdown
 from sgma_hf.publishing.tables import markdown_table
 
@@ -88,19 +88,19 @@ def main(argv: list[str]) -> None:
             )
         from sgma_hf.visualization.charts import plot_robustness_matrix
 
+        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
         plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(args.plot, dpi=200)
 
 
 def _check_outputs(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> None:
     """Refuse what could not be written, or would replace a raster, before anything is computed."""
-    from sgma_hf.prediction.map_files import check_writable
     from sgma_hf.rasters.scene import RasterInput
 
     named = [args.label, args.map, *(path for paths in rasters.values() for path in paths)]
     inputs = [file for text in named if text is not None for file in RasterInput.parse(text).files]
     for output in filter(None, (args.output, args.plot)):
         check_replaceable(output, inputs)
-        check_writable(Path(output))
+        check_writable(output)
 
 
 def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> dict[str, Any]:

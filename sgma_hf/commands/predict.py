@@ -13,6 +13,7 @@ from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
 from sgma_hf.data.command_line import Parser, report_errors
+from sgma_hf.data.whole_files import check_writable
 from sgma_hf.prediction import EXTRAS
 
 
@@ -119,7 +120,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
     from sgma_hf.model.fusion_sgma import FUSIONS
-    from sgma_hf.prediction.map_files import PNG_SUFFIXES, check_writable, plan_layers, plan_outputs
+    from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import predict_raster
     from sgma_hf.rasters.scene import RasterInput
 

@@ -43,6 +43,16 @@ def check_replaceable(path: str | os.PathLike, inputs: Iterable[Path] = ()) -> N
         raise ValueError(f"The output {path} is a folder. Choose another name.")
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise an OSError that names `path` if neither it nor folders above it that are not there can be made."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"Cannot write the output {path}: {error.strerror}, {folder}.") from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text in UTF-8, whole or not at all."""
     with replace_file(path) as partial:

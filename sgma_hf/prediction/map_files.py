@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,17 +148,6 @@ def _run_of(path: Path, name: str) -> str | None:
         except rasterio.errors.RasterioError:
             return None
     return tags.get(RUN_TAG) if tags.get(LAYER_TAG) == name else None
-
-
-def check_writable(label_map: Path) -> None:
-    """Make the output's folder if need be; OSError that names it if no file can be made there."""
-    folder = label_map.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, f"Cannot write the output {label_map}: {error.strerror}, {folder}.") from error
 
 
 class StripStore:

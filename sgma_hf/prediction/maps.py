@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..data.whole_files import check_writable
 from ..data.windows import Window, window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.limits_sgma import IGNORE_INDEX
@@ -23,7 +24,7 @@ from ..publishing.weights_digest import weights_digest
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene
 from .agreement import modality_agreement
-from .map_files import OutputPlan, StripStore, StripWriter, check_writable, plan_layers, plan_outputs, publish
+from .map_files import OutputPlan, StripStore, StripWriter, plan_layers, plan_outputs, publish
 from .scene_levels import SceneLevels, look_at
 from .sliding_window import TileBlender, default_stride
 

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_dataset import make_metadata, make_rows, write_dataset
 
-from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
+from sgma_hf.converters.writing.parquet import ParquetDatasetWriter, check_output
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import load_rows
 
@@ -87,3 +87,20 @@ def test_writer_refuses_rows_that_break_the_format(tmp_path):
             write_dataset(tmp_path / "data", [row])
     with pytest.raises(ValueError, match="occurs twice"):
         write_dataset(tmp_path / "data", [make_rows()[0], make_rows()[0]])
+
+
+def test_an_output_that_cannot_be_made_is_refused_and_one_that_can_is_not_made_yet(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match=r"Cannot write the output .*file/data: Not a directory"):
+        check_output(tmp_path / "file" / "data", overwrite=False)
+    check_output(tmp_path / "new" / "deep" / "data", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_card_speaks_of_training_rows_first(tmp_path):
+    with ParquetDatasetWriter(tmp_path / "data", make_metadata(), title="Tiny") as writer:
+        for split in ("held_out", "train"):
+            writer.write(split, *make_rows()[0])
+    card = (tmp_path / "data" / "README.md").read_text()
+    assert "| missing in train | missing in held_out |" in card and 'load_rows(".", "train")' in card
+    assert "| -9999, NaN |" in card and "| -, NaN |" not in card

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ...data.codec import encode_raster
 from ...data.metadata import METADATA_FILE, DatasetMetadata
-from ...data.whole_files import write_text
+from ...data.whole_files import check_writable, write_text
 from ...model.limits_sgma import IGNORE_INDEX
 from .card import build_card
 from .statistics import SplitStatistics
@@ -253,7 +253,8 @@ def summarize(out: Path, metadata: DatasetMetadata, statistics: Mapping[str, Spl
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Refuse a target that is in the way, before any work is done."""
+    """Refuse a target that is in the way or cannot be made, before any work is done."""
+    check_writable(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / METADATA_FILE).is_file():

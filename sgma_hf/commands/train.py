@@ -55,7 +55,7 @@ def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: 
     from sgma_hf.training.start import check_arguments, start_training
     from sgma_hf.training.trainer import SgmaTrainer
 
-    check_arguments(arguments)
+    check_arguments(arguments, training_args)
     resume = _resume(training_args)
     if not resume:
         _check_output(training_args, overwrite=arguments.overwrite)

@@ -73,8 +73,10 @@ class SgmaModel(SgmaPreTrainedModel):
         return SgmaModalityStem(channels, self.encoder_channels, self.config.modality_adapter_size)
 
     def train(self, mode: bool = True):
-        """Set the mode, but keep the backbone's batch normalisation frozen if the configuration says so."""
+        """Set the mode, but keep a frozen encoder as in evaluation, or its batch normalisation if so configured."""
         super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
         if self.config.freeze_batch_norm:
             for module in self.backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -81,6 +81,8 @@ class SgmaTrainingArguments(TrainingArguments):
             fragile modalities less, by what the last epoch showed: see `sgma_hf.training.row_sampling`.
         sampling_hardness: Exponent of a row's relative loss in its weight; 0 leaves hardness out.
         sampling_max_ratio: No row comes more than this many times as often as another.
+        freeze_encoder: Whether the encoder stays as it is, its batch normalisation and dropout included, and only what is
+            around it learns.
         warmup_start_factor: Share of the learning rate that the warm-up of the polynomial schedule starts from. The
             paper warms up for 10 of its 200 epochs at 10 % of the rate; ours ramps from there over 5 % of the steps.
 
@@ -127,6 +129,7 @@ class SgmaTrainingArguments(TrainingArguments):
     )
     sampling_hardness: float = HfArg(default=0.5, help="Exponent of a row's relative loss in its sampling weight.")
     sampling_max_ratio: float = HfArg(default=4.0, help="Largest ratio of two rows' sampling weights, at least 1.")
+    freeze_encoder: bool = HfArg(default=False, help="Train only what is around the encoder.")
     warmup_start_factor: float = HfArg(default=0.1, help="Share of the learning rate at which the warm-up starts.")
 
     learning_rate: float = HfArg(default=6e-5, help="Initial learning rate of AdamW.")

@@ -90,8 +90,13 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
     return TrainingStart(model, processor, train_rows, validation_rows, description)
 
 
-def check_arguments(arguments: RunArguments) -> None:
-    """Raise a ValueError if arguments of a new model and of one to go on from are mixed."""
+def check_arguments(arguments: RunArguments, training_args: SgmaTrainingArguments) -> None:
+    """Raise a ValueError if arguments of a new model and of one to go on from are mixed, or random weights kept."""
+    if training_args.freeze_encoder and arguments.model is None and arguments.backbone is None:
+        raise ValueError(
+            "`--freeze_encoder` would keep an encoder of random weights. Name a pretrained one by `--backbone`, or a "
+            "model by `--model`."
+        )
     if arguments.model is None and arguments.fit_statistics:
         raise ValueError("`--fit_statistics` goes with `--model`; those of a new model are all fitted. Leave it out.")
     of_new_model = [item for item in fields(RunArguments) if item.name not in _OF_ANY_MODEL]

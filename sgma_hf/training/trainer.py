@@ -138,6 +138,8 @@ class SgmaTrainer(HubTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
             args.evaluate_by_default(streamed=self._streams)
         check_metric(args, model.config, eval_dataset)
+        if args.freeze_encoder:
+            model.sgma.backbone.requires_grad_(False)
         super().__init__(
             model,
             args,

@@ -81,8 +81,7 @@ class SgmaTrainingArguments(TrainingArguments):
             fragile modalities less, by what the last epoch showed: see `sgma_hf.training.row_sampling`.
         sampling_hardness: Exponent of a row's relative loss in its weight; 0 leaves hardness out.
         sampling_max_ratio: No row comes more than this many times as often as another.
-        freeze_encoder: Whether the encoder stays as it is, its batch normalisation and dropout included, and only what is
-            around it learns.
+        freeze_encoder: Whether the encoder stays as it is, in evaluation mode, and only what is around it learns.
         warmup_start_factor: Share of the learning rate that the warm-up of the polynomial schedule starts from. The
             paper warms up for 10 of its 200 epochs at 10 % of the rate; ours ramps from there over 5 % of the steps.
 

@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         evaluate_scene.main(argv)
         return
     parser = _parser()
-    parser.refuse_unknown_flags(argv)
+    if not flags & {"--model", "--map"}:  # with these, a flag that is unknown may be a scene's
+        parser.refuse_unknown_flags(argv)
     if not flags & {"--dataset", "--help", "-h"}:
         parser.error("nothing to score: give rows by `--dataset`, or a scene by `--label` and its rasters")
     args = parser.parse_args(argv)

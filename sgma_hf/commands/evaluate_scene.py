@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
     model_name = first.parse_known_args(argv)[0].model
     modalities = [] if model_name is None else check_checkpoint(model_name)
     parser = _parser(modalities)
+    flags = ", ".join(f"--{name}" for name in modalities)
+    parser.known_flags = f" (the modalities of {model_name} are {flags})" if modalities else ""
     args = parser.parse_args(argv)
     rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
     _check_outputs(args, rasters)
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> None:
         text = json.dumps(results, indent=2)
     else:
         if not rasters:
-            parser.error(f"no raster given; give at least one of {', '.join(f'--{name}' for name in modalities)}")
+            parser.error(f"no raster given; give at least one of {flags}")
         results = _score_model(args, rasters)
         unlabelled = f"Pixels without a label, left out: {results['unlabelled_share']:.2%}.\n"
         text = results_to_markdown(results) + unlabelled + _robustness_table(results)

@@ -176,6 +176,8 @@ def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
     for flags, message in (
         (["--label", label], "give at least one of --rgb, --dsm"),
         (["--output", dsm], "or a scene by `--label` and its rasters"),
+        (["--dsm", dsm], "or a scene by `--label` and its rasters"),
+        (["--label", label, "--nir", dsm], "there is no flag --nir (the modalities of"),
         (["--label", label, "--dms", dsm], "there is no flag --dms; did you mean --dsm?"),
     ):
         with pytest.raises(SystemExit):

@@ -88,10 +88,9 @@ def convert_rasters(
     card. Returns a summary for the terminal; an error leaves nothing in `out`.
     """
     source, out, options = Path(source), Path(out), options or ConversionOptions()
-    folders, chosen = _parse_modalities(modalities)
+    folders, bands = _parse_modalities(modalities)
     _check_options(source, out, list(folders), options)
     found = find_scenes(source, folders, options.label, split_names=options.split_names, absent=options.absent.keys())
-    bands = dict(zip(folders, share_files(list(zip(folders.values(), chosen, strict=True))), strict=True))
     scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene", leave=False)]
     plans = [_plan(name, scenes, options) for name in folders]
     labels = [scene.label for scene in scenes if scene.label is not None]
@@ -159,8 +158,8 @@ def _described(class_map: ClassMap) -> dict[str, Any]:
     }
 
 
-def _parse_modalities(entries: Sequence[str]) -> tuple[dict[str, str], list[BandSelection]]:
-    """Folder by name, and the bands of each, of `rgb`, `nir=rgbn:4`, `rgb:1,2,3,alpha`."""
+def _parse_modalities(entries: Sequence[str]) -> tuple[dict[str, str], dict[str, BandSelection]]:
+    """Folder by name, and bands by name, of `rgb`, `nir=rgbn:4`, `rgb:1,2,3,alpha`."""
     folders: dict[str, str] = {}
     chosen = []
     for text, bands in map(BandSelection.parse, entries):
@@ -168,8 +167,8 @@ def _parse_modalities(entries: Sequence[str]) -> tuple[dict[str, str], list[Band
         if name in folders:
             raise ValueError(f"--modalities {' '.join(entries)} repeats {name!r}; give each name once.")
         folders[name] = folder or name
-        chosen.append(bands)
-    return folders, chosen
+        chosen.append((folders[name], bands))
+    return folders, dict(zip(folders, share_files(chosen), strict=True))
 
 
 def _check_options(source: Path, out: Path, modalities: list[str], options: ConversionOptions) -> None:

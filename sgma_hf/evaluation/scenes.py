@@ -16,7 +16,6 @@ from ..data.windows import blocks
 from ..model.fusion_sgma import FUSIONS
 from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.maps import predict_raster
-from ..rasters.bands import BandSelection
 from ..rasters.files import read_info
 from ..rasters.opening import is_npy
 from ..rasters.scene import RasterInput, RasterScene
@@ -53,21 +52,21 @@ def score_map(
     """
     by_colour = classes is not None and classes.by_colour
     channels = {"map": 1, "truth": 3 if by_colour else 1}
-    truth_raster = RasterInput.parse(label) if by_colour else _band_of_ids(label)
-    rasters: dict[str, Any] = {"map": _band_of_ids(map_path), "truth": truth_raster}
+    truth_raster, nodata = (RasterInput.parse(label), None) if by_colour else _band_of_ids(label)
+    rasters: dict[str, Any] = {"map": _band_of_ids(map_path)[0], "truth": truth_raster}
     if robustness is not None:
         channels["shares"] = read_info(robustness).channels
         rasters["shares"] = RasterInput(Path(robustness))
     # One row of labels more, the last: those that are 255.
-    counts = {"confusion": np.zeros((num_labels + 1, num_labels), dtype=np.int64)}
-    counts["labelled"] = np.zeros(num_labels + 1, dtype=np.int64)
-    counts["pixels"] = np.zeros(num_labels + 1, dtype=np.int64)
-    counts["shares"] = np.zeros((num_labels + 1, channels.get("shares", 0)))
+    counts = {
+        "confusion": np.zeros((num_labels + 1, num_labels), dtype=np.int64),
+        "labelled": np.zeros(num_labels + 1, dtype=np.int64),
+        "pixels": np.zeros(num_labels + 1, dtype=np.int64),
+        "shares": np.zeros((num_labels + 1, channels.get("shares", 0))),
+    }
     options: dict[str, Any] = {"channels": channels, "nodata": {"map": [IGNORE_INDEX]}, "resampling": "nearest"}
-    nodata = None
-    if classes is not None:  # they may have one for what the file declares as nodata
-        nodata = None if by_colour else _nodata_label(truth_raster)
-        options["undeclared"] = ["truth"] if by_colour or nodata is not None else []
+    if classes is not None and (by_colour or nodata is not None):
+        options["undeclared"] = ["truth"]  # there may be a class for what the file declares as nodata
     with RasterScene(rasters, **options) as scene:
         height, width = scene.grid.size
         for strip in blocks(scene.grid.size, ROWS_AT_ONCE):
@@ -122,25 +121,19 @@ def _take_mask(counts: dict[str, np.ndarray], label: str | os.PathLike) -> None:
             array[1] = array[2]
 
 
-def _band_of_ids(text: str | os.PathLike) -> RasterInput:
-    """The band that was chosen behind a colon, or the only one; a palette's indices instead of its colours."""
+def _band_of_ids(text: str | os.PathLike) -> tuple[RasterInput, int | None]:
+    """The band that was chosen behind a colon, or the only one, and its nodata; of a palette the indices."""
     source = RasterInput.parse(text)
     if is_npy(source.path):  # `RasterScene` refuses other shapes
-        return source
-    count = read_info(source.path, bands=source.bands, palette_as_indices=True).channels
-    if count != 1:  # the first band of a label in colours would pass for class ids
+        return source, None
+    info = read_info(source.path, bands=source.bands, palette_as_indices=True)
+    if info.channels != 1:  # the first band of a label in colours would pass for class ids
         raise ValueError(
-            f"{text} has {count} bands; expected one of class ids. Choose it, as in {source.path}:1, if one holds "
-            "them. Of a label in colours, say by `--classes` which colour is which class; `sgma-hf convert-rasters "
-            "--classes` makes a data set of such labels."
+            f"{text} has {info.channels} bands; expected one of class ids. Choose it, as in {source.path}:1, if one "
+            "holds them. Of a label in colours, say by `--classes` which colour is which class; `sgma-hf "
+            "convert-rasters --classes` makes a data set of such labels."
         )
-    return source if source.bands.values else replace(source, bands=BandSelection((1,)))
-
-
-def _nodata_label(source: RasterInput) -> int | None:
-    if is_npy(source.path):
-        return None
-    return read_info(source.path, bands=source.bands, palette_as_indices=True).nodata_label
+    return replace(source, bands=replace(source.bands, values=source.bands.values or (1,))), info.nodata_label
 
 
 def _class_ids(image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:

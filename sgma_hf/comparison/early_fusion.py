@@ -102,7 +102,7 @@ class EarlyFusionModel(SgmaModel):
         gap = self.config.gap_value
         shown = torch.where(covered.any(1, keepdim=True), torch.cat(shown, dim=1), gap)
         bottom, right = ((-side) % PAD_MULTIPLE for side in encoding.image_size)
-        maps = self.backbone(nn.functional.pad(shown, (0, right, 0, bottom), value=gap)).feature_maps
+        maps = self.encoder_maps(nn.functional.pad(shown, (0, right, 0, bottom), value=gap))
         return SgmaModelOutput(
             feature_maps=tuple(maps),
             coverage=covered.any(1),

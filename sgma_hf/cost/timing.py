@@ -88,7 +88,7 @@ class BenchmarkCase:
 
         def run() -> None:
             if variant == BACKBONE:
-                loss = sum(stage.mean() for stage in model.sgma.backbone(stacked).feature_maps)
+                loss = sum(stage.mean() for stage in model.sgma.encoder_maps(stacked))
             else:
                 loss = model(**inputs).loss
             if training:

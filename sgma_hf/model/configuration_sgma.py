@@ -4,6 +4,7 @@ import dataclasses
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
@@ -59,8 +60,11 @@ class SgmaConfig(PreTrainedConfig):
             band is repeated, any other count is brought there by a 1x1 convolution of its own; to all of them
             `modality_adapter_size` adds.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the encoder, shared by all modalities: any `transformers` backbone whose four stages have
-            strides 4, 8, 16 and 32 (PVT-v2, ResNet, Swin, ConvNeXt, ...). Defaults to PVT-v2-b2.
+            Configuration of the encoder, shared by all modalities: any backbone of `transformers`, timm's by
+            `timm_backbone` among them, or of your own, that takes images of any size. Four of its maps are used: of
+            each stride from 4 to 32 the last, or, if all have one stride as those of plain vision transformers
+            (DINOv2, DINOv3, ViTDet), those at four depths, which a feature pyramid brings to these strides. Its
+            `out_features` or `out_indices` choose others. Defaults to PVT-v2-b2.
         modality_adapter_size (`int`, *optional*, defaults to 16):
             Hidden channels of a perceptron of every pixel's bands, one for each modality, whose output is added to
             what enters the shared encoder. It starts at 0 and lets the encoder tell the modalities apart. The paper
@@ -273,7 +277,7 @@ def _check_labels(id2label, num_labels):
 
 
 def _backbone_config(backbone_config):
-    """Build the backbone's configuration with all four of its stages as outputs."""
+    """Build the backbone's configuration, and check how many outputs it names."""
     if backbone_config is None:
         backbone_config = PVT_V2_B2
     if isinstance(backbone_config, dict):
@@ -285,14 +289,22 @@ def _backbone_config(backbone_config):
                 "set `model_type` to a backbone such as 'pvt_v2', 'resnet', 'swin' or 'convnext'."
             )
         backbone_config = CONFIG_MAPPING[model_type](**values)
-    stages = [name for name in getattr(backbone_config, "stage_names", None) or [] if name != "stem"]
-    if len(stages) != 4:
+    name = type(backbone_config).__name__
+    if not isinstance(backbone_config, BackboneConfigMixin):
         raise ValueError(
-            f"`backbone_config` ({type(backbone_config).__name__}) has {len(stages)} stages; SGMA needs a backbone of "
-            "exactly four, with strides 4, 8, 16 and 32."
+            f"`backbone_config` ({name}) is not that of a backbone, which gives feature maps; set `model_type` to one "
+            "such as 'pvt_v2', 'resnet', 'swin', 'convnext', 'dinov2' or 'timm_backbone'."
         )
-    if list(backbone_config.out_features) != stages:
-        backbone_config.out_features = stages
+    for field, value in vars(backbone_config).items():
+        if isinstance(value, tuple):  # JSON has lists, and some backbones add them to lists
+            setattr(backbone_config, field, list(value))
+    outputs = list(backbone_config.out_indices)
+    last = len(getattr(backbone_config, "stage_names", None) or []) - 1
+    if len(outputs) != 4 and outputs not in ([-1], [last]):  # the last alone is what stands there if nobody chose
+        raise ValueError(
+            f"`backbone_config` ({name}) has {len(outputs)} outputs, `out_indices` {outputs}; SGMA takes four, with "
+            "strides that grow from 4 to 32. Name those, or leave `out_indices` and `out_features` out."
+        )
     return backbone_config
 
 

@@ -32,6 +32,13 @@ class SgmaConv2d(nn.Conv2d):
     """A convolution whose initial weights keep the variance of its input up to a constant."""
 
 
+class SgmaUpsampling(nn.ConvTranspose2d):
+    """Twice the rows and columns of a map; its initial weights keep the variance of its input."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__(channels, out_channels, 2, stride=2, bias=False)
+
+
 class SgmaDepthwiseKernel(nn.Module):
     """One depthwise kernel, (channels, 1, size, size), which gives itself as the middle of one of a `padded_size`.
 
@@ -81,6 +88,9 @@ def initialise(module: nn.Module) -> bool:
         init.eye_(module.weight)
     elif isinstance(module, SgmaConv2d | SgmaDepthwiseKernel):
         init.kaiming_uniform_(module.weight, a=5**0.5)
+    elif isinstance(module, SgmaUpsampling):
+        bound = (3 / module.in_channels) ** 0.5
+        init.uniform_(module.weight, -bound, bound)
     elif isinstance(module, SgmaAdapterInput):
         bound = ADAPTER_INIT_RANGE * module.in_channels**-0.5
         init.uniform_(module.weight, -bound, bound)

@@ -11,10 +11,9 @@ stage.
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.backbone_utils import load_backbone
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import can_return_tuple
 
+from .backbones_sgma import input_channels, load_encoder, load_pretrained
 from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding, grid_size
 from .configuration_sgma import SgmaConfig
 from .encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels, to_device
@@ -56,13 +55,12 @@ class SgmaModel(SgmaPreTrainedModel):
 
     def __init__(self, config: SgmaConfig):
         super().__init__(config)
-        self.backbone = load_backbone(config)
+        self.backbone, self.pyramid, self.channels = load_encoder(config.backbone_config)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         for module in self.backbone.modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_pre_hook(restride_single)
-        self.channels = list(self.backbone.channels)
-        self.encoder_channels = getattr(config.backbone_config, "num_channels", 3)
+        self.encoder_channels = input_channels(config.backbone_config)
         self.stems = nn.ModuleList(self.make_stem(channels) for channels in config.modality_channels)
         self.fusion_stages = nn.ModuleList(FUSIONS[config.fusion](config, channels) for channels in self.channels)
         self.post_init()
@@ -82,6 +80,12 @@ class SgmaModel(SgmaPreTrainedModel):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def encoder_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Images as the encoder takes them, with sides of 32 * n -> its maps at strides 4, 8, 16 and 32."""
+        if self.pyramid is None:
+            return self.backbone(pixel_values).feature_maps
+        return self.pyramid(self.backbone(self.pyramid.resize(pixel_values)).feature_maps)
 
     def encode(
         self,
@@ -128,11 +132,9 @@ class SgmaModel(SgmaPreTrainedModel):
         stages = []
         if packed.shape[0]:
             with_context = tracing or any(sum(row) > 1 for row in host_present)
-            feature_maps = self.backbone(packed).feature_maps
-            self._check_feature_maps(feature_maps, packed)
             stages = [
                 fusion("project", maps, counts, with_context)
-                for fusion, maps in zip(self.fusion_stages, feature_maps, strict=True)
+                for fusion, maps in zip(self.fusion_stages, self.encoder_maps(packed), strict=True)
             ]
         return SgmaEncoding(stages, present, host_present, pixel_coverage, fractions, image_size)
 
@@ -263,15 +265,6 @@ class SgmaModel(SgmaPreTrainedModel):
             packed.append(self.stems[index](rasters))
         return torch.cat(packed) if packed else pixel_values[:0], counts
 
-    def _check_feature_maps(self, feature_maps, packed):
-        expected = [tuple(side // stride for side in packed.shape[-2:]) for stride in STAGE_STRIDES]
-        if [tuple(maps.shape[-2:]) for maps in feature_maps] != expected:
-            raise ValueError(
-                f"The backbone turned {tuple(packed.shape[-2:])} pixels into maps of "
-                f"{[tuple(maps.shape[-2:]) for maps in feature_maps]}; SGMA expects strides {STAGE_STRIDES}, that is "
-                f"{expected}. Change the strides in `backbone_config`."
-            )
-
 
 class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
     """SGMA with its decode head; in training also with the modality-aware sampling branch (MAS)."""
@@ -299,25 +292,8 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         Raises:
             ValueError: If weights of the encoder are missing in the checkpoint or have other shapes.
         """
-        backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config.backbone_config)]
-        try:
-            backbone, report = backbone_class.from_pretrained(
-                backbone_name_or_path, config=config.backbone_config, output_loading_info=True, **kwargs
-            )
-        except RuntimeError as error:  # what transformers raises on weights of other shapes
-            raise ValueError(
-                f"The weights of {backbone_name_or_path!r} do not fit `config.backbone_config` "
-                f"({type(config.backbone_config).__name__}); build the configuration from the same checkpoint."
-            ) from error
-        # Norms of the output stages belong to the backbone wrapper only: a classifier's checkpoint never has them.
-        missing = sorted(key for key in report["missing_keys"] if "hidden_states_norms" not in key)
-        if missing:
-            raise ValueError(
-                f"{backbone_name_or_path!r} lacks {len(missing)} weights of the {type(backbone).__name__} that "
-                f"`config.backbone_config` describes, {missing[0]!r} for one. Use a checkpoint of that architecture."
-            )
         model = cls(config)
-        model.sgma.backbone.load_state_dict(backbone.state_dict())
+        load_pretrained(model.sgma.backbone, config.backbone_config, backbone_name_or_path, **kwargs)
         model.pretrained_backbone = str(backbone_name_or_path)
         return model
 

@@ -25,6 +25,7 @@ from ..data.metadata import DatasetMetadata, check_meaning
 from ..data.processor_fitting import fit_processor, refit_processor
 from ..data.rows import SPLIT_ALIASES, labelled_rows, load_rows, present_modalities, with_modality_columns
 from ..data.value_scale import rows_on_another_scale
+from ..model.backbones_sgma import read_backbone_config
 from ..model.configuration_sgma import SgmaConfig
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
@@ -231,7 +232,7 @@ def _class_weights(weighting: str, metadata: DatasetMetadata) -> list[float] | N
 def _backbone_config(arguments: RunArguments) -> Any:
     """Configuration of the encoder: that of the pretrained one, a preset, or a file."""
     if arguments.backbone is not None:
-        return AutoConfig.from_pretrained(arguments.backbone)
+        return read_backbone_config(arguments.backbone)
     if arguments.backbone_config in PVT_V2_SIZES:
         return {"model_type": "pvt_v2", **PVT_V2_SIZES[arguments.backbone_config]}
     path = Path(arguments.backbone_config)

@@ -57,12 +57,6 @@ def test_a_backbone_of_one_input_channel_takes_one_band_as_it_is():
     assert model(batch()[0]).logits.shape == (2, 5, 16, 16)
 
 
-def test_a_backbone_of_other_strides_is_refused():
-    model = tiny_model(backbone_config={**CONVNEXT, "patch_size": 2})
-    with pytest.raises(ValueError, match="SGMA expects strides"):
-        model(batch()[0])
-
-
 @pytest.mark.parametrize("switched", [False, True])
 def test_batch_norm_is_frozen_from_the_first_step_on(switched):
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from pkgutil import iter_modules
 
 import pytest
 from tiny_models import CONVNEXT, PVT_V2, tiny_config
-from transformers import AutoConfig, PvtV2Config, ResNetConfig
+from transformers import AutoConfig, PvtV2Config
 
 from sgma_hf import SgmaConfig, commands
 from sgma_hf.model.limits_sgma import RESERVED_MODALITY_NAMES
@@ -59,9 +59,9 @@ def test_a_backbone_may_be_a_dictionary_or_a_configuration():
     assert from_dictionary.to_dict() == from_configuration.to_dict()
 
 
-def test_all_four_stages_of_the_backbone_are_used_whatever_it_names_as_outputs():
-    config = tiny_config(backbone_config={**CONVNEXT, "out_features": ["stage4"]})
-    assert config.backbone_config.out_features == ["stage1", "stage2", "stage3", "stage4"]
+def test_the_outputs_that_somebody_chose_are_kept():
+    config = tiny_config(backbone_config={**CONVNEXT, "out_features": ["stem", "stage2", "stage3", "stage4"]})
+    assert config.backbone_config.out_indices == [0, 2, 3, 4]
 
 
 def test_the_callers_dictionary_is_left_alone():
@@ -123,9 +123,10 @@ def test_flags_of_commands_that_make_a_flag_per_modality_are_reserved():
         ({"semantic_loss_ignore_index": 4}, "also one of the 5 classes"),
         ({"backbone_config": {"model_type": "resnet50"}}, "'resnet50', which transformers does not know"),
         ({"backbone_config": {"hidden_sizes": [8]}}, "model type None"),
-        ({"backbone_config": {"model_type": "bert"}}, "has 0 stages"),
-        ({"backbone_config": {**CONVNEXT, "depths": [1] * 3, "hidden_sizes": [8] * 3, "num_stages": 3}}, "3 stages"),
-        ({"backbone_config": ResNetConfig(depths=[1] * 5, hidden_sizes=[8] * 5)}, "has 5 stages"),
+        ({"backbone_config": {"model_type": "bert"}}, "BertConfig. is not that of a backbone"),
+        ({"backbone_config": {**CONVNEXT, "out_features": ["stage1", "stage2", "stage3"]}}, "has 3 outputs"),
+        ({"backbone_config": {**CONVNEXT, "out_indices": [2]}}, "has 1 outputs"),
+        ({"backbone_config": {**CONVNEXT, "out_indices": [0, 1, 2, 3, 4]}}, "has 5 outputs"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(changes, message):

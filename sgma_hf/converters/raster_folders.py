@@ -110,7 +110,7 @@ def convert_rasters(
     writer = ParquetDatasetWriter(
         out,
         metadata,
-        title=f"{source.absolute().name}: {', '.join(folders)}",
+        title=f"{Path(os.path.abspath(source)).name}: {', '.join(folders)}",
         description=f"Converted from a folder of rasters, {len(scenes)} scenes. Mind their licence when you share it.",
         command=command,
         overwrite=options.overwrite,

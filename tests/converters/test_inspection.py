@@ -306,6 +306,15 @@ def test_real_trees_are_seen_whole():
     assert {row["value"] for row in report.label_values} == {0, 1, 2, 3, 255}
 
 
+def test_one_modality_and_folders_by_another_path_are_understood(fields, tmp_path, capsys):
+    source, _ = fields
+    for index, path in enumerate(sorted((source / "rgb").iterdir())):
+        path.rename(path.with_name(f"site{index}_{path.name}"))
+    assert main(["inspect", str(source / "rgb")]) == 2
+    assert f"holds the files of one modality. Give the folder above it: {source}" in capsys.readouterr().err
+    assert f"--output data/{source.name} " in inspect_folder(source / "rgb" / "..").command
+
+
 def test_an_inspection_without_a_command_says_why(tmp_path, capsys):
     save(tmp_path / "in" / "label" / "a.png", np.eye(4, dtype=np.uint8))
     assert main(["inspect", str(tmp_path / "in")]) == 0

@@ -1,5 +1,6 @@
 """Looks at a folder of rasters before a conversion: what it holds, what does not pair, and the command that fits."""
 
+import os
 import re
 import shlex
 from collections import Counter, defaultdict
@@ -360,7 +361,7 @@ def _command(
     notes: _Notes,
 ) -> str:
     """The `convert-rasters` that fits, for a shell."""
-    output = f"data/{source.absolute().name}"
+    output = f"data/{Path(os.path.abspath(source)).name}"  # of `scenes/..` too
     words = ["sgma-hf", "convert-rasters", "--source", str(source), "--output", output, "--modalities"]
     words += [column.entry for column in columns]
     if label != "label":

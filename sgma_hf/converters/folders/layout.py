@@ -8,6 +8,7 @@ Three layouts, each with or without split folders (`train`, `valid`, `test`, ...
 - one folder: `x_nir.tif`, `x_label.tif`, or `nir_x.tif`, `label_x.tif`.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -134,10 +135,11 @@ def find_names(source: Path, label: str | None = None) -> tuple[list[str], str |
     named = _best_names(source, usual)
     is_usual = not named.isdisjoint(usual) or _num_usual(named) > 0
     here = {path.stem.lower() for path in filter(is_raster_file, source.iterdir())}
-    if not is_usual and (not here.isdisjoint(usual) or _num_usual(here)):
-        raise ValueError(
-            f"{source} holds the files of one scene. Give the folder above it: {source.absolute().parent}"
-        )
+    above = Path(os.path.abspath(source)).parent
+    beside = {path.name.lower() for path in _folders(above)} if here else set()
+    for what, those in (("scene", here), ("modality", beside)):
+        if not is_usual and (not those.isdisjoint(usual) or _num_usual(those)):
+            raise ValueError(f"{source} holds the files of one {what}. Give the folder above it: {above}")
     if not named:
         raise ValueError(
             f"{source} holds no rasters whose folders or names say what they are. Give the folder that holds one "

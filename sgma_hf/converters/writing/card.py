@@ -1,6 +1,7 @@
 """The README.md of a dataset folder: YAML that `load_dataset` and the Hub read, then what a person needs."""
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def command_for_card(program: str, argv: Sequence[str], flags: Sequence[str]) ->
         named = not is_path and len(flag) > 2 and any(known.startswith(flag) for known in flags)
         if is_path or (named and equals):
             path = word if is_path else value
-            name = path if path.lstrip().startswith(("[", "{")) else Path(path).absolute().name or path
+            name = path if path.lstrip().startswith(("[", "{")) else Path(os.path.abspath(path)).name or path
             word = f"{flag}=" * named + name
         words.append(word)
         is_path = named and not equals

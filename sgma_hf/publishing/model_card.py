@@ -157,7 +157,7 @@ def _fact_table(record: TrainingRecord) -> str:
         "wall-clock time": None if record.train_seconds is None else f"{record.train_seconds:.0f} s",
         "versions": ", ".join(f"{name} {number}" for name, number in record.versions.items()),
         "commit": record.commit,
-        **{f"`{name}`": value for name, value in record.arguments.items()},
+        **{f"`{name}`": "none" if value is None else value for name, value in record.arguments.items()},
     }
     lines = [[name, _cell("not recorded" if value in (None, "") else value)] for name, value in facts.items()]
     return markdown_table(["", ""], lines, text_columns=2)

@@ -2,6 +2,7 @@
 
 Enter by `trainer.SgmaTrainer` with `arguments.SgmaTrainingArguments`; `sgma-hf train` makes its rows and model by
 `start.start_training`. `collator` makes a batch, `row_sampling` orders the rows, `statistics` and `dynamics` record.
+Which weights learn, and how fast, is in `fine_tuning`.
 What a sensor varies by is a kind of `augmentation`. Another draw is added to `collator.RowDraws`, as its last.
 """
 

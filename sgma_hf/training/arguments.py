@@ -37,6 +37,9 @@ _FIXED = {
 }
 
 
+# What decides which weights learn and how fast: a run goes on with the same only.
+TUNING_ARGUMENTS = ("freeze_encoder", "encoder_learning_rate", "layer_decay")
+
 # Lowest value of numbers that nothing else checks before the rows are read; None stands for a default.
 _LOWEST = {
     "crop_size": 1,
@@ -45,6 +48,7 @@ _LOWEST = {
     "gradient_accumulation_steps": 1,
     "save_total_limit": 1,
     "learning_rate": 0,
+    "encoder_learning_rate": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
     "eval_steps": 0,
@@ -82,6 +86,9 @@ class SgmaTrainingArguments(TrainingArguments):
         sampling_hardness: Exponent of a row's relative loss in its weight; 0 leaves hardness out.
         sampling_max_ratio: No row comes more than this many times as often as another.
         freeze_encoder: Whether the encoder stays as it is, in evaluation mode, and only what is around it learns.
+        encoder_learning_rate: Initial learning rate of the encoder; None is `learning_rate`.
+        layer_decay: The encoder's last block learns at this many times its rate, each before it at this many times the
+            rate of the next; 1 is the same rate for all. An encoder without a list of blocks is refused.
         warmup_start_factor: Share of the learning rate that the warm-up of the polynomial schedule starts from. The
             paper warms up for 10 of its 200 epochs at 10 % of the rate; ours ramps from there over 5 % of the steps.
 
@@ -129,6 +136,12 @@ class SgmaTrainingArguments(TrainingArguments):
     sampling_hardness: float = HfArg(default=0.5, help="Exponent of a row's relative loss in its sampling weight.")
     sampling_max_ratio: float = HfArg(default=4.0, help="Largest ratio of two rows' sampling weights, at least 1.")
     freeze_encoder: bool = HfArg(default=False, help="Train only what is around the encoder.")
+    encoder_learning_rate: float | None = HfArg(
+        default=None, help="Initial learning rate of the encoder; default: that of all else."
+    )
+    layer_decay: float = HfArg(
+        default=1.0, help="Each block of the encoder learns at this many times the rate of what follows it."
+    )
     warmup_start_factor: float = HfArg(default=0.1, help="Share of the learning rate at which the warm-up starts.")
 
     learning_rate: float = HfArg(default=6e-5, help="Initial learning rate of AdamW.")
@@ -197,6 +210,13 @@ class SgmaTrainingArguments(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             # A modality that no row of a process has leaves its projector unused there.
             self.ddp_find_unused_parameters = True
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` is {self.layer_decay}; expected a factor above 0, at most 1.")
+        if self.freeze_encoder and (self.encoder_learning_rate is not None or self.layer_decay < 1):
+            raise ValueError(
+                "`freeze_encoder` leaves nothing in the encoder that learns at `encoder_learning_rate` or "
+                "`layer_decay`; leave one of the two out."
+            )
         if not 0 <= self.warmup_start_factor <= 1:
             raise ValueError(f"`warmup_start_factor` is {self.warmup_start_factor}; expected a share in [0, 1].")
 

@@ -25,7 +25,7 @@ from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.prepared_rows import check_processor
 from ..model.fusion_sgma import FUSIONS
 from ..publishing.record import TrainingRecord
-from .arguments import SgmaTrainingArguments
+from .arguments import TUNING_ARGUMENTS, SgmaTrainingArguments
 from .checkpoints import (
     SAMPLER_STATE_NAME,
     TRAINER_STATE_NAME,
@@ -36,6 +36,7 @@ from .checkpoints import (
 )
 from .collator import SgmaDataCollator, batches_by_size, collator_of, data_seed
 from .dynamics import LearningDynamics, feature_separation, modality_parameters
+from .fine_tuning.learning_rates import polynomial_schedule, prepare_encoder, spread_rates
 from .hub_trainer import HubTrainer
 from .progress import SUMMARY_SCORES, PlainLog, SpreadEvaluations, check_metric, scores_by_name
 from .row_sampling import (
@@ -138,8 +139,7 @@ class SgmaTrainer(HubTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
             args.evaluate_by_default(streamed=self._streams)
         check_metric(args, model.config, eval_dataset)
-        if args.freeze_encoder:
-            model.sgma.backbone.requires_grad_(False)
+        prepare_encoder(model, args)
         super().__init__(
             model,
             args,
@@ -226,6 +226,11 @@ class SgmaTrainer(HubTrainer):
         changed = {name: there for name, there in record.arguments.items() if name in here and here[name] != there}
         if changed:
             fields = "; ".join(f"`{name}` was {there}, is {here[name]}" for name, there in changed.items())
+            if any(name in TUNING_ARGUMENTS for name in changed):
+                raise ValueError(
+                    f"{str(checkpoint)!r} was trained with other arguments: {fields}. Its optimiser does not fit this "
+                    "run's; resume with those that it was started with."
+                )
             logger.warning(
                 f"{str(checkpoint)!r} was trained with other arguments: {fields}. Those of this run hold from here "
                 "on, and its record will name them only."
@@ -347,22 +352,19 @@ class SgmaTrainer(HubTrainer):
         options = {"batch_size": self._train_batch_size, "sampler_fn": lambda rows: self.sampler, "is_training": True}
         return self._get_dataloader(EpochRows(self.train_dataset), description="Training", **options)
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Set up the optimiser as `Trainer` does, with learning rates of their own for the encoder's parameters."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and (self.args.encoder_learning_rate is not None or self.args.layer_decay < 1):
+            spread_rates(optimizer, self.model if model is None else model, self.args)
+        return optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """Set up the schedule; the polynomial one warms up from `args.warmup_start_factor`, not from 0."""
         if self.lr_scheduler is not None or self.args.lr_scheduler_type != SchedulerType.POLYNOMIAL:
             return super().create_scheduler(num_training_steps, optimizer)
-        warmup_steps = self.args.get_warmup_steps(num_training_steps)
-        power = self.args.lr_scheduler_kwargs.get("power", 1.0)
-        lr_end = self.args.lr_scheduler_kwargs.get("lr_end", 0.0)
-        end = lr_end / self.args.learning_rate if lr_end else 0.0  # a learning rate of 0 has no share
-        start = self.args.warmup_start_factor
-
-        def factor(step: int) -> float:
-            if step < warmup_steps:
-                return start + (1 - start) * step / warmup_steps
-            left = max(0.0, 1 - (step - warmup_steps) / max(1, num_training_steps - warmup_steps))
-            return end + (1 - end) * left**power
-
+        factor = polynomial_schedule(self.args, num_training_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler

@@ -1,0 +1,1 @@
+"""Training that goes on from pretrained weights: which of them learn, and how fast."""

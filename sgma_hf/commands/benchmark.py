@@ -2,7 +2,8 @@
 
 Times the training step and the inference of SGMA beside mean fusion with the same encoder and head and beside the bare
 encoder, all in the paper's form, and of SGMA with the adapters and the Dice loss that the package adds by default.
-Measures their peaks of memory, the loading of data, and the evaluation of all combinations of modalities.
+Measures their peaks of memory, the operators that the host dispatches and how often it waits for a GPU, the loading
+of data, and the evaluation of all combinations of modalities.
 With `--sweep`, again for other numbers of modalities and classes, sizes, and shares of modalities present.
 """
 
@@ -62,6 +63,12 @@ class BenchmarkArguments:
     )
     raster_tiles: int = field(default=4, metadata={"help": "Tiles along each side of the scene of that."})
     device: str = field(default="cpu", metadata={"help": "Where the models run: cpu, cuda, ..."})
+    bf16: bool = field(default=False, metadata={"help": "Autocast to bfloat16."})
+    gaps: bool = field(default=False, metadata={"help": "Let one modality end inside the images: masks per pixel."})
+    compiled: bool = field(
+        default=False,
+        metadata={"help": "Compile the models by torch.compile; only time and memory are measured."},
+    )
 
 
 @report_errors("sgma-hf benchmark", on_stop="--output holds what was measured so far")

@@ -19,6 +19,7 @@ from sgma_hf.cost.timing import (
     VARIANTS,
     BenchmarkCase,
     measure_case,
+    measure_host,
     measure_loading,
     measure_subsets,
 )
@@ -37,6 +38,10 @@ def measure_sections(args: Any, case: BenchmarkCase) -> Iterator[tuple[dict, str
         timed = measure_case(case, list(VARIANTS), repeats=args.repeats)
         memory = measure_memory(case, list(VARIANTS)) if args.memory else None
         yield {"time": timed, "memory": memory}, _variants_report(timed, memory)
+        if args.compiled:
+            return
+        host = measure_host(case, list(VARIANTS))
+        yield {"host": host}, _host_report(host)
         subsets = measure_subsets(case, repeats=args.repeats)
         yield {"subsets": subsets}, _subsets_report(subsets)
         yield _loading(case, args.repeats)
@@ -143,6 +148,14 @@ def _variants_report(timed: dict, memory: dict | None) -> str:
     training, inference = (timed[kind]["to_sgma"][PACKAGE_DEFAULT] for kind in ("training", "inference"))
     last = f"- {PACKAGE_DEFAULT}, to SGMA: training step {training:.3f}, inference {inference:.3f}"
     return "\n\n".join([*tables, last])
+
+
+def _host_report(host: dict) -> str:
+    head, lines = ["what the host does", "training", "inference", "waits in training", "waits in inference"], []
+    for name in host["training"]["operators"]:
+        counts = (host[kind][what].get(name) for what in ("operators", "waits") for kind in host)
+        lines.append([name, *("" if count is None else count for count in counts)])
+    return markdown_table([head[0], *(f"operators, {kind}" for kind in head[1:3]), *head[3:]], lines)
 
 
 def _ratios(figures: dict, name: str) -> list[str]:

@@ -8,16 +8,19 @@ Weights and images are random: nothing here depends on their values.
 import itertools
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import logging
 
 from ..model.cells_sgma import predicted_classes
 from ..model.configuration_sgma import SgmaConfig
+from ..model.encoding_sgma import host_mask_of
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..training.collator import SgmaDataCollator
 
@@ -53,6 +56,9 @@ class BenchmarkCase:
     decoder_hidden_size: int = 128
     seed: int = 0  # of weights and images
     device: str = "cpu"
+    bf16: bool = False  # autocast to bfloat16
+    gaps: bool = False  # masks per pixel: the last modality present ends two thirds of the way across
+    compiled: bool = False  # by torch.compile
 
     def build(self, variant: str = SGMA) -> SgmaForSemanticSegmentation:
         """Make a variant's model, in eval mode."""
@@ -67,30 +73,38 @@ class BenchmarkCase:
         )
         return SgmaForSemanticSegmentation(config).eval().to(self.device)
 
-    def batch(self) -> dict[str, torch.Tensor]:
-        """Make the inputs of the model, with labels."""
+    def batch(self) -> dict[str, Any]:
+        """Make the inputs of the model, with labels, as a collator does."""
         generator = torch.Generator().manual_seed(self.seed)
         sides = (self.size, self.size)
         present = self.num_modalities if self.num_present is None else self.num_present
+        mask = torch.arange(self.num_modalities).expand(self.batch_size, -1) < present
+        if self.gaps:
+            mask = mask[..., None, None].repeat(1, 1, *sides)
+            mask[:, present - 1, :, 2 * self.size // 3 :] = False
         batch = {
             "pixel_values": torch.randn(self.batch_size, self.num_modalities + 2, *sides, generator=generator),
-            "modality_mask": torch.arange(self.num_modalities).expand(self.batch_size, -1) < present,
+            "modality_mask": mask,
             "labels": torch.randint(self.num_labels, (self.batch_size, *sides), generator=generator),
         }
-        return {name: values.to(self.device) for name, values in batch.items()}
+        return send_to_device(batch, self.device) | {"host_mask": host_mask_of(mask)}
 
     def passes(self, variant: str, *, training: bool) -> Callable[[], None]:
         """Make a function that does one training step, without the optimiser, or one inference of a variant."""
         model, batch = self.build(variant).train(training), self.batch()
-        pairs = int(batch["modality_mask"].sum())
+        pairs = sum(share > 0 for row in batch["host_mask"] for share in row)
         stacked = batch["pixel_values"][:1, :3].repeat(pairs, 1, 1, 1)
         inputs = {name: values for name, values in batch.items() if training or name != "labels"}
+        called = model.sgma.encoder_maps if variant == BACKBONE else model
+        if self.compiled:
+            called = torch.compile(called)
 
         def run() -> None:
-            if variant == BACKBONE:
-                loss = sum(stage.mean() for stage in model.sgma.encoder_maps(stacked))
-            else:
-                loss = model(**inputs).loss
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
+                if variant == BACKBONE:
+                    loss = sum(stage.mean() for stage in called(stacked))
+                else:
+                    loss = called(**inputs).loss
             if training:
                 loss.backward()
                 model.zero_grad()
@@ -116,6 +130,50 @@ def measure_case(case: BenchmarkCase, variants: Sequence[str], *, repeats: int) 
         for ratio, reference in (("to_sgma", SGMA), ("to_mean_fusion", MEAN_FUSION), ("to_backbone", BACKBONE)):
             figures[kind][ratio] = {name: median_ratio(rounds[name], rounds[reference]) for name in names}
     return figures
+
+
+class CountedOperators(TorchDispatchMode):
+    """Counts the operators that are dispatched within it: each is a kernel, or a call that the host has to make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Count one."""
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def measure_host(case: BenchmarkCase, variants: Sequence[str]) -> dict[str, dict[str, dict[str, int | None]]]:
+    """Count what a pass asks of the host, for "training" and "inference" and each variant.
+
+    `operators` are those dispatched, forward and backward. `waits` are the times that the host waits for a GPU, None
+    on a CPU. Both are of passes that are not compiled.
+    """
+    figures = {}
+    for kind, names in compared(variants).items():
+        figures[kind] = {"operators": {}, "waits": {}}
+        for name in names:
+            step = replace(case, compiled=False).passes(name, training=kind == "training")
+            step()  # a first pass loads libraries
+            with CountedOperators() as operators:
+                step()
+            figures[kind]["operators"][name] = operators.count
+            figures[kind]["waits"][name] = _count_waits(step) if torch.device(case.device).type == "cuda" else None
+    return figures
+
+
+def _count_waits(step: Callable[[], None]) -> int:
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    return sum("synchronizing" in str(warning.message) for warning in said)
 
 
 @torch.no_grad()

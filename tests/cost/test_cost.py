@@ -1,10 +1,11 @@
 """What is run to measure cost: the variants, the modalities that are present, peaks of memory."""
 
 import pytest
+import torch
 from tiny_models import PVT_V2
 
 from sgma_hf.cost.memory import CLEAR_REFS, measure_memory
-from sgma_hf.cost.timing import VARIANTS, BenchmarkCase, median_ratio, time_in_turn
+from sgma_hf.cost.timing import VARIANTS, BenchmarkCase, measure_host, median_ratio, time_in_turn
 from sgma_hf.training.arguments import PVT_V2_SIZES
 
 
@@ -28,6 +29,27 @@ def test_only_the_modalities_that_are_present_are_run(monkeypatch):
         case.passes(name, training=False)()
         monkeypatch.undo()
     assert shapes == [(2, 3, 32, 32), (2, 3, 32, 32)]
+
+
+def test_gaps_and_bfloat16_reach_the_model(monkeypatch):
+    case = BenchmarkCase(PVT_V2, size=33, batch_size=2, gaps=True, bf16=True)
+    batch = case.batch()
+    assert batch["modality_mask"].sum((0, 2)).tolist() == [[66] * 33] * 2 + [[66] * 22 + [0] * 11]
+    assert batch["host_mask"] == [[1.0, 1.0, 0.5]] * 2
+    model, outputs = case.build(), []
+    model.register_forward_hook(lambda module, inputs, output: outputs.append(output.logits.dtype))
+    monkeypatch.setattr(BenchmarkCase, "build", lambda case, variant: model)
+    case.passes("SGMA", training=False)()
+    assert outputs == [torch.bfloat16]
+
+
+def test_operators_of_both_passes_are_counted_and_the_bare_encoder_has_the_fewest():
+    host = measure_host(BenchmarkCase(PVT_V2, size=32), ["SGMA", "mean fusion", "bare backbone"])
+    for kind in ("training", "inference"):
+        sgma, mean, backbone = host[kind]["operators"].values()
+        assert sgma > mean > backbone > 0
+        assert set(host[kind]["waits"].values()) == {None}  # nothing waits for a CPU
+    assert host["training"]["operators"]["bare backbone"] > 2 * host["inference"]["operators"]["bare backbone"]
 
 
 @pytest.mark.long

@@ -1,8 +1,8 @@
 import pytest
 import torch
 from tiny_models import tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from sgma_hf.cost.timing import CountedOperators
 from sgma_hf.model.fusion_sgma import FUSIONS
 from sgma_hf.model.layers_sgma import SgmaDepthwiseConvolution
 from sgma_hf.model.limits_sgma import FUSION_NAMES
@@ -47,18 +47,6 @@ def test_projectors_train_under_autocast_and_with_a_frozen_encoder():
     weight.grad = None
     model(**inputs).loss.backward()
     torch.testing.assert_close(weight.grad, exact)
-
-
-class CountedOperators(TorchDispatchMode):
-    """Counts what is dispatched; each is a kernel, or a call that the host has to make on any device."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += 1
-        return function(*args, **(kwargs or {}))
 
 
 def test_semantic_guided_fusion_takes_few_operators():

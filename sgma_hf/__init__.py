@@ -101,13 +101,27 @@ def _register_model() -> None:
 
 
 def _register_pipeline() -> None:
-    from transformers import AutoModelForSemanticSegmentation
+    from transformers import AutoModelForSemanticSegmentation, ImageSegmentationPipeline
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    from .model.pipeline_sgma import PIPELINE_TASK, SgmaPipeline
+    from .model.configuration_sgma import PIPELINE_TASK
+    from .model.pipeline_sgma import SgmaPipeline
 
+    class _ImageSegmentation(ImageSegmentationPipeline):
+        """The task of the Hub's snippet: [`SgmaPipeline`] for models of this package, else what transformers has."""
+
+        _load_video_processor = False  # as in `SgmaPipeline`
+
+        def __new__(cls, *, model, **kwargs):
+            of_this_package = model.config.model_type == "sgma"
+            return (SgmaPipeline if of_this_package else ImageSegmentationPipeline)(model=model, **kwargs)
+
+    PIPELINE_REGISTRY.supported_tasks[PIPELINE_TASK]["impl"] = _ImageSegmentation
     PIPELINE_REGISTRY.register_pipeline(
-        PIPELINE_TASK, pipeline_class=SgmaPipeline, pt_model=AutoModelForSemanticSegmentation, type="multimodal"
+        "multimodal-segmentation",
+        pipeline_class=SgmaPipeline,
+        pt_model=AutoModelForSemanticSegmentation,
+        type="multimodal",
     )
 
 

@@ -32,6 +32,7 @@ SERVICE_FIELDS = frozenset(
     "attn_implementation auto_map custom_pipelines experts_implementation model_type name_or_path num_labels "
     "output_attentions per_layer_config torch_dtype transformers_version use_cache".split()
 )
+PIPELINE_TASK = "image-segmentation"  # as the Hub's snippet has it
 DTYPES = ("float16", "bfloat16", "float32", "float64", "auto")
 
 # PVT-v2-b2, the paper's main backbone: `PvtV2Config()` itself is b0-sized.
@@ -163,8 +164,7 @@ class SgmaConfig(PreTrainedConfig):
                 f"The configuration has format version {self.format_version}, this code reads {list(GAP_VALUES)}: it "
                 "was written by another version of sgma_hf. Update the package, or load with trust_remote_code=True."
             )
-        if not is_remote_code(__name__):  # the package registers its pipeline; the entry is for machines without it
-            kwargs.pop("custom_pipelines", None)
+        kwargs["custom_pipelines"] = custom_pipelines()
         if kwargs.pop("fusion_residual", False):
             raise ValueError("`fusion_residual` is true, which is gone: train anew without it, or use sgma_hf 0.1.0.")
         _warn_about_unknown_fields(kwargs, {item.name for item in dataclasses.fields(self)})
@@ -253,6 +253,23 @@ class SgmaConfig(PreTrainedConfig):
 def is_remote_code(module_name: str) -> bool:
     """Whether a module was loaded from a checkpoint by `trust_remote_code`, not from the installed package."""
     return module_name.partition(".")[0] == "transformers_modules"
+
+
+class RegisteredPipelines(dict):
+    """Names the task to `pipeline` where this package is installed, and leaves the class to what it registered.
+
+    In a plain dict `pipeline` finds code of the checkpoint, and asks for trust in it.
+    """
+
+    def __contains__(self, task: object) -> bool:
+        return False
+
+
+def custom_pipelines() -> dict:
+    """What a configuration says of the pipeline: one task, so that none needs to be given, and where its code is."""
+    entry = {"impl": "pipeline_sgma.SgmaPipeline", "pt": ["AutoModelForSemanticSegmentation"]}
+    kind = dict if is_remote_code(__name__) else RegisteredPipelines
+    return kind({PIPELINE_TASK: {**entry, "type": "multimodal", "default": None}})
 
 
 def _warn_about_unknown_fields(given, declared):

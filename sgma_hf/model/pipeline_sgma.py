@@ -1,4 +1,4 @@
-"""A transformers pipeline for SGMA: `pipeline("multimodal-segmentation", model=...)`."""
+"""A transformers pipeline for SGMA: `pipeline("image-segmentation", model=...)`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +10,12 @@ from transformers import Pipeline
 from .cells_sgma import pixel_logits
 
 
-PIPELINE_TASK = "multimodal-segmentation"
-
-
 class SgmaPipeline(Pipeline):
     """Segments samples that are dicts of named, possibly missing rasters.
 
     A call takes one dict or a list of dicts, as [`SgmaImageProcessor`] does: `{"rgb": array, "dsm": None}`, where a
-    raster is an array, a PIL image or a path. Every sample is predicted as a whole; for large ones there is
+    raster is an array, a PIL image or a path. A raster alone, as `"scene.png"`, is the model's `rgb`, or its only
+    modality; all others are missing then. Every sample is predicted as a whole; for large ones there is
     `sgma_hf.predict_raster`. Samples of any sizes may share a batch (`batch_size=8`): what is predicted for one does
     not depend on the others.
 
@@ -33,7 +31,7 @@ class SgmaPipeline(Pipeline):
     ```python
     >>> from transformers import pipeline
 
-    >>> segment = pipeline("multimodal-segmentation", model="org/name", trust_remote_code=True)
+    >>> segment = pipeline("image-segmentation", model="org/name", trust_remote_code=True)
     >>> result = segment({"rgb": "rgb.png", "dsm": None})
     >>> result["labels"].shape
     (512, 512)
@@ -51,15 +49,22 @@ class SgmaPipeline(Pipeline):
             raise ValueError(f"The pipeline knows no parameters {sorted(kwargs)}; it takes dicts of rasters alone.")
         return {}, {}, {}
 
-    def preprocess(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def preprocess(self, inputs: Any) -> dict[str, Any]:
         """Prepare one sample."""
         if not isinstance(inputs, Mapping):
-            raise TypeError(
-                f"Got a {type(inputs).__name__}; expected a dict from modality name to raster or None, or a list of "
-                f'them, such as {{"{self.image_processor.modalities[0]}": array}}.'
-            )
+            inputs = {self._modality_of_a_picture(inputs): inputs}
         # One entry that is no tensor: `Pipeline` lists those of a batch, where it would concatenate or pad tensors.
         return {"sample": self.image_processor(images=[dict(inputs)], return_tensors="pt")}
+
+    def _modality_of_a_picture(self, picture: Any) -> str:
+        """What a raster is that was given without a name."""
+        modalities = self.image_processor.modalities
+        if "rgb" not in modalities and len(modalities) > 1:
+            raise TypeError(
+                f"Got a {type(picture).__name__}, which may be any of {modalities}; expected a dict from modality "
+                f'name to raster or None, or a list of them, such as {{"{modalities[0]}": array}}.'
+            )
+        return "rgb" if "rgb" in modalities else modalities[0]
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         """Predict a sample, or the list of those of a batch, which `Pipeline` hands on one by one."""

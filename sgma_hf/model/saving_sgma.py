@@ -10,8 +10,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
-from .configuration_sgma import is_remote_code
-from .pipeline_sgma import PIPELINE_TASK, SgmaPipeline
+from .configuration_sgma import custom_pipelines
+from .pipeline_sgma import SgmaPipeline  # noqa: F401  so that its file travels, too
 
 
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -148,6 +148,7 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
 
         A full disk or a killed process leaves the earlier one as it was. `AutoModel` finds the class with a head.
         """
+        self.config.custom_pipelines = custom_pipelines()  # `pipeline` writes classes into it
         if self._auto_class is not None:
             module = type(self).__module__.rpartition(".")[2]
             auto_map = getattr(self.config, "auto_map", None) or {}
@@ -157,7 +158,7 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
             return
         names = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
         push_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
-        with replace_when_complete(save_directory) as staging, self._pipeline_in_config():
+        with replace_when_complete(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
         if push_to_hub:
             push_kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
@@ -165,21 +166,6 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
                 if kwargs.get(name) is not None:
                     push_kwargs[name] = kwargs[name]
             self.push_to_hub(**push_kwargs)
-
-    @contextlib.contextmanager
-    def _pipeline_in_config(self) -> Iterator[None]:
-        """Have the saved configuration name the pipeline, for machines that do not have this package.
-
-        Not the one in memory: `pipeline` would ask for `trust_remote_code` where the package registers it.
-        """
-        entry = {"impl": f"pipeline_sgma.{SgmaPipeline.__name__}", "pt": ["AutoModelForSemanticSegmentation"]}
-        if self._auto_class is not None:
-            self.config.custom_pipelines = {PIPELINE_TASK: {**entry, "type": "multimodal", "default": None}}
-        try:
-            yield
-        finally:
-            if self._auto_class is not None and not is_remote_code(__name__):
-                del self.config.custom_pipelines
 
     def default_card(self, repo_id: str) -> str:
         """README.md that says what the configuration says; the package writes one that knows the training."""

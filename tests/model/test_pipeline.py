@@ -1,4 +1,4 @@
-"""`pipeline("multimodal-segmentation")`: dicts in, arrays out, with and without the package."""
+"""`pipeline("image-segmentation")`: dicts in, arrays out, with and without the package."""
 
 import json
 import os
@@ -8,8 +8,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_models import spread_weights, tiny_model
-from transformers import pipeline
+from transformers import (
+    ImageSegmentationPipeline,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    pipeline,
+)
 
 import sgma_hf
 from sgma_hf import SgmaImageProcessor
@@ -51,7 +58,7 @@ def assert_same_classes(labels, expected):
 
 
 def test_dict_and_list_of_dicts(model, processor, checkpoint):
-    segment = pipeline("multimodal-segmentation", model=checkpoint)
+    segment = pipeline("image-segmentation", model=checkpoint)
     assert type(segment) is sgma_hf.SgmaPipeline
     first, second = samples()
     result = segment(first)
@@ -71,15 +78,40 @@ def test_dict_and_list_of_dicts(model, processor, checkpoint):
 
 def test_model_in_memory_and_model_without_robustness(processor):
     mean = tiny_model(fusion="mean")
-    segment = pipeline("multimodal-segmentation", model=mean, image_processor=processor)
+    segment = pipeline("image-segmentation", model=mean, image_processor=processor)
     assert segment(samples()[0])["robustness"] == {}
 
 
-def test_no_trust_is_asked_for_where_the_package_is(checkpoint, monkeypatch):
+@pytest.mark.parametrize(
+    "given", [{}, {"task": "image-segmentation"}, {"task": "multimodal-segmentation"}, {"trust_remote_code": True}]
+)
+def test_no_task_and_no_trust_is_asked_for_where_the_package_is(checkpoint, monkeypatch, given):
     questions = []
     monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "n")
-    pipeline("multimodal-segmentation", model=checkpoint)
+    assert type(pipeline(model=checkpoint, **given)) is sgma_hf.SgmaPipeline
     assert questions == []
+
+
+def test_other_models_keep_the_pipeline_of_transformers():
+    config = SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, decoder_hidden_size=8, num_labels=2)
+    segment = pipeline(
+        "image-segmentation", model=SegformerForSemanticSegmentation(config), image_processor=SegformerImageProcessor()
+    )
+    assert type(segment) is ImageSegmentationPipeline
+    assert {found["label"] for found in segment(Image.new("RGB", (64, 64)))} <= {"LABEL_0", "LABEL_1"}
+
+
+def test_a_picture_alone_is_rgb_or_the_only_modality(checkpoint, tmp_path):
+    rgb = samples()[0]["rgb"]
+    Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    segment = pipeline(model=checkpoint)
+    expected = segment({"rgb": rgb})
+    for result in segment([rgb, Image.fromarray(rgb), str(tmp_path / "rgb.png"), tmp_path / "rgb.png"]):
+        assert np.array_equal(result["labels"], expected["labels"])
+        assert np.array_equal(result["scores"], expected["scores"])
+    height = tiny_model(modalities=["dsm"], modality_channels=[1])
+    segment = pipeline("image-segmentation", model=height, image_processor=SgmaImageProcessor(["dsm"], [1]))
+    assert list(segment(samples()[1]["dsm"])["robustness"]) == ["dsm"]
 
 
 def test_batches_give_what_single_samples_give(checkpoint):
@@ -93,7 +125,7 @@ def test_batches_give_what_single_samples_give(checkpoint):
         if index in (1, 2):
             sar[: 10 * index] = np.nan
         given.append({"rgb": rgb, "dsm": None, "sar": sar})
-    segment = pipeline("multimodal-segmentation", model=checkpoint)
+    segment = pipeline("image-segmentation", model=checkpoint)
     single = segment(given)
     assert not np.allclose(single[0]["robustness"]["sar"], single[3]["robustness"]["sar"], atol=1e-2)
     for batch_size in (2, 3, 7):
@@ -106,29 +138,37 @@ def test_batches_give_what_single_samples_give(checkpoint):
 
 
 def test_batch_of_a_model_without_robustness(processor):
-    segment = pipeline("multimodal-segmentation", model=tiny_model(fusion="mean"), image_processor=processor)
+    segment = pipeline("image-segmentation", model=tiny_model(fusion="mean"), image_processor=processor)
     results = segment(samples() * 2, batch_size=4)
     assert [result["robustness"] for result in results] == [{}] * 4
     assert_same_classes(results[2]["labels"], segment(samples()[0])["labels"])
 
 
 def test_what_is_no_sample_is_refused(checkpoint):
-    segment = pipeline("multimodal-segmentation", model=checkpoint)
-    with pytest.raises(TypeError, match="expected a dict from modality name to raster"):
-        segment("rgb.png")
+    segment = pipeline("image-segmentation", model=checkpoint)
+    with pytest.raises(ValueError, match=r"the image 'nothing.png' cannot be read"):
+        segment("nothing.png")
+    with pytest.raises(TypeError, match="got a int; expected an array, a PIL image, a path or None"):
+        segment(7)
+    unnamed = pipeline(
+        "image-segmentation",
+        model=tiny_model(modalities=["dsm", "sar"], modality_channels=[1, 2]),
+        image_processor=SgmaImageProcessor(["dsm", "sar"], [1, 2]),
+    )
+    with pytest.raises(TypeError, match=r"which may be any of \['dsm', 'sar'\]; expected a dict from modality name"):
+        unnamed("rgb.png")
     with pytest.raises(ValueError, match="this processor knows"):
         segment({"thermal": np.zeros((8, 8))})
     with pytest.raises(ValueError, match=r"knows no parameters \['threshold'\]"):
         segment(samples()[0], threshold=0.5)
 
 
-def test_saved_configuration_names_the_pipeline_and_the_one_in_memory_does_not(model, checkpoint):
+def test_saved_configuration_names_the_pipeline_and_its_code(checkpoint):
     with open(os.path.join(checkpoint, "config.json"), encoding="utf-8") as file:
         saved = json.load(file)
-    assert saved["custom_pipelines"]["multimodal-segmentation"]["impl"] == "pipeline_sgma.SgmaPipeline"
+    (entry,) = saved["custom_pipelines"].items()  # with several, `pipeline` would want to know which
+    assert entry[0] == "image-segmentation" and entry[1]["impl"] == "pipeline_sgma.SgmaPipeline"
     assert os.path.isfile(os.path.join(checkpoint, "pipeline_sgma.py"))
-    assert not hasattr(model.config, "custom_pipelines")
-    assert not hasattr(sgma_hf.SgmaConfig.from_pretrained(checkpoint), "custom_pipelines")
 
 
 def test_process_without_the_package(model, checkpoint, tmp_path):
@@ -137,7 +177,8 @@ def test_process_without_the_package(model, checkpoint, tmp_path):
     np.save(tmp_path / "rgb.npy", sample["rgb"])
     program = (
         "import sys, numpy; from transformers import pipeline\n"
-        "segment = pipeline('multimodal-segmentation', model=sys.argv[1], trust_remote_code=True)\n"
+        "segment = pipeline('image-segmentation', model=sys.argv[1], trust_remote_code=True)\n"
+        "assert type(pipeline(model=sys.argv[1], trust_remote_code=True)) is type(segment)\n"
         "assert not any(name.split('.')[0] == 'sgma_hf' for name in sys.modules)\n"
         "result = segment([{'rgb': numpy.load(sys.argv[2]), 'dsm': None}])[0]\n"
         "numpy.save(sys.argv[3], result['labels'])\n"
@@ -146,7 +187,7 @@ def test_process_without_the_package(model, checkpoint, tmp_path):
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONSAFEPATH": "1"}
     environment["PYTHONPATH"] = ""
     again = str(tmp_path / "again")
-    expected = pipeline("multimodal-segmentation", model=checkpoint)(sample)["labels"]
+    expected = pipeline("image-segmentation", model=checkpoint)(sample)["labels"]
     for index, arguments in enumerate(([checkpoint, "rgb.npy", "0.npy", again], [again, "rgb.npy", "1.npy"])):
         run = subprocess.run(
             [sys.executable, "-c", program, *arguments],

@@ -79,7 +79,8 @@ check(AutoModel.from_pretrained("org/whole", **trust), "whole again")
 config = AutoConfig.from_pretrained("org/model", **trust)
 assert (config.model_type, config.modalities, config.num_labels) == ("sgma", ["rgb", "dsm", "sar"], 5)
 processor = AutoImageProcessor.from_pretrained("org/model", **trust)
-segment = pipeline("multimodal-segmentation", model="org/model", device="cpu", **trust)
+assert type(pipeline(model="org/model", device="cpu", **trust)).__name__ == "SgmaPipeline"
+segment = pipeline("image-segmentation", model="org/model", device="cpu", **trust)
 check(segment.model, "second")
 assert segment({"rgb": np.full((32, 32, 3), 9, np.uint8), "dsm": None})["labels"].shape == (32, 32)
 assert processor.modalities == ["rgb", "dsm", "sar"] and processor.image_mean == [[0.1] * 3, [7.0], [-12.0] * 2]
@@ -106,7 +107,7 @@ def pushed(tmp_path_factory):
 def test_a_push_leaves_a_complete_repository_in_one_commit_each(pushed):
     hub, client = pushed
     first, *_ = hub.model("org/model").history()
-    parts = ("image_processing", "image_transforms", "normalization", "post_processing")
+    parts = ("image_processing", "image_transforms", "normalization", "pictures", "post_processing")
     of_the_processor = {f"{name}_sgma.py" for name in parts}
     assert set(first) == CODE - of_the_processor | {
         "README.md",

@@ -93,9 +93,8 @@ class ClassMap:
         """Take one object of the file."""
         for key in entry:
             if key not in _KEYS:
-                raise ValueError(
-                    f"{dict(entry)} has the key {key!r}{did_you_mean(key, _KEYS)}. Known are {', '.join(_KEYS)}."
-                )
+                near = did_you_mean(key, _KEYS) or "."
+                raise ValueError(f"{dict(entry)} has the key {key!r}{near} Known are {', '.join(_KEYS)}.")
         shown = [_colour(value) for value in _as_list(entry, "color")]
         sources = list(map(_code, shown)) if self.by_colour else list(map(_integer, _as_list(entry, "value")))
         name, ignore = entry.get("name"), entry.get("ignore", False)

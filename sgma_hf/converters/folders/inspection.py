@@ -155,7 +155,7 @@ class _Notes:
 
     def read_infos(self, name: str, paths: Sequence[tuple[int, Path]], **options: Any) -> dict[int, RasterInfo]:
         """The headers of files that can be read, by the number of the scene."""
-        watched = tqdm(paths, desc=f"{name}: headers", unit="file", leave=False)
+        watched = tqdm(paths, desc=f"{name}: headers", unit="file", leave=False, disable=not paths)
         infos = {index: self.attempt(read_info, path, **options) for index, path in watched}
         return {index: info for index, info in infos.items() if info is not None}
 
@@ -322,7 +322,7 @@ def _is_gap(column: Column, value: int, share: float) -> bool:
 def _survey(infos: Sequence[RasterInfo], notes: _Notes) -> LabelSurvey | None:
     """What becomes of the labels; None if there are none that can be used."""
     by_colour = bool(infos) and all(info.channels == 3 for info in infos)
-    watched = tqdm(infos, desc="labels", unit="file", leave=False)
+    watched = tqdm(infos, desc="labels", unit="file", leave=False, disable=not infos)
     files = [file for info in watched if (file := notes.attempt(count_label, info, by_colour=by_colour)) is not None]
     if not files:
         return None

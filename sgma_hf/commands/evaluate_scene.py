@@ -150,11 +150,11 @@ def _recorded_classes(model: str, names: list[str]) -> "ClassMap | None":
 def _score_map(args: argparse.Namespace) -> dict[str, Any]:
     """Scores of a map whose tags name its classes."""
     from sgma_hf.evaluation.scenes import score_map
-    from sgma_hf.rasters.opening import open_named
+    from sgma_hf.rasters.opening import open_dataset
     from sgma_hf.rasters.scene import RasterInput
 
     path = RasterInput.parse(args.map).path
-    with open_named(path) as file:
+    with open_dataset(path) as file:
         tags = file.tags(1)
     names = [tags[f"CLASS_{index}"] for index in range(256) if f"CLASS_{index}" in tags]
     if not names:

@@ -18,7 +18,7 @@ from ..data.whole_files import check_replaceable, write_json
 from ..model.fusion_sgma import FUSIONS
 from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.files import open_picture
-from ..rasters.opening import open_quietly
+from ..rasters.opening import open_dataset
 from ..rasters.raster import Georeference, require_rasterio
 from ..visualization.palette import colorize, default_palette
 from . import EXTRAS
@@ -134,19 +134,15 @@ def plan_outputs(
 
 def _run_of(path: Path, name: str) -> str | None:
     """The run that wrote this file, see `StripStore.run`; None if it is none that `publish` wrote to hold `name`."""
-    if path.suffix.lower() in PNG_SUFFIXES:
-        try:
+    try:
+        if path.suffix.lower() in PNG_SUFFIXES:
             with open_picture(path) as image:
                 tags = image.info
-        except ValueError:
-            return None
-    else:
-        rasterio = require_rasterio(path)
-        try:
-            with open_quietly(rasterio, path) as file:
+        else:
+            with open_dataset(path) as file:
                 tags = file.tags()
-        except rasterio.errors.RasterioError:
-            return None
+    except ValueError:
+        return None
     return tags.get(RUN_TAG) if tags.get(LAYER_TAG) == name else None
 
 

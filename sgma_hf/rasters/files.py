@@ -169,10 +169,10 @@ class RasterFile(contextlib.AbstractContextManager):
         use_declared_nodata: bool = True,
         gaps: BandGaps | None = None,
     ):
-        self._rasterio = rasterio = require_rasterio(path)
+        self._rasterio = require_rasterio(path)
         self._path = path
         with contextlib.ExitStack() as opened, named_errors(path):
-            self._dataset = opened.enter_context(open_dataset(rasterio, path, bands.measured))
+            self._dataset = opened.enter_context(open_dataset(path, bands.measured))
             count, tagged = self._dataset.count, alpha_bands(self._dataset)
             check_bands(bands, count, tagged, path)
             self._values = list(bands.values or (band for band in range(1, count + 1) if band not in tagged))

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -28,7 +27,7 @@ _RARE_DRIVERS = {".hdf": "HDF4", ".hdf4": "HDF4", ".kea": "KEA", ".ecw": "ECW", 
 
 _COMMON_SUFFIXES = ("tif", "tiff", "png", "jpg", "jpeg")
 # Formats that GDAL reads and does not write, of which rasterio does not name the suffixes; ENVI has none of its own.
-_MORE_SUFFIXES = ("h5", "hdf5", "he5", "hdf", "hdf4", "kea", "ecw", "sid", "jxl")
+_MORE_SUFFIXES = ("h5", "hdf5", "he5", *(suffix[1:] for suffix in _RARE_DRIVERS))
 _ENVI_SUFFIXES = ("", "bsq", "bip", "bin", "raw")
 # Sidecars, documents and vectors with the suffix of some rare raster.
 _NO_RASTERS = {"hdr", "xml", "err", "pdf", "kml", "kmz", "sqlite", "gpkg", "gpkg.zip", "mbtiles"}
@@ -79,7 +78,7 @@ def local_files(source: Path | str) -> list[Path]:
     """The files of this machine that hold a raster, as far as its name or GDAL tells."""
     if isinstance(source, Path):
         return [source]
-    with open_named(source) as dataset:
+    with open_dataset(source) as dataset:
         inner = [Path(re.sub(r"^(/vsi\w+/)+|[{}]", "", name)) for name in dataset.files]  # maybe of an archive
     return [path for name in inner for path in (name, *name.parents) if path.is_file()]
 
@@ -105,35 +104,31 @@ def named_errors(path: Path | str, advice: str = "") -> Iterator[None]:
         raise ValueError(f"Cannot read {path}: {detail}{advice}") from error
 
 
-def open_named(path: Path | str, measured: Collection[int] = ()) -> Any:
-    """As `open_dataset`, with all errors named."""
-    with named_errors(path):
-        return open_dataset(require_rasterio(path), path, measured)
-
-
-def open_quietly(rasterio: ModuleType, path: str | Path) -> Any:
+def open_quietly(path: str | Path) -> Any:
     """Open without the warning that a file has no georeferencing: that is a normal case here."""
+    rasterio = require_rasterio(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         return rasterio.open(path)
 
 
-def open_dataset(rasterio: ModuleType, path: str | Path, measured: Collection[int]) -> Any:
+def open_dataset(path: str | Path, measured: Collection[int] = ()) -> Any:
     """Open a dataset, or a virtual one in its place: of all pages, and with `measured` bands not tagged as alpha.
 
-    Raises ValueError that names the file if it is several rasters that are no bands of one.
+    Raises ValueError that names the file if it cannot be read, or is several rasters that are no bands of one.
     """
-    dataset = open_quietly(rasterio, path)
-    if len(dataset.subdatasets) > 1 and (dataset.driver == "GTiff" or not dataset.count):
-        with dataset:
-            dataset = _stack_pages(rasterio, dataset, path)
-    mistagged = set(measured) & set(alpha_bands(dataset))
-    if mistagged:
-        kinds = list(dataset.colorinterp)
-        for band in mistagged:
-            kinds[band - 1] = rasterio.enums.ColorInterp.undefined
-        with dataset:
-            dataset = open_quietly(rasterio, _virtual(rasterio, dataset, kinds))
+    with named_errors(path):
+        dataset = open_quietly(path)
+        if len(dataset.subdatasets) > 1 and (dataset.driver == "GTiff" or not dataset.count):
+            with dataset:
+                dataset = _stack_pages(dataset, path)
+        mistagged = set(measured) & set(alpha_bands(dataset))
+        if mistagged:
+            kinds = list(dataset.colorinterp)
+            for band in mistagged:
+                kinds[band - 1] = type(kinds[0]).undefined
+            with dataset:
+                dataset = open_quietly(_virtual(dataset, kinds))
     return dataset
 
 
@@ -142,28 +137,29 @@ def alpha_bands(source: Any) -> list[int]:
     return [band for band, kind in enumerate(source.colorinterp, start=1) if kind.name == "alpha"]
 
 
-def _stack_pages(rasterio: ModuleType, dataset: Any, path: str | Path) -> Any:
+def _stack_pages(dataset: Any, path: str | Path) -> Any:
     """The pages of a TIFF as one dataset; overviews and masks are no pages for GDAL either."""
     names = dataset.subdatasets
     if dataset.driver != "GTiff":
         raise ValueError(f"{path} holds several rasters. {_NAME_ONE}: {' or '.join(names[:12])}")
     with ExitStack() as opened:
-        pages = [opened.enter_context(open_quietly(rasterio, name)) for name in names]
+        pages = [opened.enter_context(open_quietly(name)) for name in names]
         kinds = dict.fromkeys(f"{page.width} x {page.height} pixels of {', '.join(page.dtypes)}" for page in pages)
         if len(kinds) > 1:
             raise ValueError(
                 f"{path} has {len(names)} pages, of {' and of '.join(kinds)}, which are no bands of one raster. "
                 f"{_NAME_ONE}: {' or '.join(names[:12])}"
             )
-        first, *others = (ElementTree.fromstring(_virtual(rasterio, page)) for page in pages)
+        first, *others = (ElementTree.fromstring(_virtual(page)) for page in pages)
     first.extend(band for other in others for band in other.findall("VRTRasterBand"))
     for number, band in enumerate(first.findall("VRTRasterBand"), start=1):
         band.set("band", str(number))
-    return open_quietly(rasterio, ElementTree.tostring(first, encoding="unicode"))
+    return open_quietly(ElementTree.tostring(first, encoding="unicode"))
 
 
-def _virtual(rasterio: ModuleType, dataset: Any, kinds: list | None = None) -> str:
+def _virtual(dataset: Any, kinds: list | None = None) -> str:
     """GDAL's XML for a virtual copy of a dataset, with other meanings of its colours."""
+    rasterio = require_rasterio(dataset.name)
     with rasterio.MemoryFile(ext=".vrt") as memory:
         rasterio.shutil.copy(dataset, memory.name, driver="VRT")
         if kinds is not None:

@@ -50,7 +50,7 @@ class WindowReader:
         self._rasterio = require_rasterio(path)
         self._errors = (self._rasterio.errors.RasterioError,)
         with self._named("cannot be opened"), self._rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES):
-            self._source = open_quietly(self._rasterio, path)
+            self._source = open_quietly(path)
         self.size = (self._source.height, self._source.width)
 
     @contextlib.contextmanager

@@ -19,7 +19,7 @@ from .alpha import check_alpha
 from .bands import ALL_BANDS, BandGaps, BandSelection, share_files
 from .files import check_bands, read_info
 from .grids import Grid, check_crs, footprint
-from .opening import as_source, is_npy, local_files, open_named
+from .opening import as_source, is_npy, local_files, open_dataset
 from .raster import RasterInfo
 from .sources import RESAMPLINGS, Mosaic, read_npy
 
@@ -45,7 +45,7 @@ class RasterInput:
         if not Path(name).exists() and Path(file).is_file():
             raise ValueError(f"{str(name)!r}: {chosen!r} are no bands; expected such as {file}:1,2,3.")
         if isinstance(source, str):
-            open_named(source).close()
+            open_dataset(source).close()
         elif not source.exists():
             raise ValueError(f"The raster {str(name)!r} does not exist.")
         return cls(source, bands)

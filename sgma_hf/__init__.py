@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .visualization.boards import plot_modality_board
     from .visualization.palette import colorize
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _MODULES = {
     "SgmaConfig": "model.configuration_sgma",

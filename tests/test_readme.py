@@ -52,7 +52,7 @@ def test_commands_for_your_own_rasters_run_as_printed(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     write_scenes(tmp_path)
     own = commands(section(README, "Your own rasters"))
-    assert [words[1] for words in own] == ["convert-rasters", "train", "evaluate", "predict"]
+    assert [words[1] for words in own] == ["inspect", "convert-rasters", "train", "evaluate", "predict"]
     for words in own:
         run(words)
     assert "| rgb+dsm+nir |" in capsys.readouterr().out

@@ -39,10 +39,7 @@ def load_encoder(backbone_config: PreTrainedConfig) -> tuple[PreTrainedModel, Sg
         ImportError: If timm is not installed and `backbone_config` is for it.
     """
     if backbone_config.model_type == "timm_backbone" and not is_timm_available():
-        raise ImportError(
-            f"`backbone_config` names the encoder {backbone_config.backbone!r} of timm, which is not installed; "
-            "pip install 'sgma-hf[timm]'."
-        )
+        raise ImportError(f"{_name(backbone_config)} needs timm, which is not there; pip install 'sgma-hf[timm]'.")
     if len(backbone_config.out_indices) == 1:
         shapes = _choose_outputs(backbone_config)
     else:
@@ -65,11 +62,25 @@ def read_backbone_config(name_or_path: str, **kwargs) -> PreTrainedConfig:
     Args:
         name_or_path: As [`SgmaForSemanticSegmentation.from_backbone_pretrained`] takes it.
         kwargs: Passed on to `AutoConfig.from_pretrained`.
+
+    Raises:
+        ValueError: If there is none that can be read.
+        ImportError: If it is timm's, and timm is not installed.
     """
-    config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **kwargs)
+    except (ValueError, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        kind = ImportError if isinstance(error, ImportError) else ValueError
+        raise kind(f"The configuration of the encoder {name_or_path!r} cannot be read: {reason}") from error
     if config.model_type == "timm_wrapper":  # what transformers makes of timm's
         return CONFIG_MAPPING["timm_backbone"](backbone=config.architecture)
     return config
+
+
+def _timm_architecture(name_or_path: str, **kwargs) -> str | None:
+    """Name of the encoder whose weights timm itself wrote there; None if transformers wrote them."""
+    return getattr(AutoConfig.from_pretrained(name_or_path, **kwargs), "architecture", None)
 
 
 def load_pretrained(backbone: PreTrainedModel, backbone_config: PreTrainedConfig, name_or_path: str, **kwargs) -> None:
@@ -79,12 +90,12 @@ def load_pretrained(backbone: PreTrainedModel, backbone_config: PreTrainedConfig
         ValueError: If weights of the encoder are missing in the checkpoint or have other shapes.
     """
     backbone_class = type(backbone)
-    is_timms = backbone_config.model_type == "timm_backbone"
     try:
-        if is_timms and AutoConfig.from_pretrained(name_or_path, **kwargs).model_type == "timm_wrapper":
-            source = f"{'local-dir' if Path(name_or_path).is_dir() else 'hf-hub'}:{name_or_path}"
+        if backbone_config.model_type == "timm_backbone" and (found := _timm_architecture(name_or_path, **kwargs)):
+            if found != backbone_config.backbone.partition(".")[0]:
+                raise RuntimeError(f"it holds timm's {found}")
             timm_config = copy.deepcopy(backbone_config)
-            timm_config.backbone = source
+            timm_config.backbone = f"{'local-dir' if Path(name_or_path).is_dir() else 'hf-hub'}:{name_or_path}"
             backbone.load_state_dict(backbone_class(timm_config, pretrained=True, **kwargs).state_dict())
             return
         # timm's class takes names of timm only; `PreTrainedModel`'s method reads what it saved.

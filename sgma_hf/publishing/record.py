@@ -62,6 +62,7 @@ class TrainingRecord:
     classes: list[dict[str, Any]] | None = None  # which values of label files they are, `DatasetMetadata.classes`
     finetuned_from: str | None = None  # checkpoint that training went on from
     backbone: str | None = None  # checkpoint that the encoder of a new model started from
+    has_pyramid: bool = False  # whether a feature pyramid, which no checkpoint of an encoder has, stands behind it
     command: str | None = None  # as `command_line` gives it
     arguments: dict[str, Any] = field(default_factory=dict)  # those of `RECORDED_ARGUMENTS`
     num_processes: int | None = None

@@ -306,7 +306,9 @@ class RunArguments:
         default=False, help="Replace an earlier run in `--output_dir`; its checkpoints are removed before training."
     )
     backbone: str | None = HfArg(
-        default=None, help="Pretrained encoder: Hub id or folder of a backbone or classifier; default: random weights."
+        default=None,
+        help="Pretrained encoder: Hub id or folder of a backbone or classifier of transformers or timm, for instance "
+        "OpenGVLab/pvt_v2_b2; default: random weights.",
     )
     backbone_config: str = HfArg(
         default="pvt_v2_b2",

@@ -132,6 +132,7 @@ class HubTrainer(Trainer):
             classes=described.classes,
             finetuned_from=dataset_name(model.config._name_or_path or None)[0],
             backbone=dataset_name(model.pretrained_backbone)[0],
+            has_pyramid=model.sgma.pyramid is not None,
             command=self.command or command_line(),
             arguments=self.recorded_arguments(),
             num_processes=self.args.world_size,

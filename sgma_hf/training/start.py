@@ -206,6 +206,10 @@ def _new_model(
     if arguments.backbone is not None:
         model = SgmaForSemanticSegmentation.from_backbone_pretrained(arguments.backbone, config)
     else:
+        logger.warning(
+            "The encoder starts from random weights, which a `--learning_rate` of about 1e-3 suits. From pretrained "
+            "ones it starts by `--backbone`, for instance `--backbone OpenGVLab/pvt_v2_b2` from the Hub."
+        )
         model = SgmaForSemanticSegmentation(config)
     nodata = [metadata.nodata[index] for index in chosen]
     processor = fit_processor(

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import DINOV2
 from tiny_runs import BACKBONE, flags, refusal, tiny_run
-from transformers import PvtV2Config, PvtV2ForImageClassification, Trainer, TrainerCallback
+from transformers import Dinov2Config, Dinov2Model, PvtV2Config, PvtV2ForImageClassification, Trainer, TrainerCallback
 
 from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.commands.evaluate import main as evaluate
@@ -48,6 +49,25 @@ def test_a_pretrained_encoder_is_named_in_the_record_and_on_the_card(arguments, 
     assert TrainingRecord.load(tmp_path / "run").backbone == "pvt_of_leaves"
     card = (tmp_path / "run" / "README.md").read_text()
     assert "scenes, and before that what `pvt_of_leaves` had" in " ".join(card.split())
+
+
+def test_a_plain_vision_transformer_is_an_encoder_from_a_folder(arguments, tmp_path, caplog):
+    values = {key: value for key, value in DINOV2.items() if key != "model_type"}
+    Dinov2Model(Dinov2Config(**values)).save_pretrained(tmp_path / "dinov2")
+    del arguments["backbone_config"]
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.training.start"):
+        assert main(flags(arguments, backbone=tmp_path / "dinov2")) == 0
+    model = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert (model.config.backbone_config.out_indices, model.sgma.pyramid.patch_size) == ([1, 2, 3, 4], 14)
+    assert "`dinov2`, and its feature pyramid from new ones" in (tmp_path / "run" / "README.md").read_text()
+    assert "random weights" not in caplog.text
+
+
+def test_training_says_that_its_encoder_knows_nothing(arguments, caplog):
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.training.start"):
+        assert main(flags(arguments)) == 0
+    (line,) = (record.message for record in caplog.records if "random weights" in record.message)
+    assert "`--backbone OpenGVLab/pvt_v2_b2`" in line and "\n" not in line
 
 
 def test_training_leaves_a_model_a_processor_and_the_scores_on_validation(arguments, tmp_path, capsys):

@@ -14,10 +14,21 @@ from tiny_models import (
     tiny_config,
     tiny_model,
 )
-from transformers import ConvNextConfig, HieraConfig, ResNetConfig, SegformerConfig, SwinConfig
+from transformers import (
+    ConvNextConfig,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    DINOv3ViTModel,
+    HieraConfig,
+    ResNetConfig,
+    SegformerConfig,
+    SwinConfig,
+    VitDetModel,
+)
 from transformers.utils import is_timm_available
 
 from sgma_hf import SgmaForSemanticSegmentation
+from sgma_hf.model.backbones_sgma import read_backbone_config
 from sgma_hf.model.pyramid_sgma import SgmaPyramid
 
 
@@ -153,8 +164,64 @@ def test_what_cannot_be_an_encoder_is_refused_in_one_line(backbone, message):
 
 def test_timm_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("sgma_hf.model.backbones_sgma.is_timm_available", lambda: False)
-    with pytest.raises(ImportError, match=r"encoder 'resnet18' of timm.*pip install 'sgma-hf\[timm\]'"):
+    with pytest.raises(ImportError, match=r"of 'resnet18'\) needs timm, .*pip install 'sgma-hf\[timm\]'"):
         tiny_model(backbone_config=TIMM["resnet18"])
+
+
+@pytest.mark.parametrize("name", ["nowhere", "timm"])
+def test_an_encoder_that_cannot_be_read_is_refused_in_one_line(name, tmp_path):
+    if name == "timm":
+        (tmp_path / "timm").mkdir()
+        (tmp_path / "timm" / "config.json").write_text('{"architecture": "no_such_encoder", "num_classes": 3}')
+    with pytest.raises((ImportError, ValueError)) as caught:
+        SgmaForSemanticSegmentation(tiny_config(backbone_config=read_backbone_config(str(tmp_path / name))))
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+PLAIN_MODELS = [Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, VitDetModel]
+
+
+@pytest.mark.parametrize(("name", "model_class"), [*zip(PLAIN_BACKBONES, PLAIN_MODELS, strict=False)])
+def test_pretrained_weights_of_a_plain_encoder_are_taken_exactly(name, model_class, tmp_path):
+    values = {key: value for key, value in PLAIN_BACKBONES[name].items() if key != "model_type"}
+    torch.manual_seed(7)
+    source = model_class(model_class.config_class(**values))
+    source.save_pretrained(tmp_path)
+    config = tiny_config(backbone_config=read_backbone_config(str(tmp_path)))
+    model = SgmaForSemanticSegmentation.from_backbone_pretrained(str(tmp_path), config)
+    weights = source.state_dict()
+    encoder = model.sgma.backbone.state_dict()
+    assert len(encoder) > 20 and all(torch.equal(weights[key], encoder[key]) for key in encoder)
+
+
+@needs_timm
+@pytest.mark.long
+@pytest.mark.parametrize("name", TIMM)
+def test_weights_that_timm_wrote_are_taken_exactly(name, tmp_path):
+    import timm
+    from timm.models import save_for_hf
+
+    torch.manual_seed(7)
+    source = timm.create_model(name)
+    save_for_hf(source, tmp_path / "timm")
+    config = tiny_config(backbone_config=read_backbone_config(str(tmp_path / "timm")))
+    model = SgmaForSemanticSegmentation.from_backbone_pretrained(str(tmp_path / "timm"), config)
+    weights = {key.replace(".", "_"): value for key, value in source.state_dict().items()}
+    encoder = model.sgma.backbone.state_dict()
+    for key, value in encoder.items():  # `features_only` writes "stages_0" for "stages.0"
+        bare = key.removeprefix("_backbone.").replace(".", "_")
+        assert torch.equal(weights[bare if bare in weights else bare.removeprefix("model_")], value), key
+
+    model.sgma.backbone.save_pretrained(tmp_path / "transformers")
+    again = tiny_config(backbone_config=read_backbone_config(str(tmp_path / "transformers")))
+    loaded = SgmaForSemanticSegmentation.from_backbone_pretrained(str(tmp_path / "transformers"), again)
+    assert all(torch.equal(value, encoder[key]) for key, value in loaded.sgma.backbone.state_dict().items())
+
+    other = {"model_type": "timm_backbone", "backbone": "resnet34"}
+    with pytest.raises(ValueError, match=r"do not fit `config\.backbone_config`"):
+        SgmaForSemanticSegmentation.from_backbone_pretrained(
+            str(tmp_path / "timm"), tiny_config(backbone_config=other)
+        )
 
 
 def test_a_dry_run_draws_no_random_numbers_and_leaves_the_configuration_alone():

@@ -122,6 +122,12 @@ def test_limits_name_all_that_formed_the_weights(pair, facts, line):
     assert ("Fine-tuned from `org/sgma`." in card) == ("finetuned_from" in facts)
 
 
+def test_the_card_says_that_a_pyramid_is_new(pair):
+    card = str(build_model_card(*_of(pair), TrainingRecord(backbone="org/dinov2", has_pyramid=True)))
+    assert "started from the weights of `org/dinov2`, and its feature pyramid from new ones." in card
+    assert "The encoder is a plain vision transformer, and a feature pyramid brings" in card
+
+
 def test_without_an_evaluation_there_is_no_score_anywhere(pair):
     text = str(build_model_card(*_of(pair), TrainingRecord(steps=1), repo_id="org/name"))
     assert "These weights have not been evaluated: this card states no scores." in text

@@ -9,7 +9,6 @@
 
 import io
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image as PILImage
 from PIL.TiffImagePlugin import SAMPLEFORMAT
 
 from ..model.limits_sgma import IGNORE_INDEX
-from ..model.pictures_sgma import DECODE_ERRORS, open_image, picture_values
+from ..model.pictures_sgma import DECODE_ERRORS, open_image, picture_values, stored_file
 
 
 SUPPORTED_DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
@@ -86,8 +85,7 @@ def decode_raster(value: Any, *, is_label: bool = False) -> np.ndarray | None:
     colours. Transparent colours mean nothing in a label and become an alpha band, the last one, in a modality. Raises
     ValueError if it cannot be decoded, or only by squeezing more than 8 bits per band into 8.
     """
-    if isinstance(value, Mapping):
-        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    value = stored_file(value)
     if value is None or isinstance(value, np.ndarray):
         return value
     if not isinstance(value, (PILImage.Image, bytes, bytearray, memoryview, str, os.PathLike)):
@@ -98,7 +96,7 @@ def decode_raster(value: Any, *, is_label: bool = False) -> np.ndarray | None:
     try:
         image = value
         if not isinstance(value, PILImage.Image):
-            image = open_image(value if isinstance(value, (str, os.PathLike)) else io.BytesIO(value))
+            image = open_image(value)
         array = image if isinstance(image, np.ndarray) else picture_values(image, as_stored=is_label)
     except DECODE_ERRORS as error:
         source = f" {str(value)!r}" if isinstance(value, (str, os.PathLike)) else ""

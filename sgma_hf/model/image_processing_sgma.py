@@ -121,11 +121,11 @@ class SgmaImageProcessor(
 ):
     r"""Turns samples with named, possibly missing rasters into the packed input of SGMA.
 
-    Every sample is a dict `{"rgb": raster, "dsm": None, ...}`. A raster is a NumPy array (masked or not), a torch
-    tensor, a PIL image, or the path of a file that PIL reads or of a `.npy` file; bool, integers of any width
-    or floating point; (height, width) for one band, else channels first or last, told apart by the modality's channel
-    count. Where both ends of the shape fit, channels are taken to be first in a tensor and last in an array, unless
-    `input_data_format` says otherwise. None, or a name left out, is a missing modality.
+    Every sample is a dict `{"rgb": raster, "dsm": None, ...}`, as the rows of data sets are: their `id` and `label`
+    are passed over. A raster is an array (masked or not), a torch tensor, a PIL image, the path or the bytes of a
+    `.npy` file or one that PIL reads, or an undecoded cell of `datasets`; bool, integers or floating point; (height,
+    width) for one band, else channels first or last, told by the modality's channel count. Where both ends fit, they
+    are first in a tensor and last in an array, unless `input_data_format` says otherwise. None is a missing modality.
 
     **Missing values.** NaN, infinities, magnitudes from 3.4e38 on and the modality's `nodata` values, in any band,
     become False in the mask, never numbers; so do transparent pixels (an alpha channel beyond the modality's own, a
@@ -268,7 +268,8 @@ class SgmaImageProcessor(
         Args:
             images: One dict or a list of dicts from modality name to raster or None; see the class.
             segmentation_maps: Class ids per pixel, integers of shape (height, width), 255 for ignored pixels: one per
-                row, where None is a row without labels (all ignored). They define the grid of their rows.
+                row, where None is a row without labels (all ignored). They define the grid of their rows. The
+                `label` in a row of `images` is not looked at.
             windows: One (top, left, height, width) per row, in pixels of the row's grid; None is the whole row. Only
                 what a window needs is resampled, and the reference level is that of the window.
             levels: One dict per row, or None, of reference levels by modality that are known: a number, or an array
@@ -334,10 +335,10 @@ class SgmaImageProcessor(
     ) -> _Row:
         """Decode one sample and settle its grid, window and output size."""
         for name in sample:
-            if name not in self.modalities:
+            if name not in (*self.modalities, "id", "label"):
                 raise ValueError(
-                    f"`images[{index}]` has modality {name!r}; this processor knows {self.modalities}. Rename it, or "
-                    "add it to the processor and the model."
+                    f"`images[{index}]` has modality {name!r}; this processor knows {self.modalities}. Rename it, "
+                    "leave it out, or add it to the processor and the model."
                 )
         rasters = [
             None

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .limits_sgma import IGNORE_INDEX
-from .pictures_sgma import DECODE_ERRORS, open_image, picture_values, shown_mode
+from .pictures_sgma import DECODE_ERRORS, open_image, picture_values, shown_mode, stored_file
 
 
 REFERENCE_LEVELS = ("none", "minimum", "robust_minimum", "median")
@@ -40,8 +40,9 @@ def _decode(value: Any, *, channels: int | None, where: str) -> tuple[np.ndarray
 
     `channels` is what a modality has; None leaves pictures as they are stored, as labels need: indices of a palette.
     """
+    value = stored_file(value)
     try:
-        if isinstance(value, str | os.PathLike):
+        if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview):
             value = open_image(value)
         if isinstance(value, Image.Image):
             array, valid = picture_values(value, as_stored=channels is None), None

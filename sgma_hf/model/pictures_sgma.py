@@ -1,11 +1,13 @@
 """Opens pictures: PNG, JPEG, TIFF and NPY files, whole, in the dtype of the file and as they are seen."""
 
 import contextlib
+import io
 import itertools
 import os
 import struct
 import threading
 import zlib
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -42,11 +44,19 @@ class _AnySize:
 any_size = _AnySize()
 
 
-def open_image(file: str | os.PathLike | BinaryIO) -> np.ndarray | Image.Image:
+def stored_file(cell: Any) -> Any:
+    """The bytes or the path in a data set's cell that is not decoded, `{"bytes": ..., "path": ...}`; else the cell."""
+    if not isinstance(cell, Mapping):
+        return cell
+    return cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+
+
+def open_image(file: str | os.PathLike | bytes | bytearray | memoryview | BinaryIO) -> np.ndarray | Image.Image:
     """Read a picture with PIL, turned as its EXIF data say, or raise one of `DECODE_ERRORS`; never unpickles.
 
     The array of a `.npy` file, and of a TIFF the pages as bands, if it has several.
     """
+    file = io.BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file
     with open(file, "rb") if isinstance(file, str | os.PathLike) else file as opened:
         magic = opened.read(len(_NPY_MAGIC))
         opened.seek(0)

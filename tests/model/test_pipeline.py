@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageColumn
 from PIL import Image
 from tiny_models import spread_weights, tiny_model
 from transformers import (
@@ -112,6 +114,16 @@ def test_a_picture_alone_is_rgb_or_the_only_modality(checkpoint, tmp_path):
     height = tiny_model(modalities=["dsm"], modality_channels=[1])
     segment = pipeline("image-segmentation", model=height, image_processor=SgmaImageProcessor(["dsm"], [1]))
     assert list(segment(samples()[1]["dsm"])["robustness"]) == ["dsm"]
+
+
+def test_rows_of_a_data_set_go_in_as_they_are(checkpoint):
+    rgb = samples()[0]["rgb"]
+    label = np.zeros((20, 25), np.uint8)  # coarser than the picture: not looked at
+    columns = {"id": ["a"], "rgb": [Image.fromarray(rgb)], "label": [Image.fromarray(label)]}
+    features = Features(id=Value("string"), rgb=ImageColumn(), label=ImageColumn())
+    segment = pipeline("image-segmentation", model=checkpoint)
+    (result,) = segment(row for row in Dataset.from_dict(columns, features=features))
+    assert_same_classes(result["labels"], segment(rgb)["labels"])
 
 
 def test_batches_give_what_single_samples_give(checkpoint):

@@ -33,7 +33,7 @@ from ..rasters.grids import Grid, shared_sampling
 from ..rasters.raster import Georeference, RasterInfo
 from ..visualization.palette import default_palette
 from .folders.labels import map_label, survey_labels
-from .folders.layout import SceneFiles, find_scenes
+from .folders.layout import SceneFiles, find_scenes, modality_entry
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
 from .folders.spatial_groups import choose_validation, group_scenes
 from .folders.tiling import Tiling, cut
@@ -140,10 +140,9 @@ def _notes_on_bands(
     folders: Mapping[str, str], bands: Mapping[str, BandSelection], gaps: Mapping[str, BandGaps]
 ) -> list[str]:
     """A line for each modality about bands that are hardly there, empty where all are."""
-    entries = {name: name if name == folder else f"{name}={folder}" for name, folder in folders.items()}
     return [
-        gaps[name].note(name, bands[name], f"`--modalities {entry}:{{bands}}` leaves it out")
-        for name, entry in entries.items()
+        gaps[name].note(name, bands[name], f"`--modalities {modality_entry(name, folder)}:{{bands}}` leaves it out")
+        for name, folder in folders.items()
     ]
 
 

@@ -25,7 +25,7 @@ from ...rasters.grids import ground_sampling
 from ...rasters.raster import RasterInfo, parse_crs
 from ..raster_folders import Scene, make_scene, placed_files
 from .labels import LabelSurvey, UnclearLabels, count_label, first_few, take_ids
-from .layout import SceneFiles, find_names, survey_scenes
+from .layout import SceneFiles, find_names, modality_entry, survey_scenes
 from .modality_plan import NodataOption, plan_modality
 from .spatial_groups import group_scenes
 
@@ -213,7 +213,7 @@ def _modality_names(found: Mapping[str, Mapping[int, RasterInfo]]) -> dict[str, 
 def _describe(name: str, folder: str, infos: Sequence[RasterInfo]) -> Column:
     """What the headers of some files say."""
     places = list(map(_place, infos))
-    entry = name if name == folder.lower() else f"{name}={folder}"
+    entry = modality_entry(name, folder)
     return Column(
         name,
         folder,
@@ -274,7 +274,7 @@ def _measure(column: Column, infos: Sequence[RasterInfo], notes: _Notes) -> None
         column.undeclared = {value: share for value, share in shares.items() if _is_gap(column, value, share)}
     if np.isfinite(low).all():
         column.minimum, column.maximum = low.tolist(), high.tolist()
-    advice = f"`--modalities {column.name}={column.folder}:{{bands}}` leaves it out"
+    advice = f"`--modalities {modality_entry(column.name, column.folder)}:{{bands}}` leaves it out"
     notes.remarks += filter(None, [gaps.note(column.name, infos[0].bands, advice), *_remarks_on(column)])
 
 

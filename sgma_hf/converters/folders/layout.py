@@ -90,7 +90,7 @@ def _problems(
     if there:
         yield f"--absent names {there}, but --source {source} holds such files. Leave it out of --absent."
     lacking = [name for name in folders if name not in found and name not in absent]
-    names = [name if name == folders[name] else f"{name}={folders[name]}" for name in lacking]
+    names = [modality_entry(name, folders[name]) for name in lacking]
     if label and not has_labels:
         names.append(f"{label} (the label; --label none if there is none)")
     if names:
@@ -103,6 +103,11 @@ def _problems(
     twice = [name for (_, name), count in counts.items() if count > 1]
     if twice:
         yield f"--source {source}: split folders that mean one split hold the same names: {twice[:5]}."
+
+
+def modality_entry(name: str, folder: str) -> str:
+    """A modality and its folder as `--modalities` takes them."""
+    return name if name == folder else f"{name}={folder}"
 
 
 def _wanted(folders: Mapping[str, str], label: str | None) -> list[str]:
@@ -203,19 +208,17 @@ def _folder_of(root: Path, name: str) -> Path | None:
 
 
 def _files_below(folder: Path | None) -> Iterator[tuple[str, Path]]:
-    """Name and path of all files in a folder, if there is one."""
-    for path in sorted(folder.rglob("*")) if folder else ():
+    """Name and path of all rasters in a folder, if there is one."""
+    for path in filter(is_raster_file, sorted(folder.rglob("*")) if folder else ()):
         yield path.relative_to(folder).with_suffix("").as_posix(), path
 
 
 def _files_of(root: Path, stem: str) -> Iterator[tuple[str, Path]]:
     """Scene and file of those files in scenes' folders that have a stem, or, where none has, one of another case."""
     for scene in _folders(root):
-        alike = [
-            path for path in sorted(scene.iterdir()) if path.stem.lower() == stem.lower() and is_raster_file(path)
-        ]
-        exact = [path for path in alike if path.stem == stem]
-        for path in exact or alike:
+        alike = [path for path in sorted(scene.iterdir()) if path.stem.lower() == stem.lower()]
+        alike = list(filter(is_raster_file, alike))
+        for path in [path for path in alike if path.stem == stem] or alike:
             yield scene.name, path
 
 
@@ -231,9 +234,9 @@ def _suffixed(root: Path, name: str, wanted: Sequence[str]) -> Iterator[tuple[st
 
 
 def _by_name(named: Iterable[tuple[str, Path]], clashes: list[str]) -> dict[str, Path]:
-    """The raster files among some paths, by their names; of two of one name the first, and a sentence in `clashes`."""
+    """Files by their names; of two of one name the first, and a sentence in `clashes`."""
     found: dict[str, Path] = {}
-    for name, path in ((name, path) for name, path in named if is_raster_file(path)):
+    for name, path in named:
         if name in found:
             clashes.append(f"{found[name]} and {path} differ only in their suffix or case; keep the one that counts.")
         else:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from sgma_hf.data.class_maps import ClassMap
 
 
+_GIVEN = "The classes of `--classes`"
+
+
 def _parser(modalities: Sequence[str]) -> Parser:
     parser = Parser(
         prog="sgma-hf evaluate",
@@ -58,6 +61,8 @@ def _parser(modalities: Sequence[str]) -> Parser:
 
 def main(argv: list[str]) -> None:
     """Evaluate, write the JSON file if one is named, and print the scores."""
+    from sgma_hf.data.class_maps import ClassMap
+
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
     model_name = first.parse_known_args(argv)[0].model
@@ -68,15 +73,16 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
     _check_outputs(args, rasters)
+    classes = None if args.classes is None else ClassMap.load(args.classes)
     if args.map is not None:
         if args.plot is not None:
             parser.error("`--plot` takes a checkpoint, `--model`; a map does not name its modalities")
-        results = _score_map(args)
+        results = _score_map(args, classes)
         text = json.dumps(results, indent=2)
     else:
         if not rasters:
             parser.error(f"no raster given; give at least one of {flags}")
-        results = _score_model(args, rasters)
+        results = _score_model(args, rasters, classes)
         unlabelled = f"Pixels without a label, left out: {results['unlabelled_share']:.2%}.\n"
         text = results_to_markdown(results) + unlabelled + _robustness_table(results)
     if args.output is not None:
@@ -105,9 +111,12 @@ def _check_outputs(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -
         check_writable(output)
 
 
-def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> dict[str, Any]:
+def _score_model(
+    args: argparse.Namespace, rasters: Mapping[str, list[str]], classes: "ClassMap | None"
+) -> dict[str, Any]:
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
+    from sgma_hf.data.metadata import check_class_names
     from sgma_hf.evaluation.scenes import evaluate_scene
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
@@ -116,21 +125,12 @@ def _score_model(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> 
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
     names = ("tile_size", "stride", "batch_size", "resolution", "allow_other_scale")
     options = {name: getattr(args, name) for name in names}
-    options["classes"] = _recorded_classes(args.model, model.config.class_names)
-    if args.classes is not None:
-        options["classes"] = _given_classes(args.classes, model.config.class_names)
+    if classes is None:
+        classes = _recorded_classes(args.model, model.config.class_names)
+    else:
+        check_class_names(classes.names, model.config.class_names, _GIVEN)
     source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label}
-    return source | evaluate_scene(model, processor, rasters, args.label, **options)
-
-
-def _given_classes(given: str, names: list[str]) -> "ClassMap":
-    """What `--classes` says, of the classes that a model has."""
-    from sgma_hf.data.class_maps import ClassMap
-    from sgma_hf.data.metadata import check_class_names
-
-    class_map = ClassMap.load(given)
-    check_class_names(class_map.names, names, "The classes of `--classes`")
-    return class_map
+    return source | evaluate_scene(model, processor, rasters, args.label, classes=classes, **options)
 
 
 def _recorded_classes(model: str, names: list[str]) -> "ClassMap | None":
@@ -147,8 +147,9 @@ def _recorded_classes(model: str, names: list[str]) -> "ClassMap | None":
     return None if record.classes is None else ClassMap.of_record(record.classes, names)
 
 
-def _score_map(args: argparse.Namespace) -> dict[str, Any]:
+def _score_map(args: argparse.Namespace, classes: "ClassMap | None") -> dict[str, Any]:
     """Scores of a map whose tags name its classes."""
+    from sgma_hf.data.metadata import check_class_names
     from sgma_hf.evaluation.scenes import score_map
     from sgma_hf.rasters.opening import open_dataset
     from sgma_hf.rasters.scene import RasterInput
@@ -160,7 +161,8 @@ def _score_map(args: argparse.Namespace) -> dict[str, Any]:
     if not names:
         raise ValueError(f"{args.map} does not name its classes (tags CLASS_0, CLASS_1, ...); `sgma-hf predict` does.")
     robustness = Path(path).with_name(f"{Path(path).stem}_robustness.tif")
-    classes = None if args.classes is None else _given_classes(args.classes, names)
+    if classes is not None:
+        check_class_names(classes.names, names, _GIVEN)
     shares = robustness if robustness.is_file() else None
     scores = score_map(args.map, args.label, len(names), robustness=shares, classes=classes)
     return {"map": args.map, "label": args.label, "class_names": names} | scores

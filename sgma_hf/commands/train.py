@@ -1,5 +1,6 @@
 """`sgma-hf train`: train SGMA on a data set with nullable modality columns."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,12 +138,14 @@ def _check_output(training_args: SgmaTrainingArguments, *, overwrite: bool) -> N
 
 
 def _remove_checkpoints(trainer: "SgmaTrainer") -> None:
-    """Remove an earlier run's: the newest of them would be taken for one of this run."""
+    """Remove an earlier run's, and its adapters: the newest of them would be taken for one of this run."""
     from sgma_hf.training.checkpoints import remove_checkpoint
+    from sgma_hf.training.fine_tuning.weights import ADAPTER_FOLDER
 
     if trainer.is_world_process_zero():
         for folder in Path(trainer.args.output_dir).glob("checkpoint-*"):
             remove_checkpoint(folder)
+        shutil.rmtree(Path(trainer.args.output_dir) / ADAPTER_FOLDER, ignore_errors=True)
 
 
 def _say_how_to_go_on(trainer: "SgmaTrainer") -> int:

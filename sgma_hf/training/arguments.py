@@ -38,7 +38,7 @@ _FIXED = {
 
 
 # What decides which weights learn and how fast: a run goes on with the same only.
-TUNING_ARGUMENTS = ("freeze_encoder", "encoder_learning_rate", "layer_decay")
+TUNING_ARGUMENTS = ("freeze_encoder", "encoder_learning_rate", "layer_decay", "lora_rank", "ema_decay")
 
 # Lowest value of numbers that nothing else checks before the rows are read; None stands for a default.
 _LOWEST = {
@@ -49,6 +49,7 @@ _LOWEST = {
     "save_total_limit": 1,
     "learning_rate": 0,
     "encoder_learning_rate": 0,
+    "lora_rank": 0,
     "weight_decay": 0,
     "max_grad_norm": 0,
     "eval_steps": 0,
@@ -89,6 +90,10 @@ class SgmaTrainingArguments(TrainingArguments):
         encoder_learning_rate: Initial learning rate of the encoder; None is `learning_rate`.
         layer_decay: The encoder's last block learns at this many times its rate, each before it at this many times the
             rate of the next; 1 is the same rate for all. An encoder without a list of blocks is refused.
+        lora_rank: Rank of LoRA at the linear projections and 1x1 convolutions of the encoder, which learns by that
+            alone; 0 is without. It is merged in what is saved, and beside that in `adapter`. Needs PEFT.
+        ema_decay: What is evaluated and saved is an average of the weights that keeps this share of itself in every
+            optimiser step; 0 is without.
         warmup_start_factor: Share of the learning rate that the warm-up of the polynomial schedule starts from. The
             paper warms up for 10 of its 200 epochs at 10 % of the rate; ours ramps from there over 5 % of the steps.
 
@@ -141,6 +146,10 @@ class SgmaTrainingArguments(TrainingArguments):
     )
     layer_decay: float = HfArg(
         default=1.0, help="Each block of the encoder learns at this many times the rate of what follows it."
+    )
+    lora_rank: int = HfArg(default=0, help="Train the encoder by LoRA of this rank (needs PEFT); 0: whole.")
+    ema_decay: float = HfArg(
+        default=0.0, help="Evaluate and save an average of the weights that keeps this share per step; 0: the last."
     )
     warmup_start_factor: float = HfArg(default=0.1, help="Share of the learning rate at which the warm-up starts.")
 
@@ -212,10 +221,12 @@ class SgmaTrainingArguments(TrainingArguments):
             self.ddp_find_unused_parameters = True
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"`layer_decay` is {self.layer_decay}; expected a factor above 0, at most 1.")
-        if self.freeze_encoder and (self.encoder_learning_rate is not None or self.layer_decay < 1):
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}; expected a share of at least 0, below 1.")
+        if self.freeze_encoder and (self.encoder_learning_rate is not None or self.layer_decay < 1 or self.lora_rank):
             raise ValueError(
-                "`freeze_encoder` leaves nothing in the encoder that learns at `encoder_learning_rate` or "
-                "`layer_decay`; leave one of the two out."
+                "`freeze_encoder` leaves nothing in the encoder that learns by `encoder_learning_rate`, "
+                "`layer_decay` or `lora_rank`; leave it or them out."
             )
         if not 0 <= self.warmup_start_factor <= 1:
             raise ValueError(f"`warmup_start_factor` is {self.warmup_start_factor}; expected a share in [0, 1].")

@@ -43,6 +43,7 @@ PUBLISHED = (
     "*_sgma.py",
     "training_record.json",
     "*_results.json",
+    "adapter/*",
     "README.md",
 )
 
@@ -152,12 +153,15 @@ class HubTrainer(Trainer):
         output_dir = self.args.output_dir if output_dir is None else output_dir
         state_dict = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else None
         if self.args.should_save:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            model.save_pretrained(output_dir, state_dict=state_dict)
+            self.plain_model().save_pretrained(output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir)
             self.training_record().save(output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def plain_model(self) -> PreTrainedModel:
+        """The model that is saved: without its wrappers."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def create_model_card(
         self,
@@ -238,7 +242,7 @@ class HubTrainer(Trainer):
         parts = {"": staging / "model"}
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             is_last = self.args.hub_strategy == HubStrategy.CHECKPOINT
-            _link_files(checkpoint, staging / "checkpoint", ("*",))
+            _link_files(checkpoint, staging / "checkpoint", ("**/*",))
             parts["last-checkpoint" if is_last else checkpoint.name] = staging / "checkpoint"
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         progress = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch)}"
@@ -270,10 +274,12 @@ def _link_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
     """Link the files that match into another folder of the same disk, or copy them where links are not possible."""
     target.mkdir(parents=True, exist_ok=True)
     for path in {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}:
+        place = target / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
         try:
-            os.link(path, target / path.name)
+            os.link(path, place)
         except OSError:
-            shutil.copy2(path, target / path.name)
+            shutil.copy2(path, place)
 
 
 def _origin(rows: Any) -> tuple[str | None, str | None]:

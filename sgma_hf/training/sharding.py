@@ -16,8 +16,11 @@ from transformers import PreTrainedModel
 from .collator import empty_rows
 
 
-def check_sharding(accelerator: Accelerator) -> None:
-    """Raise a ValueError where Accelerate was started with DeepSpeed, or with FSDP version 1, its default."""
+def check_sharding(accelerator: Accelerator, *, tunes_weights: bool = False) -> None:
+    """Raise a ValueError where Accelerate was started with DeepSpeed, or with FSDP version 1, its default.
+
+    With version 2, too, where weights are tuned that have to be whole: adapters, and an average.
+    """
     # The parameters of version 1 are there inside `forward` alone, and evaluation needs its two halves.
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
@@ -26,6 +29,11 @@ def check_sharding(accelerator: Accelerator) -> None:
         )
     if accelerator.distributed_type != DistributedType.FSDP:
         return
+    if tunes_weights:
+        raise ValueError(
+            "`lora_rank` and `ema_decay` need the whole model on each process, and FSDP shards it. Start without "
+            "FSDP, or leave the two out."
+        )
     version = accelerator.state.fsdp_plugin.fsdp_version
     if version != 2:
         raise ValueError(

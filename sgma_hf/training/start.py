@@ -93,9 +93,10 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
 
 def check_arguments(arguments: RunArguments, training_args: SgmaTrainingArguments) -> None:
     """Raise a ValueError if arguments of a new model and of one to go on from are mixed, or random weights kept."""
-    if training_args.freeze_encoder and arguments.model is None and arguments.backbone is None:
+    keeps = "--freeze_encoder" if training_args.freeze_encoder else "--lora_rank" if training_args.lora_rank else None
+    if keeps and arguments.model is None and arguments.backbone is None:
         raise ValueError(
-            "`--freeze_encoder` would keep an encoder of random weights. Name a pretrained one by `--backbone`, or a "
+            f"`{keeps}` would keep an encoder of random weights. Name a pretrained one by `--backbone`, or a "
             "model by `--model`."
         )
     if arguments.model is None and arguments.fit_statistics:

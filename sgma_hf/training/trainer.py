@@ -13,7 +13,6 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
     PrinterCallback,
-    SchedulerType,
     TrainerCallback,
     TrainerState,
 )
@@ -36,8 +35,8 @@ from .checkpoints import (
 )
 from .collator import SgmaDataCollator, batches_by_size, collator_of, data_seed
 from .dynamics import LearningDynamics, feature_separation, modality_parameters
-from .fine_tuning.learning_rates import polynomial_schedule, prepare_encoder, spread_rates
-from .hub_trainer import HubTrainer
+from .fine_tuning.learning_rates import prepare_encoder
+from .fine_tuning.tuning_trainer import TuningTrainer
 from .progress import SUMMARY_SCORES, PlainLog, SpreadEvaluations, check_metric, scores_by_name
 from .row_sampling import (
     EpochRows,
@@ -71,11 +70,15 @@ class _EpochCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer._add_gradients()
 
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.tuned_weights is not None:
+            self.trainer.tuned_weights.update_average()
+
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer._end_epoch()
 
 
-class SgmaTrainer(HubTrainer):
+class SgmaTrainer(TuningTrainer):
     """Trains SGMA on rows of the one schema, and evaluates it on every combination of the modalities.
 
     Besides `loss`, the log has `loss_sgf` and `loss_mas`, and `robustness/<modality>` and
@@ -149,7 +152,7 @@ class SgmaTrainer(HubTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        check_sharding(self.accelerator)
+        check_sharding(self.accelerator, tunes_weights=bool(args.lora_rank or args.ema_decay))
         self._model_class = type(model)  # sharding makes it another one
         self._unused_parameters = UnusedParameters(model, self.accelerator) if self.is_fsdp_enabled else None
         # First of all: those that report to others stop doing so at the end of training.
@@ -311,10 +314,10 @@ class SgmaTrainer(HubTrainer):
         """
         if any(isinstance(parameter, DTensor) for parameter in self.model.parameters()):
             return whole_copy(self.model, self._model_class)
-        return self.accelerator.unwrap_model(self.model)
+        return self.plain_model()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as `HubTrainer` does; a checkpoint never over one of an earlier attempt: half of each looks whole."""
+        """Save as `TuningTrainer` does; a checkpoint never over an earlier attempt's: half of each looks whole."""
         if _internal_call and output_dir is not None:
             if self.is_world_process_zero():
                 remove_checkpoint(output_dir)
@@ -326,10 +329,12 @@ class SgmaTrainer(HubTrainer):
     # Private, because nothing public lies between what every process writes and `trainer_state.json`, which the first
     # writes when all have written theirs: adding up the statistics, they wait for each other.
     def _save_rng_state(self, output_dir: str) -> None:
-        """Save the random state, and what row sampling knows."""
+        """Save the random state, the weights to go on from if they are others, and what row sampling knows."""
         super()._save_rng_state(output_dir)
         self.statistics.reduce(self.accelerator)
         if self.is_world_process_zero():
+            if self.tuned_weights is not None:
+                self.tuned_weights.save(output_dir)
             content = {
                 "state": self.sampling_state.to_dict(),
                 "sums": {name: values.tolist() for name, values in self.statistics.sums.items()},
@@ -351,23 +356,6 @@ class SgmaTrainer(HubTrainer):
         self.sampler = ModalityAwareSampler(len(self.train_dataset), data_seed(self.args), multiple=multiple)
         options = {"batch_size": self._train_batch_size, "sampler_fn": lambda rows: self.sampler, "is_training": True}
         return self._get_dataloader(EpochRows(self.train_dataset), description="Training", **options)
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Set up the optimiser as `Trainer` does, with learning rates of their own for the encoder's parameters."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if is_new and (self.args.encoder_learning_rate is not None or self.args.layer_decay < 1):
-            spread_rates(optimizer, self.model if model is None else model, self.args)
-        return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """Set up the schedule; the polynomial one warms up from `args.warmup_start_factor`, not from 0."""
-        if self.lr_scheduler is not None or self.args.lr_scheduler_type != SchedulerType.POLYNOMIAL:
-            return super().create_scheduler(num_training_steps, optimizer)
-        factor = polynomial_schedule(self.args, num_training_steps)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """Collect the batches of one step, and count their valid pixels over all processes.

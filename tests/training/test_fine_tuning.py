@@ -43,9 +43,10 @@ def test_a_frozen_encoder_keeps_its_weights_and_statistics_and_all_else_learns(t
     assert "The encoder was frozen in training." in (tmp_path / "README.md").read_text()
 
 
-def test_random_weights_are_not_frozen(tmp_path, capsys):
-    line = refusal(main, flags(tiny_run("rows", tmp_path), freeze_encoder="true"), capsys)
-    assert "encoder of random weights. Name a pretrained one by `--backbone`" in line
+@pytest.mark.parametrize("given", [{"freeze_encoder": "true"}, {"lora_rank": 8}])
+def test_random_weights_are_not_frozen(tmp_path, capsys, given):
+    line = refusal(main, flags(tiny_run("rows", tmp_path), **given), capsys)
+    assert f"`--{next(iter(given))}` would keep an encoder of random weights" in line
 
 
 def optimizer_settings(trainer):
@@ -131,8 +132,12 @@ def test_a_run_with_rates_of_their_own_is_resumed_exactly_and_with_the_same_only
         ({"layer_decay": 1.5}, "`layer_decay` is 1.5"),
         ({"layer_decay": "nan"}, "`layer_decay` is nan"),
         ({"encoder_learning_rate": -1}, "`encoder_learning_rate` is -1.0; expected a number of at least 0"),
+        ({"ema_decay": 1}, "`ema_decay` is 1.0; expected a share of at least 0, below 1"),
+        ({"ema_decay": "nan"}, "`ema_decay` is nan"),
+        ({"lora_rank": -8}, "`lora_rank` is -8; expected a number of at least 0"),
+        ({"freeze_encoder": "true", "lora_rank": 8}, "leaves nothing in the encoder that learns"),
         ({"freeze_encoder": "true", "layer_decay": 0.75}, "leaves nothing in the encoder that learns"),
-        ({"freeze_encoder": "true", "encoder_learning_rate": 1e-5}, "leave one of the two out"),
+        ({"freeze_encoder": "true", "encoder_learning_rate": 1e-5}, "leave it or them out"),
     ],
 )
 def test_values_out_of_range_and_contradictions_end_in_one_line(tmp_path, capsys, given, said):

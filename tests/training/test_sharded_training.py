@@ -136,6 +136,8 @@ def test_version_1_and_deepspeed_are_refused():
     with pytest.raises(ValueError, match="started with DeepSpeed; SgmaTrainer shards with FSDP version 2"):
         check_sharding(accelerator(DistributedType.DEEPSPEED))
     check_sharding(accelerator(DistributedType.FSDP, 2))
+    with pytest.raises(ValueError, match="`lora_rank` and `ema_decay` need the whole model on each process"):
+        check_sharding(accelerator(DistributedType.FSDP, 2), tunes_weights=True)
     check_sharding(accelerator(DistributedType.MULTI_GPU))  # DDP
 
 

@@ -1,1 +1,1 @@
-"""Training that goes on from pretrained weights: which of them learn, and how fast."""
+"""Training that goes on from pretrained weights: which of them learn, how fast, and what is kept of them."""

@@ -7,14 +7,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..arguments import SgmaTrainingArguments
+from .weights import adapted_modules
 
 
 def prepare_encoder(model: PreTrainedModel, args: SgmaTrainingArguments) -> None:
-    """Freeze the encoder if it shall not learn; a ValueError if it has no blocks to learn at rates of their own."""
+    """Freeze the encoder if it shall not learn; a ValueError if it has no blocks to decay or nothing to adapt."""
     if args.freeze_encoder:
         model.sgma.backbone.requires_grad_(False)
     if args.layer_decay < 1:
         block_depths(model.sgma.backbone)
+    if args.lora_rank:
+        adapted_modules(model)
 
 
 def spread_rates(optimizer: torch.optim.Optimizer, model: nn.Module, args: SgmaTrainingArguments) -> None:

@@ -89,20 +89,14 @@ class SgmaPostProcessingMixin:
         stages = range(num_stages) if stage is None else [stage]
         maps = []
         for index, (row_size, size) in enumerate(self._sizes(outputs, input_sizes, target_sizes)):
-            covered = _covered(outputs, modality_mask, index)
-            shares = sum(
-                upsample_to_pixels(
-                    outputs.robustness[i][index : index + 1].float(), STAGE_STRIDES[i], covered.shape[-2:]
-                )
-                for i in stages
-            )
+            row = slice(index, index + 1)
+            robustness = [values[row] for values in outputs.robustness]
+            mask = None if modality_mask is None else modality_mask[row]
+            shares, covered = robustness_at_pixels(robustness, outputs.coverage[row], mask, stages=stages)
             shares, covered = (values[..., : row_size[0], : row_size[1]] for values in (shares, covered))
             if row_size != size:
                 shares, covered = resize(shares, size), resize_mask(covered, size)
-            # Coarse cells reach beyond what a modality covers, and those that it does not cover thin out its share
-            # by interpolation: cut, and bring the sum back to 1.
-            shares = shares[0] * covered[0]
-            maps.append(shares / shares.sum(0, keepdim=True).clamp_min(1e-12))
+            maps.append(modality_shares(shares, covered)[0])
         return maps
 
     @staticmethod
@@ -120,10 +114,28 @@ class SgmaPostProcessingMixin:
         return list(zip(*pairs, strict=True))
 
 
-def _covered(outputs: Any, modality_mask: torch.Tensor | None, index: int) -> torch.Tensor:
-    """Which pixels each modality covers in one row, bool (1, num_modalities, height, width)."""
-    coverage = outputs.coverage[index]
+def robustness_at_pixels(
+    robustness: Sequence[torch.Tensor],
+    coverage: torch.Tensor,
+    modality_mask: torch.Tensor | None,
+    *,
+    stages: Sequence[int] = range(len(STAGE_STRIDES)),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stages' sum, and which pixels each modality covers; both (batch_size, num_modalities, height, width)."""
+    size = coverage.shape[-2:]
     if modality_mask is not None and modality_mask.ndim == 4:
-        return modality_mask[index : index + 1].to(coverage.device) & coverage
-    cells = outputs.robustness[0][index : index + 1] > 0  # exactly 0 where a modality has no pixel in the cell
-    return repeat_to_pixels(cells, LOGITS_STRIDE, coverage.shape) & coverage
+        covered = modality_mask.to(coverage.device)
+    else:  # exactly 0 where a modality has no pixel in the cell
+        covered = repeat_to_pixels(robustness[0] > 0, LOGITS_STRIDE, size)
+    shares = sum(upsample_to_pixels(robustness[i].float(), STAGE_STRIDES[i], size) for i in stages)
+    return shares, covered & coverage.unsqueeze(1)
+
+
+def modality_shares(robustness: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
+    """Shares that sum to 1 over the modalities that cover the pixel, 0 for others.
+
+    Coarse cells reach beyond what a modality covers, and those that it does not cover thin out its share by
+    interpolation: cut, and bring the sum back to 1.
+    """
+    robustness = robustness * covered
+    return robustness / robustness.sum(1, keepdim=True).clamp_min(1e-12)

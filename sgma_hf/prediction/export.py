@@ -5,7 +5,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,35 @@ import torch
 
 from ..data.whole_files import replace_file, write_json
 from ..model.cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, upsample_to_pixels
+from ..model.post_processing_sgma import modality_shares, robustness_at_pixels
 
 
-TOLERANCE = 1e-4  # of a check's logits, relative to the largest
+TOLERANCE = 1e-4  # of a check's outputs, relative to the largest value of each
 LATENCY_ROUNDS = 5
 
 
-class PixelLogits(torch.nn.Module):
-    """The model with logits at full resolution as its only output."""
+class PixelOutputs(torch.nn.Module):
+    """The model with some outputs alone, at full resolution, in the order of `names`; a tensor if it is one name."""
 
-    def __init__(self, model: torch.nn.Module):
+    def __init__(self, model: torch.nn.Module, names: Sequence[str] = ("logits",)):
         super().__init__()
-        self.model = model
+        self.model, self.names = model, tuple(names)
 
-    def forward(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-        """Logits of shape (batch_size, num_labels, height, width)."""
+    def forward(
+        self, pixel_values: torch.Tensor, modality_mask: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """`logits` (batch_size, num_labels, height, width), `robustness` (batch_size, num_modalities, height, width).
+
+        Robustness is what `post_process_robustness` makes of it. `coverage` is bool, (batch_size, height, width).
+        """
         outputs = self.model(pixel_values=pixel_values, modality_mask=modality_mask)
-        return upsample_to_pixels(outputs.logits, LOGITS_STRIDE, tuple(pixel_values.shape[-2:]))
+        values = {"coverage": outputs.coverage}
+        if "logits" in self.names:
+            values["logits"] = upsample_to_pixels(outputs.logits, LOGITS_STRIDE, tuple(pixel_values.shape[-2:]))
+        if "robustness" in self.names:
+            shares = robustness_at_pixels(outputs.robustness, outputs.coverage, modality_mask)
+            values["robustness"] = modality_shares(*shares)
+        return values[self.names[0]] if len(self.names) == 1 else tuple(values[name] for name in self.names)
 
 
 def check_export_path(output: str | os.PathLike) -> Path:
@@ -56,6 +68,7 @@ def export_model(
     size: int | None = None,
     pixel_mask: bool = False,
     dynamic_size: bool = False,
+    outputs: Sequence[str] = ("logits",),
 ) -> tuple[float, dict[str, float]]:
     """Write the file and what its processor does, as JSON beside it; both when all went well, else neither.
 
@@ -64,10 +77,16 @@ def export_model(
 
     The model is in eval mode and float32. `size` is height and width in pixels; None takes the configuration's, that
     of the training crops, or the processor's. With `pixel_mask` the file takes a mask per pixel, else per modality.
-    Returns the largest difference between the logits of the file and the model, relative to the largest logit, and the
-    median seconds for one image by what was timed. Raises ValueError if the file does not compute what the model does.
+    `outputs` are those of [`PixelOutputs`] that it has, in this order.
+    Returns the largest difference between the outputs of the file and the model, relative to the largest value of
+    each, and the median seconds for one image by what was timed. Raises ValueError if the file does not compute what
+    the model does, or the model has no robustness.
     """
-    output, module = check_export_path(output), PixelLogits(model).eval()
+    if "robustness" in outputs and model.config.fusion != "sgf":
+        raise ValueError(
+            f"`--outputs` has robustness, and the checkpoint's fusion {model.config.fusion!r} has none; leave it out."
+        )
+    output, module = check_export_path(output), PixelOutputs(model, outputs).eval()
     size = size or model.config.tile_size or min(processor.size.values())
     if dynamic_size and (size % PAD_MULTIPLE or size < 2 * PAD_MULTIPLE):
         raise ValueError(
@@ -85,14 +104,15 @@ def export_model(
             "class_names": model.config.class_names,
             "size": f"multiples of {PAD_MULTIPLE}" if dynamic_size else [size, size],
             "modality_mask": "per pixel" if pixel_mask else "per modality",
+            "outputs": list(outputs),
         }
         write_json(output.with_suffix(".json"), description)
     return difference, seconds
 
 
 def _write(
-    module: PixelLogits, inputs: dict[str, torch.Tensor], path: Path, *, dynamic_size: bool
-) -> Callable[..., torch.Tensor] | None:
+    module: PixelOutputs, inputs: dict[str, torch.Tensor], path: Path, *, dynamic_size: bool
+) -> Callable[..., Any] | None:
     """Write the file; returns what computes it, None without onnxruntime."""
     batch = torch.export.Dim("batch", min=1, max=1024)
     sides = {}
@@ -103,16 +123,15 @@ def _write(
     if path.suffix == ".pt2":
         torch.export.save(torch.export.export(module, (), inputs, dynamic_shapes=shapes), path)
         return torch.export.load(path).module()
-    torch.onnx.export(
-        module, (), path, kwargs=inputs, dynamic_shapes=shapes, output_names=["logits"], external_data=False
-    )
+    names = list(module.names)
+    torch.onnx.export(module, (), path, kwargs=inputs, dynamic_shapes=shapes, output_names=names, external_data=False)
     try:
         import onnxruntime
     except ImportError:
         sys.stderr.write("onnxruntime is not installed, so the file is not checked against the model\n")
         return None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda **given: torch.from_numpy(session.run(["logits"], {k: v.numpy() for k, v in given.items()})[0])
+    return lambda **given: [*map(torch.from_numpy, session.run(names, {k: v.numpy() for k, v in given.items()}))]
 
 
 def _example(config: Any, batch_size: int, size: int, *, pixel_mask: bool, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -129,23 +148,29 @@ def _example(config: Any, batch_size: int, size: int, *, pixel_mask: bool, seed:
 
 
 def _largest_difference(
-    module: PixelLogits, run: Callable[..., torch.Tensor] | None, inputs: dict[str, torch.Tensor]
+    module: PixelOutputs, run: Callable[..., Any] | None, inputs: dict[str, torch.Tensor]
 ) -> float:
-    """Of the logits, relative to the largest one; NaN if the file cannot be run, and a ValueError if they differ."""
+    """Of the outputs, relative to the largest value; NaN if the file cannot be run, a ValueError if they differ."""
     if run is None:
         return float("nan")
-    expected = module(**inputs)
-    difference = float((run(**inputs) - expected).abs().max() / expected.abs().max())
-    if not difference <= TOLERANCE:
-        raise ValueError(
-            f"The exported model differs from the checkpoint by {difference:.1e} of the largest logit; expected at "
-            f"most {TOLERANCE:.0e}. It was not written."
-        )
-    return difference
+    given, expected = (
+        [values.float() for values in ([found] if isinstance(found, torch.Tensor) else found)]
+        for found in (run(**inputs), module(**inputs))
+    )
+    differences = [
+        float((values - right).abs().max() / right.abs().max()) for values, right in zip(given, expected, strict=True)
+    ]
+    for name, difference in zip(module.names, differences, strict=True):
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"The exported model differs from the checkpoint by {difference:.1e} of the largest value of {name}; "
+                f"expected at most {TOLERANCE:.0e}. It was not written."
+            )
+    return max(differences)
 
 
 def _latencies(
-    runs: dict[str, Callable[..., torch.Tensor] | None], inputs: dict[str, torch.Tensor], modalities: list[str]
+    runs: dict[str, Callable[..., Any] | None], inputs: dict[str, torch.Tensor], modalities: list[str]
 ) -> dict[str, float]:
     """Median seconds of one image whose first modality is missing if there are others, before that with all."""
     cases = {"all modalities": inputs | {"modality_mask": torch.ones_like(inputs["modality_mask"])}}

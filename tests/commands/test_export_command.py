@@ -10,7 +10,7 @@ from tiny_models import spread_weights, tiny_model
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.commands.export import main
 from sgma_hf.model.cells_sgma import upsample_to_pixels
-from sgma_hf.prediction.export import PixelLogits
+from sgma_hf.prediction.export import PixelOutputs
 
 
 pytestmark = pytest.mark.long
@@ -80,8 +80,52 @@ def test_onnx_computes_the_logits_of_the_model(model, checkpoint, tmp_path):
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     inputs = inputs_of((64, 64), MASKS)
     (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
-    expected = PixelLogits(model)(**inputs)
+    expected = PixelOutputs(model)(**inputs)
     torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "option"), [("pt2", "--pixel_mask"), ("onnx", "--pixel_mask"), ("onnx", "--dynamic_size")]
+)
+@torch.no_grad()
+def test_robustness_and_coverage_are_those_of_the_model(model, checkpoint, tmp_path, suffix, option):
+    out = tmp_path / f"model.{suffix}"
+    if suffix == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name)
+    given = ["--model", checkpoint, "--output", str(out), "--size", "64"]
+    assert main([*given, "--outputs", "coverage", "robustness", "logits", option]) == 0
+    inputs = inputs_of((96, 64) if option == "--dynamic_size" else (64, 64), MASKS)
+    if option == "--pixel_mask":
+        mask = inputs["modality_mask"][..., None, None].repeat(1, 1, 64, 64)
+        mask[0, :, :10] = False  # nothing covers these rows of the first image
+        mask[2, 0, :, 21:] = False
+        inputs["modality_mask"] = mask
+    outputs = model(**inputs)
+    processor = SgmaImageProcessor(model.config.modalities, model.config.modality_channels)
+    shares = torch.stack(processor.post_process_robustness(outputs, modality_mask=inputs["modality_mask"]))
+    expected = [upsample_to_pixels(outputs.logits, 4, outputs.coverage.shape[-2:]), shares, outputs.coverage]
+    if suffix == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+        assert [output.name for output in session.get_outputs()] == ["logits", "robustness", "coverage"]
+        found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+        found = [torch.from_numpy(values) for values in found]
+    else:
+        found = torch.export.load(out).module()(**inputs)
+    torch.testing.assert_close(list(found), expected, atol=1e-4, rtol=1e-4)
+    assert json.loads((tmp_path / "model.json").read_text())["outputs"] == ["logits", "robustness", "coverage"]
+
+
+def test_robustness_of_a_fusion_without_any_is_refused(tmp_path, capsys):
+    mean = tiny_model(fusion="mean")
+    mean.save_pretrained(tmp_path / "mean")
+    SgmaImageProcessor(mean.config.modalities, mean.config.modality_channels).save_pretrained(tmp_path / "mean")
+    given = ["--model", str(tmp_path / "mean"), "--output", str(tmp_path / "new" / "model.pt2"), "--size", "64"]
+    assert main([*given, "--outputs", "logits", "robustness"]) == 2
+    assert "the checkpoint's fusion 'mean' has none; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ def test_geotiff_keeps_the_place_of_the_first_raster(model, processor, checkpoin
     with rasterio.open(out) as result, rasterio.open(rgb_file) as reference:
         assert (result.crs, result.transform) == (reference.crs, reference.transform)
         assert (result.nodata, result.dtypes) == (255, ("uint8",))
-        assert (result.read(1) == ids).mean() > 0.97  # interpolated by GDAL, by the processor here
+        # The reference level is that of interpolated pixels in a map, and of the file's own in the processor.
+        assert (result.read(1) == ids).mean() > 0.95
         colors = result.colormap(1)
         assert [list(colors[index][:3]) for index in range(5)] == PALETTE
         assert colors[255] == (0, 0, 0, 0)

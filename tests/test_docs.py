@@ -35,7 +35,7 @@ def workspace(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", ["rasters", "training", "evaluation", "maps", "datasets", "research"])
+@pytest.mark.parametrize("page", ["rasters", "encoders", "training", "evaluation", "maps", "datasets", "research"])
 def test_a_page_runs_as_printed(page, workspace, tmp_path, monkeypatch):
     shutil.copytree(workspace, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")

@@ -4,6 +4,7 @@ import inspect
 import math
 from dataclasses import dataclass
 
+import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
@@ -189,6 +190,7 @@ class SgmaTrainingArguments(TrainingArguments):
         if self.accelerator_config is None and self.dataloader_pin_memory:
             # Else each copy of a batch to a GPU waits for all that the GPU was given before.
             self.accelerator_config = {"non_blocking": True}
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch only warns that it cannot
         super().__post_init__()
         if self.lr_scheduler_type == SchedulerType.POLYNOMIAL:
             self.lr_scheduler_kwargs = self._polynomial_options()

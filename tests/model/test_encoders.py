@@ -9,6 +9,7 @@ from tiny_models import (
     CONVNEXT,
     EVERY_BACKBONE,
     PLAIN_BACKBONES,
+    PP_LCNET,
     RESNET,
     assert_same_model,
     tiny_config,
@@ -40,6 +41,7 @@ TIMM = {
 needs_timm = pytest.mark.skipif(not is_timm_available(), reason="timm is not installed")
 ENCODERS = [
     *(pytest.param(values, id=name) for name, values in EVERY_BACKBONE.items()),
+    pytest.param(PP_LCNET, id="pp_lcnet"),
     *(pytest.param(values, id=f"timm-{name}", marks=[needs_timm, pytest.mark.long]) for name, values in TIMM.items()),
 ]
 
@@ -91,7 +93,7 @@ def test_what_is_missing_changes_nothing(backbone):
         (EVERY_BACKBONE["pvt_v2"], [0, 1, 2, 3]),
         (RESNET, [1, 2, 3, 4]),
         (EVERY_BACKBONE["focalnet"], [0, 1, 2, 4]),  # its last two stages have one stride, its stem the first
-        (EVERY_BACKBONE["pp_lcnet"], [2, 3, 4, 5]),
+        (PP_LCNET, [2, 3, 4, 5]),
         (PLAIN_BACKBONES["dinov2"], [1, 2, 3, 4]),
         ({**PLAIN_BACKBONES["dinov3_vit"], "num_hidden_layers": 10}, [3, 5, 8, 10]),
         ({**CONVNEXT, "out_features": ["stem", "stage2", "stage3", "stage4"]}, [0, 2, 3, 4]),

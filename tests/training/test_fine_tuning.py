@@ -16,13 +16,17 @@ pytestmark = pytest.mark.long
 
 ENCODER = "sgma.backbone."
 RESNET = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [2, 1, 1, 1]}
+DINOV2 = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 1}
 
 
 def changed_names(before, after):
     return {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
 
 
-@pytest.mark.parametrize("backbone", [TINY_BACKBONE | {"drop_path_rate": 0.5}, RESNET], ids=["pvt_v2", "resnet"])
+FROZEN = {"pvt_v2": TINY_BACKBONE | {"drop_path_rate": 0.5}, "resnet": RESNET, "dinov2": DINOV2}
+
+
+@pytest.mark.parametrize("backbone", FROZEN.values(), ids=FROZEN)
 def test_a_frozen_encoder_keeps_its_weights_and_statistics_and_all_else_learns(tmp_path, backbone):
     torch.manual_seed(0)
     model = SgmaForSemanticSegmentation(make_config(backbone_config=backbone, freeze_batch_norm=False))
@@ -32,7 +36,8 @@ def test_a_frozen_encoder_keeps_its_weights_and_statistics_and_all_else_learns(t
     after = state_of(trainer)
     learned = changed_names(before, after)
     assert not any(name.startswith(ENCODER) for name in learned)
-    rooms = ("sgma.stems.", "sgma.fusion_stages.", "decode_head.")
+    rooms = ["sgma.stems.", "sgma.fusion_stages.", "decode_head."]
+    rooms += ["sgma.pyramid."] if backbone is DINOV2 else []
     assert all(any(name.startswith(room) for name in learned) for room in rooms)
     encoder = model.train().sgma.backbone
     assert all(parameter.grad is None for parameter in encoder.parameters())
@@ -90,7 +95,6 @@ def test_an_encoder_at_rate_0_stands_still_and_all_else_learns(tmp_path):
     assert learned and not any(name.startswith(ENCODER) for name in learned)
 
 
-DINOV2 = {"model_type": "dinov2", "hidden_size": 8, "num_hidden_layers": 5, "num_attention_heads": 1}
 BLOCKS = {
     "pvt_v2": (TINY_BACKBONE | {"depths": [1, 2, 3, 1]}, 7),
     "resnet": (RESNET | {"layer_type": "bottleneck"}, 5),

@@ -8,13 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_fine_tuning import ENCODER, RESNET, changed_names
+from tiny_runs import BACKBONE, flags, tiny_run
 from tiny_trainers import make_config, make_rows, make_trainer, state_of
-from transformers import TrainerCallback
+from transformers import PvtV2Config, PvtV2ForImageClassification, TrainerCallback
 from transformers.utils import is_peft_available
 
 from sgma_hf import SgmaForSemanticSegmentation
+from sgma_hf.commands.train import main
+from sgma_hf.converters.demo_scenes import write_demo_scenes
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
 from sgma_hf.publishing.weights_digest import checkpoint_digest
+from sgma_hf.training.hub_trainer import PUBLISHED, _link_files
 
 
 pytestmark = pytest.mark.long
@@ -137,6 +141,7 @@ def test_adapters_train_projections_of_the_encoder_alone_and_all_around_it(tmp_p
 
     torch.manual_seed(0)
     model = SgmaForSemanticSegmentation(make_config(**{} if backbone is None else {"backbone_config": backbone}))
+    model.config._name_or_path = model.name_or_path = str(tmp_path / "start")
     start = copy.deepcopy(model)
     kinds = {f"{name}.weight": module for name, module in model.named_modules()}
     adapted = {
@@ -164,7 +169,11 @@ def test_adapters_train_projections_of_the_encoder_alone_and_all_around_it(tmp_p
         singular = np.linalg.svd((after[name] - before[name]).double().flatten(1).numpy(), compute_uv=False)
         assert singular[2:].max(initial=0) < 1e-5 < singular[0]
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (settings["r"], settings["lora_alpha"]) == (2, 2)
+    assert (settings["r"], settings["lora_alpha"], settings["base_model_name_or_path"]) == (2, 2, "start")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     merged = PeftModel.from_pretrained(start, tmp_path / "adapter").merge_and_unload()
     encoder = {name: after[name] for name in after if name.startswith(ENCODER)}
     torch.testing.assert_close({name: merged.state_dict()[name] for name in encoder}, encoder, rtol=1e-6, atol=1e-7)
@@ -174,3 +183,21 @@ def test_adapters_need_peft(tmp_path, monkeypatch):
     monkeypatch.setattr("sgma_hf.training.fine_tuning.weights.is_peft_available", lambda: False)
     with pytest.raises(ValueError, match=r"needs PEFT, which is not installed: `pip install 'sgma-hf\[peft\]'`"):
         make_trainer(tmp_path, lora_rank=2)
+
+
+@needs_peft
+def test_the_command_adapts_a_pretrained_encoder_says_so_and_leaves_no_adapter_of_a_run_that_it_replaces(tmp_path):
+    write_demo_scenes(tmp_path / "scenes", num_tiles=24, tile_size=32)
+    values = {key: value for key, value in BACKBONE.items() if key != "model_type"}
+    PvtV2ForImageClassification(PvtV2Config(**values)).save_pretrained(tmp_path / "pvt")
+    arguments = tiny_run(tmp_path / "scenes", tmp_path, backbone=tmp_path / "pvt")
+    del arguments["backbone_config"]
+    assert main(flags(arguments, lora_rank=4, ema_decay=0.5)) == 0
+    run = tmp_path / "run"
+    card = (run / "README.md").read_text()
+    assert "trained by LoRA, which is merged" in card and "average over the steps of training" in card
+    assert json.loads((run / "validation_results.json").read_text())["weights_sha256"] == checkpoint_digest(run)
+    _link_files(run, tmp_path / "pushed", PUBLISHED)
+    assert (tmp_path / "pushed" / "adapter" / "adapter_config.json").is_file()
+    assert main(flags(arguments, overwrite="true")) == 0
+    assert not (run / "adapter").exists()

@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
+from ...publishing.record import dataset_name
 from ..arguments import SgmaTrainingArguments
 
 
@@ -58,7 +60,14 @@ class TunedWeights:
     def save_adapter(self, folder: str | os.PathLike) -> None:
         """Write the adapters, as PEFT reads them, to a folder in the given one."""
         if self.has_adapters:
-            self._best.save_pretrained(Path(folder) / ADAPTER_FOLDER)
+            from peft import get_peft_model_state_dict
+
+            # Not PEFT's own saving: it names folders of this machine, and adds a card without a fact in it.
+            folder = Path(folder) / ADAPTER_FOLDER
+            settings = self._best.peft_config["default"]
+            settings.base_model_name_or_path = dataset_name(settings.base_model_name_or_path or None)[0]
+            settings.save_pretrained(folder)
+            save_file(get_peft_model_state_dict(self._best), folder / "adapter_model.safetensors")
 
     def save(self, checkpoint: str | os.PathLike) -> None:
         """Write to a checkpoint what training goes on from: adapters are merged and averages taken in its weights."""

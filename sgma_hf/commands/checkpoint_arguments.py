@@ -1,9 +1,10 @@
-"""What `--model` and `--device` name, checked before anything slow is imported or done."""
+"""What `--model`, `--device` and the flags of precision name, checked before anything slow is imported or done."""
 
+import argparse
 import json
 from pathlib import Path
 
-from sgma_hf.data.command_line import check_folder_or_id
+from sgma_hf.data.command_line import Parser, check_folder_or_id
 
 
 def check_checkpoint(model: str) -> list[str]:
@@ -52,3 +53,16 @@ def choose_device(name: str | None, *, local_rank: int = 0) -> str:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"`--device {name}` cannot be used: {reason}. Leave it out, or give cpu.") from error
     return name
+
+
+def add_precision(parser: Parser) -> None:
+    """Add `--bf16` and `--fp16`, which `choose_dtype` reads."""
+    parser.add_switch("--bf16", help="compute in bfloat16, instead of float32")
+    parser.add_switch("--fp16", help="compute in float16, instead of float32")
+
+
+def choose_dtype(parser: Parser, args: argparse.Namespace) -> str:
+    """Name of the dtype that the weights are loaded in."""
+    if args.bf16 and args.fp16:
+        parser.error("`--bf16` and `--fp16` exclude each other; give one of them")
+    return "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"

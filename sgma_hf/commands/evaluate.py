@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgma_hf.commands import evaluate_scene
-from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
+from sgma_hf.commands.checkpoint_arguments import add_precision, check_checkpoint, choose_device, choose_dtype
 from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
 from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
 from sgma_hf.publishing.results import results_to_markdown
@@ -38,8 +38,7 @@ def _parser() -> Parser:
     parser.add_switch("--agreement", help=agreement)
     parser.add_switch("--allow_other_scale", help="score although the rows are far from what was trained on")
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
-    parser.add_switch("--bf16", help="compute in bfloat16, instead of float32")
-    parser.add_switch("--fp16", help="compute in float16, instead of float32")
+    add_precision(parser)
     add("--dtype", choices=["float32", "float16", "bfloat16"], help=argparse.SUPPRESS)  # what it was called before
     add("--num_workers", type=int, default=0, help="processes that read rows; 0, the default, reads in this one")
     return parser
@@ -59,9 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     if not flags & {"--dataset", "--help", "-h"}:
         parser.error("nothing to score: give rows by `--dataset`, or a scene by `--label` and its rasters")
     args = parser.parse_args(argv)
-    if args.bf16 + args.fp16 + (args.dtype is not None) > 1:
-        parser.error("`--bf16` and `--fp16` exclude each other; give one of them")
-    args.dtype = args.dtype or ("bfloat16" if args.bf16 else "float16" if args.fp16 else "float32")
+    if args.dtype is not None and (args.bf16 or args.fp16):
+        parser.error("`--dtype`, `--bf16` and `--fp16` exclude each other; give one of them")
+    args.dtype = args.dtype or choose_dtype(parser, args)
     check_folder_or_id(args.dataset, "--dataset")
     check_checkpoint(args.model)
     results = _score_rows(args)

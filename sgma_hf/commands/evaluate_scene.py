@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
+from sgma_hf.commands.checkpoint_arguments import add_precision, check_checkpoint, choose_device, choose_dtype
 from sgma_hf.data.command_line import Parser
 from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
 from sgma_hf.publishing.results import results_to_markdown
@@ -53,6 +53,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
     add("--allow_other_scale", action="store_true", help="score although a raster is far from what was trained on")
     add("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
+    add_precision(parser)
     group = parser.add_argument_group("modalities of the checkpoint, one or more")
     for name in modalities:
         group.add_argument(f"--{name}", nargs="+", action="extend", metavar="FILE", default=argparse.SUPPRESS)
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> None:
     flags = ", ".join(f"--{name}" for name in modalities)
     parser.known_flags = f" (the modalities of {model_name} are {flags})" if modalities else ""
     args = parser.parse_args(argv)
+    args.dtype = choose_dtype(parser, args)
     rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
     _check_outputs(args, rasters)
     classes = None if args.classes is None else ClassMap.load(args.classes)
@@ -122,7 +124,7 @@ def _score_model(
 
     processor = AutoImageProcessor.from_pretrained(args.model)
     device = choose_device(args.device)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
     names = ("tile_size", "stride", "batch_size", "resolution", "allow_other_scale")
     options = {name: getattr(args, name) for name in names}
     if classes is None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device
+from sgma_hf.commands.checkpoint_arguments import add_precision, check_checkpoint, choose_device, choose_dtype
 from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.whole_files import check_writable
 from sgma_hf.prediction import EXTRAS
@@ -86,6 +86,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--allow_other_scale", action="store_true", help="predict although a raster is far from what was trained on")
     add("--resume", action="store_true", help="go on with the strips of a run that died")
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
+    add_precision(parser)
     group = parser.add_argument_group("modalities, one or more")
     # Suppressed defaults leave the namespace with what was given, in the order of the command line.
     given = {"nargs": "+", "action": "extend", "metavar": "FILE", "default": argparse.SUPPRESS}
@@ -113,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
     if not rasters:
         parser.error(f"no raster given; give at least one of {flags}")
+    args.dtype = choose_dtype(parser, args)
     _predict(args, rasters, _resampling(args.resampling or ["bilinear"]))
 
 
@@ -135,7 +137,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
     inputs = [file for paths in rasters.values() for path in paths for file in RasterInput.parse(path).files]
     layers = plan_layers(config, list(rasters), extras)
     check_writable(plan_outputs(args.output, layers, inputs, processor.modalities).label_map)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
     prediction = predict_raster(
         model,
         processor,

@@ -5,9 +5,9 @@ import re
 
 # A modality name is also a column of the data set, a command-line flag and a part of output file names.
 RESERVED_MODALITY_NAMES = frozenset(
-    "allow_other_scale bands batch_size classes config coverage dataset device dtype extras help id image images "
-    "index label labels like map mask missing modalities modality modality_mask model nodata num_workers out output "
-    "pixel_values plot processor resampling resolution resume robustness seed source split stride tile "
+    "allow_other_scale bands batch_size bf16 classes config coverage dataset device dtype extras fp16 help id image "
+    "images index label labels like map mask missing modalities modality modality_mask model nodata num_workers out "
+    "output pixel_values plot processor resampling resolution resume robustness seed source split stride tile "
     "tile_size".split()
 )
 MAX_MODALITIES = 64

@@ -176,6 +176,30 @@ def test_geotiff_keeps_the_place_of_the_first_raster(model, processor, checkpoin
         np.testing.assert_allclose(result.read().sum(0), 1, atol=1e-6)
 
 
+def test_half_precision_gives_nearly_the_same_map_and_shares(checkpoint, tmp_path, capsys):
+    rasterio = pytest.importorskip("rasterio")
+    generator = np.random.default_rng(3)
+    files = {
+        "rgb": write_geotiff(tmp_path / "rgb.tif", generator.integers(1, 255, (3, HEIGHT, WIDTH)).astype(np.uint8)),
+        "sar": write_geotiff(tmp_path / "sar.tif", generator.normal(-15, 5, (2, HEIGHT, WIDTH)).astype(np.float32)),
+    }
+    given = ["--model", checkpoint, *flags(files, "rgb", "sar")]
+    extras = ["--extras", "confidence", "probabilities", "robustness", "decision", "agreement"]
+    found = {}
+    for precision in ([], ["--bf16"], ["--fp16"]):
+        out = tmp_path / f"map{''.join(precision)}.tif"
+        assert main([*given, "--output", str(out), *extras, *precision]) == 0
+        with rasterio.open(out) as labels, rasterio.open(out.with_name(f"{out.stem}_robustness.tif")) as shares:
+            found["".join(precision)] = labels.read(1), shares.read()
+    # bfloat16 holds 8 bits, float16 11
+    for precision, agree, off in (("--bf16", 0.93, 0.02), ("--fp16", 0.99, 0.003)):
+        assert (found[precision][0] == found[""][0]).mean() > agree
+        assert np.abs(found[precision][1] - found[""][1]).mean() < off
+    with pytest.raises(SystemExit, match="2"):
+        main([*given, "--output", str(tmp_path / "x.tif"), "--bf16", "--fp16"])
+    assert "`--bf16` and `--fp16` exclude each other" in capsys.readouterr().err
+
+
 def test_raster_in_an_archive_is_named_as_gdal_names_it(checkpoint, tmp_path, capsys):
     values = np.random.default_rng(2).integers(0, 255, (3, HEIGHT, WIDTH)).astype(np.uint8)
     path = write_geotiff(tmp_path / "x.tif", values)

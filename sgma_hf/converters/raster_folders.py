@@ -58,6 +58,7 @@ class ConversionOptions:
     group_regex: str | None = None  # scenes whose names give the same match stay on one side
     seed: int = 0  # decides what is set aside
     split_names: Mapping[str, str] = field(default_factory=dict)  # other names for split folders: {"valid": "test"}
+    preview: bool = False  # whether rows get a small picture of all modalities, for viewers
     overwrite: bool = False  # whether to replace an earlier dataset
 
 
@@ -105,6 +106,7 @@ def convert_rasters(
         nodata=[list(plan.nodata) for plan in plans],
         units=[options.units.get(name) for name in folders],
         resolution=shared_sampling([Grid(scene.size, scene.grid) for scene in scenes]),
+        preview=options.preview,
         **({} if class_map is None else _described(class_map)),
     )
     writer = ParquetDatasetWriter(
@@ -325,6 +327,7 @@ def _parser() -> Parser:
     )
     add("--classes", metavar="FILE_OR_JSON", help=classes)
     add("--ignore_unmapped", action="store_true", help="ignore label values that --classes does not have")
+    add("--preview", action="store_true", help="add a column with a small picture of all modalities, for viewers")
     add("--tile_size", dest="tile", type=int, former=["--tile"], help="cut scenes into tiles of so many label pixels")
     add("--stride", type=int, help="pixels from tile to tile of training scenes (default: --tile_size)")
     add("--val_fraction", type=float, help="share of the training rows to set aside as validation, by whole scenes")

@@ -1,7 +1,7 @@
 """How rasters are stored: PNG, TIFF and NPY, in their own dtype, without losing a bit.
 
 - one band of any supported dtype, and three bands of uint8, are `datasets.Image()` columns holding PNG (uint8, uint16)
-  or TIFF (int16, int32, float32; NaN and inf included), which viewers can show;
+  or TIFF (int16, int32, float32; NaN and inf included). The Hub's viewer shows the former, and a column `preview`;
 - everything else (two-band SAR, 12-band Sentinel-2, hyperspectral, float RGB) is a `Value("binary")` column with the
   bytes of a `.npy` file, (height, width, channels). `Array3D` columns are not used: a null one reads back as NaN
   instead of None under a torch format, and `Image()` would squeeze three bands of uint16 to 8 bit.

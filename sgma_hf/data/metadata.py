@@ -41,6 +41,7 @@ class DatasetMetadata:
             `mean`, `std`, `minimum`, `maximum` per channel in stored units over valid pixels, `nodata_share` of the
             pixels of present rows, `missing_share` of the rows), `class_pixels` per class, `ignored_pixels`.
         resolution: Metres on the ground that a pixel of the label is; None where that is unknown or not the same.
+        preview: Whether the rows have a column `preview`, a small picture of all modalities for viewers.
     """
 
     modalities: list[str]
@@ -53,6 +54,7 @@ class DatasetMetadata:
     classes: list[dict[str, Any]] | None = None
     statistics: dict[str, Any] | None = None
     resolution: float | None = None
+    preview: bool = False
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -77,13 +79,13 @@ class DatasetMetadata:
             raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.class_names)} classes.")
 
     def features(self) -> "Features":
-        """Columns of the dataset: `id`, the modalities in order, `label`."""
+        """Columns of the dataset: `id`, the modalities in order, `label`, and `preview` if there are any."""
         from datasets import Features, Image, Value
 
         columns: dict[str, Any] = {"id": Value("string")}
         for name, channels, dtype in zip(self.modalities, self.modality_channels, self.modality_dtypes, strict=True):
             columns[name] = Image() if uses_image_column(channels, dtype) else Value("binary")
-        return Features({**columns, "label": Image()})
+        return Features({**columns, "label": Image(), **({"preview": Image()} if self.preview else {})})
 
     def save(self, directory: str | os.PathLike) -> Path:
         """Write `sgma_dataset.json` into `directory`, whole or not at all."""

@@ -97,7 +97,7 @@ def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
     missing = [name for name in modalities if name not in rows.column_names]
     if not missing:
         return rows
-    known = ("id", "label", *modalities)
+    known = ("id", "label", "preview", *modalities)
     others = [name for name, feature in rows.features.items() if name not in known and _holds_rasters(feature)]
     if others or len(missing) == len(modalities):
         raise ValueError(

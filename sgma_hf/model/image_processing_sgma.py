@@ -121,7 +121,7 @@ class SgmaImageProcessor(
 ):
     r"""Turns samples with named, possibly missing rasters into the packed input of SGMA.
 
-    Every sample is a dict `{"rgb": raster, "dsm": None, ...}`, as the rows of data sets are: their `id` and `label`
+    Every sample is a dict `{"rgb": raster, "dsm": None, ...}`, as rows of data sets are: `id`, `label` and `preview`
     are passed over. A raster is an array (masked or not), a torch tensor, a PIL image, the path or the bytes of a
     `.npy` file or one that PIL reads, or an undecoded cell of `datasets`; bool, integers or floating point; (height,
     width) for one band, else channels first or last, told by the modality's channel count. Where both ends fit, they
@@ -335,7 +335,7 @@ class SgmaImageProcessor(
     ) -> _Row:
         """Decode one sample and settle its grid, window and output size."""
         for name in sample:
-            if name not in (*self.modalities, "id", "label"):
+            if name not in (*self.modalities, "id", "label", "preview"):
                 raise ValueError(
                     f"`images[{index}]` has modality {name!r}; this processor knows {self.modalities}. Rename it, "
                     "leave it out, or add it to the processor and the model."

@@ -7,7 +7,7 @@ import re
 RESERVED_MODALITY_NAMES = frozenset(
     "allow_other_scale bands batch_size bf16 classes config coverage dataset device dtype extras fp16 help id image "
     "images index label labels like map mask missing modalities modality modality_mask model nodata num_workers out "
-    "output pixel_values plot processor resampling resolution resume robustness seed source split stride tile "
+    "output pixel_values plot preview processor resampling resolution resume robustness seed source split stride tile "
     "tile_size".split()
 )
 MAX_MODALITIES = 64

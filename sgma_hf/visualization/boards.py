@@ -108,7 +108,7 @@ def plot_overlay(
         raise ValueError(f"`opacity` is {opacity}; expected a number in [0, 1].")
     names, palette = _names_and_colors([label_map], class_names, palette)
     values, shown = np.atleast_3d(np.ma.getdata(image)), valid_pixels(image, nodata)
-    picture, _ = _stretch(values[..., _bands_to_show(values.shape[2])], shown)
+    picture, _ = stretch(values[..., bands_to_show(values.shape[2])], shown)
     labelled = label_map != IGNORE_INDEX
     weight = (opacity * labelled)[..., None]
     weight[labelled & ~shown] = 1  # nothing to see below
@@ -319,8 +319,8 @@ def _show_raster(axes: "Axes", raster: np.ndarray | None, nodata: Sequence[float
         axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", va="center", fontsize=9, bbox=box)
         return
     values, shown = np.atleast_3d(np.ma.getdata(raster)), valid_pixels(raster, nodata)
-    bands = _bands_to_show(values.shape[2])
-    picture, (low, high) = _stretch(values[..., bands], shown)
+    bands = bands_to_show(values.shape[2])
+    picture, (low, high) = stretch(values[..., bands], shown)
     _show(axes, picture, shown)
     caption = [] if values.shape[2] in (1, 3) else [f"bands {', '.join(str(band + 1) for band in bands)}"]
     if unit and shown.any():
@@ -330,12 +330,12 @@ def _show_raster(axes: "Axes", raster: np.ndarray | None, nodata: Sequence[float
     axes.set_xlabel("; ".join(caption), fontsize=7, labelpad=2)
 
 
-def _bands_to_show(count: int) -> list[int]:
+def bands_to_show(count: int) -> list[int]:
     """Up to three bands, spread over what there is."""
     return [0] if count < 3 else np.linspace(0, count - 1, 3).round().astype(int).tolist()
 
 
-def _stretch(values: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+def stretch(values: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
     """Bring (H, W, 1 or 3) to 8-bit colours; returns them and the range of values that was shown."""
     if values.dtype == np.uint8 and values.shape[2] == 3:
         return values, (0.0, 255.0)

@@ -1,13 +1,17 @@
 """A data set is written as a whole, by the format, with its statistics."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 from tiny_dataset import make_metadata, make_rows, write_dataset
 
+from sgma_hf import SgmaImageProcessor
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter, check_output
 from sgma_hf.data.metadata import DatasetMetadata
-from sgma_hf.data.rows import load_rows
+from sgma_hf.data.rows import decode_row, load_rows
 
 
 def test_writer_statistics_are_those_of_the_valid_pixels(tmp_path):
@@ -104,3 +108,30 @@ def test_the_card_speaks_of_training_rows_first(tmp_path):
     card = (tmp_path / "data" / "README.md").read_text()
     assert "| missing in train | missing in held_out |" in card and 'load_rows(".", "train")' in card
     assert "| -9999, NaN |" in card and "| -, NaN |" not in card
+
+
+def test_a_preview_shows_what_viewers_cannot(tmp_path):
+    """Every modality side by side, stretched, black where it is missing; what is read of the rows is as without it."""
+    metadata = replace(make_metadata(), preview=True)
+    dsm = np.tile(np.linspace(100, 200, 300, dtype=np.float32), (200, 1))
+    dsm[:100, :150] = -9999
+    images = {"rgb": None, "dsm": dsm, "sar": np.zeros((100, 150, 2), np.float32)}
+    with ParquetDatasetWriter(tmp_path / "data", metadata, title="Tiny") as writer:
+        writer.write("train", "a", images, np.zeros((200, 300), np.uint8))
+    rows = load_dataset(str(tmp_path / "data"), split="train")
+    assert rows.column_names == ["id", "rgb", "dsm", "sar", "label", "preview"]
+    preview = np.asarray(rows[0]["preview"]).astype(int)
+    assert rows[0]["preview"].format == "JPEG" and preview.shape == (67, 275, 3)
+    missing, shown = preview[:, :100], preview[:, 100:200, 0]
+    assert missing[:, :92].max() < 8 and shown[:25, :42].max() < 8  # apart from the blocks of JPEG beside an edge
+    expected = 255 * np.clip(
+        (dsm[150, ::3] - np.percentile(dsm[dsm > 0], 2)) / np.ptp(np.percentile(dsm[dsm > 0], [2, 98])), 0, 1
+    )
+    assert np.abs(shown[50, 8:92] - expected[8:92]).max() < 16
+    read, _ = decode_row(load_rows(tmp_path / "data", "train")[0], metadata.modalities)
+    assert read["rgb"] is None and np.array_equal(read["dsm"], dsm)
+    assert SgmaImageProcessor(metadata.modalities, metadata.modality_channels)(rows[0]).keys() == {
+        "pixel_values",
+        "modality_mask",
+    }
+    assert DatasetMetadata.load(tmp_path / "data").preview

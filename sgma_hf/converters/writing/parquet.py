@@ -18,6 +18,7 @@ from ...data.metadata import METADATA_FILE, DatasetMetadata
 from ...data.whole_files import check_writable, write_text
 from ...model.limits_sgma import IGNORE_INDEX
 from .card import build_card
+from .preview import encode_preview
 from .statistics import SplitStatistics
 
 
@@ -198,7 +199,8 @@ def encode_row(
             row[name] = encode_raster(images[name], channels=channels, dtype=dtype)
         except ValueError as error:
             raise ValueError(f"Row {row_id!r}, column {name!r}: {error}") from error
-    return row | {"label": encode_raster(label)}
+    row["label"] = encode_raster(label)
+    return row | {"preview": encode_preview(metadata, images)} if metadata.preview else row
 
 
 def _contents(row: Mapping[str, Any]) -> Iterator[bytes]:

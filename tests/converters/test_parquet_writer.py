@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
+from PIL import Image
 from tiny_dataset import make_metadata, make_rows, write_dataset
 
 from sgma_hf import SgmaImageProcessor
+from sgma_hf.converters.raster_folders import main
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter, check_output
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
@@ -135,3 +137,16 @@ def test_a_preview_shows_what_viewers_cannot(tmp_path):
         "modality_mask",
     }
     assert DatasetMetadata.load(tmp_path / "data").preview
+
+
+def test_previews_are_there_on_request_and_change_no_row(tmp_path):
+    for folder, name in (("nir", "a"), ("nir", "b"), ("red", "a"), ("label", "a"), ("label", "b")):
+        (tmp_path / "scenes" / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 6), len(name), np.uint8)).save(tmp_path / "scenes" / folder / f"{name}.png")
+    for out, flags in (("plain", []), ("shown", ["--preview"])):
+        given = ["--source", str(tmp_path / "scenes"), "--output", str(tmp_path / out), "--modalities", "nir", "red"]
+        assert main([*given, *flags]) == 0
+    plain, shown = (load_rows(tmp_path / out, "train") for out in ("plain", "shown"))
+    assert shown.column_names == [*plain.column_names, "preview"]
+    assert all(row["preview"]["bytes"] for row in shown)  # where a modality is missing, too
+    assert list(shown.remove_columns("preview")) == list(plain)

@@ -92,15 +92,16 @@ def test_the_hub_page_runs_as_printed_between_two_machines(tmp_path):
     model.save_pretrained(here / "runs" / "mine")
     SgmaImageProcessor(list(own), list(own.values()), num_labels=2).save_pretrained(here / "runs" / "mine")
     evaluate = next(line for line in commands(section(README, "Your own rasters")) if line[1] == "evaluate")
-    push, train = commands(HUB)
+    push, train, *_ = commands(HUB)
     assert push == commands(section(README, "On the Hub"))[0]
     assert (push[:2], train[:2]) == (["sgma-hf", "push-to-hub"], ["sgma-hf", "train"])
-    (_, example), (_, pipeline) = blocks(HUB, "python")
+    example, *later = [code for _, code in blocks(HUB, "python")]
+    assert len(later) == 2  # the processor and the pipeline
     train += SHORT_TRAINING.split()
     start = "from sgma_hf.commands import main\n"
     with running_hub() as hub:
         hub.run(f"{start}assert main({evaluate[1:]}) == main({push[1:]}) == 0", here)
-        hub.run(f"{example}\n{start}assert main({train[1:]}) == 0\n{pipeline}", elsewhere)
+        hub.run("\n".join([example, f"{start}assert main({train[1:]}) == 0", *later]), elsewhere)
     pushed, tuned = hub.model("org/sgma-mine"), hub.model("org/sgma-thermal")
     assert pushed.private and tuned.private
     assert b"model-index" in pushed.files()["README.md"]

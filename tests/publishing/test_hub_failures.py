@@ -323,7 +323,7 @@ def test_resuming_never_unpickles_what_a_stranger_wrote(tmp_path, name):
 )
 def test_a_hostile_configuration_is_refused_before_anything_is_built(changes):
     with pytest.raises(
-        Exception, match=r"expected|doesn't match any type|malformed|parallel|does not know|written by|needs"
+        Exception, match=r"expected|doesn't match any type|malformed|parallel|does not know|written by|needs|set `"
     ):
         tiny_config(**changes)
 

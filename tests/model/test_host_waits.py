@@ -71,6 +71,8 @@ def test_a_training_step_and_its_statistics_ask_the_device_for_nothing(fusion, m
     inputs |= {"host_mask": inputs.get("host_mask", [[1.0] * 3] * 3), "num_items_in_batch": noise.to("meta").sum()}
     outputs = model(**inputs, output_prototypes=True)
     outputs.loss.backward()
+    # What asks a tensor of "meta" for its values raises; so nothing did up to here.
+    assert outputs.loss.device.type == "meta" and any(part.grad is not None for part in model.parameters())
     channels = model.sgma.channels if fusion == "sgf" else ()
     statistics = TrainingStatistics(9, config, torch.device("meta"), stage_channels=channels)
     mask = inputs.get("modality_mask", torch.ones(3, 3, dtype=torch.bool, device="meta"))

@@ -81,7 +81,7 @@ def shard(rank, folder):
 
 def test_stages_and_single_layers_are_sharded_over_two_processes(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    torch.multiprocessing.spawn(shard, (tmp_path,), nprocs=2)
+    torch.multiprocessing.spawn(shard, (tmp_path,), nprocs=2)  # raises what an assertion in a process raises
 
 
 @pytest.mark.parametrize("targets", [PROJECTIONS, "all-linear"])

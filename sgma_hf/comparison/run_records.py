@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: without `tiles`, F1, and the settings that came later
 _TYPES = {"arm": str, "seed": int} | dict.fromkeys(
     ("dataset", "settings", "arm_definition", "model_config", "training_arguments", "results"), dict
 )
@@ -100,8 +100,8 @@ def _problem(row: Any) -> str | None:
     wrong = [name for name, kind in _TYPES.items() if not isinstance(row[name], kind)]
     if wrong:
         return f"{wrong} are of another type"
-    if row.get("format_version") != FORMAT_VERSION:
-        return f"its `format_version` is {row.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+    if row.get("format_version") not in (1, FORMAT_VERSION):
+        return f"its `format_version` is {row.get('format_version')!r}, this version reads up to {FORMAT_VERSION}"
     if not all(isinstance(row["dataset"].get(name), str) for name in ("name", "fingerprint")):
         return "its `dataset` has no name or no fingerprint"
     split = row["settings"].get("report_split")

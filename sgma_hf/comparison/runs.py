@@ -194,14 +194,13 @@ def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]], seco
 def _evaluate(
     model: PreTrainedModel, processor: SgmaImageProcessor, rows: list[dict[str, Any]], options: dict[str, Any]
 ) -> dict[str, Any]:
-    results = evaluate_modality_combinations(model, processor, rows, **options)
-    kept = ("miou", "iou", "accuracy", "pixels", "rows", "rows_complete", "uncovered_share")
-    combinations = {name: {key: scores[key] for key in kept} for name, scores in results["combinations"].items()}
-    summary = ("average_miou", "top1_miou", "top1_combination", "last1_miou", "last1_combination", "windows")
+    results = evaluate_modality_combinations(model, processor, rows, return_tiles=True, **options)
+    combinations = results["combinations"]
+    kept = ("average_miou", "top1_miou", "top1_combination", "last1_miou", "last1_combination", "windows", "tiles")
     miou = {name: scores["miou"] for name, scores in combinations.items()}
     return {
         "combinations": combinations,
-        **{name: results[name] for name in summary},
+        **{name: results[name] for name in kept},
         "bernoulli_miou": {
             f"{absent:g}": bernoulli_expectation(miou, results["modalities"], absent)
             for absent in ABSENCE_PROBABILITIES

@@ -16,14 +16,13 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.evaluation_mode import evaluating
 from ..model.cells_sgma import predicted_classes
-from .metrics import ScoredClasses, check_scored_classes, count_pixels, mean_of_defined, segmentation_scores
+from .metrics import ScoredClasses, check_scored_classes, count_by_row, mean_of_defined, segmentation_scores
 from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
 
 
@@ -70,6 +69,7 @@ def evaluate_modality_combinations(
     num_workers: int = 0,
     progress_bar: bool = False,
     accelerator: Accelerator | None = None,
+    return_tiles: bool = False,
 ) -> dict[str, Any]:
     """Score a model on every combination of its modalities (protocol of arXiv:2603.02505).
 
@@ -91,6 +91,7 @@ def evaluate_modality_combinations(
         num_workers: Processes that read and prepare rows; 0 does it in this one.
         progress_bar: Show a progress bar over the rows.
         accelerator: Shares the rows out among its processes, each exactly once; all of them return the same.
+        return_tiles: Whether to return the confusion matrix of every row and combination, too.
 
     Returns:
         A dictionary that JSON can hold, scores as fractions in [0, 1] and None where undefined:
@@ -102,6 +103,9 @@ def evaluate_modality_combinations(
         - `rows` that were read and the `windows` they gave; of windows, `rows_without_label`, `rows_without_modality`
           and `rows_per_modality` of those evaluated.
         - `modalities`, `class_names`, `missing`, `scored_classes`, `window_size`.
+        - `tiles`, if asked for: `ids` of all rows, and `confusion`: names joined by "+" -> a list for each row of its
+          num_labels * num_labels counts in pixels, all predictions of the first true class first. A row that is left
+          out has zeros; the scores are those of the sum over the rows.
 
     Raises:
         ValueError: If no row has both a label and a modality, one cannot be read or has a label outside the model's
@@ -119,12 +123,17 @@ def evaluate_modality_combinations(
         progress="evaluate" if progress_bar else None,
         accelerator=accelerator,
     )
-    counts = _Counts(_subset_masks(combinations, config.modalities), config.num_labels, model.device)
+    subsets, num_tiles = _subset_masks(combinations, config.modalities), len(dataset) if return_tiles else 1
+    counts = _Counts(subsets, num_tiles, config.num_labels, model.device)
     with evaluating(model):
         for batch in batches:
             counts.add(model, batch, missing=missing)
-    counts.reduce(accelerator)
+    counts.finish(accelerator)
     batches.finish()
+    tiles = {}
+    if return_tiles:
+        ids = [row.get("id", str(index)) for index, row in enumerate(dataset)]
+        tiles = {"tiles": {"ids": ids, "confusion": counts.of_tiles(config.modalities)}}
     return {
         "modalities": list(config.modalities),
         "class_names": config.class_names,
@@ -133,6 +142,7 @@ def evaluate_modality_combinations(
         "window_size": window_size,
         **batches.counts,
         **counts.summary(config.modalities, batches.num_evaluated, scored_classes),
+        **tiles,
     }
 
 
@@ -151,24 +161,30 @@ def _subset_masks(combinations: Sequence[Sequence[str]] | None, modalities: Sequ
 
 
 class _Counts:
-    """Everything that is added up over the batches, in integers; pixels on the model's device."""
+    """Everything that is added up over the batches, in integers; pixels on the model's device.
 
-    def __init__(self, subsets: torch.Tensor, num_labels: int, device: torch.device):
+    `num_tiles` is the number of rows if they are counted apart, else 1.
+    """
+
+    def __init__(self, subsets: torch.Tensor, num_tiles: int, num_labels: int, device: torch.device):
         self.subsets = subsets  # bool (S, M)
         num_subsets, num_modalities = subsets.shape
-        self.confusion = torch.zeros(num_subsets, num_labels, num_labels, dtype=torch.int64, device=device)
+        shape = (num_subsets, num_tiles, num_labels, num_labels)
+        self.confusion = torch.zeros(shape, dtype=torch.int64, device=device)
         self.labelled = torch.zeros(num_subsets, dtype=torch.int64, device=device)
         self.rows = torch.zeros(num_subsets, dtype=torch.int64)
         self.rows_complete = torch.zeros(num_subsets, dtype=torch.int64)
         self.rows_per_modality = torch.zeros(num_modalities, dtype=torch.int64)
 
-    def reduce(self, accelerator: Accelerator | None) -> None:
-        """Add up the counts of all processes, where there are several."""
-        if accelerator is None:
-            return
-        for name in ("confusion", "labelled", "rows", "rows_complete", "rows_per_modality"):
+    def finish(self, accelerator: Accelerator | None) -> None:
+        """Add up the counts of all processes, and empty those of subsets with a modality that no row has."""
+        names = ("confusion", "labelled", "rows", "rows_complete", "rows_per_modality")
+        for name in names if accelerator is not None else ():
             total = accelerator.reduce(getattr(self, name).to(accelerator.device), "sum")
             setattr(self, name, total.to(getattr(self, name).device))
+        never_seen = (self.subsets & (self.rows_per_modality == 0)).any(1)
+        self.rows[never_seen] = 0
+        self.confusion[never_seen.to(self.confusion.device)] = 0
 
     def add(self, model: PreTrainedModel, batch: PreparedRow, *, missing: Missing) -> None:
         """Predict a batch from every subset of which some row has a part, and count its pixels."""
@@ -186,19 +202,23 @@ class _Counts:
             if mask.ndim == 4:
                 counted = of_rows & batch.modality_mask[:, subset.to(model.device)].any(1)
             self.labelled[index] += of_rows.sum()
-            self.confusion[index] += count_pixels(predicted, batch.labels, model.config.num_labels, counted)
+            tiles = batch.row_index % self.confusion.shape[1]  # all of them 0 where rows are not counted apart
+            by_row = count_by_row(predicted, batch.labels, model.config.num_labels, counted)
+            self.confusion[index].index_add_(0, tiles, by_row)
+
+    def of_tiles(self, modalities: Sequence[str]) -> dict[str, list[list[int]]]:
+        """The flat confusion matrices of all tiles, by the names of the subsets."""
+        names = (joined_names(modalities, subset) for subset in self.subsets)
+        return dict(zip(names, self.confusion.flatten(2).tolist(), strict=True))
 
     def summary(self, modalities: Sequence[str], num_rows: int, scored_classes: ScoredClasses) -> dict[str, Any]:
-        """The scores of each subset, none for one with a modality that no row has, and what sums them up."""
-        confusion, labelled = self.confusion.cpu().numpy(), self.labelled.tolist()
+        """The scores of each subset, and what sums them up."""
+        confusion, labelled = self.confusion.sum(1).cpu().numpy(), self.labelled.tolist()
         results = {}
         for index, subset in enumerate(self.subsets):
-            never_seen = bool((subset & (self.rows_per_modality == 0)).any())
-            matrix = np.zeros_like(confusion[index]) if never_seen else confusion[index]
-            scores = segmentation_scores(matrix, scored_classes=scored_classes)
-            rows = 0 if never_seen else int(self.rows[index])
-            names = "+".join(name for name, chosen in zip(modalities, subset.tolist(), strict=True) if chosen)
-            results[names] = scores | {
+            scores = segmentation_scores(confusion[index], scored_classes=scored_classes)
+            rows = int(self.rows[index])
+            results[joined_names(modalities, subset)] = scores | {
                 "rows": rows,
                 "rows_left_out": num_rows - rows,
                 "rows_complete": int(self.rows_complete[index]),
@@ -206,6 +226,11 @@ class _Counts:
             }
         rows_per_modality = dict(zip(modalities, self.rows_per_modality.tolist(), strict=True))
         return {"rows_per_modality": rows_per_modality, **summarize_combinations(results)}
+
+
+def joined_names(modalities: Sequence[str], subset: torch.Tensor) -> str:
+    """Names of the modalities of a bool mask (num_modalities,), joined by "+"."""
+    return "+".join(name for name, chosen in zip(modalities, subset.tolist(), strict=True) if chosen)
 
 
 def _predictions(

@@ -323,7 +323,7 @@ class _Counts:
             generator = draw(self.seed, key, corruption.kind, name)
             found.append(corrupt(values, window.covered[modality], corruption, generator, other=swap))
         values, masks, regions = zip(*found, strict=True)
-        corrupted = PreparedRow(torch.cat(values), torch.stack(masks), window.labels)
+        corrupted = PreparedRow(torch.cat(values), torch.stack(masks), window.labels, window.row_index)
         return corrupted, None if regions[0] is None else torch.stack(regions)
 
     def _count(self, clean: _Clean, predicted: torch.Tensor, pixels: torch.Tensor) -> np.ndarray:

@@ -65,6 +65,16 @@ def count_pixels(
     return count_cells(labels * num_labels + predictions, num_labels**2, counted).view(num_labels, num_labels)
 
 
+def count_by_row(
+    predictions: torch.Tensor, labels: torch.Tensor, num_labels: int, counted: torch.Tensor
+) -> torch.Tensor:
+    """Count as `count_pixels` does, each row of a batch (batch_size, height, width) apart: (batch_size, K, K)."""
+    batch_size = labels.shape[0]
+    rows = torch.arange(batch_size, device=labels.device)[:, None, None]
+    cells = (rows * num_labels + labels) * num_labels + predictions
+    return count_cells(cells, batch_size * num_labels**2, counted).view(batch_size, num_labels, num_labels)
+
+
 def count_cells(cells: torch.Tensor, num_cells: int, counted: torch.Tensor) -> torch.Tensor:
     """How often each of `num_cells` comes where `counted` is True, int64; no device is waited for."""
     # What doesn't count goes to a cell of its own, which spares gathers of unknown size. `bincount` asks for extremes.

@@ -39,6 +39,7 @@ class PreparedRow:
     pixel_values: torch.Tensor  # normalised, float32, (C, H, W)
     modality_mask: torch.Tensor  # bool, (M,), or (M, H, W) where coverage ends inside
     labels: torch.Tensor  # int64, (H, W), 255 where nothing is counted
+    row_index: torch.Tensor  # int64, (), where in the data set the row stands
 
     @classmethod
     def batch(cls, rows: Sequence["PreparedRow"]) -> "PreparedRow":
@@ -51,6 +52,7 @@ class PreparedRow:
             self.pixel_values.to(model.device, model.dtype),
             self.modality_mask.to(model.device),
             self.labels.to(model.device),
+            self.row_index.to(model.device),
         )
 
     @property
@@ -99,11 +101,11 @@ class PreparedRows(torch.utils.data.Dataset):
         try:
             if label.dtype.kind in "iu":
                 check_class_ids(label, self.num_labels, "label")
-            return [self._prepare(images, label, window) for window in cover(label.shape, self.window_size)]
+            return [self._prepare(images, label, window, index) for window in cover(label.shape, self.window_size)]
         except (ValueError, TypeError) as error:
             raise type(error)(f"Row {row.get('id', index)!r}: {error}") from error
 
-    def _prepare(self, images: Mapping[str, Any], label: np.ndarray, window: Window) -> PreparedRow | str:
+    def _prepare(self, images: Mapping[str, Any], label: np.ndarray, window: Window, index: int) -> PreparedRow | str:
         inputs = self.processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
         mask = inputs["modality_mask"][0]
         if not mask.any():  # all its rasters hold nodata only
@@ -112,7 +114,7 @@ class PreparedRows(torch.utils.data.Dataset):
         # The last window is shifted back inside: what it shares with the one before is counted there.
         labels[: -window.top % window.height] = IGNORE_INDEX
         labels[:, : -window.left % window.width] = IGNORE_INDEX
-        return PreparedRow(inputs["pixel_values"][0], mask, labels)
+        return PreparedRow(inputs["pixel_values"][0], mask, labels, torch.tensor(index))
 
 
 class PreparedBatches:

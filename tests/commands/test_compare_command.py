@@ -11,7 +11,7 @@ from killed_processes import killed, lingering
 
 from sgma_hf.commands import compare
 from sgma_hf.comparison import runs
-from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
+from sgma_hf.comparison.run_records import FORMAT_VERSION, append_row, prepare_file, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def executed(monkeypatch):
         row = identity | {"results": {run.settings.report_split: scores}, "seconds": {"train": 1.0}}
         row["results"] |= {run.settings.choosing_split: scores} if run.settings.choosing_split else {}
         row |= {"reliance": {}} if run.settings.reliance else {}
-        return row | {"format_version": 1}
+        return row | {"format_version": FORMAT_VERSION}
 
     monkeypatch.setattr("sgma_hf.comparison.runs.execute_run", pretend)
     return done
@@ -160,7 +160,7 @@ def test_a_file_of_something_else_is_left_alone(scenes, executed, tmp_path, cont
     ("changes", "message"),
     [
         ({"seed": "0"}, r"\['seed'\] are of another type"),
-        ({"format_version": 2}, "`format_version` is 2"),
+        ({"format_version": FORMAT_VERSION + 1}, f"`format_version` is {FORMAT_VERSION + 1}"),
         ({"results": {"validation": {}}}, r"\['validation'\] and not of its `report_split` 'test'"),
         ({"dataset": {"name": "fields"}}, "no fingerprint"),
     ],

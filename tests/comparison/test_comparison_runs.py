@@ -23,6 +23,7 @@ from sgma_hf.comparison.runs import (
     giga_macs,
 )
 from sgma_hf.data.processor_fitting import fit_processor
+from sgma_hf.evaluation.metrics import segmentation_scores
 from sgma_hf.training.arguments import SgmaTrainingArguments
 
 
@@ -94,6 +95,11 @@ def test_run_describes_itself_and_its_figures(scenes):
     weights = np.array([0.8 * 0.04] * 3 + [0.64 * 0.2] * 3 + [0.512]) / (1 - 0.008)
     assert scores["bernoulli_miou"]["0.2"] == pytest.approx(weights @ miou)
     assert scores["windows"] == 4  # one row of 64 pixels in windows of the crop's size
+    tiles = scores["tiles"]
+    assert len(tiles["ids"]) == 1 and tiles["confusion"].keys() == scores["combinations"].keys()
+    for name, matrices in tiles["confusion"].items():
+        again = segmentation_scores(np.array(matrices).sum(0).reshape(5, 5))
+        assert again == {key: scores["combinations"][name][key] for key in again}
     assert is_recorded(run.identity(row["dataset"]["fingerprint"]), [row])
     for other in (
         Run(ARMS["sgma"], 1, scenes, settings),

@@ -107,11 +107,15 @@ def _naive_confusion(model, processor, rows, names, *, missing):
 @pytest.mark.parametrize("missing", ["absent", "zero"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_one_encoding_gives_the_confusion_matrices_of_the_naive_loop(model, processor, rows, batch_size, missing):
-    results = evaluate_modality_combinations(model, processor, rows, batch_size=batch_size, missing=missing)
+    options = {"batch_size": batch_size, "missing": missing}
+    results = evaluate_modality_combinations(model, processor, rows, return_tiles=True, **options)
     combinations = modality_combinations(model.config.modalities)
     assert list(results["combinations"]) == ["+".join(names) for names in combinations]
+    assert results["tiles"]["ids"] == [row["id"] for row in rows]
     for names in combinations:
-        expected = segmentation_scores(_naive_confusion(model, processor, rows, names, missing=missing))
+        tiles = [_naive_confusion(model, processor, [row], names, missing=missing) for row in rows]
+        assert results["tiles"]["confusion"]["+".join(names)] == [tile.flatten().tolist() for tile in tiles]
+        expected = segmentation_scores(sum(tiles))
         scores = results["combinations"]["+".join(names)]
         # the same integers, so the same floats
         assert {key: scores[key] for key in expected} == expected
@@ -251,8 +255,9 @@ def test_classes_only_predicted_count_or_not_by_choice():
 def test_modality_whose_column_is_all_null_leaves_its_combinations_unscored():
     rows = [_flat_row("a", 0, red=SEEN, nir=None), _flat_row("b", 1, red=SEEN, nir=None)]
     model = _FirstModalityModel(["red", "nir"])
-    results = evaluate_modality_combinations(model, _plain_processor(["red", "nir"]), rows)
+    results = evaluate_modality_combinations(model, _plain_processor(["red", "nir"]), rows, return_tiles=True)
     assert results["unscored_combinations"] == ["nir", "red+nir"]
+    assert results["tiles"]["confusion"]["red+nir"] == [[0] * 9] * 2
     for name in ("nir", "red+nir"):
         scores = results["combinations"][name]
         assert (scores["miou"], scores["accuracy"], scores["rows"], scores["rows_left_out"]) == (None, None, 0, 2)
@@ -443,6 +448,18 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     nulls = [row | {"dsm": None} for row in rows]
     expected = evaluate_modality_combinations(model, processor, nulls)
     assert results["average_miou"] == pytest.approx(expected["average_miou"], abs=1e-3)
+
+
+def test_windows_of_a_row_are_one_tile(model, processor, rows):
+    whole, cut = (
+        evaluate_modality_combinations(model, processor, rows, window_size=size, batch_size=3, return_tiles=True)
+        for size in (None, 32)
+    )
+    assert cut["windows"] > len(rows) and cut["tiles"]["ids"] == whole["tiles"]["ids"]
+    labelled = [
+        [[sum(tile) for tile in tiles] for tiles in results["tiles"]["confusion"].values()] for results in (whole, cut)
+    ]
+    assert labelled[0] == labelled[1] != []
 
 
 @pytest.mark.parametrize(("size", "window_size"), [((7, 12), 5), ((5, 5), 5), ((3, 4), 10), ((11, 10), 4)])

@@ -5,6 +5,7 @@ Earth are taken to show the same extent.
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from .sources import RESAMPLINGS, Mosaic, read_npy
 
 
 logger = logging.get_logger(__name__)
+
+_LEAST_COVERED = 0.1  # of what the files of a mosaic span
+_MOSAIC_CELLS = 500  # along each side, in which that is counted
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,7 @@ def _reference_grid(infos: Sequence[RasterInfo]) -> Grid:
     if first.georeference is None:
         return Grid(first.size, None)
     top, left, bottom, right = 0, 0, *first.size
+    boxes = [(0, first.size[0], 0, first.size[1])]
     for info in infos[1:]:
         rows, columns = footprint(info, first)
         if not (np.isfinite(rows).all() and np.isfinite(columns).all()):
@@ -239,4 +244,20 @@ def _reference_grid(infos: Sequence[RasterInfo]) -> Grid:
         # A file that ends a hundredth of a pixel further on does not make the map larger.
         top, left = min(top, int(np.floor(rows.min() + 0.01))), min(left, int(np.floor(columns.min() + 0.01)))
         bottom, right = max(bottom, int(np.ceil(rows.max() - 0.01))), max(right, int(np.ceil(columns.max() - 0.01)))
+        boxes.append((rows.min(), rows.max(), columns.min(), columns.max()))
+    _check_mosaic(infos, np.array(boxes) - [top, top, left, left], (bottom - top, right - left))
     return Grid((bottom - top, right - left), first.georeference.window(top, left))
+
+
+def _check_mosaic(infos: Sequence[RasterInfo], boxes: np.ndarray, size: tuple[int, int]) -> None:
+    """Refuse files that cover hardly anything of what they span; `boxes` are rows from, to, columns from, to."""
+    cells = np.zeros((_MOSAIC_CELLS, _MOSAIC_CELLS), dtype=bool)
+    for top, bottom, left, right in boxes * _MOSAIC_CELLS / np.repeat(size, 2):
+        cells[int(top) : math.ceil(bottom), int(left) : math.ceil(right)] = True
+    if cells.mean() < _LEAST_COVERED:
+        names = ", ".join([str(info.path) for info in infos[:2]] + ["..."] * (len(infos) > 2))
+        raise ValueError(
+            f"The {len(infos)} files {names} cover {cells.mean():.1%} of the {size[0]} x {size[1]} pixels they span, "
+            "so they are no mosaic. Predict each place for itself (`sgma-hf predict --scenes FOLDER` does that for a "
+            "folder of them), or name the map's grid by `like` (`--like FILE`)."
+        )

@@ -77,6 +77,18 @@ def test_file_of_a_mosaic_that_lies_elsewhere_is_left_out(tmp_path):
         assert scene.read(0, 0, 40, 40)["dsm"].count() == 1600
 
 
+def test_files_that_cover_hardly_anything_of_what_they_span_are_no_mosaic(tmp_path):
+    first = write_tiff(tmp_path / "a.tif", ones())
+    near = write_tiff(tmp_path / "near.tif", ones(), origin=(500000.0 + 380, 4800000.0))  # 80 of 420 pixels: 19 %
+    far = write_tiff(tmp_path / "far.tif", ones(), origin=(500000.0 + 40_000, 4800000.0 - 40_000))
+    predict_height_classes({"dsm": [first, near]}, tmp_path / "map.tif")
+    message = (
+        r"2 files .*a\.tif, .*far\.tif cover 0\.0% of the 40040 x 40040 pixels .*`sgma-hf predict --scenes FOLDER`"
+    )
+    refused(tmp_path, {"dsm": [first, far]}, message)
+    predict_height_classes({"dsm": [first, far]}, tmp_path / "map.tif", like=far)  # who names a grid means it
+
+
 def test_rotated_geotransform_is_kept(tmp_path):
     transform = rasterio.Affine.translation(500000, 4800000) @ rasterio.Affine.rotation(15)
     transform = transform @ rasterio.Affine.scale(0.5, -0.5)

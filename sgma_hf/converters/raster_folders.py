@@ -5,8 +5,8 @@
         --group_distance 60
     sgma-hf convert-rasters --source plots --output data/plots --modalities rgb=rgbn:1,2,3 nir=rgbn:4
 
-See `folders.layout` for the folders it understands, `read_on_extent` for what happens to rasters of other resolution
-or extent, `folders.labels` for labels and `--classes`. A scene is held in memory whole.
+See `rasters.listings.folders` for the folders it understands, `read_on_extent` for what happens to rasters of other
+resolution or extent, `folders.labels` for labels and `--classes`. A scene is held in memory whole.
 """
 
 import math
@@ -30,10 +30,10 @@ from ..rasters.bands import BandGaps, BandSelection, share_files
 from ..rasters.extents import read_on_extent
 from ..rasters.files import read_info
 from ..rasters.grids import Grid, shared_sampling
+from ..rasters.listings.folders import SceneFiles, find_scenes, modality_entry
 from ..rasters.raster import Georeference, RasterInfo
 from ..visualization.palette import default_palette
 from .folders.labels import map_label, survey_labels
-from .folders.layout import SceneFiles, find_scenes, modality_entry
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
 from .folders.spatial_groups import choose_validation, group_scenes
 from .folders.tiling import Tiling, cut

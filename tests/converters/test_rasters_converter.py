@@ -113,7 +113,7 @@ def test_absence_is_said_on_purpose(plain, tmp_path, capsys):
     cases = [
         (("nir", "dsm"), (), "holds no file for dsm. It holds", "--absent dsm=1"),
         (("nir", "rde"), ("red=1",), "--absent names ['red']; the modalities are", "['nir', 'rde']"),
-        (("nir", "red"), ("red=1",), "--absent names ['red'], but --source", "holds such files"),
+        (("nir", "red"), ("red=1",), "--absent names ['red'], but ", "holds such files"),
         (("nir", "dsm"), ("dsm",), "--absent dsm: expected NAME=BANDS", "dsm=1"),
         (("nir", "dsm"), ("dsm=0",), "dsm", "0"),
     ]

@@ -1,1 +1,1 @@
-"""How folders of rasters are read as scenes: layout, modalities, labels, groups, tiles; and what is said before."""
+"""How folders of rasters are read as scenes: modalities, labels, groups, tiles; and what is said before."""

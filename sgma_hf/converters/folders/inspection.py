@@ -22,10 +22,10 @@ from ...rasters.bands import ALL_BANDS, BandGaps, BandSelection
 from ...rasters.extents import check_extent
 from ...rasters.files import read_info, read_raster, uses_pillow
 from ...rasters.grids import ground_sampling
+from ...rasters.listings.folders import SceneFiles, find_names, modality_entry, survey_scenes
 from ...rasters.raster import RasterInfo, parse_crs
 from ..raster_folders import Scene, make_scene, placed_files
 from .labels import LabelSurvey, UnclearLabels, count_label, first_few, take_ids
-from .layout import SceneFiles, find_names, modality_entry, survey_scenes
 from .modality_plan import NodataOption, plan_modality
 from .spatial_groups import group_scenes
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ...data.rows import SPLIT_ALIASES
 from ...model.normalization_sgma import default_normalization
-from ...rasters.opening import is_raster_file
+from ..opening import is_raster_file
 
 
 LABEL_NAMES = ("label", "labels", "mask", "masks", "gt", "truth", "ground_truth", "annotation", "annotations")
@@ -39,7 +39,7 @@ def find_scenes(
     label: str | None,
     *,
     split_names: Mapping[str, str] | None = None,
-    absent: Collection[str] = (),
+    absent: Collection[str] | None = (),
 ) -> list[SceneFiles]:
     """Find the scenes of a folder, by split and name; those in no split folder are `train`.
 
@@ -48,7 +48,7 @@ def find_scenes(
         folders: Modality name to the folder (or file stem) that holds it.
         label: Folder or stem of the labels, None if there are none.
         split_names: What a split folder is to be called, where not as usual: `{"valid": "test"}`.
-        absent: Modalities that must have no file at all.
+        absent: Modalities that must have no file at all; all others must have one. None: any may have none.
     """
     scenes, problems = survey_scenes(source, folders, label, split_names=split_names, absent=absent)
     if problems:
@@ -62,7 +62,7 @@ def survey_scenes(
     label: str | None,
     *,
     split_names: Mapping[str, str] | None = None,
-    absent: Collection[str] = (),
+    absent: Collection[str] | None = (),
 ) -> tuple[list[SceneFiles], list[str]]:
     """The scenes of `find_scenes`, and why they cannot be what was meant; of files of one name the first counts."""
     roots = _split_roots(source, split_names)
@@ -78,7 +78,7 @@ def _problems(
     scenes: Sequence[SceneFiles],
     folders: Mapping[str, str],
     label: str | None,
-    absent: Collection[str],
+    absent: Collection[str] | None,
 ) -> Iterator[str]:
     """Why scenes cannot be what was meant; `root` is the first of the split folders."""
     found = {name for scene in scenes for name, path in scene.rasters.items() if path is not None}
@@ -86,23 +86,23 @@ def _problems(
     if not found and not has_labels:
         yield _nothing_found(source, root, _wanted(folders, label))
         return
-    there = sorted(found & set(absent))
+    there = sorted(found & set(absent or ()))
     if there:
-        yield f"--absent names {there}, but --source {source} holds such files. Leave it out of --absent."
-    lacking = [name for name in folders if name not in found and name not in absent]
+        yield f"--absent names {there}, but {source} holds such files. Leave it out of --absent."
+    lacking = [name for name in folders if absent is not None and name not in found and name not in absent]
     names = [modality_entry(name, folders[name]) for name in lacking]
     if label and not has_labels:
         names.append(f"{label} (the label; --label none if there is none)")
     if names:
         hint = f" If no scene has it, say how many bands it would have: --absent {lacking[0]}=1." if lacking else ""
-        yield f"--source {source} holds no file for {', '.join(names)}. It holds {_contents(root)}.{hint}"
+        yield f"{source} holds no file for {', '.join(names)}. It holds {_contents(root)}.{hint}"
     for name in folders:
         if has_labels and name in found and not any(scene.label and scene.rasters[name] for scene in scenes):
             yield _never_labelled(source, scenes, name)
     counts = Counter((scene.split, scene.name) for scene in scenes)
     twice = [name for (_, name), count in counts.items() if count > 1]
     if twice:
-        yield f"--source {source}: split folders that mean one split hold the same names: {twice[:5]}."
+        yield f"{source}: split folders that mean one split hold the same names: {twice[:5]}."
 
 
 def modality_entry(name: str, folder: str) -> str:
@@ -123,7 +123,7 @@ def _split_roots(source: Path, split_names: Mapping[str, str] | None = None) -> 
     found = {path: path.name.lower() for path in _folders(source)}
     unknown = sorted(given.keys() - found.values())
     if unknown:
-        raise ValueError(f"--split_as names {unknown}, but --source {source} holds {_contents(source)}.")
+        raise ValueError(f"--split_as names {unknown}, but {source} holds {_contents(source)}.")
     splits = SPLIT_ALIASES | given
     return [(path, splits[name]) for path, name in found.items() if name in splits] or [(source, "train")]
 
@@ -266,7 +266,7 @@ def _never_labelled(source: Path, scenes: Sequence[SceneFiles], modality: str) -
     raster = next(path for scene in scenes if (path := scene.rasters[modality]) is not None)
     label = next(scene.label for scene in scenes if scene.label is not None)
     return (
-        f"--source {source}: no scene has both {modality!r} and a label; {raster.relative_to(source)} and "
+        f"{source}: no scene has both {modality!r} and a label; {raster.relative_to(source)} and "
         f"{label.relative_to(source)} are taken for different scenes. Give the files of one scene equal "
         "stems (all files of a folder may have its name in front or behind, as in rgb/x_rgb.tif), or a folder."
     )
@@ -282,11 +282,11 @@ def _contents(root: Path) -> str:
 
 
 def _nothing_found(source: Path, root: Path, wanted: list[str]) -> str:
-    """The error for a wrong --source, with the right one if it is near."""
+    """The error for a wrong folder, with the right one if it is near."""
     near = [*_folders(source)[:50], source.parent, source.parent.parent]
     best = max(near, key=lambda path: _num_found(path, wanted))
     return (
-        f"--source {source} holds neither folders {wanted} nor scene folders with files of these names "
+        f"{source} holds neither folders {wanted} nor scene folders with files of these names "
         f"(GeoTIFF, PNG, or what else GDAL reads); it holds {_contents(root)}. "
         + (f"Did you mean {best}?" if _num_found(best, wanted) else "Give the folder that holds them.")
     )

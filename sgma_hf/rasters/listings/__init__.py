@@ -1,0 +1,1 @@
+"""Which rasters there are of which scenes: a folder says it by names, a table by columns, a catalogue by assets."""

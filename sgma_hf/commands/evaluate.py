@@ -85,7 +85,8 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     rows = load_rows(args.dataset, args.split)
     rows = with_modality_columns(rows, processor.modalities)
     config = AutoConfig.from_pretrained(args.model)
-    check_meaning(DatasetMetadata.load(args.dataset), config, processor)
+    metadata = DatasetMetadata.load(args.dataset)
+    check_meaning(metadata, config, processor)
     problem = None if args.allow_other_scale else rows_on_another_scale(processor, rows, config.tile_size)
     if problem is not None:
         raise ValueError(problem)
@@ -105,6 +106,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         DIGEST_KEY: checkpoint_digest(args.model),
         "dataset": args.dataset,
         "split": args.split,
+        "split_note": metadata and metadata.note_on(args.split),
         "chosen_by": _chosen_by(args),
         "dtype": args.dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},

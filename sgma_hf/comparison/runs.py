@@ -239,6 +239,7 @@ def _describe_rows(metadata: DatasetMetadata, rows: Mapping[str, list[dict[str, 
     return {
         "modalities": list(metadata.modalities),
         "class_names": list(metadata.class_names),
+        "split_notes": {split: metadata.note_on(split) for split in rows},
         "rows": {
             split: {
                 "count": len(part),

@@ -113,7 +113,12 @@ DELIVER = DatasetDescription(
     class_names=tuple(CLASSES),
     palette=tuple(CLASSES.values()),
     splits={
-        "official": SplitProtocol("The published splits.", _FIGURE, {"train": 3983, "validation": 2005, "test": 1897})
+        "official": SplitProtocol(
+            "The published splits.",
+            _FIGURE,
+            {"train": 3983, "validation": 2005, "test": 1897},
+            "Frames that were not trained on; nobody published whether they are of places of the training.",
+        )
     },
     choices={
         "depth": Choice(

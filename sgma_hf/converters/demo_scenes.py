@@ -44,6 +44,10 @@ def demo_metadata() -> DatasetMetadata:
         class_names=list(CLASS_NAMES),
         palette=[list(colour) for colour in PALETTE],
         resolution=PIXEL_SIZE,
+        split_notes={
+            "train": "Painted scenes; some rows and places lack a modality on purpose.",
+            **dict.fromkeys(SPLITS[1:], "Complete scenes of their own, painted by the rules of the training scenes."),
+        },
     )
 
 

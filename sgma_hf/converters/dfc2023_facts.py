@@ -83,24 +83,28 @@ TRACK_2 = DatasetDescription(
             "The contest's; validation and test have neither labels nor heights.",
             f"dfc_track2/data.html of {_CONTEST}",
             {"train": 1773, "validation": 579, "test": 605},
+            "Tiles that were not trained on; nobody published whether they are of the cities of the training.",
         ),
         "cities": SplitProtocol(
             "Ours: training tiles only; whole cities are held out (test Copenhagen, SanDiego, on Track 1 also Suzhou; "
             "validation Portsmouth, Sydney, on Track 1 also Darwin).",
             _OURS,
             _CITIES,
+            "No tile is of a city that was trained on.",
         ),
         "random": SplitProtocol(
             "Ours: training tiles only, 70 : 10 : 20 by a hash of --split-seed and the tile's name; tiles of one city "
             "are on all sides, so figures are higher than for a new city.",
             _OURS,
             {},
+            "Tiles of the cities that were trained on.",
         ),
         "mm_sam": SplitProtocol(
             "Training tiles only; Copenhagen (and Suzhou, which only Track 1 has) are the test, there is no "
             "validation: MM-SAM's division of Track 1.",
             _MM_SAM,
             {"train": 1557, "test": 216},
+            "No tile is of a city that was trained on.",
         ),
     },
     choices={

@@ -38,6 +38,9 @@ BENCHMARK_CITATION = """@article{rottensteiner2012isprs,
   year    = {2012},
   doi     = {10.5194/isprsannals-I-3-293-2012}
 }"""
+SAME_FLIGHT = (
+    "Whole tiles that were not trained on, of the same town and flight, some of them side by side with those."
+)
 LABEL_CHOICES = {
     "labels": Choice("full", "full labels, or eroded ones whose class boundaries are ignored", ("full", "eroded")),
     "classes": Choice(5, "5 ignores clutter, as the benchmark's headline figures do; 6 keeps it", (5, 6)),

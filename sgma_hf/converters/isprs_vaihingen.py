@@ -15,7 +15,16 @@ from typing import ClassVar
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.command import run_command
 from .benchmarks.dataset import LABEL, OBSERVED, Choice, DatasetDescription, Modality, SplitProtocol
-from .isprs import BENCHMARK_CITATION, CLASS_NAMES, LABEL_CHOICES, PALETTE, FilesByTile, IsprsDataset, without
+from .isprs import (
+    BENCHMARK_CITATION,
+    CLASS_NAMES,
+    LABEL_CHOICES,
+    PALETTE,
+    SAME_FLIGHT,
+    FilesByTile,
+    IsprsDataset,
+    without,
+)
 
 
 # torchgeo/torchgeo, torchgeo/datasets/vaihingen.py, and mmsegmentation, tools/dataset_converters/vaihingen.py.
@@ -46,16 +55,19 @@ DESCRIPTION = DatasetDescription(
             "the benchmark's 16 tiles for participants and its 17 test tiles.",
             "torchgeo/torchgeo, torchgeo/datasets/vaihingen.py",
             {"train": 16, "test": 17},
+            SAME_FLIGHT,
         ),
         "mmseg": SplitProtocol(
             "as official, with the test tiles called validation.",
             "open-mmlab/mmsegmentation, tools/dataset_converters/vaihingen.py",
             {"train": 16, "validation": 17},
+            SAME_FLIGHT,
         ),
         "ssrs": SplitProtocol(
             "12 and 4 of the tiles for participants.",
             "sstary/SSRS, MFNet/utils.py (also CMFNet and FTransUNet)",
             {"train": 12, "test": 4},
+            SAME_FLIGHT,
         ),
     },
     choices={"height": Choice("dsm", "absolute height; the archives hold no other", ("dsm",)), **LABEL_CHOICES},

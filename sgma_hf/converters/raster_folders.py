@@ -35,7 +35,7 @@ from ..rasters.raster import Georeference, RasterInfo
 from ..visualization.palette import default_palette
 from .folders.labels import map_label, survey_labels
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
-from .folders.spatial_groups import choose_validation, group_scenes
+from .folders.spatial_groups import choose_validation, group_scenes, least_gap
 from .folders.tiling import Tiling, cut
 from .writing.card import command_for_card
 from .writing.parquet import ParquetDatasetWriter, check_output
@@ -58,6 +58,7 @@ class ConversionOptions:
     group_regex: str | None = None  # scenes whose names give the same match stay on one side
     seed: int = 0  # decides what is set aside
     split_names: Mapping[str, str] = field(default_factory=dict)  # other names for split folders: {"valid": "test"}
+    split_notes: Mapping[str, str] = field(default_factory=dict)  # by split, how it was made, where the user knows
     preview: bool = False  # whether rows get a small picture of all modalities, for viewers
     overwrite: bool = False  # whether to replace an earlier dataset
 
@@ -107,6 +108,7 @@ def convert_rasters(
         units=[options.units.get(name) for name in folders],
         resolution=shared_sampling([Grid(scene.size, scene.grid) for scene in scenes]),
         preview=options.preview,
+        split_notes=_split_notes(source, scenes, options),
         **({} if class_map is None else _described(class_map)),
     )
     writer = ParquetDatasetWriter(
@@ -240,6 +242,43 @@ def _set_validation_aside(scenes: Sequence[Scene], options: ConversionOptions) -
             scene.files.split = "validation"
 
 
+def _split_notes(source: Path, scenes: Sequence[Scene], options: ConversionOptions) -> dict[str, str]:
+    """How each split was made, and how far from the training scenes it lies."""
+    footprints: dict[str, list] = {}
+    for scene in scenes:
+        footprints.setdefault(scene.files.split, []).append((scene.grid, scene.size))
+    unknown = sorted(options.split_notes.keys() - footprints)
+    if unknown:
+        raise ValueError(f"--split_notes names {unknown}; the splits are {sorted(footprints)}.")
+    notes = {}
+    for split, places in footprints.items():
+        if split in options.split_notes:
+            made = options.split_notes[split].rstrip(".") + "."
+        elif split == "train":
+            made = "Scenes of the source."
+        elif split == "validation" and options.val_fraction is not None:
+            distance, regex = options.group_distance, options.group_regex
+            apart = "" if distance is None else f", {distance:g} m or more from the others"
+            apart += "" if regex is None else f", those that {regex!r} matches alike on one side"
+            share = f"{options.val_fraction:.0%} of the training rows"
+            made = f"Whole scenes drawn with seed {options.seed}, {share}{apart}."
+        else:
+            files = next(scene.files for scene in scenes if scene.files.split == split)
+            path = next(path for path in (files.label, *files.rasters.values()) if path is not None)
+            made = f"The source's folder `{path.relative_to(source).parts[0]}`; how it was chosen is not known."
+        notes[split] = made if split == "train" else f"{made} {_distance_note(places, footprints.get('train', []))}"
+    return notes
+
+
+def _distance_note(places: Sequence, training: Sequence) -> str:
+    gap = least_gap(places, training)
+    if gap is None:
+        return "How far from the training scenes it lies is not known."
+    if gap == 0:
+        return "Some of its scenes touch or overlap scenes of the training."
+    return f"Its nearest scene lies {gap:.3g} m from those of the training."
+
+
 def _rows(
     scene: Scene,
     plans: Sequence[ModalityPlan],
@@ -335,6 +374,8 @@ def _parser() -> Parser:
     add("--group_regex", help="scenes whose names give the same match (its first group) stay on one side")
     add("--seed", type=int, default=0, help="decides which scenes are set aside (default: 0)")
     add("--split_as", dest="split_names", **several, metavar="FOLDER=SPLIT", help="e.g. valid=test")
+    how = 'how a split was made, for cards and evaluations: test="a random part of the training fields"'
+    add("--split_notes", **several, metavar="SPLIT=TEXT", help=how)
     add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
     add_push_arguments(parser)
     return parser
@@ -351,6 +392,7 @@ def main(argv: list[str] | None = None) -> int:
         "nodata": _pairs(arguments.nodata, "--nodata", _nodata, "NAME=VALUE, numbers and commas between, or `none`"),
         "units": _pairs(arguments.units, "--units"),
         "split_names": _pairs(arguments.split_names, "--split_as"),
+        "split_notes": _pairs(arguments.split_notes, "--split_notes"),
     }
     options = ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
     command = command_for_card("sgma-hf convert-rasters", argv, ("--source", "--output", "--classes"))

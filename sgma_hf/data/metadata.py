@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from ..model.limits_sgma import check_modalities
 from .codec import SUPPORTED_DTYPES, uses_image_column
+from .rows import SPLIT_ALIASES
 from .whole_files import read_dataclass, write_json
 
 
@@ -42,6 +43,8 @@ class DatasetMetadata:
             pixels of present rows, `missing_share` of the rows), `class_pixels` per class, `ignored_pixels`.
         resolution: Metres on the ground that a pixel of the label is; None where that is unknown or not the same.
         preview: Whether the rows have a column `preview`, a small picture of all modalities for viewers.
+        split_notes: By split, in a sentence or two, how it was made and how it lies to the rows that are trained on:
+            other fields, other tiles of one flight, a random part of the training fields.
     """
 
     modalities: list[str]
@@ -55,6 +58,7 @@ class DatasetMetadata:
     statistics: dict[str, Any] | None = None
     resolution: float | None = None
     preview: bool = False
+    split_notes: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -86,6 +90,10 @@ class DatasetMetadata:
         for name, channels, dtype in zip(self.modalities, self.modality_channels, self.modality_dtypes, strict=True):
             columns[name] = Image() if uses_image_column(channels, dtype) else Value("binary")
         return Features({**columns, "label": Image(), **({"preview": Image()} if self.preview else {})})
+
+    def note_on(self, split: str) -> str | None:
+        """How a split was made, by any of its names; None where nobody said."""
+        return self.split_notes.get(split, self.split_notes.get(SPLIT_ALIASES.get(split, split)))
 
     def save(self, directory: str | os.PathLike) -> Path:
         """Write `sgma_dataset.json` into `directory`, whole or not at all."""

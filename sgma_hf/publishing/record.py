@@ -47,6 +47,7 @@ class DataDescription:
     dataset: str | None = None  # id on the Hub, or a folder, of which only the name is recorded
     train_split: str | None = None
     evaluation_split: str | None = None
+    evaluation_note: str | None = None  # `DatasetMetadata.note_on` it
     units: dict[str, str | None] = field(default_factory=dict)  # of the values, by modality
     classes: list[dict[str, Any]] | None = None  # as `DatasetMetadata.classes`
 

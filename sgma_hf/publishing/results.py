@@ -41,6 +41,8 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
         remarks.append(
             f"These rows chose the checkpoint, by `{results['chosen_by']}`: expect less on others, and report those."
         )
+    if results.get("split_note"):
+        remarks.append(f"How the rows were split off: {results['split_note']}")
     if results["unscored_combinations"]:
         names = ", ".join(results["unscored_combinations"])
         remarks.append(f"Without data, so not scored and no part of the average: {names}.")

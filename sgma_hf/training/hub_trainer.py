@@ -85,6 +85,7 @@ class HubTrainer(Trainer):
         source = {
             "dataset": name,
             "split": split,
+            "split_note": self.data_description.evaluation_note if own else None,
             "trained_on": rows is self.train_dataset,
             "chosen_by": self.args.metric_for_best_model if own and self._is_best_loaded() else None,
             DIGEST_KEY: weights_digest(model.state_dict().items()),

@@ -81,10 +81,12 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
             logger.warning(other)
     if metadata is not None and metadata.resolution is not None:
         processor.resolution = metadata.resolution
+    evaluation_split = None if validation_rows is None else arguments.validation_split or "validation"
     description = DataDescription(
         dataset=arguments.dataset,
         train_split=arguments.train_split,
-        evaluation_split=None if validation_rows is None else arguments.validation_split or "validation",
+        evaluation_split=evaluation_split,
+        evaluation_note=metadata and evaluation_split and metadata.note_on(evaluation_split),
         units=units,
         classes=None if metadata is None else metadata.classes,
     )

@@ -97,12 +97,16 @@ def test_the_split_that_chose_the_checkpoint_is_named_by_training_card_and_evalu
     assert main(flags(arguments)) == 0
     assert json.loads((run / "validation_results.json").read_text())["chosen_by"] == "average_miou"
     assert said in capsys.readouterr().out
-    assert said in (run / "README.md").read_text()
+    assert (
+        said in (run / "README.md").read_text() and "Complete scenes of their own" in (run / "README.md").read_text()
+    )
     for split, chose in (("val", "average_miou"), ("test", None)):
         values = {"model": run, "dataset": scenes, "split": split, "output": tmp_path / "results.json"}
         assert evaluate(flags(values)) == 0
         assert json.loads((tmp_path / "results.json").read_text())["chosen_by"] == chose
-        assert (said in capsys.readouterr().out) == (chose is not None)
+        output = capsys.readouterr().out
+        assert (said in output) == (chose is not None)
+        assert "How the rows were split off: Complete scenes of their own, painted by the rules of" in output
 
 
 def test_a_yaml_file_stands_for_the_flags(arguments, tmp_path):

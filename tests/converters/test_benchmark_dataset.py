@@ -389,6 +389,8 @@ def test_card_says_what_load_dataset_and_people_need(source, tmp_path):
         "| 1 | building | #0000ff |",
         "| `dsm` | 1 | float32 | m | -9999, NaN |",
         "| train | 22 | 24 | 0 |",
+        "- `train`: Split `official` of ISPRS 2D Semantic Labeling: Potsdam: the benchmark's 24 tiles",
+        "of the same town and flight, some of them side by side",
         "Left out by request: 7_10, 2_10",
         "do not redistribute",
         "10.5194/isprsannals-I-3-293-2012",

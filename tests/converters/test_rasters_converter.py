@@ -11,13 +11,12 @@ from raster_scenes import write_tiff
 from tiny_models import tiny_model
 
 from sgma_hf import SgmaImageProcessor
-from sgma_hf.converters.folders.spatial_groups import choose_validation, group_scenes
 from sgma_hf.converters.folders.tiling import Tiling, cut
 from sgma_hf.converters.raster_folders import ConversionOptions, convert_rasters, main
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
-from sgma_hf.rasters.raster import Georeference, Raster
+from sgma_hf.rasters.raster import Raster
 
 
 DATA = os.environ.get("SGMA_TEST_DATA")
@@ -454,48 +453,6 @@ def test_cut_on_cells_is_a_crop_and_off_cells_the_interpolation_of_the_whole():
                     if coarse.valid[r, c] and weight:
                         total, weights = total + weight * coarse.values[r, c], weights + weight
             np.testing.assert_allclose(off_cells.values[row, column], total / weights, rtol=1e-5)
-
-
-def test_groups_by_distance_and_name():
-    rasterio = pytest.importorskip("rasterio")
-    utm = rasterio.crs.CRS.from_epsg(32631).to_wkt()
-    # 20 m plots with gaps of 30 m and 100 m: with 60 m, the first two belong together.
-    places = [
-        (Georeference(rasterio.Affine(1.0, 0, 500000.0 + x, 0, -1.0, 4.8e6), utm), (20, 20)) for x in (0, 50, 170)
-    ]
-    names = ["A_1", "A_2", "B_1"]
-    assert group_scenes(names, places, distance=60) == [0, 0, 1]
-    assert group_scenes(names, places, distance=29) == [0, 1, 2]
-    assert group_scenes(names, places, distance=101) == [0, 0, 0]
-    assert group_scenes(names, places, regex=r"_(\d)") == [0, 1, 0]
-    assert group_scenes(names, places, regex=r"_(\d)", distance=60) == [0, 0, 0]
-    assert group_scenes(names, places) == [0, 1, 2]
-    with pytest.raises(ValueError, match="does not match"):
-        group_scenes(names, places, regex="^A")
-    with pytest.raises(ValueError, match="georeferenced"):
-        group_scenes(["x"], [(None, (2, 2))], distance=1)
-    # The same ground in degrees: the gaps come out within a percent.
-    degrees = rasterio.crs.CRS.from_epsg(4326).to_wkt()
-    step = 1 / (111320 * np.cos(np.deg2rad(43.35)))
-    spots = [
-        (Georeference(rasterio.Affine(step, 0, 3.0 + x * step, 0, -9e-6, 43.35), degrees), (20, 20))
-        for x in (0, 50, 170)
-    ]
-    assert group_scenes(names, spots, distance=30.5) == [0, 0, 1]
-    assert group_scenes(names, spots, distance=29.5) == [0, 1, 2]
-
-
-def test_validation_takes_whole_groups_near_the_fraction():
-    groups, sizes = [0, 0, 1, 2, 3, 4], [1] * 6
-    for seed in range(5):
-        chosen = choose_validation(groups, sizes, 1 / 3, seed)
-        assert chosen == choose_validation(groups, sizes, 1 / 3, seed)
-        assert chosen[0] == chosen[1] and sum(chosen) == 2
-    assert sum(choose_validation([0, 1], [1, 99], 0.01, 0)) == 1
-    with pytest.raises(ValueError, match="one group"):
-        choose_validation([0, 0], [1, 1], 0.5, 0)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        choose_validation([0, 1], [1, 1], 1.0, 0)
 
 
 def test_val_fraction_and_renamed_splits(plain, tmp_path, capsys):

@@ -52,7 +52,7 @@ def _splits(report: CheckReport) -> str:
     ]
     parts = [
         "## Splits",
-        f"`{dataset.split}`: {protocol.description} Source: {protocol.source}. {size}",
+        f"Source of the split `{dataset.split}`: {protocol.source}. {size}",
         markdown_table(["split", "scenes", "published", "without a label"], lines),
     ]
     if options.exclude:

@@ -45,6 +45,7 @@ class SplitProtocol:
     description: str  # one sentence; says so where it is ours
     source: str  # repository, paper or page that defines it
     num_scenes: Mapping[str, int]  # as published, per split; splits that are empty are left out
+    relation: str  # one sentence: how rows of the other splits lie to those that are trained on
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,14 @@ class BenchmarkDataset(ABC):
             class_names=list(self.class_names),
             palette=[list(colour) for colour in self.palette],
             resolution=self.description.resolution,
+            split_notes=self._split_notes(),
         )
+
+    def _split_notes(self) -> dict[str, str]:
+        """How each split was made, and how it lies to the training rows."""
+        protocol = self.description.splits[self.split]
+        made = f"Split `{self.split}` of {self.description.title}: {protocol.description}"
+        return {split: made if split == "train" else f"{made} {protocol.relation}" for split in SPLITS}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files."""

@@ -58,6 +58,29 @@ def _close_pairs(
             f"--group_distance needs georeferenced scenes with a CRS; {placeless[:5]} have none ({len(placeless)} in "
             "all). Group by name with --group_regex."
         )
+    boxes = _boxes(footprints)
+    pairs = []
+    for index, box in enumerate(boxes):
+        near = np.flatnonzero(_gaps(box, boxes[index + 1 :]) < distance)
+        pairs += [(index, index + 1 + int(other)) for other in near]
+    return pairs
+
+
+def least_gap(
+    footprints: Sequence[tuple[Georeference | None, tuple[int, int]]],
+    others: Sequence[tuple[Georeference | None, tuple[int, int]]],
+) -> float | None:
+    """Metres from any scene to the nearest of the others, 0 where they touch; None if the place of one is unknown."""
+    both = [*footprints, *others]
+    if any(place is None or not place.crs for place, _ in both) or not footprints or not others:
+        return None
+    boxes = _boxes(both)
+    rest = boxes[len(footprints) :]
+    return min(float(_gaps(box, rest).min()) for box in boxes[: len(footprints)])
+
+
+def _boxes(footprints: Sequence[tuple[Georeference, tuple[int, int]]]) -> np.ndarray:
+    """Bounding boxes in metres, (scenes, 5): west, south, east, north, and metres on the ground per metre of west."""
     units = {place.crs: metres_per_unit(place.crs) for place, _ in footprints}
     if len(units) == 1 and None not in units.values():
         boxes = np.array([place.bounds(size) for place, size in footprints]) * units.popitem()[1]
@@ -66,13 +89,15 @@ def _close_pairs(
         degrees = np.array([lonlat_bounds(place, size) for place, size in footprints])
         boxes = degrees * _METRES_PER_DEGREE
         scale = np.cos(np.deg2rad((degrees[:, 1] + degrees[:, 3]) / 2))
-    pairs = []
-    for index, (west, south, east, north) in enumerate(boxes):
-        rest = boxes[index + 1 :]
-        gap_x = np.maximum(rest[:, 0] - east, west - rest[:, 2]).clip(0) * scale[index]
-        gap_y = np.maximum(rest[:, 1] - north, south - rest[:, 3]).clip(0)
-        pairs += [(index, index + 1 + int(other)) for other in np.flatnonzero(np.hypot(gap_x, gap_y) < distance)]
-    return pairs
+    return np.column_stack([boxes, scale])
+
+
+def _gaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Metres from a box of `_boxes` to each of the others."""
+    west, south, east, north, scale = box
+    gap_x = np.maximum(others[:, 0] - east, west - others[:, 2]).clip(0) * scale
+    gap_y = np.maximum(others[:, 1] - north, south - others[:, 3]).clip(0)
+    return np.hypot(gap_x, gap_y)
 
 
 def choose_validation(groups: Sequence[int], sizes: Sequence[int], fraction: float, seed: int) -> list[bool]:

@@ -82,6 +82,7 @@ def build_card(
         "## Rows\n\nA missing modality, and a label that nobody drew, is null. "
         "Bands that no image format holds exactly are the bytes of a `.npy` file, (height, width, channels).",
         markdown_table(["split", "rows", "without label"], rows),
+        "\n".join(f"- `{split}`: {note}" for split, note in metadata.split_notes.items() if split in statistics),
         *sections,
         "```python\nfrom sgma_hf import decode_row, load_rows\n\n"
         f'rows = load_rows(".", "{next(iter(statistics))}")  # this folder, or the id on the Hub\n'

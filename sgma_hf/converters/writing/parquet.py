@@ -228,7 +228,8 @@ def publish_folder(
     An earlier one is removed last. Returns the metadata with the statistics of the training rows.
     """
     training = statistics.get("train")
-    metadata = replace(metadata, statistics=training.as_dict("train") if training else None)
+    notes = {split: note for split, note in metadata.split_notes.items() if split in statistics}
+    metadata = replace(metadata, statistics=training.as_dict("train") if training else None, split_notes=notes)
     metadata.save(temporary)
     write_text(temporary / "README.md", build_card(metadata, statistics, **card))
     replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")

@@ -111,4 +111,4 @@ def test_the_arm_of_the_recipe_is_trained_and_stands_in_the_card(tmp_path, monke
     assert line["arm_definition"] == arm.definition() and line["model_config"]["mas_loss_weight"] == 0.5
     assert set(line["losses"]) == {"loss", "loss_sgf", "loss_mas"}
     assert results_card.main(card[2:]) == 0
-    assert f"| `{arm.name}` | {arm.description} | 1 |" in Path("runs/results.md").read_text()
+    assert f"| `{arm.name}` | {arm.description} | " in Path("runs/results.md").read_text()

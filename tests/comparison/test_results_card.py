@@ -1,15 +1,21 @@
 """The results card: every figure of it, worked by hand."""
 
+import csv
+import io
 import json
 
 import pytest
-from comparison_fixtures import made_up_run
+from comparison_fixtures import made_up_run, made_up_tiles
 
 from sgma_hf.commands import results_card as command
-from sgma_hf.comparison.experiments import group_runs
-from sgma_hf.comparison.paired_statistics import PairedDifference, paired_difference, spread
-from sgma_hf.comparison.report import results_card
+from sgma_hf.comparison.card.experiments import group_runs
+from sgma_hf.comparison.card.report import make_card
 from sgma_hf.evaluation.corruption_scores import ALL_MODALITIES
+from sgma_hf.publishing.tables import Table, latex_table
+
+
+def results_card(rows):
+    return make_card(rows).markdown()
 
 
 def three_seeds():
@@ -18,42 +24,23 @@ def three_seeds():
     return [made_up_run(arm, seed, value) for arm, values in figures.items() for seed, value in enumerate(values)]
 
 
-def test_spread_and_paired_interval_by_hand():
-    assert spread([2.0, 4.0, 9.0]) == (5.0, pytest.approx(13**0.5), 3)  # squares 9 + 1 + 16, divided by 2
-    assert spread([2.0]) == (2.0, None, 1)
-    assert spread([]) is None and spread([1.0, None]) is None
-    # differences 10, 9, 11: deviation 1; 4.303 / sqrt(3) = 2.4843
-    found = paired_difference({0: 60.0, 1: 62.0, 2: 64.0, 9: 1.0}, {2: 53.0, 1: 53.0, 0: 50.0, 7: 2.0})
-    assert found == (10.0, pytest.approx(2.4843, abs=1e-4), 3)
-    assert found.verdict == "ahead"
-    assert paired_difference({0: 1.0}, {0: 3.0}) == PairedDifference(-2.0, None, 1)
-    assert paired_difference({0: 1.0}, {0: 3.0}).verdict == "open"
-    assert paired_difference({0: 1.0}, {1: 3.0}) is None
-    assert PairedDifference(-2.0, 1.0, 3).verdict == "behind"
-    assert PairedDifference(-1.0, 1.5, 3).verdict == "open"
-    many = paired_difference({seed: float(seed % 2) for seed in range(60)}, dict.fromkeys(range(60), 0.0))
-    # beyond the table, its last quantile: 2.042 * 0.504219 / sqrt(60)
-    assert many.half_width == pytest.approx(2.042 * (0.25 * 60 / 59) ** 0.5 / 60**0.5)
-
-
 def test_card_holds_the_hand_worked_figures():
     card = results_card(three_seeds())
-    # Average 62 ± 2; mean 52 ± sqrt(3) = 1.7; combinations a 30 ± 0 and b as Average
-    assert "| `sgma` | 30.0 ± 0.0 | 62.0 ± 2.0 | 70.0 ± 0.0 | 62.0 ± 2.0 | 30.0 ± 0.0 | 70.0 ± 0.0 |" in card
-    assert "| `mean` | 30.0 ± 0.0 | 52.0 ± 1.7 | 70.0 ± 0.0 | 52.0 ± 1.7 |" in card
-    assert "| `mean` | **+10.0 [+7.5, +12.5]** | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | 3 |" in card
-    # early: differences -2, 2, 0: 0 ± 4.303 * 2 / sqrt(3)
-    assert "| `early` | +0.0 [-5.0, +5.0] |" in card
-    # pointwise_mean - early: -12, -7, -11: -10 ± 4.303 * sqrt(7) / sqrt(3) = 6.57
+    # Average 62 ± 2, its interval 4.303 * 2 / sqrt(3) = 5.0 either way; mean 52 ± sqrt(3) = 1.7; b is as Average
+    assert "| `sgma` | 0, 1, 2 | 62.0 ± 2.0 | 57.0 to 67.0 | – | 30.0 ± 0.0 | 70.0 ± 0.0 | 62.0 ± 2.0 |" in card
+    assert "| `mean` | 0, 1, 2 | 52.0 ± 1.7 | 47.7 to 56.3 | – | 30.0 ± 0.0 |" in card
+    assert "| `sgma` | 30.0 ± 0.0 | 62.0 ± 2.0 | 70.0 ± 0.0 |" in card
+    assert "unequal seeds" not in card and "several commits" not in card
+    # pointwise_mean - early: -12, -7, -11: t = 10 sqrt(3) / sqrt(7) = 6.5, of two degrees of freedom p = 0.02
     pointwise = [
         made_up_run("pointwise_mean", run["seed"], value)
         for run, value in zip(three_seeds()[3:6], (0.5, 0.53, 0.53), strict=True)
     ]
-    parts = results_card(three_seeds() + pointwise)
-    assert "| late instead of early fusion: `pointwise_mean` − `early` | **-10.0 [-16.6, -3.4]** |" in parts
-    assert "| weights of each modality's own: `pointwise_mean` − `mean` | +0.0 [+0.0, +0.0] |" in parts
+    parts = results_card(three_seeds()[6:] + pointwise)
+    assert "| late instead of early fusion: `pointwise_mean` − `early` | -10.0 s | 0.0 | 0.0 |" in parts
+    assert "weights of each modality's own" not in parts
     assert "| `sgma` | 60.0 ± 0.0 | 80.0 ± 0.0 |" in card  # per class, of a+b
-    assert "| `sgma` | 2,014,819 | 0.305 | 180 ± 0 | 20 ± 0 |" in card
+    assert "semantic-guided fusion and modality-aware sampling | 2,014,819 | 0.305 | 180 ± 0 | 20 ± 0 |" in card
     assert "| rows of train | 7: a 7, b 5 |" in card and "rows of validation" not in card
     assert "the weights are those of the last step" in card and "On the choosing split" not in card
     assert "| hardware | CPU (imagined), 1 thread(s), 2 cores |" in card and "| commit | 0000000000 |" in card
@@ -62,26 +49,50 @@ def test_card_holds_the_hand_worked_figures():
     assert "nan" not in card and "None" not in card
 
 
-def _matrix(rows):
-    """Lines of the matrix by arm: wins / ties / losses and above, by score."""
-    section = results_card(rows).split(" Wins, ties, losses\n")[1].split("\n\n")[1]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()[2:]]
-    return {arm.strip("`"): figures for arm, *figures in cells}
+def lines_of(rows, name):
+    """Texts of a table of one training, by the first of each line."""
+    (tables,) = make_card(rows).tables.values()
+    (table,) = [table for table in tables if table.name == name]
+    return {line[0]: [str(cell) for cell in line[1:]] for line in table.lines}
 
 
-def test_matrix_counts_wins_ties_and_losses():
-    found = _matrix(three_seeds())
-    # Average: 10 ahead of mean, even with early; above mean alone, by 10 where deviations are 2 and 1.7
-    assert found["sgma"] == ["1 / 1 / 0", "0 / 2 / 0", "0 / 2 / 0", "1 (1) of 2", "0 (0) of 2", "0 (0) of 2"]
-    # early - mean: 12, 7, 11: 10 in the mean, its interval 6.6 either way
-    assert found["mean"][0] == "0 / 0 / 2" and found["early"][0] == "1 / 1 / 0"
-    apart = _matrix([made_up_run("sgma", 0, 0.6), made_up_run("mean", 1, 0.5)])
-    assert apart["sgma"][0] == "–" and apart["sgma"][3] == "0 (0) of 0"  # no seed in common
-    single = _matrix([made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5)])
-    assert single["sgma"][0] == "–" and single["sgma"][3] == "1 (0) of 1"  # neither interval nor deviation
-    card = results_card(three_seeds())
-    assert "| Last-1 | `mean` | 30.0 ± 0.0 |" in card  # the first of equals
-    assert "One seed has no interval" in card and "not corrected for the number of comparisons" in card
+def test_matrix_of_wins_is_corrected_for_all_its_pairs():
+    # sgma - mean 10, 9, 11: t = 17.3, p = 0.0033, times 3 pairs 0.01; early - mean 12, 7, 11: p = 0.0227, times 2
+    found = lines_of(three_seeds(), "wins_average")
+    assert found["3. `sgma`"] == ["+10.0 s", "0.0", ""] and found["1. `mean`"] == ["", "-10.0 s", "-10.0 s"]
+    assert found["2. `early`"] == ["+10.0 s", "", "0.0"]
+    # a fourth arm makes six pairs: early - mean has p = 0.0227 * 4 at best
+    rows = [*three_seeds(), *(made_up_run("sgf", seed, value) for seed, value in enumerate((0.61, 0.5, 0.66)))]
+    found = lines_of(rows, "wins_average")
+    assert found["4. `sgma`"][0] == "+10.0 s" and found["2. `early`"][0] == "+10.0"
+    apart = lines_of([made_up_run("sgma", 0, 0.6), made_up_run("mean", 1, 0.5)], "wins_average")
+    assert apart["2. `sgma`"] == ["–", ""]  # no seed in common
+    single = lines_of([made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5)], "wins_average")
+    assert single["2. `sgma`"] == ["+10.0", ""] and single["1. `mean`"] == ["", "-10.0"]  # cannot be tested
+    assert "wins_average" not in {table.name for table in make_card(three_seeds()[:3]).tables[""]}
+
+
+def test_differences_over_tiles_are_tested_too():
+    rows = [made_up_tiles(arm, seed, right) for arm, right in (("sgma", 0.9), ("mean", 0.8)) for seed in (0, 1, 2)]
+    found = lines_of(rows, "wins_average")["2. `sgma`"][0]
+    assert found.startswith("**+") and found.endswith(" st**")
+    assert lines_of(rows[:1] + rows[3:4], "wins_average")["2. `sgma`"][0].endswith(" t")  # one seed
+    average, over_seeds, over_tiles = lines_of(rows, "results")["`sgma`"][1:4]
+    for interval in (over_seeds, over_tiles):
+        low, high = map(float, interval.split(" to "))
+        assert low < float(average.split(" ± ")[0]) < high
+
+
+def test_card_says_how_the_split_was_made_and_what_is_unequal():
+    rows = [made_up_run("sgma", 0, 0.6), made_up_run("sgma", 1, 0.6), made_up_run("mean", 0, 0.5, commit="1" * 40)]
+    assert "Reported on `test`, 2 rows. How this split was made is not recorded." in results_card(rows)
+    for row in rows:
+        row["dataset"]["split_notes"] = {"test": "A random part of the training fields."}
+    card = results_card(rows)
+    assert "Reported on `test`, 2 rows. A random part of the training fields. **The lines are of several com" in card
+    assert "**The lines have unequal seeds.**" in card
+    assert "| `mean` | 0 | 1111111111 | 50.0 |" in card and "| `sgma` | 0, 1 | 0000000000 | 60.0 ± 0.0 |" in card
+    assert "| how test was made | A random part of the training fields. |" in card
 
 
 def test_card_says_where_columns_are_scored_on_less():
@@ -92,7 +103,7 @@ def test_card_says_where_columns_are_scored_on_less():
     card = results_card([run])
     assert "| combination | windows, of 6 | of these with a part of it only | labelled pixels left out, % |" in card
     assert "| `b` | 2 | 0 | 50.00 |\n| `a+b` | 6 | 4 | 0.00 |\n" in card and "| `a` | 6" not in card
-    assert "same pixels" not in results_card(three_seeds())
+    assert "scored on other pixels" not in results_card(three_seeds())
 
 
 def test_runs_of_other_trainings_and_older_definitions_are_kept_apart():
@@ -139,23 +150,6 @@ def test_headings_name_what_differs():
     assert f"{heading}crop_size 64, backbone_config model_type resnet, depths 1/2" in card
 
 
-def test_the_highest_mean_is_over_seeds_that_all_arms_have():
-    rows = [made_up_run("sgma", 0, 0.6), made_up_run("sgma", 1, 0.2), made_up_run("mean", 0, 0.5)]
-    card = results_card(rows)
-    assert "the seeds that all arms have (0) |" in card and "| Average | `sgma` | 60.0 |" in card
-    assert "| seeds | 0, 1 (`mean` 0) |" in card
-    assert "seeds that all arms have (none) |" in results_card(rows[1:])
-
-
-def test_the_recipe_of_the_package_is_set_against_all_arms_too():
-    rows = [made_up_run("sgma", 0, 0.6), made_up_run("sgma_recipe", 0, 0.7), made_up_run("mean", 0, 0.5)]
-    card = results_card(rows)
-    section = card.split("`sgma_recipe` against every other arm")[1].split("##")[0]
-    assert "| `sgma` | +10.0 " in section and "| `mean` | +20.0 " in section
-    assert "`sgma` against every other arm" in card
-    assert "against every other arm" not in results_card(rows[2:])
-
-
 def test_runs_with_and_without_a_dice_loss_stand_apart():
     without, dice = made_up_run("mean", 0, 0.5), made_up_run("mean", 0, 0.6)
     without["settings"]["dice_loss_weight"], dice["settings"]["dice_loss_weight"] = 0.0, 1.0
@@ -193,29 +187,47 @@ def test_corruptions_and_reliance_get_their_sections():
     card = results_card(rows)
     assert "| `noise_1`, all modalities | 40.0 |" in card
     assert "| `noise_1`, one modality | 15.0 |" in card  # the mean of 10 and 20
-    assert "| `noise_1` | a | yes | 70.0 | 50.0 | 60.0 | 0.80 | – | – | 0.95 | 1.05 | – |" in card
-    assert "| `noise_1` | b | no | 70.0 | 60.0 | 50.0 | 0.40 |" in card
-    assert "| `noise_1` | all modalities | – | 70.0 | – | 30.0 | – |" in card
-    assert "| prediction is better with the damaged modality than without it | 1 | 2 |" in card
-    assert "| prediction is better without it | 1 | 2 |" in card
-    lower = "is lower in damaged cells than in the same ones undamaged"
-    assert f"| robustness {lower} | 1 | 2 |" in card and f"| agreement {lower} | 2 | 2 |" in card
-    areas = "| corruption | robustness, cells | robustness, windows | agreement, cells | agreement, windows |"
     # means of 0.8 and 0.4, of 0.95 and 0.55, of 1.05 and 0.65
-    assert areas in card and "| `noise_1` | 0.60 | – | 0.75 | 0.85 |" in card
-    assert "| mean | a | -0.25 | 0.75 | -0.25 | 0.75 |" in card
-    assert "| the mean map's correlation with a modality's errors is negative | 1 | 2 |" in card
-    assert "| all | 66.0 | 50.0 | 70.0 | 60.0 | 40.0 |" in card
-    better = "| the modality most relied on is right more often than always the same one |"
-    assert f"{better} 2 | 2 |" in card
+    assert "| `sgma` | `noise_1` | 0.60 | – | 0.75 | 0.85 |" in card
+    assert "| `sgma` | 2 | 1 | 1 |" in card  # better with a, and without b
+    assert "| `sgma` | a | -0.25 | 0.75 | -0.25 | 0.75 |" in card
+    assert "| `sgma` | 66.0 | 50.0 | 70.0 | 60.0 | 40.0 |" in card
     # a second seed, for which nothing of this holds, and another list of corruptions
     worse = choice | {"relied_on": {"mean": 0.62}, "always": {"a": 0.64, "b": 0.4}}
     other = reliance | {"choice": {"overall": worse, "classes": [worse, worse]}}
     noise_2 = {"seed": 0, "corruptions": {"noise_2": {"a": damaged(0.7, 0.5, 0.4, 0.4)}}}
     card = results_card([*rows, made_up_run("sgma", 1, 0.6, corruptions=noise_2, reliance=other)])
-    assert "Whether the maps" not in card  # neither corruption has figures of both seeds
+    assert "whether the maps notice" not in card  # neither corruption has figures of both seeds
     assert "| `noise_1`, all modalities | – |" in card and "| `noise_2`, one modality | – |" in card
-    assert "| all | 64.0 ± 2.8 |" in card and "| 62.0 ± 2.8 | 40.0 ± 0.0 |" in card and f"{better} 1 | 2 |" in card
+    assert "| `sgma` | 64.0 ± 2.8 |" in card and "| 62.0 ± 2.8 | 40.0 ± 0.0 |" in card
+    without_maps = [made_up_run("mean", 0, 0.5, reliance={"stages": None})]
+    assert "robustness maps agree" not in results_card(without_maps)
+
+
+def test_latex_and_csv_hold_the_figures_of_the_card():
+    rows = [*three_seeds(), made_up_run("mean", 0, 0.4, missing={"a": 0.3})]
+    card = make_card(rows, names=["results", "wins_average"])
+    text = card.latex()
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3  # one arm has no matrix
+    assert r"\texttt{sgma} & 0, 1, 2 & 62.0 $\pm$ 2.0 & 57.0 to 67.0 & -- &" in text
+    assert r"3. \texttt{sgma} & +10.0 s & 0.0 &  \\" in text and r"1. \texttt{mean} &  & $-$10.0 s &" in text
+    assert (
+        r"\caption{500 steps, missing none. Scores. Reported on \texttt{test}" in text and r"95 \% intervals" in text
+    )
+    lines = list(csv.DictReader(io.StringIO(card.csv())))
+    (line,) = [
+        line
+        for line in lines
+        if (line["heading"], line["row"], line["column"]) == ("500 steps, missing none", "mean", "Average")
+    ]
+    assert float(line["value"]) == pytest.approx(0.52) and float(line["deviation"]) == pytest.approx(0.0003**0.5)
+    assert line["count"] == "3" and line["table"] == "results"
+    (line,) = [line for line in lines if (line["row"], line["column"]) == ("3. sgma", "1")]
+    assert float(line["value"]) == pytest.approx(0.1) and float(line["low"]) == pytest.approx(0.1 - 0.024842, abs=1e-5)
+    (mirrored,) = [line for line in lines if (line["row"], line["column"]) == ("1. mean", "3")]
+    assert float(mirrored["value"]) == -float(line["value"]) and float(mirrored["high"]) == -float(line["low"])
+    assert {line["value"] for line in lines if line["column"] == "seeds"} == {"0, 1, 2", "0"}
+    assert r"a\_b \& \textbf{c}" in latex_table(Table("x", "X", ["a"], [["a_b & **c**"]]))
 
 
 def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
@@ -227,6 +239,8 @@ def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
         (arguments, "['fields', 'trees']"),
         ([*arguments, "--dataset", "sea"], "no run on 'sea'"),
         (["--results", str(tmp_path / "nothing.jsonl"), "--output", str(output)], "There is no file"),
+        ([*arguments, "--dataset", "fields", "--tables", "win"], "no table 'win'"),
+        (["--results", str(results), "--output", "card.txt"], "ends in .md, .tex, .csv"),
     ):
         assert command.main(flags) == 2
         error = capsys.readouterr().err
@@ -238,5 +252,10 @@ def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
     assert command.main([*arguments, "--dataset", "fields"]) == 0
     assert output.read_text() == results_card(three_seeds())
     assert "9 runs" in capsys.readouterr().out
+    for name, write in (("fields.tex", "latex"), ("fields.csv", "csv")):
+        output = tmp_path / name
+        flags = ["--results", str(results), "--output", str(output), "--dataset", "fields", "--tables", "results"]
+        assert command.main(flags) == 0
+        assert output.read_text() == getattr(make_card(three_seeds(), names=["results"]), write)()
     results.write_text("")
     assert command.main(arguments) == 2 and "no run" in capsys.readouterr().err

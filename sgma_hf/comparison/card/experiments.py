@@ -3,14 +3,18 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from .arms import ARMS
-from .identity import definition, training_settings
-from .paired_statistics import PairedDifference, Spread, paired_difference, spread
+import numpy as np
+
+from ..arms import ARMS
+from ..identity import definition, training_settings
+from .statistics import Spread, paired_difference, resampled_weights, spread, weighted_scores
 
 
 Figure = Callable[[Mapping[str, Any]], float | None]
+SCORES = {"Average": "average_miou", "Last-1": "last1_miou", "Top-1": "top1_miou"}  # as `weighted_scores` has them
 
 
 def at(*keys: str | int) -> Figure:
@@ -61,13 +65,49 @@ class Experiment:
         """A figure's mean and standard deviation over the seeds of an arm."""
         return spread(list(self.figures(arm, figure).values()))
 
-    def difference(self, first: str, second: str, figure: Figure) -> PairedDifference | None:
+    def difference(self, first: str, second: str, figure: Figure) -> Spread | None:
         """A figure's mean difference between two arms, over their common seeds."""
         return paired_difference(self.figures(first, figure), self.figures(second, figure))
 
     def score(self, *keys: str | int) -> Figure:
         """The figure at a path in the reported results, for instance `average_miou`."""
         return at("results", self.settings["report_split"], *keys)
+
+    @cached_property
+    def tiles(self) -> dict[str, dict[int, np.ndarray]]:
+        """Counts of every tile of the reported split, int64 (tiles, combinations, K, K), by arm and seed.
+
+        Runs by a version that did not keep them have none.
+        """
+        size = len(self.dataset["class_names"])
+        found: dict[str, dict[int, np.ndarray]] = {arm: {} for arm in self.runs}
+        for run in self.all_runs:
+            if "tiles" in self.results(run):
+                confusion = list(self.results(run)["tiles"]["confusion"].values())
+                counts = np.array(confusion, dtype=np.int64).reshape(len(confusion), -1, size, size)
+                found[run["arm"]][run["seed"]] = counts.swapaxes(0, 1)
+        return found
+
+    @cached_property
+    def resamples(self) -> dict[str, dict[int, np.ndarray]]:
+        """`SCORES` of resampled tiles, (resamples, 3), the same ones for all runs, by arm and seed."""
+        num_tiles = max((len(counts) for seeds in self.tiles.values() for counts in seeds.values()), default=0)
+        weights = resampled_weights(num_tiles) if num_tiles else None
+        return {
+            arm: {seed: weighted_scores(counts, weights) for seed, counts in seeds.items()}
+            for arm, seeds in self.tiles.items()
+        }
+
+    def resampled(self, arm: str, other: str | None = None) -> np.ndarray | None:
+        """Resamples of an arm's mean over its seeds, (resamples, 3), or of the difference of two over common seeds.
+
+        None without tiles.
+        """
+        if other is None:
+            return np.mean(list(self.resamples[arm].values()), axis=0) if self.resamples[arm] else None
+        first, second = self.resamples[arm], self.resamples[other]
+        common = first.keys() & second.keys()
+        return np.mean([first[seed] - second[seed] for seed in sorted(common)], axis=0) if common else None
 
     def holding(self, key: str) -> "Experiment | None":
         """The runs that hold figures of a kind, `corruptions` for instance; None if there is none."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .evaluation.metrics import confusion_matrix, segmentation_scores
     from .evaluation.scenes import evaluate_scene
     from .model.configuration_sgma import SgmaConfig
+    from .model.fusion_sgma import SgmaFusion, register_fusion
     from .model.image_processing_sgma import SgmaImageProcessor
     from .model.modeling_sgma import SgmaForSemanticSegmentation, SgmaModel, SgmaPreTrainedModel
     from .model.outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
@@ -43,6 +44,7 @@ _MODULES = {
     "SgmaConfig": "model.configuration_sgma",
     "SgmaDataCollator": "training.collator",
     "SgmaForSemanticSegmentation": "model.modeling_sgma",
+    "SgmaFusion": "model.fusion_sgma",
     "SgmaImageProcessor": "model.image_processing_sgma",
     "SgmaMeanIou": "evaluation.mean_iou_metric",
     "SgmaModel": "model.modeling_sgma",
@@ -65,6 +67,7 @@ _MODULES = {
     "modality_combinations": "evaluation.combinations",
     "plot_modality_board": "visualization.boards",
     "predict_raster": "prediction.maps",
+    "register_fusion": "model.fusion_sgma",
     "segmentation_scores": "evaluation.metrics",
     "sliding_window_logits": "prediction.sliding_window",
 }
@@ -185,6 +188,7 @@ __all__ = [
     "SgmaConfig",
     "SgmaDataCollator",
     "SgmaForSemanticSegmentation",
+    "SgmaFusion",
     "SgmaImageProcessor",
     "SgmaMeanIou",
     "SgmaModel",
@@ -207,6 +211,7 @@ __all__ = [
     "modality_combinations",
     "plot_modality_board",
     "predict_raster",
+    "register_fusion",
     "segmentation_scores",
     "sliding_window_logits",
 ]

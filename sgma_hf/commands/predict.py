@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
 def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling: str | dict[str, str]) -> None:
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
-    from sgma_hf.model.fusion_sgma import FUSIONS
+    from sgma_hf.model.fusion_sgma import find_fusion
     from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import predict_raster
     from sgma_hf.rasters.scene import RasterInput
@@ -132,7 +132,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
     extras = args.extras
     if extras is None:
         is_picture = args.output.lower().endswith(PNG_SUFFIXES)
-        extras = ["robustness"] if is_picture and FUSIONS[config.fusion].has_robustness else []
+        extras = ["robustness"] if is_picture and find_fusion(config).has_robustness else []
     # What cannot be written is said before gigabytes of weights are loaded.
     inputs = [file for paths in rasters.values() for path in paths for file in RasterInput.parse(path).files]
     layers = plan_layers(config, list(rasters), extras)
@@ -169,7 +169,7 @@ def _resampling(texts: list[str]) -> str | dict[str, str]:
 
 def _report(prediction: Any, config: Any) -> None:
     """Say what the map is made of, what it shows, and what is in each file."""
-    from sgma_hf.model.fusion_sgma import FUSIONS
+    from sgma_hf.model.fusion_sgma import find_fusion
 
     height, width = prediction.size
     missing = [name for name in config.modalities if name not in prediction.modalities]
@@ -200,5 +200,5 @@ def _report(prediction: Any, config: Any) -> None:
         print(f"{path!s:<{space}}  {meaning}")
     for path in prediction.removed:
         print(f"{path!s:<{space}}  removed: it belonged to an earlier map")
-    if not FUSIONS[config.fusion].has_robustness:
+    if not find_fusion(config).has_robustness:
         print(f"no robustness maps: this checkpoint fuses by {config.fusion!r}")

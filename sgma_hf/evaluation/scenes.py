@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..data.class_maps import ClassMap, classes_flag, label_codes, suggest_classes
 from ..data.codec import whole_numbers
 from ..data.windows import blocks
-from ..model.fusion_sgma import FUSIONS
+from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.maps import predict_raster
 from ..rasters.files import read_info
@@ -209,7 +209,7 @@ def evaluate_scene(
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
         # All of them together first: what is refused of any raster is refused before anything is computed.
         for names in sorted(combinations, key=len, reverse=True):
-            complete = set(names) == set(given) and len(given) > 1 and FUSIONS[config.fusion].has_robustness
+            complete = set(names) == set(given) and len(given) > 1 and find_fusion(config).has_robustness
             files = predict_raster(
                 model,
                 processor,

@@ -2,6 +2,6 @@
 
 Imports nothing else of this package, and third parties only as every machine that loads a checkpoint has them.
 Enter at `modeling_sgma`; `layers_sgma` and `fusion_sgma` hold the method, `cells_sgma` the way from cells to pixels,
-and `image_transforms_sgma.valid_pixels` says what is missing. To add a fusion, write a class with the methods of those
-in `fusion_sgma`, and name it in `FUSIONS` and in `limits_sgma.FUSION_NAMES`.
+and `image_transforms_sgma.valid_pixels` says what is missing. A fusion is a subclass of `fusion_sgma.SgmaFusion` with
+a name from `register_fusion`; CONTRIBUTING.md has the recipe.
 """

@@ -10,7 +10,6 @@ from transformers.utils import logging
 
 from .limits_sgma import (
     DICE_LOSS_WEIGHT,
-    FUSION_NAMES,
     IGNORE_INDEX,
     MAX_IMAGE_SIDE,
     MODALITY_ADAPTER_SIZE,
@@ -74,7 +73,7 @@ class SgmaConfig(PreTrainedConfig):
             `"sgf"`: semantic-guided fusion, as in the paper. `"mean"`: the mean of the encoder's features over the
             modalities present. `"pointwise_mean"`: the mean of a 1x1 convolution of theirs, one per modality and
             stage. `"projector_mean"`: the mean of the modality-specific projectors' output. All but the first are
-            baselines.
+            baselines. Another name is that of a fusion of your own, see [`register_fusion`].
         num_attention_heads (`int`, *optional*, defaults to 4):
             Heads of the two perceptrons at every stage; the paper does not state a number. It has to divide the
             channels of all four stages.
@@ -181,8 +180,6 @@ class SgmaConfig(PreTrainedConfig):
         self._check_values()
 
     def _check_values(self):
-        if self.fusion not in FUSION_NAMES:
-            raise ValueError(f"`fusion` is {self.fusion!r}; expected one of {list(FUSION_NAMES)}.")
         check_num_labels(self.num_labels)
         sizes = (("num_attention_heads", 1, 64), ("decoder_hidden_size", 1, 8192), ("modality_adapter_size", 0, 1024))
         for name, lower, upper in sizes:

@@ -1,9 +1,11 @@
 """How the modalities are fused at one stage: semantic-guided (SGF, arXiv:2603.02505), and the means it is measured by.
 
-A fusion is a class with the methods of [`SgmaMeanFusion`], under its name in `FUSIONS`.
+A fusion is a subclass of [`SgmaFusion`] with a name, which [`register_fusion`] gives it.
 In the comments: B rows, M modalities, N positions, C channels. Tokens are channels last; modalities come before rows.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,10 @@ from .layers_sgma import (
     class_prototypes,
     weighted_sum,
 )
+
+
+FUSIONS: dict[str, type["SgmaFusion"]] = {}
+AUTO_MAP_KEY = "SgmaFusion"  # under which a configuration says where the code of its fusion is
 
 
 @dataclass
@@ -61,15 +67,50 @@ class SgmaPairs:
         return by_modality if self.slices is None else by_modality.index_select(0, self.slices)
 
 
-class SgmaMeanFusion(nn.Module):
-    """The mean of the encoder's features over the modalities present, a baseline; the other fusions build on it."""
+class SgmaFusion(nn.Module):
+    """What every fusion has; one of your own is a subclass with `combine`, and a name from [`register_fusion`].
+
+    Args:
+        channels: Channels of the stage, C.
+        num_modalities: Number of modalities, M.
+        num_classes: Number of classes.
+        num_attention_heads: Heads of attention, for fusions that attend.
+
+    Attributes:
+        projectors: What each modality's features go through, `projector_class(channels)` for each: (pairs, channels,
+            height, width) -> tokens (pairs * height * width, channels). What else a fusion holds is shared by the
+            modalities, so that modalities can be added and dropped.
+        has_robustness: Whether `combine` gives robustness maps.
+    """
 
     projector_class: type[nn.Module] = SgmaTokens
-    has_robustness = False  # whether `fuse` gives robustness maps
+    has_robustness = False
 
-    def __init__(self, config: SgmaConfig, channels: int):
+    def __init__(self, channels: int, num_modalities: int, *, num_classes: int, num_attention_heads: int):
         super().__init__()
-        self.projectors = nn.ModuleList(self.projector_class(channels) for _ in config.modalities)
+        self.projectors = nn.ModuleList(self.projector_class(channels) for _ in range(num_modalities))
+
+    def combine(
+        self, tokens: torch.Tensor, bias: torch.Tensor | None, modalities: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Fuse what modalities say of the same positions; the one method that a fusion of your own has to have.
+
+        Args:
+            tokens: What the projectors made, float, (M', batch_size, positions, channels) for M' of the modalities,
+                one or more. Of what is absent they are finite and mean nothing.
+            bias: Logarithm of the fraction of each cell that is covered, float32 at least, (M', batch_size,
+                positions), or (M', batch_size, 1) where pairs are there or absent as a whole; `ABSENT_SCORE` where
+                nothing is. To be added to scores before a softmax over the modalities. None: all is there.
+            modalities: Which modality each is, int64, (M', batch_size).
+
+        Returns:
+            Fused tokens (batch_size, positions, channels), and robustness in [0, 1], (M', batch_size, positions), or
+            None. Both become 0 where nothing is covered, whatever they are.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `combine`.")
+
+    def init_weights(self) -> None:
+        """Set parameters that the fusion holds itself, by `transformers.initialization`; those of layers are set."""
 
     def forward(self, step: str, *args):
         """Do one of the steps below, by name: who wraps a stage, to shard or to move it, wraps its calls."""
@@ -93,53 +134,145 @@ class SgmaMeanFusion(nn.Module):
 
         `bias` is the logarithm of the covered fraction, (M', batch_size, positions); None if all cover everything.
         Gives fused tokens (batch_size * positions, channels), robustness (M', batch_size, positions) and prototypes
-        (batch_size, num_labels, channels); the latter two are None with mean fusion.
+        (batch_size, num_labels, channels); None for what the fusion does not have.
         """
+        tokens = pairs.unpack(stage.tokens, stage.tokens.shape[1])  # (M', B, N, C)
+        modalities = pairs.active
+        if modalities is None:
+            modalities = torch.arange(tokens.shape[0], device=tokens.device)
+        return *self._combine(tokens, bias, modalities.unsqueeze(1).expand(-1, pairs.batch_size)), None
+
+    def fuse_single(
+        self, stage: SgmaStageTokens, modality: torch.Tensor, index: torch.Tensor, covered: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Pass one modality per row alone: what `fuse` gives for it.
+
+        `modality` and `index` are the modality and the pair of each row, (batch_size,); tokens (batch_size *
+        positions, channels) are 0 where it is not `covered`, bool (batch_size, positions) or (batch_size, 1).
+        """
+        bias = None if covered is None else torch.where(covered, 0.0, ABSENT_SCORE).unsqueeze(0)
+        tokens = stage.tokens.index_select(0, index).unsqueeze(0)  # (1, B, N, C)
+        return self._combine(tokens, bias, modality.unsqueeze(0))[0]
+
+    def _combine(self, tokens, bias, modalities):
+        fused, robustness = self.combine(tokens, bias, modalities)
+        if bias is not None:
+            covered = bias > ABSENT_SCORE
+            fused = torch.where(covered.any(0).unsqueeze(-1), fused, 0)
+            robustness = None if robustness is None else torch.where(covered, robustness, 0)
+        return fused.flatten(0, 1), robustness
+
+
+def register_fusion(name: str) -> Callable[[type[SgmaFusion]], type[SgmaFusion]]:
+    """Decorate a subclass of [`SgmaFusion`] to be what `SgmaConfig(fusion=name)` fuses by, at every stage.
+
+    Its module travels with checkpoints, as the code of the model does. For that it is a file of its own, and imports
+    of this package nothing but what stands in `sgma_hf.model`.
+
+    Raises:
+        ValueError: If the name is malformed, or another class has it.
+        TypeError: If what is decorated is no subclass of [`SgmaFusion`].
+
+    Example:
+    ```python
+    >>> from sgma_hf import SgmaFusion, register_fusion
+
+    >>> @register_fusion("sum")
+    ... class SumFusion(SgmaFusion):
+    ...     def combine(self, tokens, bias, modalities):
+    ...         return (tokens if bias is None else tokens * bias.exp().unsqueeze(-1)).sum(0), None
+    ```
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"Fusion name {name!r} is malformed; use lower-case letters, digits and underscores.")
+
+    def register(fusion: type[SgmaFusion]) -> type[SgmaFusion]:
+        if not isinstance(fusion, type) or not issubclass(fusion, SgmaFusion):
+            raise TypeError(f"{fusion!r} is registered as fusion {name!r}; expected a subclass of SgmaFusion.")
+        known = FUSIONS.get(name, fusion)
+        if (known.__module__, known.__qualname__) != (
+            fusion.__module__,
+            fusion.__qualname__,
+        ):  # a module may be reloaded
+            raise ValueError(
+                f"Fusion {name!r} is {known.__module__}.{known.__qualname__} already; register "
+                f"{fusion.__qualname__} under another name."
+            )
+        FUSIONS[name] = fusion
+        return fusion
+
+    return register
+
+
+def find_fusion(config: SgmaConfig) -> type[SgmaFusion]:
+    """The class that a configuration's `fusion` names.
+
+    Raises:
+        ValueError: If no class is registered under it.
+    """
+    if config.fusion not in FUSIONS:
+        travels = AUTO_MAP_KEY in (getattr(config, "auto_map", None) or {})
+        raise ValueError(
+            f"`fusion` is {config.fusion!r}; expected one of {list(FUSIONS)}. For one of your own import the module "
+            "that registers it" + (", or give `trust_remote_code=True`, to run the checkpoint's." if travels else ".")
+        )
+    return FUSIONS[config.fusion]
+
+
+@register_fusion("mean")
+class SgmaMeanFusion(SgmaFusion):
+    """The mean of the encoder's features over the modalities present, a baseline; the other fusions build on it."""
+
+    def fuse(
+        self, stage: SgmaStageTokens, pairs: SgmaPairs, bias: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """See [`SgmaFusion.fuse`]."""
         tokens = pairs.unpack(stage.tokens, stage.tokens.shape[1])  # (M', B, N, C)
         if bias is None:
             return tokens.mean(0).flatten(0, 1), None, None
         weights = bias.softmax(0) * (bias > ABSENT_SCORE)  # the covered fractions, normalised
         return weighted_sum(weights.unsqueeze(-1), tokens), None, None
 
-    def fuse_single(self, stage: SgmaStageTokens, index: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
-        """Pass one modality per row alone: what `fuse` gives for it, since its softmax weight is 1.
-
-        `index` is the pair of each row; tokens (batch_size * positions, channels) are 0 where it is not `covered`.
-        """
+    def fuse_single(
+        self, stage: SgmaStageTokens, modality: torch.Tensor, index: torch.Tensor, covered: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See [`SgmaFusion.fuse_single`]: its softmax weight is 1."""
         return _pick(stage.tokens, index, covered)
 
 
+@register_fusion("pointwise_mean")
 class SgmaPointwiseMeanFusion(SgmaMeanFusion):
     """The mean of a 1x1 convolution of each modality's features, a baseline."""
 
     projector_class = SgmaPointwiseProjector
 
 
+@register_fusion("projector_mean")
 class SgmaProjectorMeanFusion(SgmaMeanFusion):
     """The mean of MP's output, a baseline."""
 
     projector_class = SgmaModalityProjector
 
 
+@register_fusion("sgf")
 class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
     """SGF: MP per modality, then CSF, prototypes, SP and RP."""
 
     has_robustness = True
 
-    def __init__(self, config: SgmaConfig, channels: int):
-        super().__init__(config, channels)
-        heads = config.num_attention_heads
-        if channels % heads:
+    def __init__(self, channels: int, num_modalities: int, *, num_classes: int, num_attention_heads: int):
+        super().__init__(channels, num_modalities, num_classes=num_classes, num_attention_heads=num_attention_heads)
+        if channels % num_attention_heads:
             raise ValueError(
-                f"`num_attention_heads` is {heads}, which does not divide the {channels} channels of one of the "
-                "backbone's stages; choose a number that divides those of all four."
+                f"`num_attention_heads` is {num_attention_heads}, which does not divide the {channels} channels of "
+                "one of the encoder's stages; choose a number that divides those of all."
             )
-        self.semantic_filter = SgmaSemanticFilter(channels, config.num_labels)
-        self.spatial_perceptron = SgmaSpatialPerceptron(channels, heads)
-        self.robustness_perceptron = SgmaRobustnessPerceptron(channels, heads)
+        self.semantic_filter = SgmaSemanticFilter(channels, num_classes)
+        self.spatial_perceptron = SgmaSpatialPerceptron(channels, num_attention_heads)
+        self.robustness_perceptron = SgmaRobustnessPerceptron(channels, num_attention_heads)
 
     def project(self, features: torch.Tensor, pairs_per_modality: list[int], with_context: bool) -> SgmaStageTokens:
-        """See [`SgmaMeanFusion.project`]."""
+        """See [`SgmaFusion.project`]."""
         stage = super().project(features, pairs_per_modality, with_context)
         tokens = stage.tokens.flatten(0, 1)
         stage.values = self.robustness_perceptron.value(tokens)
@@ -153,7 +286,7 @@ class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
     def fuse(
         self, stage: SgmaStageTokens, pairs: SgmaPairs, bias: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See [`SgmaMeanFusion.fuse`]."""
+        """See [`SgmaFusion.fuse`]."""
         fields = stage.tokens, stage.class_logits, stage.reference_values, stage.keys, stage.values
         positions = stage.tokens.shape[1]
         tokens, logits, reference_values, keys, values = (pairs.unpack(field, positions) for field in fields)
@@ -162,8 +295,10 @@ class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
         fused, robustness = self.robustness_perceptron(reference, keys, values, bias)
         return fused, robustness, prototypes
 
-    def fuse_single(self, stage: SgmaStageTokens, index: torch.Tensor, covered: torch.Tensor | None) -> torch.Tensor:
-        """See [`SgmaMeanFusion.fuse_single`]."""
+    def fuse_single(
+        self, stage: SgmaStageTokens, modality: torch.Tensor, index: torch.Tensor, covered: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See [`SgmaFusion.fuse_single`]: its softmax weight is 1."""
         return self.robustness_perceptron.output(_pick(stage.values.view(stage.tokens.shape), index, covered))
 
 
@@ -171,12 +306,3 @@ def _pick(packed: torch.Tensor, index: torch.Tensor, covered: torch.Tensor | Non
     """One pair's tokens for each row, 0 where it does not cover, (batch_size * positions, channels)."""
     picked = packed.index_select(0, index)
     return (picked if covered is None else torch.where(covered.unsqueeze(-1), picked, 0)).flatten(0, 1)
-
-
-# `limits_sgma.FUSION_NAMES` has the same names, to check configurations without any layer.
-FUSIONS: dict[str, type[SgmaMeanFusion]] = {
-    "sgf": SgmaSemanticGuidedFusion,
-    "mean": SgmaMeanFusion,
-    "pointwise_mean": SgmaPointwiseMeanFusion,
-    "projector_mean": SgmaProjectorMeanFusion,
-}

@@ -15,7 +15,6 @@ MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred ba
 IGNORE_INDEX = 255  # of a pixel without a label; label maps are uint8
 MAX_LABELS = IGNORE_INDEX
 MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
-FUSION_NAMES = ("sgf", "mean", "pointwise_mean", "projector_mean")
 # Defaults of a model, which commands name in their help.
 MODALITY_ADAPTER_SIZE = 16
 DICE_LOSS_WEIGHT = 1.0

@@ -17,7 +17,7 @@ from .backbones_sgma import input_channels, load_encoder, load_pretrained
 from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding, grid_size
 from .configuration_sgma import SgmaConfig
 from .encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels, to_device
-from .fusion_sgma import FUSIONS
+from .fusion_sgma import SgmaFusion, find_fusion
 from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, initialise, restride_single, to_maps
 from .losses_sgma import modality_sampling_probabilities, row_losses, sample_modality, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
@@ -42,7 +42,9 @@ class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrai
     @torch.no_grad()
     def _init_weights(self, module):
         # The paper does not state its initialisation. By leaf class: transformers initialises children first, once.
-        if not initialise(module):
+        if isinstance(module, SgmaFusion):
+            module.init_weights()
+        elif not initialise(module):
             super()._init_weights(module)
 
 
@@ -62,7 +64,10 @@ class SgmaModel(SgmaPreTrainedModel):
                 module.register_forward_pre_hook(restride_single)
         self.encoder_channels = input_channels(config.backbone_config)
         self.stems = nn.ModuleList(self.make_stem(channels) for channels in config.modality_channels)
-        self.fusion_stages = nn.ModuleList(FUSIONS[config.fusion](config, channels) for channels in self.channels)
+        sizes = {"num_classes": config.num_labels, "num_attention_heads": config.num_attention_heads}
+        self.fusion_stages = nn.ModuleList(
+            find_fusion(config)(channels, config.num_modalities, **sizes) for channels in self.channels
+        )
         self.post_init()
         self.train()  # a new module is in training mode already, but with batch normalisation that is not frozen
 
@@ -162,7 +167,7 @@ class SgmaModel(SgmaPreTrainedModel):
                 host_mask = (torch.tensor(host_mask) & subset_mask.cpu()).tolist()
         if host_mask is not None and max(map(sum, host_mask)) < 2:  # nothing to compare
             fused = self.fuse_single(encoding, mask.int().argmax(1), row_mask=mask.any(1))
-            robustness = encoding.single_robustness(mask) if FUSIONS[self.config.fusion].has_robustness else None
+            robustness = encoding.single_robustness(mask) if find_fusion(self.config).has_robustness else None
             prototypes = None
         else:
             fused, robustness, prototypes = self._fuse_stages(encoding, mask, host_mask)
@@ -203,7 +208,7 @@ class SgmaModel(SgmaPreTrainedModel):
             covered = None if row_mask is None else row_mask.unsqueeze(1)
             if encoding.fractions is not None:
                 covered = covered & (encoding.fractions[level][rows, modality].flatten(1) > 0)
-            maps.append(to_maps(fusion("fuse_single", stage, index, covered), stage.size))
+            maps.append(to_maps(fusion("fuse_single", stage, modality, index, covered), stage.size))
         return tuple(maps)
 
     @can_return_tuple

@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 from .configuration_sgma import custom_pipelines
+from .fusion_code_sgma import check_fusion, load_fusion_code, save_fusion_code
 from .pipeline_sgma import SgmaPipeline  # noqa: F401  so that its file travels, too
 
 
@@ -141,13 +142,21 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
                 "can run code. Leave the argument out."
             )
         _check_shard_names(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if kwargs.get("trust_remote_code"):
+            load_fusion_code(pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, **kwargs):
         """Save as `PreTrainedModel.save_pretrained` does, but replace an earlier checkpoint only when all is written.
 
-        A full disk or a killed process leaves the earlier one as it was. `AutoModel` finds the class with a head.
+        A full disk or a killed process leaves the earlier one as it was. `AutoModel` finds the class with a head. The
+        code of a fusion of one's own is written too.
+
+        Raises:
+            ValueError: If the checkpoint could not be loaded as the model that it is: its fusion has another name, or
+                code that cannot travel.
         """
+        check_fusion(self)
         self.config.custom_pipelines = custom_pipelines()  # `pipeline` writes classes into it
         if self._auto_class is not None:
             module = type(self).__module__.rpartition(".")[2]
@@ -160,6 +169,8 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
         push_kwargs = {name: kwargs.pop(name) for name in names if name in kwargs}
         with replace_when_complete(save_directory) as staging:
             super().save_pretrained(staging, **kwargs)
+            if self._auto_class is not None:
+                save_fusion_code(self.config, staging)
         if push_to_hub:
             push_kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
             for name in ("token", "max_shard_size"):

@@ -13,6 +13,7 @@ import torch
 
 from ..data.whole_files import replace_file, write_json
 from ..model.cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, upsample_to_pixels
+from ..model.fusion_sgma import find_fusion
 from ..model.post_processing_sgma import modality_shares, robustness_at_pixels
 
 
@@ -82,7 +83,7 @@ def export_model(
     each, and the median seconds for one image by what was timed. Raises ValueError if the file does not compute what
     the model does, or the model has no robustness.
     """
-    if "robustness" in outputs and model.config.fusion != "sgf":
+    if "robustness" in outputs and not find_fusion(model.config).has_robustness:
         raise ValueError(
             f"`--outputs` has robustness, and the checkpoint's fusion {model.config.fusion!r} has none; leave it out."
         )

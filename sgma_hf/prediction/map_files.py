@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..data.whole_files import check_replaceable, write_json
-from ..model.fusion_sgma import FUSIONS
+from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.files import open_picture
 from ..rasters.opening import open_dataset
@@ -52,7 +52,7 @@ def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -
     if unknown:
         raise ValueError(f"There is no output {unknown[0]!r}; expected some of {list(EXTRAS)}.")
     needs_robustness = [name for name in extras if name in ("robustness", "decision")]
-    if needs_robustness and not FUSIONS[config.fusion].has_robustness:
+    if needs_robustness and not find_fusion(config).has_robustness:
         raise ValueError(
             f"Output {needs_robustness[0]!r} needs robustness, but this checkpoint fuses by {config.fusion!r}, which "
             "has none. Leave it out, or use a checkpoint with `fusion='sgf'`."

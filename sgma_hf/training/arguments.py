@@ -10,7 +10,7 @@ from transformers.hf_argparser import HfArg
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..model.limits_sgma import DICE_LOSS_WEIGHT, FUSION_NAMES, MODALITY_ADAPTER_SIZE
+from ..model.limits_sgma import DICE_LOSS_WEIGHT, MODALITY_ADAPTER_SIZE
 from . import PVT_V2_SIZES
 
 
@@ -332,7 +332,10 @@ class RunArguments:
         default=MODALITY_ADAPTER_SIZE,
         help="Hidden channels of a new model's adapter of each modality; 0, the paper's model, has none.",
     )
-    fusion: str = HfArg(default="sgf", help="How a new model fuses.", metadata={"choices": list(FUSION_NAMES)})
+    fusion: str = HfArg(
+        default="sgf",
+        help="How a new model fuses: sgf, mean, pointwise_mean, projector_mean, or a registered fusion of your own.",
+    )
     mas_loss_weight: float = HfArg(
         default=1.0, help="Weight of modality-aware sampling's loss in a new model; 0 leaves it out."
     )

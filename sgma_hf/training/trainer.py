@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.prepared_rows import check_processor
-from ..model.fusion_sgma import FUSIONS
+from ..model.fusion_code_sgma import check_fusion
+from ..model.fusion_sgma import find_fusion
 from ..publishing.record import TrainingRecord
 from .arguments import TUNING_ARGUMENTS, SgmaTrainingArguments
 from .checkpoints import (
@@ -142,6 +143,8 @@ class SgmaTrainer(TuningTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
             args.evaluate_by_default(streamed=self._streams)
         check_metric(args, model.config, eval_dataset)
+        if args.save_strategy != "no":
+            check_fusion(model)
         prepare_encoder(model, args)
         super().__init__(
             model,
@@ -246,7 +249,7 @@ class SgmaTrainer(TuningTrainer):
         """Begin without statistics, or with those that the checkpoint was saved with."""
         config = self.model.config
         self.sampling_state = SamplingState()
-        channels = self.model.sgma.channels if FUSIONS[config.fusion].has_robustness else ()
+        channels = self.model.sgma.channels if find_fusion(config).has_robustness else ()
         num_rows = 1 if self._streams else len(self.train_dataset)  # streamed rows are counted together
         self.statistics = TrainingStatistics(num_rows, config, self.args.device, stage_channels=channels)
         self.dynamics = LearningDynamics(list(config.modalities), config.class_names)

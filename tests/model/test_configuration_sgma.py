@@ -109,7 +109,6 @@ def test_flags_of_commands_that_make_a_flag_per_modality_are_reserved():
         ({"num_labels": 256}, "`num_labels` is 256"),
         ({"tile_size": 0}, "`tile_size` is 0; expected 1 to 65536 pixels"),
         ({"tile_size": 65_537}, "`tile_size` is 65537; expected 1 to 65536 pixels"),
-        ({"fusion": "sum"}, "`fusion` is 'sum'"),
         ({"num_attention_heads": 0}, "`num_attention_heads` is 0"),
         ({"decoder_hidden_size": -5}, "`decoder_hidden_size` is -5"),
         ({"decoder_hidden_size": 10**9}, "`decoder_hidden_size` is 1000000000"),
@@ -158,8 +157,6 @@ def test_colours_and_weights_of_other_classes_do_not_outlive_them(tmp_path):
         SgmaConfig.from_pretrained(tmp_path, num_labels=3, palette=palette)
     with pytest.raises(ValueError, match="3 colours for 5 classes"):
         SgmaConfig.from_pretrained(tmp_path, palette=palette[:3])
-    with pytest.raises(ValueError, match="`fusion` is 'sum'"):
-        SgmaConfig.from_pretrained(tmp_path, fusion="sum")
 
 
 def test_the_residual_path_of_an_old_configuration_is_refused_and_its_absence_passes(caplog):

@@ -1,12 +1,10 @@
 """Checkpoints load where the package is not installed, by the code that travels with them."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from absent_package import run_without_package
 from tiny_models import tiny_model
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
@@ -18,29 +16,6 @@ pytestmark = pytest.mark.long
 
 # Logits of order 1 in float32: weights mapped from a file lie at another alignment, and kernels sum in another order.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-# Whether or not the package is installed in this environment, the child cannot import it.
-BLOCK = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name == "sgma_hf" or name.startswith("sgma_hf."):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
-sys.modules.pop("sgma_hf", None)
-import torch
-torch.set_num_threads(1)
-"""
-
-
-def run_without_package(code, folder, *arguments):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")}
-    command = [sys.executable, "-c", BLOCK + code, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=300
-    )
 
 
 @pytest.fixture(scope="module")

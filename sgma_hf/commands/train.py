@@ -63,6 +63,8 @@ def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: 
     set_seed(training_args.seed)
     with _preparing():
         start = start_training(arguments, training_args)
+    if start.encoder is not None and training_args.process_index == 0:
+        print(start.encoder)
     if start.validation_rows is None:
         training_args.eval_strategy = "no"
     try:

@@ -1,12 +1,16 @@
-"""Statistics of the processor, from the windows that a model is trained on."""
+"""Statistics of the processor: of the windows that a model is trained on, or of what its encoder learned from."""
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import BaseImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import cached_file
 
 from ..model.image_processing_sgma import SgmaImageProcessor
 from .rows import decode_row
@@ -52,6 +56,69 @@ def refit_processor(
     for field in ("image_mean", "image_std", "value_range"):
         for place, value in zip(places, getattr(fitted, field), strict=True):
             getattr(processor, field)[place] = value
+
+
+def colour_modalities(
+    modalities: Sequence[str], modality_channels: Sequence[int], dtypes: Sequence[str], named: Sequence[str] | None
+) -> list[str]:
+    """Modalities that a pretrained encoder can take for the colour images it learned from: three bands of 8 bits.
+
+    Args:
+        modalities: Names, as for `fit_processor`.
+        modality_channels: Bands of each.
+        dtypes: Stored dtype of each, as `DatasetMetadata.modality_dtypes`.
+        named: Those that are wanted; None is all that fit, and `["none"]` none.
+
+    Raises:
+        ValueError: If one that is named does not fit, or is not there.
+    """
+    levels = SgmaImageProcessor(modalities, modality_channels).reference_level
+    fields = zip(modalities, modality_channels, dtypes, levels, strict=True)
+    fitting = [name for name, *kind in fields if kind == [3, "uint8", "none"]]
+    if named is None or list(named) == ["none"]:
+        return fitting if named is None else []
+    unfit = [name for name in named if name not in fitting]
+    if unfit:
+        raise ValueError(
+            f"Statistics of a pretrained encoder are for three bands of 8 bits, and {unfit} of the modalities "
+            f"{list(modalities)} have or are none; {fitting or 'none of them'} can take them."
+        )
+    return list(named)
+
+
+def normalize_as_encoder(processor: SgmaImageProcessor, backbone: str, chosen: Sequence[str]) -> str:
+    """Give modalities of a fitted processor the mean and standard deviation of a pretrained encoder's images.
+
+    They are those of `preprocessor_config.json` beside the weights, a folder or an id on the Hub, or of timm's
+    `config.json`, or else ImageNet's. `chosen` is what `colour_modalities` gives. Returns a line about what each
+    modality is normalised by.
+    """
+    mean, std, source = _encoder_statistics(backbone)
+    for index in map(processor.modalities.index, chosen):
+        factor = processor.rescale_factor[index]
+        processor.image_mean[index] = [value * factor for value in mean]
+        processor.image_std[index] = [value * abs(factor) for value in std]
+    others = ", ".join(name for name in processor.modalities if name not in chosen)
+    parts = [f"{', '.join(chosen)} normalised by {source}"] * bool(chosen)
+    parts += [f"{others} {'' if chosen else 'normalised '}by the training rows"] * bool(others)
+    return f"encoder: pretrained, {backbone}; {', '.join(parts)}"
+
+
+def _encoder_statistics(backbone: str) -> tuple[list[float], list[float], str]:
+    """Mean and standard deviation per band in steps of 8 bits, and where they are from."""
+    for file in ("preprocessor_config.json", "config.json"):
+        path = cached_file(backbone, file, _raise_exceptions_for_missing_entries=False)
+        content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        timm = content.get("pretrained_cfg", {})
+        mean, std = content.get("image_mean", timm.get("mean")), content.get("image_std", timm.get("std"))
+        if mean is not None and std is not None:
+            if not content.get("do_normalize", True):
+                mean, std = [0.0] * 3, [1.0] * 3
+            steps = 1 / content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 1.0
+            mean, std = (np.broadcast_to(np.asarray(values, dtype=np.float64), 3) * steps for values in (mean, std))
+            return mean.tolist(), std.tolist(), f"its {file}"
+    mean, std = ([255 * value for value in values] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return mean, std, "ImageNet's mean and deviation"
 
 
 def rasters_as_trained_on(

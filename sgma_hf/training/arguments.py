@@ -327,6 +327,11 @@ class RunArguments:
         default="pvt_v2_b2",
         help=f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration.",
     )
+    encoder_statistics: list[str] | None = HfArg(
+        default=None,
+        help="Modalities that are normalised as the images of `--backbone` were, by its preprocessor_config.json or "
+        "ImageNet's statistics; default: those of three bands of 8 bits; `none`: all by the training rows.",
+    )
     decoder_hidden_size: int = HfArg(default=256, help="Width of a new model's decode head.")
     modality_adapter_size: int = HfArg(
         default=MODALITY_ADAPTER_SIZE,

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from ..data.codec import decode_raster
 from ..data.command_line import check_folder_or_id
 from ..data.metadata import DatasetMetadata, check_meaning
-from ..data.processor_fitting import fit_processor, refit_processor
+from ..data.processor_fitting import colour_modalities, fit_processor, normalize_as_encoder, refit_processor
 from ..data.rows import SPLIT_ALIASES, labelled_rows, load_rows, present_modalities, with_modality_columns
 from ..data.value_scale import rows_on_another_scale
 from ..model.backbones_sgma import read_backbone_config
@@ -49,6 +49,7 @@ class TrainingStart:
     train_rows: Dataset
     validation_rows: Dataset | None
     description: DataDescription
+    encoder: str | None = None  # a line about a pretrained one
 
 
 def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments) -> TrainingStart:
@@ -67,8 +68,9 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
         problem = _none_is_usable(all_rows, arguments.train_split, arguments.dataset, modalities)
         raise ValueError(f"{problem}; choose a labelled split by `--train_split`.")
     validation_rows = _validation_rows(arguments, training_args, modalities)
+    encoder = None
     if arguments.model is None:
-        model, processor = _new_model(arguments, metadata, modalities, train_rows, training_args.crop_size)
+        model, processor, encoder = _new_model(arguments, metadata, modalities, train_rows, training_args.crop_size)
     else:
         model = AutoModelForSemanticSegmentation.from_pretrained(arguments.model)
         processor = AutoImageProcessor.from_pretrained(arguments.model)
@@ -90,7 +92,7 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
         units=units,
         classes=None if metadata is None else metadata.classes,
     )
-    return TrainingStart(model, processor, train_rows, validation_rows, description)
+    return TrainingStart(model, processor, train_rows, validation_rows, description, encoder)
 
 
 def check_arguments(arguments: RunArguments, training_args: SgmaTrainingArguments) -> None:
@@ -101,6 +103,8 @@ def check_arguments(arguments: RunArguments, training_args: SgmaTrainingArgument
             f"`{keeps}` would keep an encoder of random weights. Name a pretrained one by `--backbone`, or a "
             "model by `--model`."
         )
+    if arguments.backbone is None and arguments.encoder_statistics not in (None, ["none"]):
+        raise ValueError("`--encoder_statistics` are those of a `--backbone`; name one, or leave the flag out.")
     if arguments.model is None and arguments.fit_statistics:
         raise ValueError("`--fit_statistics` goes with `--model`; those of a new model are all fitted. Leave it out.")
     of_new_model = [item for item in fields(RunArguments) if item.name not in _OF_ANY_MODEL]
@@ -189,7 +193,7 @@ def _watched(rows: Dataset) -> Iterator[Mapping[str, Any]]:
 
 def _new_model(
     arguments: RunArguments, metadata: DatasetMetadata, modalities: list[str], rows: Dataset, crop_size: int | None
-) -> tuple[SgmaForSemanticSegmentation, BaseImageProcessor]:
+) -> tuple[SgmaForSemanticSegmentation, BaseImageProcessor, str | None]:
     chosen = [metadata.modalities.index(name) for name in modalities]
     channels = [metadata.modality_channels[index] for index in chosen]
     config = SgmaConfig(
@@ -206,7 +210,10 @@ def _new_model(
         palette=metadata.palette or None,
         class_weights=_class_weights(arguments.class_weighting, metadata),
     )
+    colours: list[str] = []
     if arguments.backbone is not None:
+        dtypes = [metadata.modality_dtypes[index] for index in chosen]
+        colours = colour_modalities(modalities, channels, dtypes, arguments.encoder_statistics)
         model = SgmaForSemanticSegmentation.from_backbone_pretrained(arguments.backbone, config)
     else:
         logger.warning(
@@ -218,7 +225,9 @@ def _new_model(
     processor = fit_processor(
         _watched(rows), modalities, channels, nodata=nodata, num_labels=config.num_labels, crop_size=crop_size
     )
-    return model, processor
+    if arguments.backbone is None:
+        return model, processor, None
+    return model, processor, normalize_as_encoder(processor, arguments.backbone, colours)
 
 
 def _class_weights(weighting: str, metadata: DatasetMetadata) -> list[float] | None:

@@ -41,7 +41,7 @@ def arguments(scenes, tmp_path):
     return tiny_run(scenes, tmp_path)
 
 
-def test_a_pretrained_encoder_is_named_in_the_record_and_on_the_card(arguments, tmp_path):
+def test_a_pretrained_encoder_is_named_in_the_record_and_on_the_card(arguments, tmp_path, capsys):
     values = {key: value for key, value in BACKBONE.items() if key != "model_type"}
     PvtV2ForImageClassification(PvtV2Config(**values)).save_pretrained(tmp_path / "pvt_of_leaves")
     del arguments["backbone_config"]
@@ -49,6 +49,20 @@ def test_a_pretrained_encoder_is_named_in_the_record_and_on_the_card(arguments, 
     assert TrainingRecord.load(tmp_path / "run").backbone == "pvt_of_leaves"
     card = (tmp_path / "run" / "README.md").read_text()
     assert "scenes, and before that what `pvt_of_leaves` had" in " ".join(card.split())
+    line = (
+        f"encoder: pretrained, {tmp_path / 'pvt_of_leaves'}; rgb normalised by ImageNet's mean and deviation, dsm, nir"
+    )
+    assert line in capsys.readouterr().out
+    processor = SgmaImageProcessor.from_pretrained(tmp_path / "run")
+    np.testing.assert_allclose(processor.image_mean[0], [0.485, 0.456, 0.406])
+    assert processor.value_range[0][0][1] > 0.5 and len(processor.image_std[2]) == 1
+
+
+def test_statistics_of_an_encoder_need_one(arguments, capsys):
+    line = refusal(main, flags(arguments, encoder_statistics="rgb"), capsys)
+    assert (
+        line == "sgma-hf train: `--encoder_statistics` are those of a `--backbone`; name one, or leave the flag out."
+    )
 
 
 def test_a_plain_vision_transformer_is_an_encoder_from_a_folder(arguments, tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""What `--model`, `--device` and the flags of precision name, checked before anything slow is imported or done."""
+"""What the flags that commands share name, checked before anything slow is imported or done."""
 
 import argparse
 import json
@@ -66,3 +66,27 @@ def choose_dtype(parser: Parser, args: argparse.Namespace) -> str:
     if args.bf16 and args.fp16:
         parser.error("`--bf16` and `--fp16` exclude each other; give one of them")
     return "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+
+
+class _PolicyOrNames(argparse.Action):
+    """`union` or `truth` alone is a policy; everything else are names of classes."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if values in (["union"], ["truth"]) else values)
+
+
+def add_score_classes(parser: Parser) -> None:
+    """Add `--score_classes`: a policy, or names of classes, for the means of the scores."""
+    text = (
+        "classes that the means run over: their names, or union (those labelled or predicted anywhere; default), or "
+        "truth (those labelled)"
+    )
+    parser.add_argument(
+        "--score_classes",
+        nargs="+",
+        action=_PolicyOrNames,
+        default="union",
+        metavar="CLASS",
+        help=text,
+        former=("--scored_classes",),
+    )

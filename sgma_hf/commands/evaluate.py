@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sgma_hf.commands import evaluate_scene
-from sgma_hf.commands.checkpoint_arguments import add_precision, check_checkpoint, choose_device, choose_dtype
+from sgma_hf.commands.checkpoint_arguments import (
+    add_precision,
+    add_score_classes,
+    check_checkpoint,
+    choose_device,
+    choose_dtype,
+)
 from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
 from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
 from sgma_hf.publishing.results import results_to_markdown
@@ -29,8 +35,7 @@ def _parser() -> Parser:
     add("--batch_size", type=int, default=8, help="rows per forward pass, at most; default: 8")
     shown = "what the model sees of a modality that is left out: nothing (default), or zeros after normalisation"
     add("--missing", choices=["absent", "zero"], default="absent", help=shown)
-    scored = "classes that count in the means: those labelled or predicted anywhere (default), or those labelled"
-    add("--scored_classes", choices=["union", "truth"], default="union", help=scored)
+    add_score_classes(parser)
     agreement = (
         "also say how well each modality alone agrees with the others here: the yardstick for the maps of "
         "`sgma-hf predict --extras agreement`; it takes a second pass"
@@ -76,6 +81,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     from sgma_hf.data.value_scale import rows_on_another_scale
     from sgma_hf.evaluation.agreement_scores import evaluate_agreement
     from sgma_hf.evaluation.combinations import evaluate_modality_combinations
+    from sgma_hf.evaluation.metrics import check_scored_classes
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
     check_replaceable(args.output)
@@ -85,6 +91,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     rows = load_rows(args.dataset, args.split)
     rows = with_modality_columns(rows, processor.modalities)
     config = AutoConfig.from_pretrained(args.model)
+    check_scored_classes(args.score_classes, config.class_names)
     metadata = DatasetMetadata.load(args.dataset)
     check_meaning(metadata, config, processor)
     problem = None if args.allow_other_scale else rows_on_another_scale(processor, rows, config.tile_size)
@@ -99,7 +106,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     }
     agreement = {"agreement": evaluate_agreement(model, processor, rows, **reading)} if args.agreement else {}
     results = evaluate_modality_combinations(
-        model, processor, rows, missing=args.missing, scored_classes=args.scored_classes, **reading
+        model, processor, rows, missing=args.missing, scored_classes=args.score_classes, **reading
     )
     source = {
         "model": args.model,

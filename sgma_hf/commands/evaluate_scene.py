@@ -15,7 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgma_hf.commands.checkpoint_arguments import add_precision, check_checkpoint, choose_device, choose_dtype
+from sgma_hf.commands.checkpoint_arguments import (
+    add_precision,
+    add_score_classes,
+    check_checkpoint,
+    choose_device,
+    choose_dtype,
+)
 from sgma_hf.data.command_line import Parser
 from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
 from sgma_hf.publishing.results import results_to_markdown
@@ -44,6 +50,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     scored = parser.add_mutually_exclusive_group(required=True)
     scored.add_argument("--model", metavar="DIR_OR_ID", help="checkpoint to score")
     scored.add_argument("--map", metavar="FILE", help="map to score, as `sgma-hf predict` writes them")
+    add_score_classes(parser)
     add("--output", metavar="FILE", help="JSON file to write the results to")
     add("--plot", metavar="FILE", help="picture of the reliance on each modality by class: .png, .pdf")
     tile_size = "side of the tiles; default: that of training"
@@ -132,7 +139,8 @@ def _score_model(
     else:
         check_class_names(classes.names, model.config.class_names, _GIVEN)
     source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label}
-    return source | evaluate_scene(model, processor, rasters, args.label, classes=classes, **options)
+    options |= {"classes": classes, "scored_classes": args.score_classes}
+    return source | evaluate_scene(model, processor, rasters, args.label, **options)
 
 
 def _recorded_classes(model: str, names: list[str]) -> "ClassMap | None":
@@ -166,8 +174,9 @@ def _score_map(args: argparse.Namespace, classes: "ClassMap | None") -> dict[str
     if classes is not None:
         check_class_names(classes.names, names, _GIVEN)
     shares = robustness if robustness.is_file() else None
-    scores = score_map(args.map, args.label, len(names), robustness=shares, classes=classes)
-    return {"map": args.map, "label": args.label, "class_names": names} | scores
+    scored = {"scored_classes": args.score_classes, "class_names": names}
+    scores = score_map(args.map, args.label, len(names), robustness=shares, classes=classes, **scored)
+    return {"map": args.map, "label": args.label} | scored | scores
 
 
 def _robustness_table(results: Mapping[str, Any]) -> str:

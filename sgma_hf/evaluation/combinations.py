@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..data.evaluation_mode import evaluating
 from ..model.cells_sgma import predicted_classes
@@ -73,8 +73,7 @@ def evaluate_modality_combinations(
 ) -> dict[str, Any]:
     """Score a model on every combination of its modalities (protocol of arXiv:2603.02505).
 
-    Each image is encoded once and every combination is fused from that encoding. Only confusion matrices are kept,
-    in integers. The model's mode is restored; its device and dtype are used as they are.
+    Each image is encoded once and every combination is fused from that encoding. The model's mode is restored.
 
     Args:
         model: An SGMA model with a segmentation head.
@@ -84,7 +83,7 @@ def evaluate_modality_combinations(
         missing: How a modality that is not in a combination is represented. `absent`: not there, what the model is
             made for. `zero`: zeros after normalisation, encoded as if seen, to compare with methods without masks;
             gaps and nulls become zeros too. It takes a full pass per combination. Both count the same pixels.
-        scored_classes: Which classes count in the means, see `segmentation_scores`.
+        scored_classes: Which classes count in the means, see `segmentation_scores`: names, or a policy.
         window_size: Side in pixels of the windows that larger rows are cut into, each pixel counted once. Give the
             size trained on: attention over much larger images costs points.
         batch_size: Rows per forward pass, at most.
@@ -97,25 +96,22 @@ def evaluate_modality_combinations(
         A dictionary that JSON can hold, scores as fractions in [0, 1] and None where undefined:
 
         - `combinations`: names joined by "+" -> the scores of `segmentation_scores`, with `rows`, `rows_left_out`,
-          `rows_complete` and `uncovered_share`.
+          `rows_complete`, `uncovered_share` and `confusion`, counts in pixels, rows are the truth.
         - `average_miou`, `top1_miou`, `last1_miou`: mean, best and worst over the combinations that have a score;
           `top1_combination` and `last1_combination` name the latter two, `unscored_combinations` those without.
         - `rows` that were read and the `windows` they gave; of windows, `rows_without_label`, `rows_without_modality`
           and `rows_per_modality` of those evaluated.
         - `modalities`, `class_names`, `missing`, `scored_classes`, `window_size`.
-        - `tiles`, if asked for: `ids` of all rows, and `confusion`: names joined by "+" -> a list for each row of its
-          num_labels * num_labels counts in pixels, all predictions of the first true class first. A row that is left
-          out has zeros; the scores are those of the sum over the rows.
+        - `tiles`, if asked for: `ids` of all rows, and `confusion`: names joined by "+" -> each row's flat matrix, all
+          zeros where it is left out; the scores are those of the sum over the rows.
 
     Raises:
-        ValueError: If no row has both a label and a modality, one cannot be read or has a label outside the model's
-            classes (it is named), the processor is another model's, or an option is unknown.
+        ValueError: If no row has a label and a modality, a row (it is named) or the processor does not fit the model,
+            or an option is unknown.
         TypeError: If the dataset has no length.
     """
     config = model.config
-    if missing not in ("absent", "zero"):
-        raise ValueError(f"`missing` is {missing!r}; expected 'absent' or 'zero'.")
-    check_scored_classes(scored_classes)
+    _check_options(missing, scored_classes, config)
     batches = PreparedBatches(
         PreparedRows(dataset, processor, config, window_size),
         batch_size,
@@ -130,20 +126,22 @@ def evaluate_modality_combinations(
             counts.add(model, batch, missing=missing)
     counts.finish(accelerator)
     batches.finish()
-    tiles = {}
-    if return_tiles:
-        ids = [row.get("id", str(index)) for index, row in enumerate(dataset)]
-        tiles = {"tiles": {"ids": ids, "confusion": counts.of_tiles(config.modalities)}}
     return {
         "modalities": list(config.modalities),
         "class_names": config.class_names,
         "missing": missing,
-        "scored_classes": scored_classes,
+        "scored_classes": scored_classes if isinstance(scored_classes, str) else list(scored_classes),
         "window_size": window_size,
         **batches.counts,
-        **counts.summary(config.modalities, batches.num_evaluated, scored_classes),
-        **tiles,
+        **counts.summary(config, batches.num_evaluated, scored_classes),
+        **({"tiles": counts.of_tiles(dataset, config.modalities)} if return_tiles else {}),
     }
+
+
+def _check_options(missing: str, scored_classes: ScoredClasses, config: PreTrainedConfig) -> None:
+    if missing not in ("absent", "zero"):
+        raise ValueError(f"`missing` is {missing!r}; expected 'absent' or 'zero'.")
+    check_scored_classes(scored_classes, config.class_names)
 
 
 def _subset_masks(combinations: Sequence[Sequence[str]] | None, modalities: Sequence[str]) -> torch.Tensor:
@@ -206,25 +204,28 @@ class _Counts:
             by_row = count_by_row(predicted, batch.labels, model.config.num_labels, counted)
             self.confusion[index].index_add_(0, tiles, by_row)
 
-    def of_tiles(self, modalities: Sequence[str]) -> dict[str, list[list[int]]]:
-        """The flat confusion matrices of all tiles, by the names of the subsets."""
+    def of_tiles(self, dataset: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> dict[str, Any]:
+        """Ids of all rows, and their flat confusion matrices by the names of the subsets."""
         names = (joined_names(modalities, subset) for subset in self.subsets)
-        return dict(zip(names, self.confusion.flatten(2).tolist(), strict=True))
+        confusion = dict(zip(names, self.confusion.flatten(2).tolist(), strict=True))
+        return {"ids": [row.get("id", str(index)) for index, row in enumerate(dataset)], "confusion": confusion}
 
-    def summary(self, modalities: Sequence[str], num_rows: int, scored_classes: ScoredClasses) -> dict[str, Any]:
+    def summary(self, config: PreTrainedConfig, num_rows: int, scored_classes: ScoredClasses) -> dict[str, Any]:
         """The scores of each subset, and what sums them up."""
         confusion, labelled = self.confusion.sum(1).cpu().numpy(), self.labelled.tolist()
         results = {}
         for index, subset in enumerate(self.subsets):
-            scores = segmentation_scores(confusion[index], scored_classes=scored_classes)
+            matrix, names = confusion[index], config.class_names
+            scores = segmentation_scores(matrix, scored_classes=scored_classes, class_names=names)
             rows = int(self.rows[index])
-            results[joined_names(modalities, subset)] = scores | {
+            results[joined_names(config.modalities, subset)] = scores | {
                 "rows": rows,
                 "rows_left_out": num_rows - rows,
                 "rows_complete": int(self.rows_complete[index]),
+                "confusion": matrix.tolist(),
                 "uncovered_share": 1 - scores["pixels"] / labelled[index] if rows and labelled[index] else None,
             }
-        rows_per_modality = dict(zip(modalities, self.rows_per_modality.tolist(), strict=True))
+        rows_per_modality = dict(zip(config.modalities, self.rows_per_modality.tolist(), strict=True))
         return {"rows_per_modality": rows_per_modality, **summarize_combinations(results)}
 
 

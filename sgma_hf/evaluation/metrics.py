@@ -7,16 +7,25 @@ Which classes count in a mean is a choice, and it moves the figures. Here:
 - A class that has no true pixel but is predicted somewhere has IoU and F1 0, which counts in the mean
   (`scored_classes="union"`, the usual definition). `scored_classes="truth"` leaves such a class out as well, so that
   the mean runs over the same classes whatever a model predicts.
-- Accuracy is the share of all counted pixels that are right.
+- Classes that are named, `scored_classes=["building", "tree"]`, are those of the means. All pixels count as before: a
+  pixel of another class that is taken for a building is an error of building.
+- Accuracy is the share of all counted pixels that are right (overall accuracy), kappa what of it chance would not
+  give. Neither depends on which classes count in the means.
+- User's accuracy of a class is the share of the pixels predicted as it that are it (precision), producer's accuracy
+  the share of its true pixels that were predicted as it (recall); None where there is no such pixel.
 """
 
+import operator
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from ..data.command_line import did_you_mean
 
-ScoredClasses = Literal["union", "truth"]
+
+ScoredClasses = Literal["union", "truth"] | Sequence[str]
 
 
 def confusion_matrix(
@@ -97,24 +106,39 @@ def check_class_ids(
         )
 
 
-def check_scored_classes(scored_classes: str) -> None:
-    """Raise a ValueError unless it is one of the two policies."""
-    if scored_classes not in ("union", "truth"):
-        raise ValueError(f"`scored_classes` is {scored_classes!r}; expected 'union' or 'truth'.")
+def check_scored_classes(scored_classes: ScoredClasses, class_names: Sequence[str]) -> None:
+    """Raise a ValueError unless it is one of the two policies, or different names of classes."""
+    if isinstance(scored_classes, str):
+        if scored_classes not in ("union", "truth"):
+            raise ValueError(
+                f"`scored_classes` is {scored_classes!r}; expected 'union', 'truth', or names of classes in a list."
+            )
+        return
+    for name in scored_classes:
+        if name not in class_names:
+            hint = did_you_mean(str(name), class_names)
+            raise ValueError(f"Class to score {name!r} is none of the classes {list(class_names)}{hint}")
+    if not scored_classes or len(set(scored_classes)) < len(scored_classes):
+        raise ValueError(f"Classes to score are {list(scored_classes)}; expected some, each once.")
 
 
-def segmentation_scores(confusion: np.ndarray, *, scored_classes: ScoredClasses = "union") -> dict[str, Any]:
-    """Divide a confusion matrix into the usual scores, all of them fractions in [0, 1] and in float64.
+def segmentation_scores(
+    confusion: np.ndarray, *, scored_classes: ScoredClasses = "union", class_names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Divide a confusion matrix into the usual scores, fractions in [0, 1] (kappa in [-1, 1]) and in float64.
 
     Args:
         confusion: Counts in pixels, integer, shape (num_labels, num_labels); rows are the truth.
         scored_classes: `union` leaves out of the means the classes that occur neither in the truth nor in the
-            prediction; `truth` leaves out all that do not occur in the truth.
+            prediction; `truth` leaves out all that do not occur in the truth; names take the means over those of
+            these classes that occur in either.
+        class_names: Names of the classes, where `scored_classes` is names.
 
     Returns:
         `miou` and `f1`, means over the scored classes; `iou` and `f1_per_class`, lists of one value per class;
-        `accuracy`, the share of pixels that are right; `pixels`, their number. None stands for what is undefined: a
-        class that is left out and, where no pixel was counted, all scores.
+        `accuracy`, the share of pixels that are right; `kappa`, Cohen's; `users_accuracy` and `producers_accuracy`,
+        lists of one value per class; `pixels`, their number. None stands for what is undefined: a class that is left
+        out by policy and, where no pixel was counted, all scores.
 
     Raises:
         ValueError: If `confusion` is not square, or `scored_classes` is unknown.
@@ -122,22 +146,37 @@ def segmentation_scores(confusion: np.ndarray, *, scored_classes: ScoredClasses 
     confusion = np.asarray(confusion)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise ValueError(f"`confusion` has shape {confusion.shape}; expected (num_labels, num_labels).")
-    check_scored_classes(scored_classes)
+    check_scored_classes(scored_classes, class_names)
     hits = np.diag(confusion)
     true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     union = true + predicted - hits
-    scored = (union if scored_classes == "union" else true) > 0
-    iou = [float(h / u) if s else None for h, u, s in zip(hits, union, scored, strict=True)]
-    f1 = [float(2 * h / t) if s else None for h, t, s in zip(hits, true + predicted, scored, strict=True)]
+    scored = (true if scored_classes == "truth" else union) > 0
+    iou, f1 = _shares(hits, union, scored), _shares(2 * hits, true + predicted, scored)
+    chosen = range(len(hits))
+    if not isinstance(scored_classes, str):
+        chosen = [list(class_names).index(name) for name in scored_classes]
     pixels = int(confusion.sum())
     return {
-        "miou": mean_of_defined(iou),
+        "miou": mean_of_defined([iou[index] for index in chosen]),
         "iou": iou,
-        "f1": mean_of_defined(f1),
+        "f1": mean_of_defined([f1[index] for index in chosen]),
         "f1_per_class": f1,
         "accuracy": float(hits.sum() / pixels) if pixels else None,
+        "kappa": _kappa(int(hits.sum()), sum(map(operator.mul, true.tolist(), predicted.tolist())), pixels),
+        "users_accuracy": _shares(hits, predicted, predicted > 0),
+        "producers_accuracy": _shares(hits, true, true > 0),
         "pixels": pixels,
     }
+
+
+def _shares(parts: np.ndarray, wholes: np.ndarray, defined: np.ndarray) -> list[float | None]:
+    return [float(p / w) if d else None for p, w, d in zip(parts, wholes, defined, strict=True)]
+
+
+def _kappa(hits: int, by_chance: int, pixels: int) -> float | None:
+    """Cohen's kappa, (accuracy - chance) / (1 - chance), in whole numbers; None where chance is always right."""
+    rest = pixels**2 - by_chance
+    return (pixels * hits - by_chance) / rest if rest else None
 
 
 def mean_of_defined(values: list[float | None]) -> float | None:

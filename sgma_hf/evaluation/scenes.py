@@ -20,7 +20,7 @@ from ..rasters.files import read_info
 from ..rasters.opening import is_npy
 from ..rasters.scene import RasterInput, RasterScene
 from .combinations import modality_combinations, summarize_combinations
-from .metrics import ScoredClasses, check_class_ids, confusion_matrix, segmentation_scores
+from .metrics import ScoredClasses, check_class_ids, check_scored_classes, confusion_matrix, segmentation_scores
 
 
 logger = logging.get_logger(__name__)
@@ -36,6 +36,7 @@ def score_map(
     robustness: str | os.PathLike | None = None,
     scored_classes: ScoredClasses = "union",
     classes: ClassMap | None = None,
+    class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare a map with a raster of labels, which is picked by nearest neighbour where its grid is another one.
 
@@ -45,7 +46,8 @@ def score_map(
     `classes` says which values, or colours, of the label are which class, as it did in training. Without it, and with
     two classes, a label of 0 and 255 alone is a mask: 255 is class 1, with a warning.
 
-    Returns the scores of `segmentation_scores`, with `uncovered_share`, None if nothing is labelled, and
+    `class_names` are there where `scored_classes` is names. Returns the scores of `segmentation_scores`, with the
+    matrix, `confusion`; `uncovered_share`, None if nothing is labelled, and
     `unlabelled_share`, of all pixels of the map. With the map's raster of `robustness`, a band per modality,
     `robustness_per_class` is there as well: mean share of reliance on each band over the pixels that are labelled as
     the class, lists (num_labels, bands); None for classes that do not occur.
@@ -81,7 +83,8 @@ def score_map(
     if classes is None:
         _take_mask(counts, label)
     confusion, labelled = counts["confusion"][:num_labels], int(counts["labelled"][:num_labels].sum())
-    scores = segmentation_scores(confusion, scored_classes=scored_classes)
+    scores = segmentation_scores(confusion, scored_classes=scored_classes, class_names=class_names)
+    scores["confusion"] = confusion.tolist()
     scores["uncovered_share"] = 1 - scores["pixels"] / labelled if labelled else None
     scores["unlabelled_share"] = (height * width - labelled) / (height * width)
     if robustness is not None:
@@ -202,6 +205,8 @@ def evaluate_scene(
     if classes is None or not classes.by_colour:
         _band_of_ids(label)  # refused before anything is computed
     config = model.config
+    check_scored_classes(scored_classes, config.class_names)
+    scored = {"scored_classes": scored_classes, "class_names": config.class_names}
     given = [name for name in config.modalities if rasters.get(name) is not None]
     combinations = modality_combinations(given) if combinations is None else combinations
     results: dict[str, dict[str, Any]] = {}
@@ -220,7 +225,7 @@ def evaluate_scene(
                 **options,
             ).files
             shares = files.get("robustness")
-            counting = {"robustness": shares, "scored_classes": scored_classes, "classes": classes}
+            counting = {"robustness": shares, "classes": classes, **scored}
             scores = score_map(files["labels"], label, config.num_labels, **counting)
             found, unlabelled = scores.pop("robustness_per_class", None), scores.pop("unlabelled_share")
             if found is not None:
@@ -230,7 +235,7 @@ def evaluate_scene(
             logger.info(f"{'+'.join(names)}: mIoU {scores['miou']}")
     return {
         "modalities": list(config.modalities),
-        "class_names": config.class_names,
+        **scored,
         "missing": "absent",
         "window_size": None,
         "rows": 1,
@@ -238,7 +243,6 @@ def evaluate_scene(
         "rows_without_label": 0,
         "rows_without_modality": 0,
         "rows_per_modality": {name: int(name in given) for name in config.modalities},
-        "scored_classes": scored_classes,
         **summarize_combinations({"+".join(names): results["+".join(names)] for names in combinations}),
         "robustness_per_class": robustness,
         "unlabelled_share": unlabelled,

@@ -6,15 +6,20 @@ from typing import Any
 from .tables import markdown_table
 
 
-def results_to_markdown(results: Mapping[str, Any]) -> str:
-    """Write the results as a Markdown table in percent, one row per combination, with what was left out below it.
+_SCORES = ("miou", "f1", "accuracy", "kappa")  # records of version 0.3 have no kappa
 
+
+def results_to_markdown(results: Mapping[str, Any]) -> str:
+    """Write the results as Markdown tables in percent: by combination, and by class for the largest combination.
+
+    What was left out is said below them.
     `results` is what `evaluate_modality_combinations` returned, or the same read back from JSON; under `agreement` it
     may hold what `evaluate_agreement` returned.
     """
-    header = ["modalities", "mIoU", "F1", "accuracy", *(f"IoU {name}" for name in results["class_names"]), "rows"]
+    ious = (f"IoU {name}" for name in results["class_names"])
+    header = ["modalities", "mIoU", "F1", "accuracy", "kappa", *ious, "rows"]
     lines = [
-        [name, *map(_percent, [scores["miou"], scores["f1"], scores["accuracy"], *scores["iou"]]), scores["rows"]]
+        [name, *(_percent(scores.get(key)) for key in _SCORES), *map(_percent, scores["iou"]), scores["rows"]]
         for name, scores in results["combinations"].items()
     ]
     top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
@@ -22,7 +27,18 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
         f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
         f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
     )
-    return "\n".join([markdown_table(header, lines), "", summary, *_remarks(results)]) + "\n"
+    parts = [markdown_table(header, lines), "", summary, *_remarks(results), *_class_table(results)]
+    return "\n".join(parts) + "\n"
+
+
+def _class_table(results: Mapping[str, Any]) -> list[str]:
+    """The scores of each class from as many modalities as there are, where they are known."""
+    name, scores = list(results["combinations"].items())[-1]
+    if scores.get("users_accuracy") is None or scores["miou"] is None:
+        return []
+    header = [f"class, from {name}", "IoU", "F1", "user's accuracy", "producer's accuracy"]
+    columns = [map(_percent, scores[key]) for key in ("iou", "f1_per_class", "users_accuracy", "producers_accuracy")]
+    return ["", markdown_table(header, zip(results["class_names"], *columns, strict=True))]
 
 
 def _percent(score: float | None) -> str:
@@ -33,7 +49,9 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
     remarks = []
     if results["missing"] == "zero":
         remarks.append("Modalities that are not in a combination were shown to the model as zeros.")
-    if results["scored_classes"] == "truth":
+    if not isinstance(results["scored_classes"], str):
+        remarks.append(f"Means over {', '.join(results['scored_classes'])}; the pixels of all classes count.")
+    elif results["scored_classes"] == "truth":
         remarks.append("Classes without a labelled pixel are left out of the means.")
     else:
         remarks.append("Classes that are neither labelled nor predicted anywhere are left out of the means.")

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,7 +84,7 @@ class _Score(NamedTuple):
     label: int | None  # id of the class; None is the mean over all
 
 
-def _score_names(combinations: Iterable[str], class_names: Sequence[str]) -> dict[str, _Score]:
+def _score_names(combinations: Collection[str], class_names: Sequence[str]) -> dict[str, _Score]:
     names = {}
     for kind, mean, key in (("iou", "miou", "iou"), ("f1", "f1", "f1_per_class")):
         for combination in (None, *combinations):
@@ -92,13 +92,14 @@ def _score_names(combinations: Iterable[str], class_names: Sequence[str]) -> dic
             names |= {f"{where}/{name}": _Score(key, combination, index) for index, name in enumerate(class_names)}
             if combination is not None:
                 names[f"{mean}/{combination}"] = _Score(mean, combination, None)
-    return names
+    pixels = [(key, combination) for key in ("accuracy", "kappa") for combination in combinations]
+    return names | {f"{key}/{combination}": _Score(key, combination, None) for key, combination in pixels}
 
 
 def scores_by_name(results: Mapping[str, Any]) -> dict[str, float]:
     """The scores of `evaluate_modality_combinations` that are defined, by the names that trackers see.
 
-    `average_miou`, `last1_miou` and `top1_miou`; `miou/<combination>` and `f1/<combination>`; of one class
+    `average_miou`, `last1_miou` and `top1_miou`; `miou/`, `f1/`, `accuracy/` and `kappa/<combination>`; of one class
     `iou/<combination>/<class>` and `f1/<combination>/<class>`, and their means over the combinations,
     `average_iou/<class>` and `average_f1/<class>`.
     """

@@ -250,6 +250,11 @@ def test_classes_only_predicted_count_or_not_by_choice():
     truth = evaluate_modality_combinations(model, processor, rows, scored_classes="truth")
     assert union["combinations"]["nir"]["iou"] == [0.0, 0.0, None]
     assert truth["combinations"]["nir"]["iou"] == [0.0, None, None]
+    named = evaluate_modality_combinations(model, processor, rows, scored_classes=("class 1", "class 2"))
+    assert (named["scored_classes"], named["average_miou"]) == (["class 1", "class 2"], 0.0)
+    assert [scores["miou"] for scores in named["combinations"].values()] == [None, 0.0, None]
+    assert named["combinations"]["nir"]["confusion"] == [[0, 64, 0], [0, 0, 0], [0, 0, 0]]
+    assert "Means over class 1, class 2; the pixels of all classes count." in results_to_markdown(named)
 
 
 def test_modality_whose_column_is_all_null_leaves_its_combinations_unscored():
@@ -344,11 +349,17 @@ def test_markdown_is_a_table_in_percent_with_what_was_left_out():
     results = evaluate_modality_combinations(model, _plain_processor(["red", "nir"]), rows)
     lines = results_to_markdown(results).splitlines()
     assert lines[:5] == [
-        "| modalities | mIoU | F1 | accuracy | IoU class 0 | IoU class 1 | rows |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-        "| red | 100.00 | 100.00 | 100.00 | 100.00 | – | 1 |",
-        "| nir | 25.00 | 33.33 | 50.00 | 0.00 | 50.00 | 2 |",
-        "| red+nir | 100.00 | 100.00 | 100.00 | 100.00 | 100.00 | 2 |",
+        "| modalities | mIoU | F1 | accuracy | kappa | IoU class 0 | IoU class 1 | rows |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| red | 100.00 | 100.00 | 100.00 | – | 100.00 | – | 1 |",
+        "| nir | 25.00 | 33.33 | 50.00 | 0.00 | 0.00 | 50.00 | 2 |",
+        "| red+nir | 100.00 | 100.00 | 100.00 | 100.00 | 100.00 | 100.00 | 2 |",
+    ]
+    assert lines[-4:] == [
+        "| class, from red+nir | IoU | F1 | user's accuracy | producer's accuracy |",
+        "|---|---:|---:|---:|---:|",
+        "| class 0 | 100.00 | 100.00 | 100.00 | 100.00 |",
+        "| class 1 | 100.00 | 100.00 | 100.00 | 100.00 |",
     ]
     assert "Average 75.00, Top-1 100.00 (red), Last-1 25.00 (nir): mIoU in %." in lines
     assert "Rows with a part of a combination only, predicted from that: red+nir 1." in lines
@@ -409,8 +420,16 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     assert results["weights_sha256"] == weights_digest(model.state_dict().items())
     assert results_to_markdown(results) in capsys.readouterr().out
     assert "agreement" not in results
+    names = results["class_names"]
+    for given, expected in (([names[1]], names[1:2]), (["truth"], "truth")):
+        assert main([*paths, "--split", "validation", "--device", "cpu", "--score_classes", *given]) == 0
+        scores = json.loads(output.read_text())
+        assert scores["scored_classes"] == expected
+    assert scores["average_miou"] == results["average_miou"]  # all are labelled
+    capsys.readouterr()
     for flags, message in (
         (["--split", "test"], "no split 'test'"),
+        (["--split", "validation", "--score_classes", f"{names[1]}x"], f"did you mean {names[1]}?"),
         (["--split", "validation", "--model", str(tmp_path / "gone")], "gone: there is no such folder"),
         (["--split", "validation", "--dataset", str(tmp_path / "dada")], f"did you mean {tmp_path / 'data'}?"),
     ):

@@ -29,7 +29,60 @@ def test_hand_worked_scores():
     assert scores["f1_per_class"] == pytest.approx([8 / 10, 4 / 8, 6 / 8], abs=1e-15)
     assert scores["f1"] == pytest.approx((0.8 + 0.5 + 0.75) / 3, abs=1e-15)
     assert scores["accuracy"] == pytest.approx(9 / 13, abs=1e-15)
+    assert scores["users_accuracy"] == scores["producers_accuracy"] == pytest.approx([4 / 5, 2 / 4, 3 / 4], abs=1e-15)
+    chance = (5 * 5 + 4 * 4 + 4 * 4) / 13**2
+    assert scores["kappa"] == pytest.approx((9 / 13 - chance) / (1 - chance), abs=1e-15)
     assert scores["pixels"] == 13
+
+
+@pytest.mark.filterwarnings("ignore")  # it warns of what is undefined
+@pytest.mark.parametrize("seed", range(20))
+def test_scores_are_those_of_scikit_learn(seed):
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(seed)
+    num_labels = int(generator.integers(2, 8))
+    # few pixels and uneven classes, so that some occur on one side only, or nowhere
+    shares = generator.dirichlet(np.full(num_labels, 0.3), size=2)
+    truth, predicted = (generator.choice(num_labels, 40, p=share) for share in shares)
+    scores = segmentation_scores(confusion_matrix(predicted, truth, num_labels))
+    classes = {"labels": range(num_labels), "average": None, "zero_division": np.nan}
+
+    def expected(values, defined):
+        return [value if ok else None for value, ok in zip(values.tolist(), defined, strict=True)]
+
+    is_true, is_predicted = (np.isin(range(num_labels), ids) for ids in (truth, predicted))
+    either = is_true | is_predicted
+    recall = expected(metrics.recall_score(truth, predicted, **classes), is_true)
+    precision = expected(metrics.precision_score(truth, predicted, **classes), is_predicted)
+    f1 = expected(metrics.f1_score(truth, predicted, **classes), either)
+    iou = expected(metrics.jaccard_score(truth, predicted, **classes | {"zero_division": 0}), either)
+    assert scores["producers_accuracy"] == pytest.approx(recall, abs=1e-12)
+    assert scores["users_accuracy"] == pytest.approx(precision, abs=1e-12)
+    assert scores["f1_per_class"] == pytest.approx(f1, abs=1e-12)
+    assert scores["iou"] == pytest.approx(iou, abs=1e-12)
+    assert scores["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted), abs=1e-12)
+    kappa = metrics.cohen_kappa_score(truth, predicted)
+    assert scores["kappa"] == (None if np.isnan(kappa) else pytest.approx(kappa, abs=1e-12))
+    only = np.flatnonzero(either).tolist()
+    for name, score in (("f1", metrics.f1_score), ("miou", metrics.jaccard_score)):
+        mean = score(truth, predicted, labels=only, average="macro", zero_division=0)
+        assert scores[name] == pytest.approx(mean, abs=1e-12)
+
+
+def test_means_over_chosen_classes_count_the_pixels_of_all():
+    scores = segmentation_scores(np.array(CONFUSION), scored_classes=["c", "a"], class_names=["a", "b", "c"])
+    everything = segmentation_scores(np.array(CONFUSION))
+    assert scores["miou"] == pytest.approx((4 / 6 + 3 / 5) / 2, abs=1e-15)
+    assert scores["f1"] == pytest.approx((0.8 + 0.75) / 2, abs=1e-15)
+    assert {name for name in scores if scores[name] != everything[name]} == {"miou", "f1"}
+
+
+def test_chosen_class_that_occurs_nowhere_is_left_out_of_the_mean():
+    confusion = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])
+    scores = segmentation_scores(confusion, scored_classes=["a", "c"], class_names=["a", "b", "c"])
+    assert scores["miou"] == 0.75
+    nothing = segmentation_scores(confusion, scored_classes=["c"], class_names=["a", "b", "c"])
+    assert (nothing["miou"], nothing["f1"], nothing["accuracy"]) == (None, None, 0.75)
 
 
 def test_ignored_pixels_do_not_count_whatever_is_predicted_there():
@@ -67,6 +120,9 @@ def test_all_ignored_leaves_every_score_undefined():
         "f1": None,
         "f1_per_class": [None, None],
         "accuracy": None,
+        "kappa": None,
+        "users_accuracy": [None, None],
+        "producers_accuracy": [None, None],
         "pixels": 0,
     }
 
@@ -132,3 +188,10 @@ def test_scores_refuse_what_is_no_confusion_matrix():
         segmentation_scores(np.zeros((2, 3), int))
     with pytest.raises(ValueError, match="'present'"):
         segmentation_scores(np.zeros((2, 2), int), scored_classes="present")
+    for wrong, said in (
+        (["tree", "bilding"], "did you mean building"),
+        ([], "some, each once"),
+        (["tree"] * 2, "once"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            segmentation_scores(np.zeros((2, 2), int), scored_classes=wrong, class_names=["building", "tree"])

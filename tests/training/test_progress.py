@@ -45,9 +45,12 @@ def test_names_of_scores_worked_by_hand():
         "dsm": {"miou": None, "f1": None, "iou": [None, None], "f1_per_class": [None, None]},
         "rgb+dsm": {"miou": 0.75, "f1": 0.8, "iou": [0.75, None], "f1_per_class": [0.8, None]},
     }
+    for name, accuracy, kappa in (("rgb", 0.5, 0.1), ("dsm", None, None), ("rgb+dsm", 0.9, None)):
+        found[name] |= {"accuracy": accuracy, "kappa": kappa}
     summary = {"average_miou": 0.5, "last1_miou": 0.25, "top1_miou": 0.75}
     assert scores_by_name(summary | {"class_names": ["soil", "low/veg"], "combinations": found}) == summary | {
         "miou/rgb": 0.25, "miou/rgb+dsm": 0.75, "f1/rgb": 0.4, "f1/rgb+dsm": 0.8,
+        "accuracy/rgb": 0.5, "accuracy/rgb+dsm": 0.9, "kappa/rgb": 0.1,
         "average_iou/soil": 0.625, "average_iou/low/veg": 0.0,
         "average_f1/soil": pytest.approx(0.7), "average_f1/low/veg": 0.2,
         "iou/rgb/soil": 0.5, "iou/rgb/low/veg": 0.0, "iou/rgb+dsm/soil": 0.75,

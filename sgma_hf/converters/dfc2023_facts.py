@@ -98,6 +98,7 @@ TRACK_2 = DatasetDescription(
             _OURS,
             {},
             "Tiles of the cities that were trained on.",
+            total=sum(CITY_COUNTS.values()),
         ),
         "mm_sam": SplitProtocol(
             "Training tiles only; Copenhagen (and Suzhou, which only Track 1 has) are the test, there is no "
@@ -171,8 +172,8 @@ TRACK_1 = dataclasses.replace(
             source=f"dfc_track1/data.html of {_CONTEST}",
             num_scenes={"train": 3720, "validation": 1549, "test": 1541},
         ),
-        "cities": dataclasses.replace(TRACK_2.splits["cities"], num_scenes={}),
-        "random": TRACK_2.splits["random"],
+        "cities": dataclasses.replace(TRACK_2.splits["cities"], num_scenes={}, total=3720),
+        "random": dataclasses.replace(TRACK_2.splits["random"], total=3720),
         "mm_sam": dataclasses.replace(TRACK_2.splits["mm_sam"], num_scenes={"train": 2969, "test": 751}),
     },
 )

@@ -30,8 +30,11 @@ from PIL import Image
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.converters import dfc2023
 from sgma_hf.converters.benchmarks.check import check_scene
+from sgma_hf.converters.deliver import DELIVER
 from sgma_hf.converters.dfc2023 import Dfc2023, Dfc2023Reader, random_split, sensor_and_city, to_decibels
 from sgma_hf.converters.dfc2023_facts import CITY_COUNTS, TRACK_1, TRACK_2
+from sgma_hf.converters.isprs_potsdam import DESCRIPTION as POTSDAM
+from sgma_hf.converters.isprs_vaihingen import DESCRIPTION as VAIHINGEN
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.model.image_transforms_sgma import valid_pixels
 
@@ -40,7 +43,8 @@ pytestmark = pytest.mark.long
 
 
 def without_counts(description):
-    splits = {name: dataclasses.replace(item, num_scenes={}) for name, item in description.splits.items()}
+    uncounted = {"num_scenes": {}, "total": None}
+    splits = {name: dataclasses.replace(item, **uncounted) for name, item in description.splits.items()}
     return dataclasses.replace(description, splits=splits)
 
 
@@ -255,6 +259,29 @@ def test_check_tells_counts_by_city_and_what_is_published(tmp_path, capsys):
     assert "8 instances; 1 tiles without one, which are all background (published: 125153 and 3)" in report
 
 
+@pytest.mark.parametrize(
+    ("track", "split", "missing"),
+    [
+        (2, "random", "all splits: 6 of 1773 published scenes are there. Get track2.zip"),
+        (2, "cities", "split test: 1 of 324 published scenes are there"),
+        (2, "mm_sam", "split train: 5 of 1557 published scenes are there"),
+        (1, "random", "all splits: 3 of 3720 published scenes are there. Get track1.zip"),
+        (1, "cities", "all splits: 3 of 3720 published scenes are there"),
+        (1, "mm_sam", "split test: 1 of 751 published scenes are there"),
+    ],
+)
+def test_a_part_is_never_complete_whatever_the_split(tmp_path, capsys, track, split, missing):
+    source = write_shipped(tmp_path)
+    assert run(source, "--check", "--split", split, "--track", track) == 1
+    report = capsys.readouterr().out
+    assert missing in report and "not complete, see above" in report
+    if split == "random":
+        total = missing.split()[4]
+        assert f"{total:>11}" in next(line for line in report.splitlines() if line.startswith("all "))
+    assert run(source, "--output", tmp_path / "out", "--split", split, "--track", track) == 2
+    assert missing in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_damaged_files_are_named_and_the_rest_is_checked(shipped, tmp_path, capsys):
     train = shipped / "track2" / "train"
     truncated = train / "rgb" / f"{DELHI}.tif"
@@ -385,3 +412,9 @@ def test_conversion_is_recorded(shipped, tmp_path):
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert record["unlabelled"] == ["test/P_0420", "validation/P_0000", "validation/P_0003"]
     assert record["options"]["choices"] == {"track": 2, "sar": "linear", "split_seed": 0}
+
+
+def test_every_public_division_has_a_count_to_check_against():
+    for description in (TRACK_1, TRACK_2, DELIVER, POTSDAM, VAIHINGEN):
+        for name, protocol in description.splits.items():
+            assert protocol.num_scenes or protocol.total, f"{description.name}, {name}"

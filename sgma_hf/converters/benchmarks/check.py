@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ...data.windows import blocks
 from ...model.limits_sgma import IGNORE_INDEX
-from .dataset import LABEL, SPLITS, BenchmarkDataset, Problem, Scene, Survey
+from .dataset import LABEL, SPLITS, BenchmarkDataset, Problem, Scene, SplitProtocol, Survey
 from .job_pool import run_jobs
 from .rows import RowMaker
 from .source_walk import better_source
@@ -133,7 +133,7 @@ class CheckReport:
             f"{description.title} in {self.source}",
             f"split {self.dataset.split!r}: {protocol.description} ({protocol.source})",
             "",
-            *self._split_table(protocol.num_scenes),
+            *self._split_table(protocol),
             *self._class_table(),
         ]
         for kind, heading in (("missing", "Missing"), ("damaged", "Damaged"), ("note", "To know")):
@@ -143,7 +143,8 @@ class CheckReport:
         verdict = "complete and sound" if self.is_sound else "not complete, see above"
         return "\n".join([*lines, "", f"{description.name}: {verdict}"])
 
-    def _split_table(self, published: Mapping[str, int]) -> list[str]:
+    def _split_table(self, protocol: SplitProtocol) -> list[str]:
+        published = protocol.num_scenes
         tiling = RowMaker(self.dataset).tiling
         found = Counter(scene.split for scene in self.survey.scenes)
         labelled: Counter[str] = Counter()
@@ -156,6 +157,9 @@ class CheckReport:
         for split in (split for split in SPLITS if split in found or split in published):
             known = published.get(split, "-")
             lines.append(f"{split:<12}{found[split]:>8}{known:>11}{labelled[split]:>10}{rows[split]:>9}")
+        if protocol.total is not None:
+            sums = (sum(counts.values()) for counts in (labelled, rows))
+            lines.append("{:<12}{:>8}{:>11}{:>10}{:>9}".format("all", found.total(), protocol.total, *sums))
         return lines
 
     def _class_table(self) -> list[str]:

@@ -46,6 +46,7 @@ class SplitProtocol:
     source: str  # repository, paper or page that defines it
     num_scenes: Mapping[str, int]  # as published, per split; splits that are empty are left out
     relation: str  # one sentence: how rows of the other splits lie to those that are trained on
+    total: int | None = None  # scenes of all splits together, where nobody published them by split
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,18 @@ class BenchmarkDataset(ABC):
         """
 
     def fewer_than_published(self, scenes: Sequence[Scene], remedy: Callable[[str], str]) -> list[Problem]:
-        """Splits of the protocol with fewer scenes than were published; `remedy` says by split what to do."""
-        found = Counter(scene.split for scene in scenes)
+        """Splits of the protocol with fewer scenes than were published, or all of them where only that is known.
+
+        `remedy` says by split what to do.
+        """
+        found, protocol = Counter(scene.split for scene in scenes), self.description.splits[self.split]
+        wanted = [(f"split {split}", split, found[split], count) for split, count in protocol.num_scenes.items()]
+        if protocol.total is not None:
+            wanted.append(("all splits", "train", len(scenes), protocol.total))
         return [
-            Problem(
-                "missing", f"split {split}", f"{found[split]} of {count} published scenes are there", remedy(split)
-            )
-            for split, count in self.description.splits[self.split].num_scenes.items()
-            if found[split] < count
+            Problem("missing", what, f"{number} of {count} published scenes are there", remedy(split))
+            for what, split, number, count in wanted
+            if number < count
         ]
 
     def scene_size(self, scene: Scene) -> tuple[int, int]:

@@ -1,7 +1,9 @@
-"""`sgma-hf results-card`: write what `sgma-hf compare` measured as tables: Markdown, LaTeX or CSV."""
+"""`sgma-hf results-card`: what `sgma-hf compare` measured, as tables in Markdown, LaTeX or CSV, and as figures."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sgma_hf.commands.arguments import DataclassParser
 from sgma_hf.comparison.run_records import read_rows
@@ -17,11 +19,15 @@ class ResultsCardArguments:
     """Arguments of `sgma-hf results-card`."""
 
     results: list[str] = field(metadata={"help": "Files of JSON lines by `sgma-hf compare`; later ones are newer."})
-    output: str = field(metadata={"help": "File to write: .md for reading, .tex for a paper, .csv for calculating."})
+    output: str | None = field(
+        default=None, metadata={"help": "File to write: .md for reading, .tex for a paper, .csv for calculating."}
+    )
     dataset: str | None = field(
-        default=None, metadata={"help": "Name of the data set, where the files hold runs of several."}
+        default=None,
+        metadata={"help": "Name of the data set, where the files hold runs of several, or its folder."},
     )
     tables: list[str] | None = field(default=None, metadata={"help": "Tables to write, by name; default: all."})
+    figures: str | None = field(default=None, metadata={"help": "Folder to draw figures into, as PNG (extra viz)."})
 
 
 @report_errors("sgma-hf results-card")
@@ -32,19 +38,37 @@ def main(argv: list[str] | None = None) -> int:
     absent = [path for path in args.results if not Path(path).is_file()]
     if absent:
         raise FileNotFoundError(f"There is no file {absent}; give those that `sgma-hf compare --output` wrote.")
-    if Path(args.output).suffix not in FORMATS:
+    if args.output is None and args.figures is None:
+        raise ValueError("Nothing is to be written; give a file by `--output`, a folder by `--figures`, or both.")
+    if args.output is not None and Path(args.output).suffix not in FORMATS:
         raise ValueError(f"`--output` is {args.output!r}; expected a name that ends in {', '.join(FORMATS)}.")
 
     from sgma_hf.comparison.card.report import make_card
+    from sgma_hf.publishing.record import dataset_name
 
     rows = [row for path in args.results for row in read_rows(path)]
     if args.dataset is not None:
-        names = sorted({row["dataset"]["name"] for row in rows})
-        if args.dataset not in names:
-            hint = did_you_mean(args.dataset, names) or "."
-            raise ValueError(f"The results hold no run on {args.dataset!r}{hint} They are of {', '.join(names)}.")
-        rows = [row for row in rows if row["dataset"]["name"] == args.dataset]
-    card = make_card(rows, names=args.tables or ())
-    write_text(args.output, getattr(card, FORMATS[Path(args.output).suffix])())
-    print(f"{args.output}: {len(rows)} runs")
+        name, names = dataset_name(args.dataset)[0], sorted({row["dataset"]["name"] for row in rows})
+        if name not in names:
+            hint = did_you_mean(name, names) or "."
+            raise ValueError(f"The results hold no run on {name!r}{hint} They are of {', '.join(names)}.")
+        rows = [row for row in rows if row["dataset"]["name"] == name]
+    if args.output is not None:
+        card = make_card(rows, names=args.tables or ())
+        write_text(args.output, getattr(card, FORMATS[Path(args.output).suffix])())
+        print(f"{args.output}: {len(rows)} runs")
+    if args.figures is not None:
+        for path in _draw(args, rows):
+            print(path)
     return 0
+
+
+def _draw(args: ResultsCardArguments, rows: list[dict[str, Any]]) -> Iterator[Path]:
+    """Draw the figures of each training; where there are several, their files are numbered as they are in the card."""
+    from sgma_hf.comparison.card.figures import figures_of, save_figures
+    from sgma_hf.comparison.card.report import one_data_set
+
+    experiments = one_data_set(rows)
+    for number, experiment in enumerate(experiments, 1):
+        prefix = f"{number}_" if len(experiments) > 1 else ""
+        yield from save_figures(figures_of(experiment), args.figures, prefix)

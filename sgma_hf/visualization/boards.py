@@ -84,6 +84,34 @@ def plot_sample(
     return _draw_board(rows, legend, title=title, aspect=aspect)
 
 
+def plot_predictions(
+    images: Mapping[str, np.ndarray | None],
+    label: np.ndarray,
+    predictions: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    nodata: Mapping[str, Sequence[float]] | None = None,
+    class_names: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    title: str | None = None,
+) -> "Figure":
+    """Draw one sample as a board: its modalities and labels, then a row of predictions for each method.
+
+    `predictions` is method -> title of a panel -> class ids (height, width); the rest is as for `plot_sample`.
+    """
+    maps = [label, *(ids for row in predictions.values() for ids in row.values())]
+    names, palette = _names_and_colors(maps, class_names, palette)
+    inputs = [
+        (name, partial(_show_raster, raster=raster, nodata=(nodata or {}).get(name, ()), unit=None))
+        for name, raster in images.items()
+    ]
+    rows = [("Input", [*inputs, ("labels", partial(_show_labels, ids=label, palette=palette))])]
+    for method, row in predictions.items():
+        show = [(name, partial(_show_labels, ids=ids, palette=palette, truth=label)) for name, ids in row.items()]
+        rows.append((method, show))
+    legend = list(zip(names, palette, strict=True))
+    return _draw_board(rows, legend, title=title, aspect=label.shape[0] / label.shape[1])
+
+
 def plot_overlay(
     image: np.ndarray,
     label_map: np.ndarray,

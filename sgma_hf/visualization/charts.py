@@ -59,7 +59,11 @@ def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = Non
         explained.add(tuple(panel))
     for heading, values in matrices.items():
         axes = figure.add_subplot(num_rows, num_columns, next(panels))
-        image = _show_classes(axes, values, record["class_names"], title=heading)
+        unknown = [None] * len(record["class_names"])
+        matrix = np.array([values[name] or unknown for name in values], dtype=np.float64).T  # (K, M)
+        axes.set_title(heading, fontsize=9)
+        few = matrix.shape[0] <= 12 and matrix.shape[1] <= 6
+        image = show_matrix(axes, matrix, record["class_names"], list(values), written=few)
     if matrices:
         add_colorbar(figure, image, ax=axes, fraction=0.05, pad=0.02)
     return figure
@@ -131,11 +135,7 @@ def plot_robustness_matrix(
     size = (1.6 + 0.75 * len(modalities), 0.8 + 0.36 * len(rows))
     figure = matplotlib.figure.Figure(figsize=size, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(len(modalities)), modalities, fontsize=8)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    axes.tick_params(length=0)
-    _write_shares(axes, shares, fontsize=8)
+    image = show_matrix(axes, shares, list(rows), modalities)
     add_colorbar(figure, image, ax=axes, ticks=(0, 0.5, 1))
     if title:
         axes.set_title(title, fontsize=9, fontweight="bold")
@@ -164,28 +164,28 @@ def _show_lines(
         axes.set_ylim(*limits)
 
 
-def _show_classes(
-    axes: "Axes", values: Mapping[str, Sequence[float | None] | None], class_names: Sequence[str], *, title: str
+def show_matrix(
+    axes: "Axes",
+    values: np.ndarray,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    *,
+    limits: tuple[float, float] = (0, 1),
+    scale: float = 1,
+    digits: int = 2,
+    written: bool = True,
 ) -> Any:
-    """Draw shares in [0, 1] as a matrix, a row per class and a column per modality, with its figures if few."""
-    axes.set_title(title, fontsize=9)
-    unknown = [None] * len(class_names)
-    matrix = np.array([values[name] or unknown for name in values], dtype=np.float64).T  # (K, M)
+    """Draw a matrix in colours, NaN for what is not known, and its figures times `scale` if they are to be written."""
+    low, high = limits
     axes.set_facecolor(GAP_COLOR)
-    image = axes.imshow(
-        np.ma.masked_invalid(matrix), cmap=ROBUSTNESS_COLORMAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
-    )
-    axes.set_xticks(range(len(values)), list(values))
-    step = -(-len(class_names) // 25)  # more lines of text than that would run into each other
-    axes.set_yticks(range(0, len(class_names), step), [str(name) for name in class_names[::step]])
-    axes.tick_params(labelsize=7 if len(class_names) <= 15 else 6, width=0.5, length=2)
-    if matrix.shape[0] <= 12 and matrix.shape[1] <= 6:
-        _write_shares(axes, matrix, fontsize=7)
+    colors = {"cmap": ROBUSTNESS_COLORMAP, "vmin": low, "vmax": high}
+    image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", **colors)
+    axes.set_xticks(range(len(column_names)), list(column_names))
+    step = 1 if written else -(-len(row_names) // 25)  # more lines of text than that would run into each other
+    axes.set_yticks(range(0, len(row_names), step), [str(name) for name in row_names[::step]])
+    axes.tick_params(labelsize=7 if len(row_names) <= 15 else 6, width=0.5, length=2)
+    for (row, column), value in np.ndenumerate(values) if written else ():
+        text = "–" if np.isnan(value) else f"{scale * value:.{digits}f}"
+        dark = value <= low + 0.6 * (high - low)  # viridis is dark below, bright above; NaN is not dark
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     return image
-
-
-def _write_shares(axes: "Axes", matrix: np.ndarray, *, fontsize: int) -> None:
-    for (row, column), share in np.ndenumerate(matrix):
-        text = "–" if np.isnan(share) else f"{share:.2f}"
-        color = "black" if np.isnan(share) or share > 0.6 else "white"  # viridis is dark below, bright above
-        axes.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=color)

@@ -79,6 +79,7 @@ def require_matplotlib() -> Any:
     try:
         import matplotlib
         import matplotlib.figure
+        import matplotlib.lines
         import matplotlib.patches
     except ImportError as error:
         raise ImportError(

@@ -245,9 +245,6 @@ def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
         assert command.main(flags) == 2
         error = capsys.readouterr().err
         assert message in error and error.startswith("sgma-hf results-card: ") and error.count("\n") == 1
-    with pytest.raises(SystemExit, match="2"):
-        command.main(["--results", str(results)])
-    assert "--output" in capsys.readouterr().err
     assert not output.exists()
     assert command.main([*arguments, "--dataset", "fields"]) == 0
     assert output.read_text() == results_card(three_seeds())

@@ -1,0 +1,68 @@
+"""Figures of the results card that are drawn from the lines alone (extra `viz`)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...visualization.comparison_charts import plot_confusion, plot_mean_ranks, plot_scores
+from .experiments import SCORES, Experiment
+from .statistics import critical_difference, mean_ranks, weighted_scores
+
+
+DPI = 160
+
+
+def save_figures(figures: Mapping[str, Any], folder: str, prefix: str = "") -> list[Path]:
+    """Write figures as PNG by name into a folder, which is made if need be."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = {Path(folder, f"{prefix}{name}.png"): figure for name, figure in figures.items()}
+    for path, figure in paths.items():
+        figure.savefig(path, dpi=DPI)
+    return list(paths)
+
+
+def figures_of(experiment: Experiment) -> dict[str, Any]:
+    """Draw every figure that the lines suffice for, by name; means over the seeds of each arm.
+
+    `combinations`: scores of all combinations. If all lines have the counts of tiles: `confusion`, the confusion
+    matrices of all modalities together and of each alone, and `critical_difference`, mean ranks of Average over tiles.
+    """
+    scored = experiment.results(experiment.all_runs[0])["combinations"]
+    figures = {name: experiment.score("combinations", name, "miou") for name in scored}
+    figures |= {name: experiment.score(key) for name, key in SCORES.items()}
+    spreads = {arm: {name: experiment.spread(arm, one) for name, one in figures.items()} for arm in experiment.runs}
+    means = {arm: {name: found and found.mean for name, found in row.items()} for arm, row in spreads.items()}
+    drawn = {"combinations": plot_scores(means, title=f"mIoU in %, {_where(experiment)}")}
+    if not all(experiment.tiles.values()):
+        return drawn
+    chosen = {"+".join(experiment.dataset["modalities"]): "all modalities"}
+    chosen |= {name: f"{name} alone" for name in experiment.dataset["modalities"]}
+    sums = {arm: sum(counts.sum(0) for counts in seeds.values()) for arm, seeds in experiment.tiles.items()}
+    places = {label: list(scored).index(name) for name, label in chosen.items()}
+    matrices = {arm: {label: counts[place] for label, place in places.items()} for arm, counts in sums.items()}
+    drawn["confusion"] = plot_confusion(
+        matrices, experiment.dataset["class_names"], title=f"Confusion matrices, {_where(experiment)}"
+    )
+    averages = _averages_of_tiles(experiment)
+    if len(experiment.runs) > 1 and len(averages):
+        ranks = dict(zip(experiment.tiles, mean_ranks(averages).tolist(), strict=True))
+        title = f"Mean ranks of Average over {len(averages)} tiles, {_where(experiment)}"
+        critical = critical_difference(len(ranks), len(averages))
+        drawn["critical_difference"] = plot_mean_ranks(ranks, critical, title=title)
+    return drawn
+
+
+def _where(experiment: Experiment) -> str:
+    return f"{experiment.settings['report_split']} of {experiment.dataset['name']}"
+
+
+def _averages_of_tiles(experiment: Experiment) -> np.ndarray:
+    """Average of every tile by itself, mean over an arm's seeds, (tiles, arms), of tiles that all arms have one of."""
+    columns = []
+    for seeds in experiment.tiles.values():
+        scores = [weighted_scores(counts, np.eye(len(counts)))[:, 0] for counts in seeds.values()]
+        columns.append(np.mean(scores, axis=0))
+    averages = np.stack(columns, axis=1)
+    return averages[np.isfinite(averages).all(1)]

@@ -1,9 +1,11 @@
 """`sgma-hf compare`: train and evaluate several arms with several seeds on one data set, one JSON line per run.
 
 Runs that the output already holds are skipped, so an interrupted comparison goes on with the same command, and the
-quick preset's runs are part of the full one.
+quick preset's runs are part of the full one. With `--keep_models` figures are added later, `--corruptions` for
+instance, without training again.
 """
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -12,7 +14,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -25,9 +27,9 @@ from sgma_hf.comparison.arms import ARMS, select_arms
 from sgma_hf.comparison.compared_rows import content_fingerprint, load_metadata
 from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
 from sgma_hf.comparison.settings import RunSettings, setting
-from sgma_hf.data.command_line import report_errors
+from sgma_hf.data.command_line import check_folder_or_id, report_errors
 from sgma_hf.data.incomplete_rows import parse_shares
-from sgma_hf.data.rows import load_rows
+from sgma_hf.data.rows import labelled_rows, load_rows, present_modalities
 
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ PRESETS = {
     "quick": {"arms": ["mean", "projector_mean_single", "sgma"], "seeds": [0]},
     "full": {"arms": ["all"], "seeds": [0, 1, 2]},
 }
+PRETRAINED_LEARNING_RATE = 6e-5  # the default of `sgma-hf train`
 
 
 class Failure(NamedTuple):
@@ -64,30 +67,57 @@ class CompareArguments(RunSettings):
         choices=list(PRESETS),
     )
     arms: list[str] | None = field(
-        default=None, metadata={"help": f"Arms, or all: {', '.join(ARMS)}; default: the preset's."}
+        default=None,
+        metadata={
+            "help": f"Arms, or all: {', '.join(ARMS)}; one of your own is package.module:ARM, see docs/research.md; "
+            "default: the preset's."
+        },
     )
     seeds: list[int] | None = field(default=None, metadata={"help": "Seeds; default: the preset's."})
+    max_steps: int | None = setting(
+        None, f"Training steps; the last one's weights are evaluated; default: {RunSettings.max_steps}."
+    )
+    epochs: int | None = setting(None, "Training steps as passes over the training rows, in place of `--max_steps`.")
+    learning_rate: float | None = setting(
+        None,
+        f"Highest learning rate of AdamW; default: {RunSettings.learning_rate:g} for encoders of random weights, "
+        f"{PRETRAINED_LEARNING_RATE:g} with `--backbone`.",
+    )
     missing: str = setting(
         "", "Make training rows incomplete: NAME=SHARE[,NAME=SHARE...] of rows that lose a modality."
     )
     backbone_config: str | None = setting(None, "JSON, or a file of it, of another encoder than the small PVT-v2.")
-    num_proc: int = setting(1, "Runs at the same time, each in a process of its own.", former=("--jobs",))
+    keep_models: str | None = setting(
+        None,
+        "Folder to keep each run's model in, as `evaluate` and `predict` read it; what is there is not trained again.",
+    )
+    num_proc: int = setting(
+        1, "Runs at the same time, each in a process of its own; on `cuda` they share the GPU.", former=("--jobs",)
+    )
     max_gigabytes: float = setting(4.0, "Memory that the decoded rows of a split may take, for each process.")
+
+    def __post_init__(self):  # `RunSettings` checks its own part as it is made of these
+        if self.num_proc < 1:
+            raise ValueError(f"`--num_proc` is {self.num_proc}; expected at least 1.")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"`--epochs` is {self.epochs}; expected at least 1.")
+        for first, second in (("epochs", "max_steps"), ("backbone", "backbone_config")):
+            if None not in (getattr(self, first), getattr(self, second)):
+                raise ValueError(f"`--{first}` and `--{second}` exclude each other; give one of them.")
 
 
 @report_errors("sgma-hf compare", on_stop="the same command goes on with the runs that are not in the output yet")
 def main(argv: list[str] | None = None) -> int:
     """Do the runs that the output does not hold yet, seed by seed; 1 if one failed, the others are done anyway."""
     (args,) = DataclassParser(CompareArguments, prog="sgma-hf compare", description=__doc__).parse(argv)
-    if args.num_proc < 1:
-        raise ValueError(f"`--num_proc` is {args.num_proc}; expected at least 1.")
 
     from sgma_hf.comparison.identity import is_recorded
 
     runs = _planned_runs(args)
-    prepare_file(args.output)
     recorded, fingerprint = read_rows(args.output), content_fingerprint(args.dataset)
     waiting = [run for run in runs if not is_recorded(run.identity(fingerprint), recorded)]
+    _try_models(waiting)
+    prepare_file(args.output)
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them already in {args.output}", flush=True)
     failures, started = 0, time.monotonic()
     with closing(_execute(waiting, args)) as outcomes:
@@ -96,6 +126,9 @@ def main(argv: list[str] | None = None) -> int:
                 failures += 1
                 where = f"{run.arm.name}, seed {run.seed}"
                 print(f"{outcome.trace}\n{where}: {outcome.kind}: {outcome.message}", file=sys.stderr, flush=True)
+                if outcome.kind == "OutOfMemoryError" and args.num_proc > 1:
+                    hint = f"{where}: the GPU is shared by {args.num_proc} runs; give a smaller `--num_proc`"
+                    print(hint, file=sys.stderr, flush=True)
                 continue
             append_row(args.output, outcome)
             minutes = (time.monotonic() - started) / 60
@@ -107,7 +140,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     """All runs, seed by seed, after a check of everything that can be checked without training."""
     preset = PRESETS[args.preset]
     arms = select_arms(args.arms or preset["arms"])
-    from sgma_hf.comparison.runs import Run, backbone_from_file, check_device
+    from sgma_hf.comparison.runs import Run, backbone_from_file, check_device, pretrained_config
 
     check_device(args.device)
     metadata = load_metadata(args.dataset)
@@ -115,11 +148,18 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     unknown = sorted(set(missing) - set(metadata.modalities))
     if unknown:
         raise ValueError(f"`--missing` names {unknown}; the modalities are {metadata.modalities}.")
-    values = {part.name: getattr(args, part.name) for part in fields(RunSettings)} | {"missing": missing}
-    if args.backbone_config is None:
-        del values["backbone_config"]
-    else:
+    given = {part.name: getattr(args, part.name) for part in fields(RunSettings)} | {"missing": missing}
+    values = {name: value for name, value in given.items() if value is not None}
+    if args.backbone is not None:
+        check_folder_or_id(args.backbone, "--backbone")
+        values["backbone_config"] = pretrained_config(args.backbone)
+        values.setdefault("learning_rate", PRETRAINED_LEARNING_RATE)
+    elif args.backbone_config is not None:
         values["backbone_config"] = backbone_from_file(args.backbone_config)
+    if args.epochs is not None:
+        rows = labelled_rows(load_rows(args.dataset, args.train_split))
+        usable = int(present_modalities(rows, metadata.modalities).any(1).sum())
+        values["max_steps"] = args.epochs * -(-usable // args.batch_size)
     settings = RunSettings(**values)
     for split in filter(None, (settings.train_split, settings.report_split, settings.choosing_split)):
         load_rows(args.dataset, split)
@@ -127,18 +167,32 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     return [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
 
 
+def _try_models(runs: "list[Run]") -> None:
+    """Try those arms before any training that may not work here: the first, and all networks that are not SGMA."""
+    from sgma_hf.comparison.arms.dry_run import dry_run
+    from sgma_hf.comparison.runs import build_model
+
+    arms = {run.arm.name: run.arm for run in runs}
+    for index, (name, arm) in enumerate(arms.items()):
+        if index == 0 or arm.build is not None or not arm.is_ours:
+            settings, metadata = runs[0].settings, load_metadata(runs[0].dataset)
+            with _quiet():
+                dry_run(name, functools.partial(build_model, arm, settings, metadata), settings.crop_size)
+
+
 def _execute(runs: "list[Run]", args: CompareArguments) -> "Iterator[Outcome]":
     """Yield every run with its row, or with what went wrong, as they end."""
+    options = {"max_gigabytes": args.max_gigabytes, "keep_models": args.keep_models}
     if args.num_proc == 1:
         for run in runs:
-            yield run, _attempt(run, args.max_gigabytes)
+            yield run, _attempt(run, options)
         return
     # read when the child imports torch, before any argument reaches it
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    yield from _in_own_processes(runs, args.num_proc, args.max_gigabytes)
+    yield from _in_own_processes(runs, args.num_proc, options)
 
 
-def _in_own_processes(runs: "list[Run]", num_proc: int, max_gigabytes: float) -> "Iterator[Outcome]":
+def _in_own_processes(runs: "list[Run]", num_proc: int, options: dict[str, Any]) -> "Iterator[Outcome]":
     """Runs in processes that take no other run along if they are killed; they are tried twice, and end with this."""
     waiting = deque((run, 2) for run in runs)
     children: dict[Connection, tuple[Run, int, SpawnProcess]] = {}
@@ -146,7 +200,7 @@ def _in_own_processes(runs: "list[Run]", num_proc: int, max_gigabytes: float) ->
         while waiting or children:
             while waiting and len(children) < num_proc:
                 run, tries = waiting.popleft()
-                receiver, process = _start(run, max_gigabytes)
+                receiver, process = _start(run, options)
                 children[receiver] = run, tries, process
             for receiver in wait(list(children)):
                 run, tries, process = children[receiver]
@@ -170,11 +224,11 @@ def _in_own_processes(runs: "list[Run]", num_proc: int, max_gigabytes: float) ->
             process.kill()  # one that does not come back to Python
 
 
-def _start(run: "Run", max_gigabytes: float) -> tuple[Connection, SpawnProcess]:
+def _start(run: "Run", options: dict[str, Any]) -> tuple[Connection, SpawnProcess]:
     # spawned, not forked: a child would inherit torch's threads in whatever state they are
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_attempt, args=(sender, _attempt, run, max_gigabytes))
+    process = context.Process(target=_send_attempt, args=(sender, _attempt, run, options))
     # Ctrl-C reaches all processes. A child is born deaf to it, so that it cannot be cut short in its imports, which
     # would print a traceback: this process ends it.
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -186,22 +240,30 @@ def _start(run: "Run", max_gigabytes: float) -> tuple[Connection, SpawnProcess]:
     return receiver, process
 
 
-def _send_attempt(sender: Connection, attempt: Callable[..., Any], run: "Run", max_gigabytes: float) -> None:
+def _send_attempt(sender: Connection, attempt: Callable[..., Any], run: "Run", options: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no temporary folder behind
-    sender.send(attempt(run, max_gigabytes))
+    sender.send(attempt(run, options))
 
 
-def _attempt(run: "Run", max_gigabytes: float) -> dict[str, Any] | Failure:
+def _attempt(run: "Run", options: dict[str, Any]) -> dict[str, Any] | Failure:
     """One run; a failure is returned, so that those after it are done all the same."""
+    with _quiet():
+        try:
+            from sgma_hf.comparison.runs import execute_run
+
+            return execute_run(run, **options)
+        except Exception as error:
+            return Failure(type(error).__name__, str(error), traceback.format_exc())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings and progress bars of transformers."""
     verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        from sgma_hf.comparison.runs import execute_run
-
-        return execute_run(run, max_gigabytes=max_gigabytes)
-    except Exception as error:
-        return Failure(type(error).__name__, str(error), traceback.format_exc())
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if shows_progress:

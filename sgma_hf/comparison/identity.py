@@ -1,13 +1,18 @@
 """When two runs are one training: arm, seed, data set, recipe and model."""
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import AutoConfig, TrainingArguments
 
 from ..model.configuration_sgma import SgmaConfig
 from ..publishing.record import RECORDED_ARGUMENTS
+from .settings import RunSettings
 
 
 # Settings that add figures to a run and are no part of the training, and settings that say where it ran.
@@ -36,26 +41,49 @@ def training_fields(arguments: TrainingArguments) -> dict[str, Any]:
 def training_settings(row: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that its training depends on, wherever it ran."""
     left_out = EVALUATION_SETTINGS + PLACE_SETTINGS
-    return {name: value for name, value in row["settings"].items() if name not in left_out}
+    return {name: value for name, value in _settings(row).items() if name not in left_out}
 
 
 def definition(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an arm was and which model it built."""
-    return row["arm_definition"], row["model_config"]
+    """What an arm was and which model it built; fields that the package did not have then are as their defaults."""
+    arm = {name: value for name, value in row["arm_definition"].items() if (name, value) != ("early_fusion", False)}
+    defaults = {name: getattr(SgmaConfig, name) for name in _MODEL_FIELDS if name not in row["model_config"]}
+    return arm, {**row["model_config"], **defaults}
 
 
 def is_recorded(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a run of the same training, at the same place, is among the rows with all figures that are asked for."""
     wanted = json.loads(json.dumps(identity))  # as it reads back: tuples are lists
-    settings, key = wanted["settings"], _key(wanted)
+    settings, key = wanted["settings"], run_key(wanted)
     figures = [name for name in ("corruptions", "reliance") if settings[name]]
     return any(
-        _key(row) == key and settings["choosing_split"] in (None, *row["results"]) and row.keys() >= {*figures}
+        run_key(row) == key and settings["choosing_split"] in (None, *row["results"]) and row.keys() >= {*figures}
         for row in rows
     )
 
 
-def _key(row: Mapping[str, Any]) -> list[Any]:
-    settings = {name: value for name, value in row["settings"].items() if name not in EVALUATION_SETTINGS}
+def run_key(row: Mapping[str, Any]) -> list[Any]:
+    """What decides the weights of a run."""
+    settings = {name: value for name, value in _settings(row).items() if name not in EVALUATION_SETTINGS}
     named = (row["arm"], row["seed"], row["dataset"]["fingerprint"])
     return [*named, settings, *definition(row), row["training_arguments"]]
+
+
+def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run; what could not be set then is as its default."""
+    return {
+        **{name: value for name, value in asdict(RunSettings()).items() if value in (None, False)},
+        **row["settings"],
+    }
+
+
+@functools.cache
+def encoder_identity(name_or_path: str) -> dict[str, str]:
+    """Name of a pretrained encoder, and what tells its weights: 16 digits of their SHA-256, or the Hub's commit."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return {"name": name_or_path, "fingerprint": str(AutoConfig.from_pretrained(name_or_path)._commit_hash)}
+    digest = hashlib.sha256()
+    for path in sorted(file for suffix in ("safetensors", "bin") for file in folder.glob(f"*.{suffix}")):
+        digest.update(path.read_bytes())
+    return {"name": folder.resolve().name, "fingerprint": digest.hexdigest()[:16]}

@@ -27,6 +27,7 @@ from ..data.processor_fitting import fit_processor
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.corruption_scores import evaluate_corruptions
 from ..evaluation.reliance import reliance_error_agreement
+from ..model.backbones_sgma import read_backbone_config
 from ..model.configuration_sgma import SgmaConfig
 from ..model.image_processing_sgma import SgmaImageProcessor
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
@@ -34,9 +35,10 @@ from ..publishing.record import dataset_name, hardware_name, package_commit, pac
 from ..training.arguments import SgmaTrainingArguments
 from ..training.trainer import SgmaTrainer
 from .arms import COMMON_TRAINING, Arm
+from .arms.full_pass import FullPassConfig, FullPassForSemanticSegmentation
 from .compared_rows import content_fingerprint, decoded_rows, load_metadata, num_bytes
-from .early_fusion import EarlyFusionForSemanticSegmentation, early_fusion_config
-from .identity import model_fields, training_fields
+from .identity import encoder_identity, model_fields, training_fields
+from .kept_models import keep_model, load_kept, model_folder
 from .run_records import FORMAT_VERSION
 from .settings import RunSettings
 
@@ -56,11 +58,14 @@ class Run:
     def identity(self, fingerprint: str) -> dict[str, Any]:
         """What decides the result of a run on rows of that `content_fingerprint`; see `is_recorded`."""
         metadata = load_metadata(self.dataset)
+        settings = asdict(self.settings)
+        if self.settings.backbone is not None:
+            settings["backbone"] = encoder_identity(self.settings.backbone)
         return {
             "arm": self.arm.name,
             "seed": self.seed,
             "dataset": {"name": dataset_name(self.dataset)[0], "fingerprint": fingerprint},
-            "settings": asdict(self.settings),
+            "settings": settings,
             "arm_definition": self.arm.definition(),
             "model_config": model_fields(_config(self.arm, self.settings, metadata)),
             "training_arguments": training_fields(_training_arguments(self.settings, "unused")),
@@ -68,8 +73,10 @@ class Run:
 
 
 def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaConfig:
-    build = early_fusion_config if arm.early_fusion else SgmaConfig
-    return build(
+    config_class, own = SgmaConfig, {}
+    if arm.build is not None:  # nothing of SGMA is built
+        config_class, own = FullPassConfig, {"arm": arm.name, "fusion": "mean", "mas_loss_weight": 0.0}
+    return config_class(
         modalities=metadata.modalities,
         modality_channels=metadata.modality_channels,
         id2label=dict(enumerate(metadata.class_names)),
@@ -79,8 +86,10 @@ def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaC
             "decoder_hidden_size": settings.decoder_hidden_size,
             "dice_loss_weight": settings.dice_loss_weight,
             "modality_adapter_size": settings.modality_adapter_size,
+            **own,
             **arm.config,
         },
+        palette=metadata.palette or None,
     )
 
 
@@ -94,6 +103,7 @@ def _training_arguments(settings: RunSettings, folder: str, **changes: Any) -> S
         learning_rate=settings.learning_rate,
         use_cpu=settings.device == "cpu",
         dataloader_pin_memory=settings.device != "cpu",
+        bf16=settings.bf16,
         logging_steps=max(1, settings.max_steps // 10),
         eval_strategy="no",
         save_strategy="no",
@@ -116,15 +126,23 @@ def check_device(name: str) -> None:
         )
 
 
-def build_model(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaForSemanticSegmentation:
-    """Build an arm's model with weights from the global random state."""
-    model_class = EarlyFusionForSemanticSegmentation if arm.early_fusion else SgmaForSemanticSegmentation
-    return model_class(_config(arm, settings, metadata))
+def build_model(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> PreTrainedModel:
+    """Build an arm's model with weights from the global random state, or those of a pretrained encoder."""
+    config = _config(arm, settings, metadata)
+    if arm.build is not None:
+        model = FullPassForSemanticSegmentation(config)
+        if settings.backbone is not None:
+            model.load_backbone(settings.backbone)
+        return model
+    if settings.backbone is not None:
+        return SgmaForSemanticSegmentation.from_backbone_pretrained(settings.backbone, config)
+    return SgmaForSemanticSegmentation(config)
 
 
-def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
+def execute_run(run: Run, *, max_gigabytes: float = 4.0, keep_models: str | None = None) -> dict[str, Any]:
     """Train, evaluate and describe one run; the decoded rows of a split may take `max_gigabytes` of memory.
 
+    With `keep_models`, a folder, the model is kept in a folder in it, and one that is there is not trained again.
     The row can be written as JSON: the run's identity, what it ran on, what it cost, and every figure of it; scores
     are fractions in [0, 1].
     """
@@ -139,7 +157,15 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
         training_rows = decoded_rows(
             run.dataset, settings.train_split, metadata, max_gigabytes=max_gigabytes, missing=settings.missing
         )
-    model, processor, losses = _train(run, metadata, training_rows, seconds)
+    folder = None if keep_models is None else model_folder(keep_models, row)
+    kept = None if folder is None else load_kept(folder, settings.device)
+    if kept is None:
+        model, processor, facts = _train(run, metadata, training_rows)
+        if folder is not None:
+            keep_model(folder, model, processor, facts)
+    else:
+        model, processor, facts = kept
+    seconds["train"] = facts["seconds"]
     row["dataset"] |= _describe_rows(metadata, {settings.train_split: training_rows, **rows})
     options = {"window_size": settings.crop_size, "batch_size": settings.batch_size}
     with _timed(seconds, "evaluate"):
@@ -149,12 +175,13 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0) -> dict[str, Any]:
             with _timed(seconds, name):
                 row[name] = evaluate(model, processor, rows[settings.report_split], **options)
     row |= {
+        "description": run.arm.description,
         "checkpoint": "last step",
         **_environment(model.device),
         "seconds": seconds,
         "parameters": model.num_parameters(),
         "gmacs": giga_macs(model, settings.crop_size),
-        "losses": losses,
+        "losses": facts["losses"],
         "format_version": FORMAT_VERSION,
     }
     return finite(row)
@@ -167,8 +194,8 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - started, 2)
 
 
-def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]], seconds: dict[str, float]):
-    """Return model and processor after the last step, and the last losses logged."""
+def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
+    """Return model and processor after the last step, the last losses logged and the seconds that it took."""
     settings = run.settings
     set_seed(run.seed)
     model = build_model(run.arm, settings, metadata)
@@ -180,15 +207,17 @@ def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]], seco
         num_labels=model.config.num_labels,
         crop_size=settings.crop_size,
     )
+    processor.resolution = metadata.resolution
+    facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="sgma-compare-") as folder:
         arguments = _training_arguments(settings, folder, seed=run.seed, **run.arm.training)
         trainer = SgmaTrainer(model, arguments, processing_class=processor, train_dataset=rows)
         trainer.remove_callback(PrinterCallback)
-        with _timed(seconds, "train"):
+        with _timed(facts, "seconds"):
             trainer.train()
     names = ("loss_sgf", "loss_mas", "loss")
-    losses = {name: entry[name] for entry in trainer.state.log_history for name in names if name in entry}
-    return trainer.accelerator.unwrap_model(trainer.model).eval(), processor, losses
+    facts["losses"] = {name: entry[name] for entry in trainer.state.log_history for name in names if name in entry}
+    return trainer.plain_model().eval(), processor, facts
 
 
 def _evaluate(
@@ -270,6 +299,13 @@ def _environment(device: torch.device) -> dict[str, Any]:
 def finite(value: Any) -> Any:
     """Copy of nested values in which NaN and infinity, which JSON has not, are None."""
     return json.loads(json.dumps(value), parse_constant=lambda _: None)
+
+
+def pretrained_config(name_or_path: str) -> dict[str, Any]:
+    """Read the configuration of a pretrained encoder, without what is not the encoder's: classes, versions, names."""
+    config = read_backbone_config(name_or_path)
+    others = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "_name_or_path")
+    return {name: value for name, value in config.to_diff_dict().items() if name not in others}
 
 
 def backbone_from_file(path: str) -> dict[str, Any]:

@@ -32,13 +32,19 @@ class RunSettings:
     max_steps: int = setting(500, "Training steps; the last one's weights are evaluated.")
     batch_size: int = setting(8, "Crops per step, and windows per forward pass of the evaluation.")
     crop_size: int = setting(128, "Side of crops and evaluated windows in pixels.")
-    learning_rate: float = setting(1e-3, "Highest learning rate of AdamW; encoders start at random.")
+    learning_rate: float = setting(1e-3, "Highest learning rate of AdamW.")
     decoder_hidden_size: int = setting(128, "Width of the decode head.")
     dice_loss_weight: float = setting(DICE_LOSS_WEIGHT, "Weight of the Dice loss, of all arms.")
     modality_adapter_size: int = setting(
         MODALITY_ADAPTER_SIZE, "Hidden channels of each modality's adapter before the encoder, of all arms."
     )
     backbone_config: dict[str, Any] = field(default_factory=lambda: dict(SMALL_PVT_V2))
+    backbone: str | None = setting(
+        None,
+        "Folder, or id on the Hub, of a pretrained encoder, which all arms start from; arms over all bands together "
+        "repeat its stem for every modality.",
+    )
+    bf16: bool = setting(False, "Train in bfloat16; evaluation is in float32.")
     corruptions: bool = setting(False, "Evaluate damaged inputs too.")
     reliance: bool = setting(False, "Compare robustness maps with the errors of single modalities too.")
     device: str = setting(

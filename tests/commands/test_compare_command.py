@@ -24,7 +24,7 @@ def executed(monkeypatch):
     """Runs that were executed, in order; executing one costs nothing."""
     done = []
 
-    def pretend(run, *, max_gigabytes):
+    def pretend(run, **options):
         done.append((run.arm.name, run.seed))
         scores = {"average_miou": 0.5, "last1_miou": None, "top1_miou": 0.75}
         identity = run.identity(compare.content_fingerprint(run.dataset))
@@ -68,10 +68,10 @@ def test_a_run_that_fails_does_not_stop_the_others(scenes, executed, tmp_path, m
     output = tmp_path / "results.jsonl"
     pretend = runs.execute_run
 
-    def fail(run, *, max_gigabytes):
+    def fail(run, **options):
         if run.arm.name == "mean":
             raise RuntimeError("out of memory")
-        return pretend(run, max_gigabytes=max_gigabytes)
+        return pretend(run, **options)
 
     monkeypatch.setattr("sgma_hf.comparison.runs.execute_run", fail)
     assert run(scenes, output, "--arms", "mean", "sgma") == 1
@@ -87,10 +87,10 @@ def test_an_interruption_leaves_whole_lines_and_the_next_call_goes_on(scenes, ex
     output = tmp_path / "results.jsonl"
     pretend = runs.execute_run
 
-    def interrupt(run, *, max_gigabytes):
+    def interrupt(run, **options):
         if run.arm.name == "sgma":
             raise KeyboardInterrupt
-        return pretend(run, max_gigabytes=max_gigabytes)
+        return pretend(run, **options)
 
     monkeypatch.setattr("sgma_hf.comparison.runs.execute_run", interrupt)
     assert run(scenes, output, "--arms", "mean", "sgma", "early") == 130

@@ -9,8 +9,8 @@ from comparison_fixtures import TINY, write_scenes
 
 from sgma_hf.comparison import runs
 from sgma_hf.comparison.arms import ARMS, COMMON_TRAINING, select_arms
+from sgma_hf.comparison.arms.full_pass import FullPassForSemanticSegmentation
 from sgma_hf.comparison.compared_rows import content_fingerprint, decoded_rows, load_metadata
-from sgma_hf.comparison.early_fusion import EarlyFusionForSemanticSegmentation
 from sgma_hf.comparison.identity import is_recorded
 from sgma_hf.comparison.runs import (
     Run,
@@ -38,10 +38,8 @@ def scenes(tmp_path_factory):
 def test_arms_are_what_their_names_say(scenes):
     metadata = load_metadata(scenes)
     models = {name: build_model(arm, RunSettings(**TINY), metadata) for name, arm in ARMS.items()}
-    assert [name for name, model in models.items() if isinstance(model, EarlyFusionForSemanticSegmentation)] == [
-        "early",
-        "early_less_dropout",
-    ]
+    networks = [name for name, model in models.items() if isinstance(model, FullPassForSemanticSegmentation)]
+    assert networks == ["early", "early_less_dropout", "segformer", "upernet"]
     with_branch = {name for name, model in models.items() if model.config.mas_loss_weight}
     assert {"mean_mas", "projector_mean_single", "sgma", "sgma_no_dropout", "sgma_row_sampling"} <= with_branch
     assert not {"mean", "mean_no_dropout", "early", "projector_mean", "sgf"} & with_branch
@@ -123,7 +121,7 @@ def test_run_describes_itself_and_its_figures(scenes):
     assert different["losses"] != row["losses"]
 
 
-@pytest.mark.parametrize("arm", ["mean_no_dropout", "early", "sgma_row_sampling"])
+@pytest.mark.parametrize("arm", ["mean_no_dropout", "early", "segformer", "upernet", "sgma_row_sampling"])
 def test_other_arms_run_with_the_same_code(scenes, arm):
     row = execute_run(Run(ARMS[arm], 0, scenes, RunSettings(**TINY)))
     assert len(row["results"]["test"]["combinations"]) == 7

@@ -8,7 +8,7 @@ import torch
 from tiny_models import spread_weights, tiny_model
 
 from sgma_hf import modality_agreement
-from sgma_hf.comparison.early_fusion import EarlyFusionForSemanticSegmentation, early_fusion_config
+from sgma_hf.comparison.arms.full_pass import FullPassConfig, FullPassForSemanticSegmentation
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
 from sgma_hf.evaluation.corruption_scores import ALL_MODALITIES, evaluate_corruptions
 from sgma_hf.evaluation.corruptions import CORRUPTIONS, Corruption, corrupt, draw, random_rectangle
@@ -248,8 +248,8 @@ def test_better_than_without_is_the_comparison_of_the_two_means(model, processor
 @pytest.mark.parametrize("fusion", ["mean", "projector_mean", "early"])
 def test_models_without_robustness_get_none_for_it(processor, rows, fusion):
     if fusion == "early":
-        config = early_fusion_config(**_model(fusion="mean", mas_loss_weight=0.0).config.to_diff_dict())
-        model = EarlyFusionForSemanticSegmentation(config).double().train()
+        config = FullPassConfig(**_model(fusion="mean", mas_loss_weight=0.0).config.to_diff_dict() | {"arm": "early"})
+        model = FullPassForSemanticSegmentation(config).double().train()
     else:
         model = _model(fusion=fusion).train()
     found = evaluate_corruptions(

@@ -1,33 +1,35 @@
-"""The arms of a comparison: what differs between two trainings, everything else being equal."""
+"""The arms of the package, without torch, so that the command's help is there at once."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..data.command_line import did_you_mean
+from .arm import Arm
 
 
-# What every arm is trained with unless it says otherwise. At 0.5 all combinations of the modalities are about equally
-# frequent, which is best for arms that have no single-modality branch. The package's own defaults have an arm of their
-# own, `sgma_recipe`, and those that a baseline could share have theirs.
-COMMON_TRAINING = {"modality_dropout": [0.5], "robustness_sampling": False}
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...model.configuration_sgma import SgmaConfig
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to build and train a model."""
+def early_fusion(config: "SgmaConfig") -> "nn.Module":
+    """Build the package's own model with all bands as one modality."""
+    from .networks import EarlyFusion
 
-    name: str
-    description: str  # one line, for the reader of a table
-    # Fields of `SgmaConfig` that differ from the package's defaults.
-    config: dict[str, Any] = field(default_factory=dict)
-    # Fields of `SgmaTrainingArguments` that differ from `COMMON_TRAINING` and the settings of a run.
-    training: dict[str, Any] = field(default_factory=dict)
-    early_fusion: bool = False  # whether the model is `EarlyFusionForSemanticSegmentation`
+    return EarlyFusion(config)
 
-    def definition(self) -> dict[str, Any]:
-        """What decides the result of a run of this arm: all but name and description."""
-        return {key: value for key, value in asdict(self).items() if key not in ("name", "description")}
+
+def segformer(config: "SgmaConfig") -> "nn.Module":
+    """Build transformers' SegFormer over all bands."""
+    from .networks import Segformer
+
+    return Segformer(config)
+
+
+def upernet(config: "SgmaConfig") -> "nn.Module":
+    """Build transformers' UperNet over all bands."""
+    from .networks import UperNet
+
+    return UperNet(config)
 
 
 _NO_DROPOUT = {"modality_dropout": [0.0]}
@@ -43,10 +45,20 @@ _ALL = (
     Arm(
         "early",
         "all bands concatenated before the encoder, zeros for what is missing; a full pass for every combination",
-        _MEAN,
-        early_fusion=True,
+        build=early_fusion,
     ),
-    Arm("early_less_dropout", "early fusion with modality dropout 0.3", _MEAN, _LESS_DROPOUT, early_fusion=True),
+    Arm("early_less_dropout", "early fusion with modality dropout 0.3", training=_LESS_DROPOUT, build=early_fusion),
+    Arm(
+        "segformer",
+        "transformers' SegFormer over all bands, zeros for what is missing; its encoder is the MiT of a PVT-v2's "
+        "widths and depths, else the one of the nearest size, from random weights",
+        build=segformer,
+    ),
+    Arm(
+        "upernet",
+        "transformers' UperNet over all bands, zeros for what is missing; the encoder of all arms",
+        build=upernet,
+    ),
     Arm(
         "pointwise_mean",
         "mean of a 1x1 convolution of the encoder's features, one for each modality and stage",
@@ -95,17 +107,3 @@ _ALL = (
     ),
 )
 ARMS = {arm.name: arm for arm in _ALL}
-
-
-def select_arms(names: Sequence[str]) -> list[Arm]:
-    """Look arms up by name, in the order of the names, each once; `["all"]` takes every arm."""
-    if list(names) == ["all"]:
-        return list(ARMS.values())
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"The arms are {list(names)}; expected some of {', '.join(ARMS)}, each once, or all.")
-    for name in names:
-        if name not in ARMS:
-            raise ValueError(
-                f"There is no arm {name!r}{did_you_mean(name, ARMS) or '.'} The arms are {', '.join(ARMS)}."
-            )
-    return [ARMS[name] for name in names]

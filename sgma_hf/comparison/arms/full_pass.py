@@ -1,0 +1,206 @@
+"""A network of another kind with the interface of SGMA, so that the same code trains and evaluates it.
+
+Every combination of the modalities takes a full pass, with zeros for what is missing; see `Arm.build` for what the
+network gets and returns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
+from transformers.utils import can_return_tuple
+
+from ...model.cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, crop_padding
+from ...model.configuration_sgma import SgmaConfig
+from ...model.encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels
+from ...model.losses_sgma import row_losses, weigh_losses
+from ...model.modeling_sgma import SgmaPreTrainedModel
+from ...model.outputs_sgma import SgmaSemanticSegmenterOutput
+from ...model.saving_sgma import replace_when_complete
+from .selection import find_arm
+
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@strict
+class FullPassConfig(SgmaConfig):
+    """Configuration of an arm's network; `arm` is the arm's name."""
+
+    model_type = "sgma_arm"
+    _auto_class = None  # no code travels with it: the arm's module has to be there
+
+    arm: str = ""
+
+
+@dataclass
+class FullPassEncoding(SgmaEncoding):
+    """The checked input; the network runs when a combination is asked for."""
+
+    pixel_values: torch.Tensor | None = None  # as given, (B, sum C, H, W)
+
+    @property
+    def position(self) -> torch.Tensor:
+        """-1 throughout: no modality has features of its own."""
+        return torch.full_like(self.present, -1, dtype=torch.int64)
+
+
+class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
+    """The network of the arm that `config.arm` names, with new weights of its own making.
+
+    Raises:
+        ValueError: If there is no such arm.
+        TypeError: If it builds no `nn.Module`.
+    """
+
+    config_class = FullPassConfig
+
+    def __init__(self, config: FullPassConfig):
+        super().__init__(config)
+        network = find_arm(config.arm).build(config)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"`build` returned a {type(network).__name__}; expected an nn.Module.")
+        self.network = network
+        for module in network.modules():
+            module._is_hf_initialized = True  # its weights are as it made them
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *, config=None, dtype=None, **kwargs):
+        """Load from a folder that `save_pretrained` wrote; the arm's module has to be there. No `kwargs` are used.
+
+        The network is made as it was for training, and not on torch's meta device, where what is no part of the
+        weights would be lost.
+        """
+        model = cls(config or FullPassConfig.from_pretrained(pretrained_model_name_or_path))
+        load_model(model, Path(pretrained_model_name_or_path, WEIGHTS_FILE))
+        return (
+            model if dtype in (None, "auto") else model.to(getattr(torch, str(dtype).removeprefix("torch.")))
+        ).eval()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save configuration and weights, whole or not at all; no `kwargs` are used."""
+        self.config.architectures = [type(self).__name__]
+        with replace_when_complete(save_directory) as staging:
+            self.config.save_pretrained(staging)
+            save_model(self, str(staging / WEIGHTS_FILE))
+
+    def load_backbone(self, name_or_path: str) -> None:
+        """Have the network start from a pretrained encoder; a ValueError if it does not know how."""
+        if not hasattr(self.network, "load_pretrained"):
+            raise ValueError(
+                f"{type(self.network).__name__} has no method `load_pretrained(name_or_path)`, which `--backbone` "
+                "needs; leave the arm out, or compare it without `--backbone`."
+            )
+        self.network.load_pretrained(name_or_path)
+
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        modality_mask: torch.Tensor | None = None,
+        host_mask: HostMask | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> FullPassEncoding:
+        """Check the inputs, as [`SgmaModel.encode`] does, and keep them."""
+        present, coverage, host_present = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
+        return FullPassEncoding(
+            stages=[],
+            present=present,
+            host_present=host_present,
+            pixel_coverage=coverage,
+            fractions=None,
+            image_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
+            pixel_values=pixel_values,
+        )
+
+    def fuse_and_decode(
+        self, encoding: FullPassEncoding, subset_mask: torch.Tensor | None = None, **kwargs
+    ) -> SgmaSemanticSegmenterOutput:
+        """Predict from all or some of the modalities, one full pass; there is no robustness, no prototype."""
+        covered = _covered(encoding, subset_mask)
+        logits, _ = self._pass(encoding.pixel_values, covered, None)
+        return SgmaSemanticSegmenterOutput(logits=logits, coverage=covered.any(1))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        modality_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        host_mask: HostMask | None = None,
+        **kwargs,
+    ) -> SgmaSemanticSegmenterOutput:
+        """Segment a batch, see [`SgmaForSemanticSegmentation.forward`]; what only SGMA has a use for is ignored."""
+        if labels is not None:
+            labels = check_labels(self.config, labels, pixel_values)
+        encoding = self.encode(pixel_values, modality_mask, host_mask=host_mask, labels=labels)
+        covered = _covered(encoding)
+        coverage = covered.any(1)
+        if labels is None:
+            return self.fuse_and_decode(encoding)
+        labels = torch.where(coverage, labels, self.config.semantic_loss_ignore_index)
+        logits, own_loss = self._pass(pixel_values, covered, labels if self.training else None)
+        losses = row_losses(self.config, logits, labels)
+        fields = weigh_losses(self.config, losses, None, num_items_in_batch)
+        if own_loss is not None:  # a mean over these pixels: its share of a step's is theirs
+            valid = losses[1].sum()
+            fields["loss"] = own_loss * (
+                valid / valid.clamp_min(1) if num_items_in_batch is None else valid / num_items_in_batch
+            )
+        return SgmaSemanticSegmenterOutput(logits=logits, coverage=coverage, **fields)
+
+    def _pass(
+        self, pixel_values: torch.Tensor, covered: torch.Tensor, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits and, if the network gives one, loss; coverage is bool, (B, M, H, W)."""
+        size = pixel_values.shape[-2:]
+        by_band = torch.tensor(self.config.modality_channels).to(covered.device)
+        # `torch.where`, not a product: what stands in a gap may be NaN
+        shown = torch.where(covered.repeat_interleave(by_band, dim=1), pixel_values, 0)
+        # zeros in all bands would be a vector of zeros in the encoder: see `SgmaConfig.gap_value`
+        shown = torch.where(covered.any(1, keepdim=True), shown, self.config.gap_value)
+        bottom, right = ((-side) % PAD_MULTIPLE for side in size)
+        beside = (0, right, 0, bottom)
+        if labels is not None:
+            labels = nn.functional.pad(labels, beside, value=self.config.semantic_loss_ignore_index)
+        shown = nn.functional.pad(shown, beside, value=self.config.gap_value)
+        output = self.network(pixel_values=shown, modality_mask=nn.functional.pad(covered, beside), labels=labels)
+        logits = self._checked_logits(output, shown.shape)
+        stride = shown.shape[-1] // logits.shape[-1]
+        return crop_padding(logits, stride, size), None if labels is None else output.get("loss")
+
+    def _checked_logits(self, output: Any, shape: torch.Size) -> torch.Tensor:
+        """The logits, at each pixel or at stride 4; what else a network returns is a TypeError or ValueError."""
+        if not isinstance(output, Mapping) or not isinstance(output.get("logits"), torch.Tensor):
+            raise TypeError(
+                f"the network returned a {type(output).__name__}; expected a dict or a ModelOutput with `logits`"
+            )
+        logits, (batch_size, _, height, width) = output["logits"], shape
+        whole = (batch_size, self.config.num_labels, height, width)
+        cells = (*whole[:2], height // LOGITS_STRIDE, width // LOGITS_STRIDE)
+        if tuple(logits.shape) not in (whole, cells):
+            raise ValueError(
+                f"`logits` has shape {tuple(logits.shape)}; expected {whole} or {cells}: batch size, "
+                f"{self.config.num_labels} classes, and each pixel or every fourth"
+            )
+        return logits
+
+
+def _covered(encoding: FullPassEncoding, subset_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Where each modality is there, and in the subset, bool, (batch_size, num_modalities, height, width)."""
+    present = encoding.present
+    if subset_mask is not None:
+        present = present & subset_mask.to(present.device)
+    covered = present[..., None, None].expand(-1, -1, *encoding.image_size)
+    return covered if encoding.pixel_coverage is None else covered & encoding.pixel_coverage
+
+
+AutoConfig.register(FullPassConfig.model_type, FullPassConfig)
+AutoModelForSemanticSegmentation.register(FullPassConfig, FullPassForSemanticSegmentation)

@@ -11,6 +11,9 @@ from document_blocks import blocks, commands, run, run_all, section
 from workspace import write_encoder, write_scenes
 
 from sgma_hf.commands import COMMANDS
+from sgma_hf.comparison.card.cells import percent
+from sgma_hf.comparison.card.experiments import SCORES, group_runs
+from sgma_hf.comparison.run_records import read_rows
 
 
 pytestmark = pytest.mark.long
@@ -117,11 +120,24 @@ def test_figures_of_the_paper_are_apart_and_add_up():
 
 def test_readme_is_short_and_shows_figures_of_the_card():
     assert len(TEXTS["README"].splitlines()) <= 200
-    card = (ROOT / "model_cards" / "results_weedmap.md").read_text(encoding="utf-8")
     measured = section(TEXTS["README"], "Results")
-    rows = re.findall(r"^\| `(\w+)`[^|]*\| (\d+) \| (.*) \|$", measured, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `([^`]+)`[^|]*\| (\d+) \| (.*) \|$", measured, flags=re.MULTILINE)
     assert 1 <= len(rows) <= 10
+    name = re.search(r"\(model_cards/results_(\w+)\.md\)", measured)[1]
+    lines = ROOT / "model_cards" / "results" / f"{name}.jsonl"
+    card = (ROOT / "model_cards" / f"results_{name}.md").read_text(encoding="utf-8")
     for arm, seeds, figures in rows:
+        if lines.exists():
+            assert (arm, int(seeds), figures) in scores_of(lines)
+            continue
         (line,) = set(re.findall(rf"^\| `{arm}` \|.*{re.escape(figures)} \|$", card, flags=re.MULTILINE))
         assert line, arm
         assert re.search(rf"^\| `{arm}` \|.*\| {seeds} \|$", card, flags=re.MULTILINE), arm
+
+
+def scores_of(lines):
+    """Arm, number of seeds and the three scores as they are written, of all trainings in a file of lines."""
+    for experiment in group_runs(read_rows(lines)):
+        for arm, runs in experiment.runs.items():
+            scores = (percent(experiment.spread(arm, experiment.score(key))) for key in SCORES.values())
+            yield arm, len(runs), " | ".join(map(str, scores))

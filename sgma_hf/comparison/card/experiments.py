@@ -77,15 +77,24 @@ class Experiment:
     def tiles(self) -> dict[str, dict[int, np.ndarray]]:
         """Counts of every tile of the reported split, int64 (tiles, combinations, K, K), by arm and seed.
 
-        Runs by a version that did not keep them have none.
+        Runs by a version that did not keep them have none. A ValueError says that a run's scores are not those of its
+        counts: somebody changed the line.
         """
         size = len(self.dataset["class_names"])
         found: dict[str, dict[int, np.ndarray]] = {arm: {} for arm in self.runs}
         for run in self.all_runs:
-            if "tiles" in self.results(run):
-                confusion = list(self.results(run)["tiles"]["confusion"].values())
-                counts = np.array(confusion, dtype=np.int64).reshape(len(confusion), -1, size, size)
-                found[run["arm"]][run["seed"]] = counts.swapaxes(0, 1)
+            results = self.results(run)
+            if "tiles" in results:
+                confusion = list(results["tiles"]["confusion"].values())
+                counts = np.array(confusion, dtype=np.int64).reshape(len(confusion), -1, size, size).swapaxes(0, 1)
+                counted = weighted_scores(counts, np.ones((1, len(counts))))[0]
+                said = np.array([results[key] for key in SCORES.values()], dtype=np.float64)  # None is NaN
+                if not np.allclose(counted, said, rtol=0, atol=1e-9, equal_nan=True):
+                    raise ValueError(
+                        f"The scores of {run['arm']}, seed {run['seed']}, are {said.tolist()}, those of the counts in "
+                        f"its tiles {counted.tolist()}; the line was changed, so remove it or run it again."
+                    )
+                found[run["arm"]][run["seed"]] = counts
         return found
 
     @cached_property

@@ -234,7 +234,7 @@ def _arms(experiment: Experiment) -> Table:
     for arm, runs in experiment.runs.items():
         run = next(iter(runs.values()))
         seconds = [number(experiment.spread(arm, at("seconds", part)), 0) for part in ("train", "evaluate")]
-        what = ARMS[arm].description if arm in ARMS else run.get("description", "not an arm of this version")
+        what = run.get("description") or (ARMS[arm].description if arm in ARMS else "not an arm of this version")
         lines.append([f"`{arm}`", what, f"{run['parameters']:,}", f"{run['gmacs']:.3f}", *seconds])
     header = ["arm", "what it is", "parameters", "GMACs", "s to train", "s to evaluate"]
     return Table("arms", "Arms and what they cost", header, lines, _ARMS_NOTE, text_columns=2)

@@ -22,7 +22,9 @@ def check_checkpoint(model: str) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--model {model} has no config.json; give the folder of a checkpoint.")
     config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") != "sgma":
+    if config.get("model_type") == "sgma_arm":  # kept by `compare`: transformers learns of it by this import
+        import sgma_hf.comparison.arms.full_pass  # noqa: F401
+    elif config.get("model_type") != "sgma":
         raise ValueError(f"--model {model} is a checkpoint of {config.get('model_type')!r}; expected one of SGMA.")
     return config["modalities"]
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from ..data.evaluation_mode import evaluating
 from ..data.metadata import DatasetMetadata
-from ..data.processor_fitting import fit_processor
+from ..data.processor_fitting import colour_modalities, fit_processor, normalize_as_encoder
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.corruption_scores import evaluate_corruptions
 from ..evaluation.reliance import reliance_error_agreement
@@ -33,6 +33,7 @@ from ..model.image_processing_sgma import SgmaImageProcessor
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import dataset_name, hardware_name, package_commit, package_versions
 from ..training.arguments import SgmaTrainingArguments
+from ..training.progress import PlainLog
 from ..training.trainer import SgmaTrainer
 from .arms import COMMON_TRAINING, Arm
 from .arms.full_pass import FullPassConfig, FullPassForSemanticSegmentation
@@ -208,11 +209,14 @@ def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
         crop_size=settings.crop_size,
     )
     processor.resolution = metadata.resolution
+    if settings.backbone is not None:
+        fields = (metadata.modalities, metadata.modality_channels, metadata.modality_dtypes)
+        normalize_as_encoder(processor, settings.backbone, colour_modalities(*fields, None))
     facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="sgma-compare-") as folder:
         arguments = _training_arguments(settings, folder, seed=run.seed, **run.arm.training)
         trainer = SgmaTrainer(model, arguments, processing_class=processor, train_dataset=rows)
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(PlainLog)
         with _timed(facts, "seconds"):
             trainer.train()
     names = ("loss_sgf", "loss_mas", "loss")

@@ -45,6 +45,8 @@ def modality_agreement(
             continue
         own, rest = (model.fuse_and_decode(encoding, subset) for subset in (alone[modality], ~alone[modality]))
         overlap = (0.5 * (own.logits.float().log_softmax(1) + rest.logits.float().log_softmax(1))).exp().sum(1)
+        if tuple(overlap.shape[-2:]) != (rows, columns):  # logits of every pixel: the mean of those of a cell
+            overlap = torch.nn.functional.avg_pool2d(overlap, LOGITS_STRIDE, ceil_mode=True)
         covered = touched_cells((own.coverage & rest.coverage).unsqueeze(1), LOGITS_STRIDE).squeeze(1)
         agreement[:, modality] = torch.where(covered, overlap.clamp(max=1), float("nan"))
     return agreement

@@ -24,6 +24,7 @@ from sgma_hf.comparison.runs import RunSettings, build_model
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.model.cells_sgma import pixel_logits
 from sgma_hf.model.losses_sgma import row_losses
+from sgma_hf.prediction.agreement import modality_agreement
 
 
 CHANNELS = {"rgb": 3, "dsm": 1, "sar": 2}
@@ -162,6 +163,24 @@ def test_without_one_its_loss_is_that_of_all_arms(arm):
     output = model(images, labels=labels)
     sums, counts = row_losses(model.config, output.logits, labels)
     torch.testing.assert_close(output.loss, 2 * sums.sum() / counts.sum())
+
+
+@torch.no_grad()
+def test_agreement_of_pixels_is_averaged_over_cells(arm):
+    """Against a loop over the cells of a network with logits of every pixel."""
+    model = new_model(arm(lambda config: Recorder(config, stride=1))).eval()
+    encoding = model.encode(torch.randn(1, 6, 30, 34))
+    found = modality_agreement(model, encoding)
+    assert found.shape == (1, 3, 8, 9)
+    own, rest = (
+        model.fuse_and_decode(encoding, torch.tensor(subset)).logits.softmax(1)
+        for subset in ([False, True, False], [True, False, True])
+    )
+    pixels = (own * rest).sqrt().sum(1)[0]
+    for row in range(8):
+        for column in range(9):
+            cell = pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            torch.testing.assert_close(found[0, 1, row, column], cell.mean().clamp(max=1))
 
 
 def test_a_batch_of_one_row_trains_upernet_too():

@@ -24,10 +24,16 @@ class ResultsCardArguments:
     )
     dataset: str | None = field(
         default=None,
-        metadata={"help": "Name of the data set, where the files hold runs of several, or its folder."},
+        metadata={"help": "Name of the data set, where the files hold runs of several, or its folder, for --models."},
     )
     tables: list[str] | None = field(default=None, metadata={"help": "Tables to write, by name; default: all."})
     figures: str | None = field(default=None, metadata={"help": "Folder to draw figures into, as PNG (extra viz)."})
+    models: str | None = field(
+        default=None,
+        metadata={"help": "Folder of `sgma-hf compare --keep_models`: draw predictions and features too."},
+    )
+    rows: list[str] | None = field(default=None, metadata={"help": "Rows to predict for --models; default: three."})
+    device: str = field(default="cpu", metadata={"help": "Where the models run."})
 
 
 @report_errors("sgma-hf results-card")
@@ -42,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError("Nothing is to be written; give a file by `--output`, a folder by `--figures`, or both.")
     if args.output is not None and Path(args.output).suffix not in FORMATS:
         raise ValueError(f"`--output` is {args.output!r}; expected a name that ends in {', '.join(FORMATS)}.")
+    if args.models is not None and (args.figures is None or args.dataset is None):
+        raise ValueError(
+            "`--models` draws rows; give their folder by `--dataset`, and one for the pictures by `--figures`."
+        )
 
     from sgma_hf.comparison.card.report import make_card
     from sgma_hf.publishing.record import dataset_name
@@ -72,3 +82,10 @@ def _draw(args: ResultsCardArguments, rows: list[dict[str, Any]]) -> Iterator[Pa
     for number, experiment in enumerate(experiments, 1):
         prefix = f"{number}_" if len(experiments) > 1 else ""
         yield from save_figures(figures_of(experiment), args.figures, prefix)
+        if args.models is not None:
+            from sgma_hf.comparison.card.model_figures import model_figures_of
+
+            drawn = model_figures_of(
+                experiment, args.models, args.dataset, row_ids=args.rows or (), device=args.device
+            )
+            yield from save_figures(drawn, args.figures, prefix)

@@ -1,6 +1,8 @@
 """Configuration of SGMA (arXiv:2603.02505)."""
 
+import copy
 import dataclasses
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -64,7 +66,16 @@ class SgmaConfig(PreTrainedConfig):
             `timm_backbone` among them, or of your own, that takes images of any size. Four of its maps are used: of
             each stride from 4 to 32 the last, or, if all have one stride as those of plain vision transformers
             (DINOv2, DINOv3, ViTDet), those at four depths, which a feature pyramid brings to these strides. Its
-            `out_features` or `out_indices` choose others. Defaults to PVT-v2-b2.
+            `out_features` or `out_indices` choose others. Defaults to PVT-v2-b2. For several encoders it is a dict of
+            such configurations by the modalities that each is for, joined by "+":
+            `{"rgb+nir": {"model_type": "pvt_v2", ...}, "sar": {...}}`. The paper shares one. An encoder of one
+            modality takes its bands as they are if `num_channels` is their number, which it is if a dict leaves it
+            out.
+        encoder_groups (`list[list[str]]`, *optional*):
+            Modalities that share an encoder, such as `[["rgb", "nir"], ["sar"]]`, where `backbone_config` is one, for
+            encoders of equal configuration and weights of their own. Stored as `backbone_config` alone.
+        shared_encoder (`bool`, *optional*, defaults to `True`):
+            False is an encoder for each modality: short for `encoder_groups` of one modality each.
         modality_adapter_size (`int`, *optional*, defaults to 16):
             Hidden channels of a perceptron of every pixel's bands, one for each modality, whose output is added to
             what enters the shared encoder. It starts at 0 and lets the encoder tell the modalities apart. The paper
@@ -123,7 +134,6 @@ class SgmaConfig(PreTrainedConfig):
     """
 
     model_type = "sgma"
-    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 - as transformers declares it
     keys_to_ignore_at_inference = [  # noqa: RUF012
         "robustness",
         "coverage",
@@ -166,14 +176,19 @@ class SgmaConfig(PreTrainedConfig):
         kwargs["custom_pipelines"] = custom_pipelines()
         if kwargs.pop("fusion_residual", False):
             raise ValueError("`fusion_residual` is true, which is gone: train anew without it, or use sgma_hf 0.1.0.")
-        _warn_about_unknown_fields(kwargs, {item.name for item in dataclasses.fields(self)})
+        declared = {item.name for item in dataclasses.fields(self)} | {"encoder_groups", "shared_encoder"}
+        _warn_about_unknown_fields(kwargs, declared)
         _check_labels(self.id2label, kwargs.get("num_labels"))
         if isinstance(self.dtype, str) and self.dtype not in DTYPES:
             raise ValueError(f"`dtype` is {self.dtype!r}; expected one of {list(DTYPES)}.")
         self.modalities = list(self.modalities)
         self.modality_channels = list(self.modality_channels)
         check_modalities(self.modalities, self.modality_channels)
-        self.backbone_config = _backbone_config(self.backbone_config)
+        groups = kwargs.pop("encoder_groups", None)
+        if not kwargs.pop("shared_encoder", True) and groups is None:
+            groups = self.modalities
+        channels = dict(zip(self.modalities, self.modality_channels, strict=True))
+        self.backbone_config = _backbone_configs(self.backbone_config, channels, groups)
         super().__post_init__(**kwargs)
         if not self.label2id:  # transformers derives only one of the two when the other is given
             self.label2id = {name: index for index, name in self.id2label.items()}
@@ -232,6 +247,45 @@ class SgmaConfig(PreTrainedConfig):
         return result
 
     @property
+    def encoder_configs(self) -> dict[str, PreTrainedConfig]:
+        """Configuration of every encoder, by its modalities joined by "+", in the order of their first."""
+        if isinstance(self.backbone_config, dict):
+            return self.backbone_config
+        return {"+".join(self.modalities): self.backbone_config}
+
+    @property
+    def encoder_groups(self) -> list[list[str]]:
+        """Names of the modalities of every encoder."""
+        return [group.split("+") for group in self.encoder_configs]
+
+    def set_encoders(self, encoder_configs: dict[str, PreTrainedConfig]) -> None:
+        """Change which modalities each encoder is for; one encoder is that of all."""
+        grouped = len(encoder_configs) > 1
+        self.backbone_config = encoder_configs if grouped else next(iter(encoder_configs.values()))
+
+    @property
+    def sub_configs(self) -> dict[str, type]:
+        """Names under which transformers asks for the encoders' configurations, to set precision and attention."""
+        if not isinstance(self.backbone_config, dict):
+            return {"backbone_config": AutoConfig}
+        return {f"backbone_config.{group}": AutoConfig for group in self.backbone_config}
+
+    def __getattr__(self, name: str) -> Any:
+        field, _, group = name.partition(".")
+        if field == "backbone_config" and group:
+            return self.backbone_config[group]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them; see `PreTrainedConfig.to_dict`."""
+        values = super().to_dict()
+        if isinstance(self.backbone_config, dict):
+            values["backbone_config"] = {name: part.to_dict() for name, part in self.backbone_config.items()}
+            for part in values["backbone_config"].values():
+                del part["transformers_version"]
+        return values
+
+    @property
     def num_modalities(self) -> int:
         """Number of modalities, M."""
         return len(self.modalities)
@@ -288,6 +342,40 @@ def _check_labels(id2label, num_labels):
         raise ValueError(
             f"`id2label` is {str(id2label)[:200]}; expected a name for each of the class ids 0, 1, 2, ..., no gaps."
         )
+
+
+def order_groups(values, modalities):
+    """Order values by groups of modalities, names joined by "+", as the modalities are; a ValueError if one lacks."""
+    named = {tuple(group.split("+")): value for group, value in values.items()}
+    if sorted(name for group in named for name in group) != sorted(modalities):
+        raise ValueError(
+            f"The groups {list(values)} have encoders of their own; expected each of the modalities {modalities} in "
+            'one of them, joined by "+" as in "rgb+nir".'
+        )
+    groups = {tuple(sorted(group, key=modalities.index)): value for group, value in named.items()}
+    return {"+".join(group): groups[group] for group in sorted(groups, key=lambda group: modalities.index(group[0]))}
+
+
+def _backbone_configs(given, channels, groups):
+    """Build the configuration of the encoder, or those of several groups by name; `channels` are the bands."""
+    kinds = dict | PreTrainedConfig
+    by_group = isinstance(given, dict) and given and all(isinstance(value, kinds) for value in given.values())
+    if groups is not None:
+        if by_group or not isinstance(groups, list | tuple):
+            raise ValueError(
+                f"`encoder_groups` is {groups!r}; expected lists of modalities, and one `backbone_config` for all."
+            )
+        names = [group if isinstance(group, str) else "+".join(map(str, group)) for group in groups]
+        given = {name: copy.deepcopy(PVT_V2_B2 if given is None else given) for name in names}
+    elif not by_group:
+        return _backbone_config(given)
+    given = order_groups(given, list(channels))
+    if len(given) == 1:
+        return _backbone_config(*given.values())
+    for name, value in given.items():
+        if name in channels and isinstance(value, dict):
+            given[name] = {"num_channels": channels[name], **value}
+    return {name: _backbone_config(value) for name, value in given.items()}
 
 
 def _backbone_config(backbone_config):

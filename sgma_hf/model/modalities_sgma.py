@@ -1,8 +1,8 @@
 """Adding a modality to a trained model and its processor, and dropping one.
 
 What belongs to one modality alone is its stem (an adapter, and one convolution where it has neither one band nor as
-many as the encoder) and one projector per stage. Everything else is shared, so both changes leave all other weights,
-and what the model answers for the other modalities, exactly as they were.
+many as the encoder), one projector per stage and, where it shares none, its encoder. Everything else is shared, so
+both changes leave all other weights, and what the model answers for the other modalities, exactly as they were.
 """
 
 from typing import Any
@@ -46,14 +46,16 @@ class SgmaModelModalitiesMixin:
         Args:
             name: Name of the new modality.
             channels: Number of its bands.
-            like: Modality whose projectors the new one starts from (and its stem, if it has as many bands). None
-                starts from random weights, drawn from torch's global generator as for a new model.
+            like: Modality whose projectors the new one starts from (and its stem, if it has as many bands), and whose
+                encoder it shares. None, if there is one encoder, starts from random weights, drawn from torch's
+                global generator as for a new model.
             processor: The model's image processor, to be changed with it: both change or neither.
             normalization: `rescale_factor`, `image_mean`, `image_std`, `nodata`, `reference_level` and `value_range`
                 of the new modality, for the processor.
 
         Raises:
-            ValueError: If the name is malformed or taken, `like` is unknown, or the processor is another model's.
+            ValueError: If the name is malformed or taken, `like` is unknown, or left out with several encoders, or
+                the processor is another model's.
 
         Example:
         ```python
@@ -64,13 +66,18 @@ class SgmaModelModalitiesMixin:
         modalities, counts = [*config.modalities, name], [*config.modality_channels, channels]
         check_modalities(modalities, counts)
         source = None if like is None else _index_of(like, list(config.modalities))
+        encoders = config.encoder_configs
+        if source is None and len(encoders) > 1:
+            raise ValueError(
+                f"The model has the encoders {list(encoders)}; name by `like` a modality that shares its own."
+            )
         if processor is None and normalization:
             raise ValueError(f"{sorted(normalization)} are fields of the processor; pass it as `processor` too.")
         if processor is not None:
             check_same_modalities(processor, config)
             processor.add_modality(name, channels, **normalization)
         model = self.base_model
-        stem = self._new_module(model.make_stem(channels))
+        stem = self._new_module(model.make_stem(channels, model.encoder_channels()[source or 0]))
         if source is not None and counts[source] == channels:
             stem.load_state_dict(model.stems[source].state_dict())
         model.stems.append(stem)
@@ -79,7 +86,10 @@ class SgmaModelModalitiesMixin:
             if source is not None:
                 projector.load_state_dict(fusion.projectors[source].state_dict())
             fusion.projectors.append(projector)
+        joined = config.modalities[source or 0]
+        groups = [[*group, name] if joined in group else group for group in config.encoder_groups]
         config.modalities, config.modality_channels = modalities, counts
+        self._regroup(groups, list(encoders.values()))
         if processor is None:
             logger.warning(f"The image processor does not know {name!r} yet: call `processor.add_modality({name!r})`.")
 
@@ -91,10 +101,13 @@ class SgmaModelModalitiesMixin:
             processor: The model's image processor, to be changed with it.
 
         Raises:
-            ValueError: If the name is unknown, it is the only modality, or the processor is another model's.
+            ValueError: If the name is unknown, it is the only modality, the processor is another model's, or the
+                modality has the widest encoder to itself.
         """
         config = self.config
         index = _index_to_drop(name, list(config.modalities))
+        groups = [[other for other in group if other != name] for group in config.encoder_groups]
+        self._check_widths([group for group, left in enumerate(groups) if left], name)
         if processor is not None:
             check_same_modalities(processor, config)
             processor.drop_modality(name)
@@ -102,10 +115,30 @@ class SgmaModelModalitiesMixin:
         del model.stems[index]
         for fusion in model.fusion_stages:
             del fusion.projectors[index]
+        encoders = list(config.encoder_configs.values())
         config.modalities = [other for other in config.modalities if other != name]
         config.modality_channels = [*config.modality_channels[:index], *config.modality_channels[index + 1 :]]
+        self._regroup(groups, encoders)
         if processor is None:
             logger.warning(f"The image processor still has {name!r}: call `processor.drop_modality({name!r})`.")
+
+    def _check_widths(self, left: list[int], name: str) -> None:
+        """Refuse to drop the encoder that the fusion has its widths from: loaded again, the model would be another."""
+        model = self.base_model
+        widths = [model.encoder_widths(group) for group in left]
+        if [max(stage) for stage in zip(*widths, strict=True)] != model.channels:
+            raise ValueError(
+                f"{name!r} is the only modality of the widest encoder, whose {model.channels} channels the fusion "
+                "has. Train a model without it."
+            )
+
+    def _regroup(self, groups: list[list[str]], encoder_configs: list[Any]) -> None:
+        """Take groups of modalities over into configuration and encoders; one that is empty loses its encoder."""
+        model, names = self.base_model, list(self.config.modalities)
+        left = [index for index, group in enumerate(groups) if group]
+        left.sort(key=lambda index: names.index(groups[index][0]))
+        self.config.set_encoders({"+".join(groups[index]): encoder_configs[index] for index in left})
+        model.place_encoders([model.encoder(index) for index in left])
 
     @torch.no_grad()
     def _new_module(self, module: nn.Module) -> nn.Module:

@@ -13,12 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from .backbones_sgma import input_channels, load_encoder, load_pretrained
+from .backbones_sgma import load_pretrained
 from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding, grid_size
 from .configuration_sgma import SgmaConfig
+from .encoders_sgma import SgmaEncodersMixin
 from .encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels, to_device
 from .fusion_sgma import SgmaFusion, find_fusion
-from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, initialise, restride_single, to_maps
+from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, initialise, to_maps
 from .losses_sgma import modality_sampling_probabilities, row_losses, sample_modality, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
@@ -48,8 +49,8 @@ class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrai
             super()._init_weights(module)
 
 
-class SgmaModel(SgmaPreTrainedModel):
-    """The shared encoder and semantic-guided fusion, without a head.
+class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
+    """The encoder that all modalities share, or those of groups of them, and semantic-guided fusion, without a head.
 
     `encode` and `fuse` are the two halves of `forward`: every combination of modalities can be fused from one
     encoding.
@@ -57,13 +58,10 @@ class SgmaModel(SgmaPreTrainedModel):
 
     def __init__(self, config: SgmaConfig):
         super().__init__(config)
-        self.backbone, self.pyramid, self.channels = load_encoder(config.backbone_config)
-        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
-        for module in self.backbone.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_pre_hook(restride_single)
-        self.encoder_channels = input_channels(config.backbone_config)
-        self.stems = nn.ModuleList(self.make_stem(channels) for channels in config.modality_channels)
+        self.make_encoders(config)
+        self.supports_gradient_checkpointing = any(part.supports_gradient_checkpointing for part in self.backbones)
+        bands = zip(config.modality_channels, self.encoder_channels(), strict=True)
+        self.stems = nn.ModuleList(self.make_stem(*counts) for counts in bands)
         sizes = {"num_classes": config.num_labels, "num_attention_heads": config.num_attention_heads}
         self.fusion_stages = nn.ModuleList(
             find_fusion(config)(channels, config.num_modalities, **sizes) for channels in self.channels
@@ -71,26 +69,9 @@ class SgmaModel(SgmaPreTrainedModel):
         self.post_init()
         self.train()  # a new module is in training mode already, but with batch normalisation that is not frozen
 
-    def make_stem(self, channels: int) -> nn.Module:
-        """Make what brings a modality of so many bands into the encoder."""
-        return SgmaModalityStem(channels, self.encoder_channels, self.config.modality_adapter_size)
-
-    def train(self, mode: bool = True):
-        """Set the mode, but keep a frozen encoder as in evaluation, or its batch normalisation if so configured."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
-            self.backbone.eval()
-        if self.config.freeze_batch_norm:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
-
-    def encoder_maps(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Images as the encoder takes them, with sides of 32 * n -> its maps at strides 4, 8, 16 and 32."""
-        if self.pyramid is None:
-            return self.backbone(pixel_values).feature_maps
-        return self.pyramid(self.backbone(self.pyramid.resize(pixel_values)).feature_maps)
+    def make_stem(self, channels: int, encoder_channels: int) -> nn.Module:
+        """Make what brings a modality of so many bands into an encoder."""
+        return SgmaModalityStem(channels, encoder_channels, self.config.modality_adapter_size)
 
     def encode(
         self,
@@ -135,11 +116,11 @@ class SgmaModel(SgmaPreTrainedModel):
                 pixel_coverage, coverage = covered, padded.bool()
         packed, counts = self._pack(pixel_values, coverage, host_present)
         stages = []
-        if packed.shape[0]:
+        if packed:
             with_context = tracing or any(sum(row) > 1 for row in host_present)
             stages = [
                 fusion("project", maps, counts, with_context)
-                for fusion, maps in zip(self.fusion_stages, self.encoder_maps(packed), strict=True)
+                for fusion, maps in zip(self.fusion_stages, self.encode_pairs(packed, counts), strict=True)
             ]
         return SgmaEncoding(stages, present, host_present, pixel_coverage, fractions, image_size)
 
@@ -248,7 +229,7 @@ class SgmaModel(SgmaPreTrainedModel):
         return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
 
     def _pack(self, pixel_values, coverage, host_present):
-        """Stack the present pairs, modality by modality, in the encoder's channels; gaps are constant."""
+        """The present pairs of every modality that has any, in its encoder's channels; gaps are constant."""
         batch_size, modalities = pixel_values.shape[0], self.config.num_modalities
         counts, partial = [batch_size] * modalities, {}
         if host_present is not None:
@@ -268,7 +249,7 @@ class SgmaModel(SgmaPreTrainedModel):
             if covered is not None:  # never a product: 0 * NaN is NaN
                 rasters = torch.where(covered, rasters, self.config.gap_value)
             packed.append(self.stems[index](rasters))
-        return torch.cat(packed) if packed else pixel_values[:0], counts
+        return packed, counts
 
 
 class SgmaForSemanticSegmentation(SgmaPreTrainedModel):

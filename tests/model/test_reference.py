@@ -3,7 +3,7 @@
 import pytest
 import torch
 from reference_sgma import reference_forward
-from tiny_models import RESNET, spread_weights, tiny_model
+from tiny_models import PVT_V2, RESNET, spread_weights, tiny_model
 
 
 pytestmark = pytest.mark.long
@@ -108,6 +108,17 @@ def test_a_backbone_with_batch_norm_agrees_with_the_reference():
     pixel_values, _ = random_batch(model, 3, (32, 64), generator)
     with torch.no_grad():
         assert_same_inference(model, pixel_values, random_mask("rows", 3, 3, (32, 64), generator))
+
+
+@pytest.mark.parametrize("kind", ["none", "rows", "pixels"])
+def test_several_encoders_agree_with_the_reference(kind):
+    generator = torch.Generator().manual_seed(4)
+    # neither groups nor what they name are in the order of the modalities
+    model = build(4, 5, backbone_config={"nir+dsm": RESNET, "sar": {**PVT_V2, "num_channels": 2}, "rgb": PVT_V2})
+    pixel_values, _ = random_batch(model, 3, (40, 72), generator)
+    with torch.no_grad():
+        for _ in range(3):
+            assert_same_inference(model, pixel_values, random_mask(kind, 3, 4, (40, 72), generator))
 
 
 def test_a_row_that_nothing_covers_agrees_with_the_reference():

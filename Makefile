@@ -1,7 +1,7 @@
 # make demo   train, evaluate and predict on procedural scenes, from nothing to a picture
 # make test   the tests; make test-fast leaves out those that take long, and needs two minutes on two cores
 # make lint   ruff
-# make docs   docs/api.md, from the docstrings
+# make docs   docs/api.md, from the docstrings, and the tables of recipes in docs/reproducibility.md
 #
 # Each target sets up its own .venv first, once; after that nothing needs the network. Choices:
 #   PYTHON=python3.12       the interpreter that makes the environment (3.11 or later)
@@ -53,6 +53,7 @@ test-fast: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_recipes.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

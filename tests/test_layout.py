@@ -189,6 +189,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     tree = tmp_path / "tree"
     ignored = {".venv", "build", "dist", "__pycache__"}
     data = [PACKAGE / "py.typed", PACKAGE / "publishing" / "model_card_template.md"]
+    data += (PACKAGE / "commands" / "recipes").glob("*.yaml")
     for path in [*_python_files(*CODE_FOLDERS), *ROOT.glob("*.*"), ROOT / "LICENSE", *data]:
         relative = path.relative_to(ROOT)
         if path.is_file() and not ignored & set(relative.parts):

@@ -13,6 +13,10 @@ COMMANDS = {
     "evaluate": ("sgma_hf.commands.evaluate", "score a checkpoint on every combination of its modalities"),
     "predict": ("sgma_hf.commands.predict", "predict a label map from the rasters at hand"),
     "demo": ("sgma_hf.commands.demo", "train, evaluate and predict on procedural scenes"),
+    "reproduce": (
+        "sgma_hf.commands.reproduce",
+        "run an experiment of the paper from end to end, by a recipe",
+    ),
     "plot-dynamics": ("sgma_hf.commands.plot_dynamics", "draw how each modality learned over a training run"),
     "push-to-hub": ("sgma_hf.commands.push_to_hub", "push a checkpoint with its processor, code and card to the Hub"),
     "export": ("sgma_hf.commands.export", "write a checkpoint as a torch.export program or as ONNX"),

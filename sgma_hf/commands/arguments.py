@@ -10,20 +10,25 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from sgma_hf.commands.recipes import Recipe, flags_over, recipe_names
 from sgma_hf.data.command_line import Parser
 
 
 class DataclassParser(Parser, HfArgumentParser):
     """`HfArgumentParser` whose errors are those of `Parser`, with a short `--help` and files of arguments."""
 
-    def parse(self, argv: Sequence[str] | None = None, *, shown: Sequence[str] | None = None) -> tuple[Any, ...]:
+    def parse(
+        self, argv: Sequence[str] | None = None, *, shown: Sequence[str] | None = None, section: str | None = None
+    ) -> tuple[Any, ...]:
         """Read a command line into one dataclass for each of the classes; wrong flags and values end the process.
 
         In front of the flags the name of a `.yaml`, `.yml` or `.json` file may stand; the flags override what it
-        holds. `shown` are the arguments that `--help` shows; then `--help_all` shows all. Raises a ValueError if the
-        file is not one of arguments, or a dataclass refuses its values.
+        holds. `shown` are the arguments that `--help` shows; then `--help_all` shows all. With the `section` of
+        recipes that is this command's, `--recipe` takes the name or file of one, which the flags override, too.
+        Raises a ValueError if the file is not one of arguments, or a dataclass refuses its values.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
+        recipe = None if section is None else self._take_recipe(argv)
         if shown is not None:
             self.add_argument("--help_all", action="help", help="show all flags and exit")
             self.epilog = f"`{self.prog} --help_all` shows all flags."
@@ -32,31 +37,36 @@ class DataclassParser(Parser, HfArgumentParser):
                     if action.dest not in (*shown, "help", "help_all"):
                         action.help = argparse.SUPPRESS
         if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-            argv = [*self._flags_of(argv[0]), *argv[1:]]
+            argv = [*self._flags(_read(argv[0]), argv[0]), *argv[1:]]
+        if recipe is not None:
+            argv = [*self._flags(flags_over(recipe.values(section), argv), recipe.name), *argv]
         self.refuse_unknown_flags(argv)
         *parsed, unused = self.parse_args_into_dataclasses(argv, True, look_for_args_file=False)
         if unused:
             self.error(f"no flag takes {' '.join(unused)}")
         return tuple(parsed)
 
-    def _flags_of(self, path: str) -> list[str]:
-        """The flags that stand for a file; its values stay text, so that they are read as the command line's."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-            if path.endswith(".json"):
-                values = json.loads(text, parse_int=str, parse_float=str)
-            else:
-                values = yaml.load(text, Loader=yaml.BaseLoader)
-        except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{path!r} cannot be read: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path!r} holds no names of arguments with their values, as in `crop_size: 512`.")
+    def _take_recipe(self, argv: list[str]) -> Recipe | None:
+        """The recipe that `--recipe` names, which is taken out of the command line."""
+        names = ", ".join(recipe_names())
+        text = f"recipe whose values the flags change: {names}, or a YAML file"
+        self.add_argument("--recipe", metavar="NAME_OR_FILE", default=argparse.SUPPRESS, help=text)
+        index = next((index for index, word in enumerate(argv) if word.partition("=")[0] == "--recipe"), None)
+        if index is None:
+            return None
+        word, equals, name = argv.pop(index).partition("=")
+        if not equals and index == len(argv):
+            self.error(f"{word} names no recipe; there are {names}")
+        return Recipe.read(name if equals else argv.pop(index))
+
+    def _flags(self, values: dict[str, Any], where: str) -> list[str]:
+        """The flags that stand for values of a file; they stay text, so that they are read as the command line's."""
         flags = []
         for name, value in values.items():
             action = self._option_string_actions.get(f"--{name}")
             if value in (None, "", "~", "null"):
                 if action is not None and action.default is not None:
-                    raise ValueError(f"{path!r}: `{name}` is null; leave it out for its default, {action.default!r}.")
+                    raise ValueError(f"{where!r}: `{name}` is null; leave it out for its default, {action.default!r}.")
             elif isinstance(value, list) and action is not None and action.nargs is None and action.type is str:
                 self.set_defaults(**{name: value})  # `report_to`: one name on the command line, some in a file
             elif isinstance(value, list):
@@ -64,6 +74,21 @@ class DataclassParser(Parser, HfArgumentParser):
             else:
                 flags.append(f"--{name}={value if isinstance(value, str) else json.dumps(_typed(value))}")
         return flags
+
+
+def _read(path: str) -> dict[str, Any]:
+    """Values by name in a file, all as text."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if path.endswith(".json"):
+            values = json.loads(text, parse_int=str, parse_float=str)
+        else:
+            values = yaml.load(text, Loader=yaml.BaseLoader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path!r} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path!r} holds no names of arguments with their values, as in `crop_size: 512`.")
+    return values
 
 
 def _typed(value: Any) -> Any:

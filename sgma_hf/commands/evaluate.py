@@ -23,7 +23,8 @@ from sgma_hf.data.whole_files import check_replaceable, check_writable, write_js
 from sgma_hf.publishing.results import results_to_markdown
 
 
-def _parser() -> Parser:
+def row_parser() -> Parser:
+    """The arguments that score rows of a data set."""
     parser = Parser(prog="sgma-hf evaluate", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--model", required=True, help="checkpoint: a folder, or an id on the Hub")
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if "--label" in flags:
         evaluate_scene.main(argv)
         return
-    parser = _parser()
+    parser = row_parser()
     if not flags & {"--model", "--map"}:  # with these, a flag that is unknown may be a scene's
         parser.refuse_unknown_flags(argv)
     if not flags & {"--dataset", "--help", "-h"}:

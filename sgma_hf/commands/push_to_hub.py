@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     processor = AutoImageProcessor.from_pretrained(folder)
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype="auto")
-    record = _record(folder, args.evaluation)
+    record = record_with_scores(folder, args.evaluation)
     written = folder / "README.md"
     card = written.read_text(encoding="utf-8") if written.is_file() else ""
     if not card or MARKER in card:  # else somebody has rewritten it
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _record(folder: Path, evaluation: str | None) -> Any:
+def record_with_scores(folder: Path, evaluation: str | None) -> Any:
     """What the checkpoint's training recorded, with the scores of a file if one is given."""
     from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord, dataset_name
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest

@@ -35,16 +35,26 @@ MAIN_ARGUMENTS = (
     "validation_split",
     "eval_strategy",
     "resume_from_checkpoint",
+    "recipe",
 )
 
 
 @report_errors("sgma-hf train")
 def main(argv: list[str] | None = None) -> int:
     """Train, save the model with its processor, and evaluate it; 1 after one line if the push to the Hub failed."""
+    arguments, training_args = parse_arguments(argv)
+    return _train(arguments, training_args, sys.argv[1:] if argv is None else argv)
+
+
+def parse_arguments(argv: list[str] | None) -> tuple[RunArguments, SgmaTrainingArguments]:
+    """Read the command line; a ValueError about values that contradict each other."""
+    from sgma_hf.training.start import check_arguments
+
     parser = DataclassParser((RunArguments, SgmaTrainingArguments), prog="sgma-hf train", description=__doc__)
     with _preparing():
-        arguments, training_args = parser.parse(argv, shown=MAIN_ARGUMENTS)
-    return _train(arguments, training_args, sys.argv[1:] if argv is None else argv)
+        arguments, training_args = parser.parse(argv, shown=MAIN_ARGUMENTS, section="train")
+    check_arguments(arguments, training_args)
+    return arguments, training_args
 
 
 def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: list[str]) -> int:
@@ -53,10 +63,9 @@ def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: 
     from transformers import set_seed
 
     from sgma_hf.publishing.record import command_line
-    from sgma_hf.training.start import check_arguments, start_training
+    from sgma_hf.training.start import start_training
     from sgma_hf.training.trainer import SgmaTrainer
 
-    check_arguments(arguments, training_args)
     resume = _resume(training_args)
     if not resume:
         _check_output(training_args, overwrite=arguments.overwrite)

@@ -114,9 +114,11 @@ class CheckReport:
 
     def refuse_missing(self, allowed: bool, hint: str) -> None:
         """Raise ValueError without scenes, or if files are missing and not `allowed`, which takes what `hint` says."""
-        if not self.survey.scenes or (self.of_kind("missing") and not allowed):
+        if not self.survey.scenes:
+            raise ValueError("; ".join(map(str, self.survey.problems)))
+        if self.of_kind("missing") and not allowed:
             what = f"{self.dataset.description.name} in {self.source} is not complete, nothing was written"
-            raise ValueError(f"{what}\n{listed(self.survey.problems)}" + (f"\n{hint}" if self.survey.scenes else ""))
+            raise ValueError(f"{what}\n{listed(self.survey.problems)}\n{hint}")
 
     def refuse_damaged(self, skipped: bool, hint: str) -> None:
         """Raise ValueError if something is damaged and not to be `skipped`, which takes what `hint` says."""

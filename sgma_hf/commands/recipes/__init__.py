@@ -1,0 +1,189 @@
+"""Recipes: an experiment as flags of the commands that convert, train and evaluate, and which the paper says.
+
+A recipe is one of the YAML files beside this one, or anybody's own. Its sections are `convert`, `train`, `evaluate`
+and `card`; a value stands alone, or as `{value: ..., status: ..., note: ...}`, with a status of `STATUSES`.
+`base` names a recipe whose `train` and `evaluate` it goes on from.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sgma_hf.data.command_line import did_you_mean
+from sgma_hf.data.whole_files import write_text
+from sgma_hf.publishing.tables import markdown_table
+
+
+FOLDER = Path(__file__).parent
+SECTIONS = ("convert", "train", "evaluate", "card")
+STATUSES = {
+    "known": "the paper says so",
+    "unknown": "the paper does not say; the value is our choice",
+    "ours": "we depart from the paper, or it has no such thing",
+}
+_KEYS = ("title", "base", "converter", *SECTIONS, "cost", "reported")
+# The training step that costs are computed from, measured: that of `potsdam_paper` on an NVIDIA H200 in bf16, torch
+# 2.11, without reading rows. The host was the limit, so that a smaller step takes no less.
+MEASURED = {"seconds": 0.134, "gigabytes": 17.8, "rows": 8, "modalities": 3, "pixels": 512**2, "gmacs": 8 * 78.8}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An experiment; `content` is what its file holds, all values as text, with those of its base."""
+
+    name: str
+    content: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, name: str) -> "Recipe":
+        """Read a recipe by its name, with or without `_paper`, or from a YAML file of one's own.
+
+        Raises:
+            ValueError: If there is no such recipe, or the file is none; the nearest names are said.
+        """
+        own = Path(name)
+        shipped = [FOLDER / f"{name}{ending}.yaml" for ending in ("", "_paper")]
+        path = next((path for path in [own, *shipped] if path.suffix in (".yaml", ".yml") and path.is_file()), None)
+        if path is None:
+            hint = did_you_mean(name, recipe_names()) or "."
+            raise ValueError(f"There is no recipe {name}{hint} There are {', '.join(recipe_names())}, or a YAML file.")
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"The recipe {path} holds no sections; expected some of {', '.join(SECTIONS)}.")
+        for key in content:
+            if key not in _KEYS:
+                raise ValueError(f"The recipe {path} has {key}, which is none of {_listed(_KEYS, key)}")
+        for section in SECTIONS:
+            if not isinstance(content.get(section, {}), dict):
+                raise ValueError(f"The recipe {path}: {section} holds no names with their values.")
+        if "base" in content:
+            base = cls.read(content["base"]).content
+            inherited = {name: base.get(name, {}) | content.get(name, {}) for name in ("train", "evaluate")}
+            content = {**content, **inherited}
+        return cls(path.stem, content)
+
+    def values(self, section: str) -> dict[str, Any]:
+        """Values by name of a section, as text; lists and mappings hold text, too."""
+        return {name: _value(entry) for name, entry in self.content.get(section, {}).items()}
+
+    def flags(self, section: str) -> list[str]:
+        """A section as flags of its command."""
+        return [word for name, value in self.values(section).items() for word in _flag(name, value)]
+
+    def changed(self, changes: Sequence[str]) -> "Recipe":
+        """The recipe with other values: `train.max_steps=2`; several by spaces between; nothing takes a value out.
+
+        Raises:
+            ValueError: If a change is not of that form, or of no section.
+        """
+        content = {**self.content, **{section: dict(self.content.get(section, {})) for section in SECTIONS}}
+        for change in changes:
+            place, equals, text = change.partition("=")
+            section, dot, name = place.partition(".")
+            if not (equals and dot and name):
+                raise ValueError(
+                    f"{change!r} changes nothing; expected SECTION.NAME=VALUE, as in train.max_steps=100."
+                )
+            if section not in SECTIONS:
+                raise ValueError(f"{change!r}: {section} is none of {_listed(SECTIONS, section)}")
+            words = text.split() if not text.startswith("{") else [text]
+            content[section].pop(name, None)
+            if words:
+                content[section] = _without_rivals(content[section], name)
+                content[section][name] = words if len(words) > 1 else words[0]
+        return Recipe(self.name, content)
+
+    def without_base(self) -> "Recipe":
+        """The recipe by itself, without what is empty: what `read` gives of a file that `save` wrote."""
+        return Recipe(self.name, {key: value for key, value in self.content.items() if key != "base" and value})
+
+    def save(self, path: Path) -> None:
+        """Write it as a file that `read` takes, without its base."""
+        write_text(path, yaml.safe_dump(self.without_base().content, sort_keys=False, allow_unicode=True, width=100))
+
+    def steps(self) -> int | None:
+        """Steps of the optimiser in one process; None if the number of rows is not recorded."""
+        train, rows = self.values("train"), self.content.get("cost", {}).get("train_rows")
+        if int(train.get("max_steps", 0)) > 0:
+            return int(train["max_steps"])
+        return None if rows is None else math.ceil(int(rows) / self._rows_per_step()) * int(train["num_train_epochs"])
+
+    def _rows_per_step(self) -> int:
+        train = self.values("train")
+        return int(train["per_device_train_batch_size"]) * int(train.get("gradient_accumulation_steps", 1))
+
+    def computed_cost(self) -> tuple[float, float] | None:
+        """(hours, GB of GPU memory) of the training, computed from `MEASURED`; None where something is not recorded.
+
+        A step takes as many times the measured one's time as it has multiply-accumulates, and no less; memory goes
+        with the pixels, of all modalities, of a forward pass.
+        """
+        steps, gmacs, train = self.steps(), self.content.get("cost", {}).get("gmacs_per_row"), self.values("train")
+        if steps is None or gmacs is None:
+            return None
+        seconds = MEASURED["seconds"] * max(1.0, float(gmacs) * self._rows_per_step() / MEASURED["gmacs"])
+        pixels = int(train["per_device_train_batch_size"]) * len(train["modalities"]) * int(train["crop_size"]) ** 2
+        gigabytes = MEASURED["gigabytes"] * pixels / (MEASURED["rows"] * MEASURED["modalities"] * MEASURED["pixels"])
+        return steps * seconds / 3600, gigabytes
+
+    def choices_table(self, beside: "Recipe | None" = None) -> str:
+        """Every choice with its value and whether the paper says so, Markdown; without those of another recipe."""
+        lines = []
+        for section in SECTIONS:
+            others = {} if beside is None else beside.content.get(section, {})
+            for name, entry in self.content.get(section, {}).items():
+                if others.get(name) != entry:
+                    said = entry if _is_described(entry) else {}
+                    value = f"`{_text(_value(entry))}`".replace('"', "")
+                    lines.append([section, f"`{name}`", value, said.get("status", ""), said.get("note", "")])
+        return markdown_table(["", "choice", "value", "status", ""], lines, text_columns=5)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that the package has."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def flags_over(recipe: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """Values of a recipe's section without what flags of a command line put another thing in the place of."""
+    values = dict(recipe)
+    for word in argv:
+        values = _without_rivals(values, word.partition("=")[0].lstrip("-").replace("-", "_"))
+    return values
+
+
+def _without_rivals(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An encoder of random weights takes the place of a pretrained one, whose statistics go with it."""
+    rivals = ("backbone", "encoder_statistics") if name == "backbone_config" else ()
+    return {key: value for key, value in values.items() if key not in rivals}
+
+
+def _is_described(entry: Any) -> bool:
+    return isinstance(entry, dict) and "value" in entry
+
+
+def _value(entry: Any) -> Any:
+    return entry["value"] if _is_described(entry) else entry
+
+
+def _text(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else json.dumps(value) if isinstance(value, dict) else value
+
+
+def _flag(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        yield from (f"--{name}", *value)
+    else:
+        yield f"--{name}={_text(value)}"
+
+
+def _listed(names: Sequence[str], given: str) -> str:
+    return f"{', '.join(names)}{did_you_mean(given, names) or '.'}"

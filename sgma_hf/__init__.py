@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.combinations import evaluate_modality_combinations, modality_combinations
     from .evaluation.mean_iou_metric import SgmaMeanIou
     from .evaluation.metrics import confusion_matrix, segmentation_scores
+    from .evaluation.protocols import evaluate_protocols
     from .evaluation.scenes import evaluate_scene
     from .model.configuration_sgma import SgmaConfig
     from .model.fusion_sgma import SgmaFusion, register_fusion
@@ -60,6 +61,7 @@ _MODULES = {
     "encode_raster": "data.codec",
     "evaluate_agreement": "evaluation.agreement_scores",
     "evaluate_modality_combinations": "evaluation.combinations",
+    "evaluate_protocols": "evaluation.protocols",
     "evaluate_scene": "evaluation.scenes",
     "explain_pixel": "prediction.explanation",
     "load_rows": "data.rows",
@@ -204,6 +206,7 @@ __all__ = [
     "encode_raster",
     "evaluate_agreement",
     "evaluate_modality_combinations",
+    "evaluate_protocols",
     "evaluate_scene",
     "explain_pixel",
     "load_rows",

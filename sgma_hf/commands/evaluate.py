@@ -6,6 +6,7 @@ Rows of a dataset are scored by the arguments below; one labelled scene, or a ma
 
 import argparse
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def row_parser() -> Parser:
     shown = "what the model sees of a modality that is left out: nothing (default), or zeros after normalisation"
     add("--missing", choices=["absent", "zero"], default="absent", help=shown)
     add_score_classes(parser)
+    protocols = (
+        "also score the damaged inputs of arXiv:2503.18445: entirely missing, randomly missing values, noise; with "
+        "--missing zero as there"
+    )
+    add("--protocol", nargs="+", choices=["emm", "rmm", "nm"], default=[], help=protocols)
+    add("--seed", type=int, default=0, help="what --protocol draws depends on it; default: 0")
     agreement = (
         "also say how well each modality alone agrees with the others here: the yardstick for the maps of "
         "`sgma-hf predict --extras agreement`; it takes a second pass"
@@ -83,6 +90,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     from sgma_hf.evaluation.agreement_scores import evaluate_agreement
     from sgma_hf.evaluation.combinations import evaluate_modality_combinations
     from sgma_hf.evaluation.metrics import check_scored_classes
+    from sgma_hf.evaluation.protocols import evaluate_protocols
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
     check_replaceable(args.output)
@@ -106,9 +114,10 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         "progress_bar": True,
     }
     agreement = {"agreement": evaluate_agreement(model, processor, rows, **reading)} if args.agreement else {}
-    results = evaluate_modality_combinations(
-        model, processor, rows, missing=args.missing, scored_classes=args.score_classes, **reading
-    )
+    evaluate = evaluate_modality_combinations
+    if args.protocol:
+        evaluate = partial(evaluate_protocols, protocols=args.protocol, seed=args.seed)
+    results = evaluate(model, processor, rows, missing=args.missing, scored_classes=args.score_classes, **reading)
     source = {
         "model": args.model,
         DIGEST_KEY: checkpoint_digest(args.model),

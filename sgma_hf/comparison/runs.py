@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..data.metadata import DatasetMetadata
 from ..data.processor_fitting import colour_modalities, fit_processor, normalize_as_encoder
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.corruption_scores import evaluate_corruptions
+from ..evaluation.protocols import expected_scores
 from ..evaluation.reliance import reliance_error_agreement
 from ..model.backbones_sgma import read_backbone_config
 from ..model.configuration_sgma import SgmaConfig
@@ -42,9 +43,6 @@ from .identity import encoder_identity, model_fields, training_fields
 from .kept_models import keep_model, load_kept, model_folder
 from .run_records import FORMAT_VERSION
 from .settings import RunSettings
-
-
-ABSENCE_PROBABILITIES = (0.2, 0.1, 0.05)
 
 
 @dataclass(frozen=True)
@@ -234,26 +232,8 @@ def _evaluate(
     return {
         "combinations": combinations,
         **{name: results[name] for name in kept},
-        "bernoulli_miou": {
-            f"{absent:g}": bernoulli_expectation(miou, results["modalities"], absent)
-            for absent in ABSENCE_PROBABILITIES
-        },
+        "bernoulli_miou": expected_scores(miou, results["modalities"]),
     }
-
-
-def bernoulli_expectation(
-    scores: Mapping[str, float | None], modalities: Sequence[str], absence: float
-) -> float | None:
-    """Expected score where every modality is absent with one probability, independently of the others.
-
-    A combination of k of the M modalities has the probability (1 - p)^k p^(M - k); the case that nothing is there is
-    left out, and the others are divided by 1 - p^M. None if one of the 2^M - 1 combinations has no score.
-    """
-    if None in scores.values():
-        return None
-    present = {name: name.count("+") + 1 for name in scores}
-    total = sum(scores[name] * (1 - absence) ** k * absence ** (len(modalities) - k) for name, k in present.items())
-    return total / (1 - absence ** len(modalities))
 
 
 def giga_macs(model: PreTrainedModel, crop_size: int) -> float:

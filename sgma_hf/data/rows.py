@@ -119,6 +119,13 @@ def _holds_rasters(feature: Any) -> bool:
     return not isinstance(feature, Value) or feature.dtype in ("binary", "large_binary")
 
 
+def row_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The id of each row, its number as text where it has none."""
+    if isinstance(rows, Dataset) and "id" in rows.column_names:
+        return list(rows["id"])
+    return [row.get("id", str(index)) for index, row in enumerate(rows)]
+
+
 def present_modalities(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
     """Which modalities, or other columns, each row has, bool (num_rows, num_modalities), without decoding any.
 

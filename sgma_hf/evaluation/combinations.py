@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..data.evaluation_mode import evaluating
+from ..data.rows import row_ids
 from ..model.cells_sgma import predicted_classes
 from .metrics import ScoredClasses, check_scored_classes, count_by_row, mean_of_defined, segmentation_scores
 from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
@@ -200,7 +201,7 @@ class _Counts:
             if mask.ndim == 4:
                 counted = of_rows & batch.modality_mask[:, subset.to(model.device)].any(1)
             self.labelled[index] += of_rows.sum()
-            tiles = batch.row_index % self.confusion.shape[1]  # all of them 0 where rows are not counted apart
+            tiles = batch.place[:, 0] % self.confusion.shape[1]  # all of them 0 where rows are not counted apart
             by_row = count_by_row(predicted, batch.labels, model.config.num_labels, counted)
             self.confusion[index].index_add_(0, tiles, by_row)
 
@@ -208,7 +209,7 @@ class _Counts:
         """Ids of all rows, and their flat confusion matrices by the names of the subsets."""
         names = (joined_names(modalities, subset) for subset in self.subsets)
         confusion = dict(zip(names, self.confusion.flatten(2).tolist(), strict=True))
-        return {"ids": [row.get("id", str(index)) for index, row in enumerate(dataset)], "confusion": confusion}
+        return {"ids": row_ids(dataset), "confusion": confusion}
 
     def summary(self, config: PreTrainedConfig, num_rows: int, scored_classes: ScoredClasses) -> dict[str, Any]:
         """The scores of each subset, and what sums them up."""

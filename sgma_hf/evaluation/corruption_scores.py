@@ -1,7 +1,7 @@
 """What corrupted modalities do to the prediction, and whether any map says so.
 
-One modality at a time is corrupted while all others are there and clean; what the robustness benchmark does to all of
-them at once (missing regions, noise) is also done to all at once. The module `corruptions` says what each of them is.
+One modality at a time is corrupted while all others are there and clean; missing regions and noise are also done to
+all at once. The module `corruptions` says what each of them is.
 
 Rows that lack a modality, and windows where one covers nothing, are left out and counted. Each entry holds three
 predictions on the same pixels: clean, corrupted, and without that modality. The last is the yardstick: a model copes
@@ -323,7 +323,7 @@ class _Counts:
             generator = draw(self.seed, key, corruption.kind, name)
             found.append(corrupt(values, window.covered[modality], corruption, generator, other=swap))
         values, masks, regions = zip(*found, strict=True)
-        corrupted = PreparedRow(torch.cat(values), torch.stack(masks), window.labels, window.row_index)
+        corrupted = replace(window, pixel_values=torch.cat(values), modality_mask=torch.stack(masks))
         return corrupted, None if regions[0] is None else torch.stack(regions)
 
     def _count(self, clean: _Clean, predicted: torch.Tensor, pixels: torch.Tensor) -> np.ndarray:

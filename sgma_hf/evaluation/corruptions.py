@@ -4,16 +4,16 @@ In normalised units (a standard deviation of the training data is 1):
 
 | kind | level | what happens to the modality | does the mask say so? |
 |---|---|---|---|
-| `missing_region` (RMM) | share of the image | a rectangle of random place and proportions is missing | yes |
-| `noise` (NM) | standard deviation | Gaussian noise is added everywhere | no |
-| `salt_and_pepper` (NM) | share of the pixels | pixels become -3 or 3 in all bands | no |
+| `missing_region` | share of the image | a rectangle of random place and proportions is missing | yes |
+| `noise` | standard deviation | Gaussian noise is added everywhere | no |
+| `salt_and_pepper` | share of the pixels | pixels become -3 or 3 in all bands | no |
 | `noise_region` | standard deviation | Gaussian noise is added to one half: top, bottom, left or right | no |
 | `misregistration` | pixels | shifted up, down, left or right; the border that is uncovered is missing | the border |
 | `swapped` | 1 | taken from another row of the same size | no |
 
-The benchmark itself removes single values of single channels and is not seeded; here a region of pixels is missing,
-and every draw is a function of (seed, row id, window, kind, modality) alone: levels of one kind share their draw, and
-neither batch size nor order matters. Rows swap along one fixed cycle through all rows of their size, window by window.
+These are ours; those of the robustness benchmark arXiv:2503.18445 are in `protocols`. Every draw is a function of
+(seed, row id, window, kind, modality) alone: levels of one kind share their draw, and neither batch size nor order
+matters. Rows swap along one fixed cycle through all rows of their size, window by window.
 """
 
 import hashlib

@@ -39,7 +39,7 @@ class PreparedRow:
     pixel_values: torch.Tensor  # normalised, float32, (C, H, W)
     modality_mask: torch.Tensor  # bool, (M,), or (M, H, W) where coverage ends inside
     labels: torch.Tensor  # int64, (H, W), 255 where nothing is counted
-    row_index: torch.Tensor  # int64, (), where in the data set the row stands
+    place: torch.Tensor  # int64, (3,), index of the row in the data set, top and left of the window in pixels
 
     @classmethod
     def batch(cls, rows: Sequence["PreparedRow"]) -> "PreparedRow":
@@ -52,7 +52,7 @@ class PreparedRow:
             self.pixel_values.to(model.device, model.dtype),
             self.modality_mask.to(model.device),
             self.labels.to(model.device),
-            self.row_index.to(model.device),
+            self.place.to(model.device),
         )
 
     @property
@@ -114,7 +114,8 @@ class PreparedRows(torch.utils.data.Dataset):
         # The last window is shifted back inside: what it shares with the one before is counted there.
         labels[: -window.top % window.height] = IGNORE_INDEX
         labels[:, : -window.left % window.width] = IGNORE_INDEX
-        return PreparedRow(inputs["pixel_values"][0], mask, labels, torch.tensor(index))
+        place = torch.tensor([index, window.top, window.left])
+        return PreparedRow(inputs["pixel_values"][0], mask, labels, place)
 
 
 class PreparedBatches:

@@ -27,8 +27,21 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
         f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
         f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
     )
-    parts = [markdown_table(header, lines), "", summary, *_remarks(results), *_class_table(results)]
+    tables = [*_protocol_table(results), *_class_table(results)]
+    parts = [markdown_table(header, lines), "", summary, *_remarks(results), *tables]
     return "\n".join(parts) + "\n"
+
+
+def _protocol_table(results: Mapping[str, Any]) -> list[str]:
+    """The figures of the robustness protocols, where they were asked for."""
+    found = results.get("protocols", {})
+    means = {"EMM": found["emm"]} if "emm" in found else {}
+    means |= {f"RMM, r = {share}": figures for share, figures in found.get("rmm", {}).items()}
+    lines = [[name, one["average_miou"], *one["expected_miou"].values()] for name, one in means.items()]
+    lines += [[f"NM, {level}", scores["miou"], None, None, None] for level, scores in found.get("nm", {}).items()]
+    lines = [[name, *map(_percent, scores)] for name, *scores in lines]
+    header = ["mIoU under", "mean", *(f"expected, p = {p}" for p in ("0.2", "0.1", "0.05"))]
+    return ["", markdown_table(header, lines)] if lines else []
 
 
 def _class_table(results: Mapping[str, Any]) -> list[str]:

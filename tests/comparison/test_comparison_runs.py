@@ -16,7 +16,6 @@ from sgma_hf.comparison.runs import (
     Run,
     RunSettings,
     backbone_from_file,
-    bernoulli_expectation,
     build_model,
     execute_run,
     finite,
@@ -204,15 +203,6 @@ def test_wrong_input_is_refused_before_any_training(scenes, tmp_path):
     for text in ("nothing.json", "{}", '{"hidden_sizes": [1]}'):
         with pytest.raises(ValueError, match="model_type"):
             backbone_from_file(text)
-
-
-def test_bernoulli_expectation_is_that_of_the_combinations():
-    scores = {"a": 0.5, "b": 0.2, "a+b": 0.8}
-    # p = 1/2: all three alike. p = 1/5: 0.16, 0.16 and 0.64 of 0.96
-    assert bernoulli_expectation(scores, ["a", "b"], 0.5) == pytest.approx(0.5)
-    assert bernoulli_expectation(scores, ["a", "b"], 0.2) == pytest.approx((0.16 * 0.5 + 0.16 * 0.2 + 0.512) / 0.96)
-    assert bernoulli_expectation(scores, ["a", "b"], 0.0) == pytest.approx(0.8)
-    assert bernoulli_expectation(scores | {"b": None}, ["a", "b"], 0.2) is None
 
 
 def test_multiply_accumulates_are_counted_by_hand():

@@ -37,7 +37,10 @@ def test_card_holds_the_hand_worked_figures():
         for run, value in zip(three_seeds()[3:6], (0.5, 0.53, 0.53), strict=True)
     ]
     parts = results_card(three_seeds()[6:] + pointwise)
-    assert "| late instead of early fusion: `pointwise_mean` − `early` | -10.0 s | 0.0 | 0.0 |" in parts
+    assert (
+        "| late instead of early fusion: `pointwise_mean` − `early` | -10.0 s | -16.6 to -3.4 | – | 0.0 | 0.0 |"
+        in parts
+    )
     assert "weights of each modality's own" not in parts
     assert "| `sgma` | 60.0 ± 0.0 | 80.0 ± 0.0 |" in card  # per class, of a+b
     assert "semantic-guided fusion and modality-aware sampling | 2,014,819 | 0.305 | 180 ± 0 | 20 ± 0 |" in card

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ...publishing.tables import Cell
 from .experiments import SCORES, Experiment
 from .statistics import LEVEL, Spread, holm, tile_interval
@@ -30,6 +32,11 @@ def interval(bounds: tuple[float, float] | None) -> Cell:
     if bounds is None:
         return NOTHING
     return Cell(f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}", low=bounds[0], high=bounds[1])
+
+
+def tile_bounds(resampled: np.ndarray | None) -> tuple[float, float] | None:
+    """Interval over tiles of the first of `SCORES`; None without tiles."""
+    return None if resampled is None else tile_interval(resampled[:, 0])[:2]
 
 
 def difference_cells(experiment: Experiment, pairs: Sequence[tuple[str, str]], score: str) -> list[Cell]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from ...publishing.tables import Cell, Table, csv_text, latex_table, markdown_table
 from ..arms import ARMS
-from .cells import difference_cells, interval, number, percent
+from .cells import difference_cells, interval, number, percent, tile_bounds
 from .experiments import SCORES, Experiment, Figure, at, group_runs
 from .extras import corruption_tables, reliance_tables
-from .statistics import NUM_RESAMPLES, spread, tile_interval
+from .statistics import NUM_RESAMPLES, spread
 
 
 # What a part of the method earns: (what, the arm with it, the arm without it).
@@ -64,11 +64,13 @@ class Card:
     def markdown(self) -> str:
         """For reading."""
         parts = [f"# Results on `{self.dataset}`", _INTRODUCTION]
+        said = {""}
         for heading, tables in self.tables.items():
             parts += [f"## {heading}"] if heading else []
             for table in tables:
                 parts.append(f"{'###' if heading else '##'} {table.title}")
-                parts += [table.note] if table.note else []
+                parts += [table.note] if table.note not in said else []
+                said.add(table.note)
                 parts.append(markdown_table(table.header, table.lines, text_columns=table.text_columns))
         return "\n\n".join(parts) + "\n"
 
@@ -140,8 +142,7 @@ def _results(experiment: Experiment) -> Table:
     lines = []
     for arm, runs in experiment.runs.items():
         average, *others = (experiment.spread(arm, experiment.score(key)) for key in SCORES.values())
-        resampled = experiment.resampled(arm)
-        intervals = average and average.interval, None if resampled is None else tile_interval(resampled[:, 0])[:2]
+        intervals = average and average.interval, tile_bounds(experiment.resampled(arm))
         others += [experiment.spread(arm, experiment.score("bernoulli_miou", absence)) for absence in absences]
         told = [listing(runs), *([commits[arm]] if differ else [])]
         lines.append([f"`{arm}`", *told, percent(average), *map(interval, intervals), *map(percent, others)])
@@ -215,9 +216,12 @@ def _parts(experiment: Experiment) -> Iterator[Table]:
     """What each part of the method adds, of the pairs of arms that were run."""
     named = {(a, b): f"{what}: `{a}` − `{b}`" for what, a, b in PARTS if {a, b} <= experiment.runs.keys()}
     if named:
-        columns = [difference_cells(experiment, list(named), key) for key in SCORES.values()]
-        lines = [[label, *cells] for label, *cells in zip(named.values(), *columns, strict=True)]
-        yield Table("parts", "What each part adds", ["", *SCORES], lines, _CLAIMS_NOTE)
+        average, *others = (difference_cells(experiment, list(named), key) for key in SCORES.values())
+        seeds = [interval(experiment.difference(*pair, experiment.score("average_miou")).interval) for pair in named]
+        tiles = [interval(tile_bounds(experiment.resampled(*pair))) for pair in named]
+        lines = list(zip(named.values(), average, seeds, tiles, *others, strict=True))
+        header = ["", "Average", "over seeds", "over tiles", "Last-1", "Top-1"]
+        yield Table("parts", "What each part adds", header, lines, _CLAIMS_NOTE)
 
 
 def _arm_table(name: str, title: str, experiment: Experiment, columns: Mapping[str, Figure]) -> Table:

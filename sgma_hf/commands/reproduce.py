@@ -99,6 +99,8 @@ def _run_step(recipe: Recipe, name: str, words: list[str], output: Path) -> int:
     if _is_done(name, output):
         print(f"{name}: done already")
         return 0
+    if name == "train":
+        _check_labels(output / "data", recipe.values("evaluate").get("split"))
     model = output / "model"
     resume = ["--resume_from_checkpoint", "true"] if name == "train" and any(model.glob("checkpoint-*")) else []
     print(f"{name}: sgma-hf {' '.join([*words, *resume])}", flush=True)
@@ -108,12 +110,26 @@ def _run_step(recipe: Recipe, name: str, words: list[str], output: Path) -> int:
     return status
 
 
+def _check_labels(data: Path, split: str | None) -> None:
+    """Refuse rows that nothing could be scored on, before they are trained for."""
+    from sgma_hf.data.rows import labelled_rows, load_rows
+
+    if split is None:
+        raise ValueError("The recipe names no split to evaluate on; --set evaluate.split=test does.")
+    if not len(labelled_rows(load_rows(data, split))):
+        raise ValueError(
+            f"No row of split {split!r} in {data} has a label, so nothing can be scored on it. Add the archive with "
+            "those labels and remove that folder, or name another split by --set evaluate.split=NAME."
+        )
+
+
 def _is_done(name: str, output: Path) -> bool:
+    from sgma_hf.data.metadata import METADATA_FILE
     from sgma_hf.publishing.record import RECORD_FILE
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
     if name == "convert":  # the recipe is written when the rows are there
-        return (output / "recipe.yaml").is_file()
+        return (output / "recipe.yaml").is_file() and (output / "data" / METADATA_FILE).is_file()
     if name == "train":  # saved beside the weights of a finished run; a checkpoint has its own
         return (output / "model" / RECORD_FILE).is_file()
     return _results(output).get(DIGEST_KEY) == checkpoint_digest(output / "model")
@@ -155,7 +171,11 @@ def _beside(recipe: Recipe, results: Mapping[str, Any], changes: Sequence[str], 
         lines.append((name, float(reported[key]) if key in reported else None, results[f"{key}_miou"]))
     table = markdown_table(["mIoU in %", "paper", "here"], [[name, _number(a), _percent(b)] for name, a, b in lines])
     record, cost = TrainingRecord.load(model), recipe.computed_cost()
+    counts = ", ".join(f"{name} {count}" for name, count in recipe.statuses().items())
     remarks = [f"Paper: {reported['source']}." if reported else "The paper reports no figures of this data set."]
+    remarks.append(
+        f"What the paper says of the choices made here: {counts} (`sgma-hf reproduce {recipe.name} --show`)."
+    )
     remarks += [f"Unlike the recipe: {', '.join(changes)}. So these figures are none of it."] * bool(changes)
     if record is not None and record.train_seconds is not None:
         remarks.append(f"The training took {record.train_seconds / 3600:.2g} h, measured, on {record.hardware}.")

@@ -7,6 +7,7 @@ and `card`; a value stands alone, or as `{value: ..., status: ..., note: ...}`, 
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,12 @@ class Recipe:
         pixels = int(train["per_device_train_batch_size"]) * len(train["modalities"]) * int(train["crop_size"]) ** 2
         gigabytes = MEASURED["gigabytes"] * pixels / (MEASURED["rows"] * MEASURED["modalities"] * MEASURED["pixels"])
         return steps * seconds / 3600, gigabytes
+
+    def statuses(self) -> dict[str, int]:
+        """How many choices have each status, and how many none, which were changed."""
+        entries = [entry for section in SECTIONS for entry in self.content.get(section, {}).values()]
+        found = Counter(entry.get("status", "changed") if _is_described(entry) else "changed" for entry in entries)
+        return {name: found[name] for name in (*STATUSES, "changed") if found[name]}
 
     def choices_table(self, beside: "Recipe | None" = None) -> str:
         """Every choice with its value and whether the paper says so, Markdown; without those of another recipe."""

@@ -6,6 +6,7 @@ What is done already is skipped: a run that was stopped goes on with the same co
 """
 
 import json
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.source is None:
         parser.error("nothing to convert: give the folder of the data set by --source")
+    if not args.source.is_dir():
+        raise FileNotFoundError(f"--source {args.source} is not a folder.")
     _check(recipe, steps, output)
     for name, words in steps.items():
         status = _run_step(recipe, name, words, output)
@@ -88,7 +91,11 @@ def _check(recipe: Recipe, steps: Mapping[str, list[str]], output: Path) -> None
     with tempfile.TemporaryDirectory() as folder:
         recipe.save(Path(folder, "recipe.yaml"))
         words = steps["train"][1:]
-        train.parse_arguments(["--recipe", str(Path(folder, "recipe.yaml")), *words[2:]])
+        try:
+            train.parse_arguments(["--recipe", str(Path(folder, "recipe.yaml")), *words[2:]])
+        except ValueError as error:
+            way_out = "--set train.NAME=VALUE takes another value than the recipe's, train.bf16=false for one."
+            raise ValueError(f"{str(error).rstrip('.')}. {way_out}") from error
     evaluate.row_parser().parse_args(steps["evaluate"][1:])
 
 
@@ -103,7 +110,7 @@ def _run_step(recipe: Recipe, name: str, words: list[str], output: Path) -> int:
         _check_labels(output / "data", recipe.values("evaluate").get("split"))
     model = output / "model"
     resume = ["--resume_from_checkpoint", "true"] if name == "train" and any(model.glob("checkpoint-*")) else []
-    print(f"{name}: sgma-hf {' '.join([*words, *resume])}", flush=True)
+    print(f"{name}: sgma-hf {shlex.join([*words, *resume])}", flush=True)
     status = run_command([*words, *resume])
     if name == "convert" and not status:
         recipe.save(output / "recipe.yaml")
@@ -173,13 +180,11 @@ def _beside(recipe: Recipe, results: Mapping[str, Any], changes: Sequence[str], 
     record, cost = TrainingRecord.load(model), recipe.computed_cost()
     counts = ", ".join(f"{name} {count}" for name, count in recipe.statuses().items())
     remarks = [f"Paper: {reported['source']}." if reported else "The paper reports no figures of this data set."]
-    remarks.append(
-        f"What the paper says of the choices made here: {counts} (`sgma-hf reproduce {recipe.name} --show`)."
-    )
+    remarks.append(f"The choices made here: {counts} (`sgma-hf reproduce {recipe.name} --show` lists them).")
     remarks += [f"Unlike the recipe: {', '.join(changes)}. So these figures are none of it."] * bool(changes)
     if record is not None and record.train_seconds is not None:
         remarks.append(f"The training took {record.train_seconds / 3600:.2g} h, measured, on {record.hardware}.")
-    remarks += [] if cost is None else [f"Computed for one NVIDIA H200: {cost[0]:.2g} h, {cost[1]:.0f} GB."]
+    remarks += [] if cost is None or changes else [f"Computed for one NVIDIA H200: {cost[0]:.2g} h, {cost[1]:.0f} GB."]
     return "\n".join([f"{recipe.content.get('title', recipe.name)}:", "", table, "", *remarks]) + "\n"
 
 
@@ -193,7 +198,7 @@ def _percent(score: float | None) -> str:
 
 def _shown(recipe: Recipe, steps: Mapping[str, list[str]]) -> str:
     legend = "\n".join(f"{name}: {said}" for name, said in STATUSES.items())
-    commands = "\n".join(f"sgma-hf {' '.join(words)}" for words in steps.values())
+    commands = "\n".join(f"sgma-hf {shlex.join(words)}" for words in steps.values())
     cost = recipe.computed_cost()
     said = "" if cost is None else f"Computed for one NVIDIA H200: {cost[0]:.2g} h, {cost[1]:.0f} GB."
     return "\n\n".join(filter(None, [recipe.content.get("title"), recipe.choices_table(), legend, said, commands]))

@@ -57,7 +57,7 @@ def test_an_experiment_from_archives_to_the_row_of_the_paper(argv, tmp_path, cap
     score = {name: f"{100 * scores['miou']:.2f}" for name, scores in results["combinations"].items()}
     assert rows["rgb"] == f"83.51 | {score['rgb']}" and rows["nir+ndsm"] == f"82.56 | {score['nir+ndsm']}"
     assert rows["Average"] == f"79.55 | {100 * results['average_miou']:.2f}" and len(rows) == 9
-    assert re.search(r"choices made here: known \d+, unknown \d+, ours \d+, changed 12 \(", table)
+    assert re.search(r"The choices made here: known \d+, unknown \d+, ours \d+, changed 12 \(", table)
     assert "Unlike the recipe: convert.tile_size=40, " in table and "So these figures are none of it." in table
     assert re.search(r"The training took [\d.e-]+ h, measured, on CPU", table)
     # the data set, the model and its card are those of the recipe
@@ -109,18 +109,10 @@ HERE = ["potsdam", "--source", ".", "--set", "train.bf16=false"]
     [
         (["potsdm", "--source", "."], "There is no recipe potsdm; did you mean potsdam_paper?"),
         (["potsdam"], "give the folder of the data set by --source"),
-        (
-            ["potsdam", "--source", ".", "--set", "train.max_stepz=2"],
-            "there is no flag --max_stepz; did you mean --max_ste",
-        ),
-        (
-            ["potsdam", "--source", ".", "--set", "train.bf16=false", "evaluate.spilt=test"],
-            "no flag --spilt; did you mean",
-        ),
-        (
-            ["potsdam", "--source", ".", "--set", "train.bf16=false", "evaluate.missing=nothing"],
-            "'nothing' is none of",
-        ),
+        ([*HERE, "train.crop_size=0"], "expected a number of at least 1. --set train.NAME=VALUE takes another value"),
+        ([*HERE, "train.max_stepz=2"], "there is no flag --max_stepz; did you mean --max_steps?"),
+        ([*HERE, "evaluate.spilt=test"], "there is no flag --spilt; did you mean --split?"),
+        ([*HERE, "evaluate.missing=nothing"], "'nothing' is none of"),
         (["potsdam", "--source", "nowhere", "--set", "train.bf16=false"], "--source nowhere is not a folder."),
         (HERE, "no file named as"),
     ],

@@ -5,7 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from isprs_fixtures import write_potsdam
+from deliver_fixtures import write_deliver
+from dfc2023_fixtures import write_shipped
+from isprs_fixtures import write_potsdam, write_vaihingen
 from tiny_runs import BACKBONE, refusal
 
 from sgma_hf import SgmaImageProcessor
@@ -99,6 +101,34 @@ def test_a_pretrained_encoder_brings_its_statistics(source, argv, tmp_path, caps
     processor = SgmaImageProcessor.from_pretrained(tmp_path / "out" / "model")
     np.testing.assert_allclose(processor.image_mean[0], [0.485, 0.456, 0.406])
     assert "rgb normalised by ImageNet's mean and deviation, nir, ndsm by the training rows" in capsys.readouterr().out
+
+
+def toy(folder, *changes):
+    """`--set` with what makes a run tiny."""
+    (folder / "backbone.json").write_text(json.dumps(BACKBONE))
+    train = {"backbone_config": folder / "backbone.json", "decoder_hidden_size": 16, "crop_size": 24, "max_steps": 1}
+    train |= {"bf16": "false", "use_cpu": "true", "dataloader_num_workers": 0, "per_device_train_batch_size": 1}
+    words = [f"train.{name}={value}" for name, value in train.items()]
+    return ["--set", *words, "evaluate.num_workers=0", "evaluate.device=cpu", *changes]
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "changes", "said"),
+    [
+        ("vaihingen", write_vaihingen, ["convert.tile_size=none"], "| irrg+dsm | – |"),
+        ("dfc2023", write_shipped, ["convert.allow_missing=true"], "| rgb+ndsm+sar | 92.29 |"),
+        ("deliver", write_deliver, ["convert.allow_missing=true"], "| Average | 55.49 |"),
+    ],
+)
+def test_every_recipe_runs_on_a_made_archive(name, write, changes, said, tmp_path, capsys):
+    (tmp_path / "source").mkdir()
+    source = write(tmp_path / "source") or tmp_path / "source"
+    assert main([name, "--source", str(source), "--output", str(tmp_path / "out"), *toy(tmp_path, *changes)]) == 0
+    output = capsys.readouterr().out
+    assert said in output
+    assert ("The paper reports no figures of this data set." in output) == (name == "vaihingen")
+    values = Recipe.read(str(tmp_path / "out" / "recipe.yaml")).values("train")
+    assert SgmaImageProcessor.from_pretrained(tmp_path / "out" / "model").modalities == values["modalities"]
 
 
 HERE = ["potsdam", "--source", ".", "--set", "train.bf16=false"]

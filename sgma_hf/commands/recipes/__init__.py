@@ -188,6 +188,8 @@ def _text(value: Any) -> str:
 def _flag(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, list):
         yield from (f"--{name}", *value)
+    elif value in ("true", "false"):  # of converters and `evaluate`, whose switches are off by default
+        yield from [f"--{name}"] * (value == "true")
     else:
         yield f"--{name}={_text(value)}"
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from ..data.whole_files import write_json
 from ..model.image_processing_sgma import SgmaImageProcessor
+from .arms import full_pass  # noqa: F401  (transformers learns of its models by this import)
 from .identity import run_key
 
 

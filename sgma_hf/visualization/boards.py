@@ -4,6 +4,7 @@ The figures are `matplotlib.figure.Figure` objects, made without pyplot: nothing
 no state is left behind, and `figure.savefig("board.pdf")` is all that it takes to print one.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -106,8 +107,11 @@ def plot_predictions(
     ]
     rows = [("Input", [*inputs, ("labels", partial(_show_labels, ids=label, palette=palette))])]
     for method, row in predictions.items():
-        show = [(name, partial(_show_labels, ids=ids, palette=palette, truth=label)) for name, ids in row.items()]
-        rows.append((method, show))
+        panels = [
+            (_in_lines(name), partial(_show_labels, ids=ids, palette=palette, truth=label))
+            for name, ids in row.items()
+        ]
+        rows.append((method, panels))
     legend = list(zip(names, palette, strict=True))
     return _draw_board(rows, legend, title=title, aspect=label.shape[0] / label.shape[1])
 
@@ -261,6 +265,12 @@ def _subset_title(names: Sequence[str], present: Sequence[str]) -> str:
     if len(names) == 1:
         return f"{names[0]} alone"
     return f"without {missing[0]}" if len(missing) == 1 else " + ".join(names)
+
+
+def _in_lines(combination: str) -> str:
+    """Names that are joined by "+", in lines that are not wider than a panel."""
+    lines = textwrap.wrap(combination.replace("+", "+ "), 25)
+    return "\n".join(line.replace("+ ", "+") for line in lines)
 
 
 def _names_and_colors(

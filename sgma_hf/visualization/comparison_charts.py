@@ -52,10 +52,12 @@ def plot_confusion(
     """
     num_columns, count = max(map(len, matrices.values())), len(class_names)
     panel = 1.0 + 0.28 * min(count, 12)
-    size = (panel * num_columns + 1.3, (panel + 0.25) * len(matrices) + 0.5)
+    size = (panel * num_columns + 1.3, (panel + 0.5) * len(matrices) + 0.5)
     figure = require_matplotlib().figure.Figure(figsize=size, facecolor="white", layout="constrained")
-    grid = figure.subplots(len(matrices), num_columns, squeeze=False)
-    for line, (method, row) in zip(grid, matrices.items(), strict=True):
+    parts = figure.subfigures(len(matrices), 1, squeeze=False)[:, 0]
+    for part, (method, row) in zip(parts, matrices.items(), strict=True):
+        part.suptitle(method, x=0.01, ha="left", fontsize=8, fontweight="bold")
+        line = part.subplots(1, num_columns, squeeze=False)[0]
         for place, (axes, (combination, counts)) in enumerate(zip(line, row.items(), strict=False)):
             true = counts.sum(1, keepdims=True)
             shares = np.divide(counts, true, out=np.full(counts.shape, np.nan), where=true > 0)
@@ -63,8 +65,9 @@ def plot_confusion(
             image = show_matrix(axes, shares, names, class_names, written=count <= 12)
             axes.set_xticks(axes.get_xticks(), axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
             axes.set_title(combination, fontsize=8)
-        line[0].set_ylabel(method, fontsize=8, fontweight="bold")
-    add_colorbar(figure, image, ax=grid, fraction=0.02, pad=0.01)
+        for axes in line[len(row) :]:
+            axes.axis("off")
+        add_colorbar(part, image, ax=line, ticks=(0, 0.5, 1), fraction=0.02, pad=0.01)
     figure.supxlabel("rows are true classes, columns predicted ones; shares of the true class", fontsize=8)
     if title:
         figure.suptitle(title, fontsize=9, fontweight="bold")
@@ -78,10 +81,12 @@ def plot_mean_ranks(ranks: Mapping[str, float], critical: float, *, title: str |
     bars = _alike([rank for _, rank in ordered], critical)
     half = -(-count // 2)
     height = 1.25 + 0.14 * len(bars) + 0.2 * half  # inches
-    figure = require_matplotlib().figure.Figure(figsize=(8.5, height), facecolor="white")
+    names = 0.6 + 0.08 * max(map(len, ranks))  # inches beside the line, which has 4
+    figure = require_matplotlib().figure.Figure(figsize=(4 + 2 * names, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     low, high = 1, max(count, 2)
-    side = 0.75 * (high - low)  # of the drawing, for names
+    inch = (high - low) / 4
+    side = inch * names
     axes.set(xlim=(low - side, high + side), ylim=(height, 0))  # downwards
     axes.axis("off")
     top = 0.85
@@ -93,18 +98,18 @@ def plot_mean_ranks(ranks: Mapping[str, float], critical: float, *, title: str |
     axes.text(low + critical / 2, 0.46, f"critical difference {critical:.2f}", ha="center", va="bottom", fontsize=8)
     for level, (first, last) in enumerate(bars):
         place = top + 0.1 + 0.14 * level
-        ends = [ordered[first][1] - 0.02 * side, ordered[last][1] + 0.02 * side]
+        ends = [ordered[first][1] - 0.05 * inch, ordered[last][1] + 0.05 * inch]
         axes.plot(ends, [place, place], color="#0072b2", linewidth=3, solid_capstyle="round")
     for index, (name, rank) in enumerate(ordered):
         left = index < half
         line = top + 0.3 + 0.14 * len(bars) + 0.2 * (index if left else count - 1 - index)
-        edge = low - 0.06 * side if left else high + 0.06 * side
+        edge = low - 0.15 * inch if left else high + 0.15 * inch
         axes.plot([rank, rank, edge], [top, line, line], color=_INK, linewidth=0.8)
         words = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
-        shift = -0.03 * side if left else 0.03 * side
+        shift = -0.08 * inch if left else 0.08 * inch
         axes.text(edge + shift, line, words, ha="right" if left else "left", va="center", fontsize=8)
     if title:
-        axes.text(low - side * 0.97, 0.08, title, ha="left", va="top", fontsize=9, fontweight="bold")
+        axes.text(low - side + 0.1 * inch, 0.08, title, ha="left", va="top", fontsize=9, fontweight="bold")
     return figure
 
 

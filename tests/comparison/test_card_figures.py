@@ -1,6 +1,8 @@
 """Figures of the results card."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +153,12 @@ def test_principal_axes_are_those_of_the_covariance():
     torch.testing.assert_close(center, (vectors + 7).mean(0))
     points = ((vectors + 7 - center) @ axes).numpy()
     np.testing.assert_allclose(points.var(0, ddof=1), values[[-1, -2]], rtol=1e-4)
+
+
+@pytest.mark.long
+def test_another_process_reads_kept_models_of_other_networks(kept):
+    (folder,) = (kept / "models").glob("early-0-*")
+    code = "import sys; from pathlib import Path; from sgma_hf.comparison.kept_models import load_kept\n"
+    code += "print(load_kept(Path(sys.argv[1]), 'cpu')[0].config.arm)"
+    run = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert run.stdout.split() == ["early"], run.stderr

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from figure_checks import assert_legible, written
 
+from sgma_hf.evaluation.combinations import modality_combinations
 from sgma_hf.visualization.boards import plot_predictions
 from sgma_hf.visualization.comparison_charts import (
     _alike,
@@ -14,7 +15,7 @@ from sgma_hf.visualization.comparison_charts import (
 )
 
 
-MANY = [f"an_arm_whose_name_is_long_{number}" for number in range(17)]
+MANY = [f"my_package.my_module:AN_ARM_WHOSE_NAME_IS_LONG_{number}" for number in range(17)]
 
 
 def test_scores_are_written_in_percent_and_what_is_not_known_is_a_dash():
@@ -79,3 +80,7 @@ def test_predictions_of_methods_stand_below_the_sample():
     assert captions == ["100.0% of pixels right", "0.0% of pixels right", "33.3% of pixels right", captions[0]]
     assert {"one", "two", "bare", "crop", "Row 1"} <= set(written(figure))
     assert_legible(figure)
+    names = modality_combinations(["s1_before", "s1_after", "s2_before", "s2_after"])
+    wide = plot_predictions(images, label, {arm: {"+".join(name): label for name in names} for arm in MANY[:2]})
+    assert "s1_before+s1_after+\ns2_before+s2_after" in [axes.get_title() for axes in wide.axes]
+    assert_legible(wide)

@@ -4,13 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser
 
-from sgma_hf.commands.recipes import Recipe, flags_over, recipe_names
+from sgma_hf.commands.recipes import FILE_ENDINGS, Recipe, flags_over, read_values, recipe_names
 from sgma_hf.data.command_line import Parser
 
 
@@ -36,8 +34,8 @@ class DataclassParser(Parser, HfArgumentParser):
                 for action in self._actions:
                     if action.dest not in (*shown, "help", "help_all"):
                         action.help = argparse.SUPPRESS
-        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-            argv = [*self._flags(_read(argv[0]), argv[0]), *argv[1:]]
+        if argv and argv[0].endswith(FILE_ENDINGS):
+            argv = [*self._flags(read_values(argv[0]), argv[0]), *argv[1:]]
         if recipe is not None:
             argv = [*self._flags(flags_over(recipe.values(section), argv), recipe.name), *argv]
         self.refuse_unknown_flags(argv)
@@ -64,31 +62,16 @@ class DataclassParser(Parser, HfArgumentParser):
         flags = []
         for name, value in values.items():
             action = self._option_string_actions.get(f"--{name}")
-            if value in (None, "", "~", "null"):
+            if value in ("", "~", "null"):
                 if action is not None and action.default is not None:
                     raise ValueError(f"{where!r}: `{name}` is null; leave it out for its default, {action.default!r}.")
             elif isinstance(value, list) and action is not None and action.nargs is None and action.type is str:
                 self.set_defaults(**{name: value})  # `report_to`: one name on the command line, some in a file
             elif isinstance(value, list):
-                flags += [f"--{name}", *map(str, value)]
+                flags += [f"--{name}", *value]
             else:
                 flags.append(f"--{name}={value if isinstance(value, str) else json.dumps(_typed(value))}")
         return flags
-
-
-def _read(path: str) -> dict[str, Any]:
-    """Values by name in a file, all as text."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        if path.endswith(".json"):
-            values = json.loads(text, parse_int=str, parse_float=str)
-        else:
-            values = yaml.load(text, Loader=yaml.BaseLoader)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path!r} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path!r} holds no names of arguments with their values, as in `crop_size: 512`.")
-    return values
 
 
 def _typed(value: Any) -> Any:
@@ -99,5 +82,5 @@ def _typed(value: Any) -> Any:
         return [_typed(entry) for entry in value]
     try:
         return json.loads(value.lower() if value in ("True", "False") else value)
-    except (ValueError, TypeError, AttributeError):  # other text, or what a JSON file has typed itself
+    except ValueError:
         return value

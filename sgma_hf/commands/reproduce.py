@@ -108,13 +108,21 @@ def _run_step(recipe: Recipe, name: str, words: list[str], output: Path) -> int:
         return 0
     if name == "train":
         _check_labels(output / "data", recipe.values("evaluate").get("split"))
-    model = output / "model"
-    resume = ["--resume_from_checkpoint", "true"] if name == "train" and any(model.glob("checkpoint-*")) else []
+    resume = _resumption(output / "model") if name == "train" else []
     print(f"{name}: sgma-hf {shlex.join([*words, *resume])}", flush=True)
     status = run_command([*words, *resume])
     if name == "convert" and not status:
         recipe.save(output / "recipe.yaml")
     return status
+
+
+def _resumption(model: Path) -> list[str]:
+    """Flags that go on with a training; one that was stopped while it saved its first checkpoint begins anew."""
+    from sgma_hf.training.checkpoints import last_complete_checkpoint
+
+    if not any(model.glob("checkpoint-*")):
+        return []
+    return ["--overwrite" if last_complete_checkpoint(str(model)) is None else "--resume_from_checkpoint", "true"]
 
 
 def _check_labels(data: Path, split: str | None) -> None:

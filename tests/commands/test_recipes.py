@@ -67,7 +67,7 @@ def test_a_recipe_of_ones_own_goes_on_from_another(tmp_path):
         ("trian:\n  crop_size: 8\n", "has trian, which is none of .*; did you mean train?"),
         ("train:\n  crop_sise: 8\n", "there is no flag --crop_sise; did you mean --crop_size?"),
         ("train: 8\n", "train holds no names with their values"),
-        ("- 8\n", "holds no sections"),
+        ("- 8\n", "holds no names of arguments with their values"),
         ("train: {", "cannot be read"),
         ("base: potsdm\n", "There is no recipe potsdm; did you mean potsdam_paper?"),
     ],

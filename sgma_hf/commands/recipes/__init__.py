@@ -21,6 +21,7 @@ from sgma_hf.publishing.tables import markdown_table
 
 
 FOLDER = Path(__file__).parent
+FILE_ENDINGS = (".yaml", ".yml", ".json")
 SECTIONS = ("convert", "train", "evaluate", "card")
 STATUSES = {
     "known": "the paper says so",
@@ -49,16 +50,11 @@ class Recipe:
         """
         own = Path(name)
         shipped = [FOLDER / f"{name}{ending}.yaml" for ending in ("", "_paper")]
-        path = next((path for path in [own, *shipped] if path.suffix in (".yaml", ".yml") and path.is_file()), None)
+        path = next((path for path in [own, *shipped] if path.suffix in FILE_ENDINGS and path.is_file()), None)
         if path is None:
             hint = did_you_mean(name, recipe_names()) or "."
             raise ValueError(f"There is no recipe {name}{hint} There are {', '.join(recipe_names())}, or a YAML file.")
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"The recipe {path} holds no sections; expected some of {', '.join(SECTIONS)}.")
+        content = read_values(str(path))
         for key in content:
             if key not in _KEYS:
                 raise ValueError(f"The recipe {path} has {key}, which is none of {_listed(_KEYS, key)}")
@@ -152,6 +148,20 @@ class Recipe:
                     value = f"`{_text(_value(entry))}`".replace('"', "")
                     lines.append([section, f"`{name}`", value, said.get("status", ""), said.get("note", "")])
         return markdown_table(["", "choice", "value", "status", ""], lines, text_columns=5)
+
+
+def read_values(path: str) -> dict[str, Any]:
+    """Values by name in a YAML or JSON file, all as text; a ValueError if it holds something else."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if path.endswith(".json"):
+            text = json.dumps(json.loads(text))  # of which YAML takes no indentation by tabs
+        values = yaml.load(text, Loader=yaml.BaseLoader)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path!r} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path!r} holds no names of arguments with their values, as in `crop_size: 512`.")
+    return values
 
 
 def recipe_names() -> list[str]:

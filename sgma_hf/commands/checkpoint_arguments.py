@@ -70,6 +70,12 @@ def choose_dtype(parser: Parser, args: argparse.Namespace) -> str:
     return "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
 
 
+def add_turns(parser: Parser) -> None:
+    """Add `--tta`: in which positions tiles are predicted."""
+    text = "average over positions of each tile: flips (four, mirrored), d4 (eight, turned by quarters as well)"
+    parser.add_argument("--tta", choices=["flips", "d4"], help=text)
+
+
 class _PolicyOrNames(argparse.Action):
     """`union` or `truth` alone is a policy; everything else are names of classes."""
 

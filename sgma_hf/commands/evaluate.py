@@ -15,6 +15,7 @@ from sgma_hf.commands import evaluate_scene
 from sgma_hf.commands.checkpoint_arguments import (
     add_precision,
     add_score_classes,
+    add_turns,
     check_checkpoint,
     choose_device,
     choose_dtype,
@@ -34,6 +35,8 @@ def row_parser() -> Parser:
     add("--output", required=True, help="JSON file to write the results to")
     windows = "side of the windows that larger rows are cut into; default: the size trained on; 0: none"
     add("--tile_size", type=int, metavar="PIXELS", help=windows, former=("--window_size",))
+    add("--stride", type=int, metavar="PIXELS", help="from window to window, which are blended; default: no overlap")
+    add_turns(parser)
     add("--batch_size", type=int, default=8, help="rows per forward pass, at most; default: 8")
     shown = "what the model sees of a modality that is left out: nothing (default), or zeros after normalisation"
     add("--missing", choices=["absent", "zero"], default="absent", help=shown)
@@ -73,6 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.dtype is not None and (args.bf16 or args.fp16):
         parser.error("`--dtype`, `--bf16` and `--fp16` exclude each other; give one of them")
+    if args.protocol and (args.stride is not None or args.tta is not None):
+        parser.error("`--protocol` takes neither `--stride` nor `--tta`")
     args.dtype = args.dtype or choose_dtype(parser, args)
     check_folder_or_id(args.dataset, "--dataset")
     check_checkpoint(args.model)
@@ -90,6 +95,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     from sgma_hf.evaluation.agreement_scores import evaluate_agreement
     from sgma_hf.evaluation.combinations import evaluate_modality_combinations
     from sgma_hf.evaluation.metrics import check_scored_classes
+    from sgma_hf.evaluation.prepared_rows import check_windows
     from sgma_hf.evaluation.protocols import evaluate_protocols
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
@@ -101,6 +107,8 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     rows = with_modality_columns(rows, processor.modalities)
     config = AutoConfig.from_pretrained(args.model)
     check_scored_classes(args.score_classes, config.class_names)
+    window_size = (config.tile_size if args.tile_size is None else args.tile_size) or None
+    check_windows(window_size, args.stride)
     metadata = DatasetMetadata.load(args.dataset)
     check_meaning(metadata, config, processor)
     problem = None if args.allow_other_scale else rows_on_another_scale(processor, rows, config.tile_size)
@@ -108,13 +116,13 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(problem)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device)
     reading = {
-        "window_size": (model.config.tile_size if args.tile_size is None else args.tile_size) or None,
+        "window_size": window_size,
         "batch_size": args.batch_size,
         "num_workers": args.num_workers,
         "progress_bar": True,
     }
     agreement = {"agreement": evaluate_agreement(model, processor, rows, **reading)} if args.agreement else {}
-    evaluate = evaluate_modality_combinations
+    evaluate = partial(evaluate_modality_combinations, stride=args.stride, tta=args.tta)
     if args.protocol:
         evaluate = partial(evaluate_protocols, protocols=args.protocol, seed=args.seed)
     results = evaluate(model, processor, rows, missing=args.missing, scored_classes=args.score_classes, **reading)

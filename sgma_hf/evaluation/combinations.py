@@ -13,7 +13,9 @@ What is counted:
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,7 +24,9 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..data.evaluation_mode import evaluating
 from ..data.rows import row_ids
-from ..model.cells_sgma import predicted_classes
+from ..model.cells_sgma import pixel_logits
+from ..prediction.sliding_window import TileBlender
+from ..prediction.turns import average_over_turns, check_turns
 from .metrics import ScoredClasses, check_scored_classes, count_by_row, mean_of_defined, segmentation_scores
 from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
 
@@ -66,6 +70,8 @@ def evaluate_modality_combinations(
     missing: Missing = "absent",
     scored_classes: ScoredClasses = "union",
     window_size: int | None = None,
+    stride: int | None = None,
+    tta: str | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
     progress_bar: bool = False,
@@ -81,16 +87,16 @@ def evaluate_modality_combinations(
         processor: Its image processor.
         dataset: Rows of the one schema (`load_rows`), with a length. Sizes may differ: a batch holds rows of one size.
         combinations: Names to evaluate together; None takes every non-empty combination.
-        missing: How a modality that is not in a combination is represented. `absent`: not there, what the model is
-            made for. `zero`: zeros after normalisation, encoded as if seen, to compare with methods without masks;
-            gaps and nulls become zeros too. It takes a full pass per combination. Both count the same pixels.
+        missing: What the model sees of what is not in a combination. `absent`: nothing, what it is made for. `zero`:
+            zeros after normalisation, also in gaps, as methods without masks have it. Both count the same pixels.
         scored_classes: Which classes count in the means, see `segmentation_scores`: names, or a policy.
-        window_size: Side in pixels of the windows that larger rows are cut into, each pixel counted once. Give the
-            size trained on: attention over much larger images costs points.
+        window_size: Side in pixels of the windows that larger rows are cut into; best the size trained on.
+        stride: Pixels from window to window, blended as in `sliding_window_logits`; a row counts as one window then.
+        tta: Test-time turns whose logits are averaged, `flips` or `d4`, see `average_over_turns`.
         batch_size: Rows per forward pass, at most.
         num_workers: Processes that read and prepare rows; 0 does it in this one.
         progress_bar: Show a progress bar over the rows.
-        accelerator: Shares the rows out among its processes, each exactly once; all of them return the same.
+        accelerator: Shares the rows out among its processes; all of them return the same.
         return_tiles: Whether to return the confusion matrix of every row and combination, too.
 
     Returns:
@@ -102,7 +108,7 @@ def evaluate_modality_combinations(
           `top1_combination` and `last1_combination` name the latter two, `unscored_combinations` those without.
         - `rows` that were read and the `windows` they gave; of windows, `rows_without_label`, `rows_without_modality`
           and `rows_per_modality` of those evaluated.
-        - `modalities`, `class_names`, `missing`, `scored_classes`, `window_size`.
+        - `modalities`, `class_names`, `missing`, `scored_classes`, `window_size`, `stride`, `tta`.
         - `tiles`, if asked for: `ids` of all rows, and `confusion`: names joined by "+" -> each row's flat matrix, all
           zeros where it is left out; the scores are those of the sum over the rows.
 
@@ -112,19 +118,15 @@ def evaluate_modality_combinations(
         TypeError: If the dataset has no length.
     """
     config = model.config
-    _check_options(missing, scored_classes, config)
-    batches = PreparedBatches(
-        PreparedRows(dataset, processor, config, window_size),
-        batch_size,
-        num_workers=num_workers,
-        progress="evaluate" if progress_bar else None,
-        accelerator=accelerator,
-    )
+    _check_options(missing, scored_classes, tta, config)
+    rows = PreparedRows(dataset, processor, config, window_size, stride=stride)
+    reading = {"num_workers": num_workers, "progress": "evaluate" if progress_bar else None}
+    batches = PreparedBatches(rows, batch_size, accelerator=accelerator, **reading)
     subsets, num_tiles = _subset_masks(combinations, config.modalities), len(dataset) if return_tiles else 1
     counts = _Counts(subsets, num_tiles, config.num_labels, model.device)
     with evaluating(model):
-        for batch in batches:
-            counts.add(model, batch, missing=missing)
+        for batch, predict in _Predictor(model, subsets, missing, tta).over(batches, stride, batch_size):
+            counts.add(model, batch, predict)
     counts.finish(accelerator)
     batches.finish()
     return {
@@ -133,13 +135,16 @@ def evaluate_modality_combinations(
         "missing": missing,
         "scored_classes": scored_classes if isinstance(scored_classes, str) else list(scored_classes),
         "window_size": window_size,
+        "stride": stride,
+        "tta": tta,
         **batches.counts,
         **counts.summary(config, batches.num_evaluated, scored_classes),
         **({"tiles": counts.of_tiles(dataset, config.modalities)} if return_tiles else {}),
     }
 
 
-def _check_options(missing: str, scored_classes: ScoredClasses, config: PreTrainedConfig) -> None:
+def _check_options(missing: str, scored_classes: ScoredClasses, tta: str | None, config: PreTrainedConfig) -> None:
+    check_turns(tta)
     if missing not in ("absent", "zero"):
         raise ValueError(f"`missing` is {missing!r}; expected 'absent' or 'zero'.")
     check_scored_classes(scored_classes, config.class_names)
@@ -185,14 +190,20 @@ class _Counts:
         self.rows[never_seen] = 0
         self.confusion[never_seen.to(self.confusion.device)] = 0
 
-    def add(self, model: PreTrainedModel, batch: PreparedRow, *, missing: Missing) -> None:
-        """Predict a batch from every subset of which some row has a part, and count its pixels."""
+    def add(
+        self, model: PreTrainedModel, batch: PreparedRow, predict: Callable[[PreparedRow, Sequence[int]], Any]
+    ) -> None:
+        """Predict a batch from every subset of which some row has a part, and count its pixels.
+
+        `predict` gives class ids (B, H, W), one after the other, for the subsets of those numbers.
+        """
         mask = batch.modality_mask
         present = mask if mask.ndim == 2 else mask.flatten(2).any(2)  # (B, M), on the CPU, which decides by it
         self.rows_per_modality += present.sum(0)
         batch = batch.on_device_of(model)
         labelled = batch.labels != model.config.semantic_loss_ignore_index
-        for index, predicted in _predictions(model, batch, present, self.subsets, missing):
+        wanted = (present[:, None] & self.subsets).any(2).any(0).nonzero().flatten().tolist()
+        for index, predicted in zip(wanted, predict(batch, wanted), strict=True):
             subset = self.subsets[index]
             seen = (present & subset).any(1)  # (B,)
             self.rows[index] += seen.sum()
@@ -235,25 +246,78 @@ def joined_names(modalities: Sequence[str], subset: torch.Tensor) -> str:
     return "+".join(name for name, chosen in zip(modalities, subset.tolist(), strict=True) if chosen)
 
 
-def _predictions(
-    model: PreTrainedModel, batch: PreparedRow, present: torch.Tensor, subsets: torch.Tensor, missing: Missing
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (index of a subset, class ids (B, H, W)); subsets that no row has a part of are left out.
+class _Predictor:
+    """Predicts every subset of the modalities: whole windows, or rows from windows that overlap."""
 
-    From one encoding where what is missing is absent; by a full pass per subset where it is shown as zeros.
-    """
-    encoding = model.encode(batch.pixel_values, batch.modality_mask) if missing == "absent" else None
-    channels = torch.tensor(model.config.modality_channels, device=model.device)
-    for index, subset in enumerate(subsets):
-        if not (present & subset).any():
-            continue
-        subset = subset.to(model.device)
-        if missing == "absent":
-            outputs = model.fuse_and_decode(encoding, subset)
+    def __init__(self, model: PreTrainedModel, subsets: torch.Tensor, missing: Missing, tta: str | None):
+        self.model, self.subsets, self.missing, self.tta = model, subsets, missing, tta
+        self.channels = torch.tensor(model.config.modality_channels, device=model.device)
+
+    def over(
+        self, batches: PreparedBatches, stride: int | None, batch_size: int
+    ) -> Iterator[tuple[PreparedRow, Callable[[PreparedRow, Sequence[int]], Any]]]:
+        """Yield what is counted, and what predicts it for the subsets that are wanted."""
+        if stride is None:
+            yield from ((batch, self.of_windows) for batch in batches)
         else:
-            kept = (batch.covered & subset[:, None, None]).repeat_interleave(channels, dim=1)  # (B, sum C, H, W)
-            outputs = model(pixel_values=torch.where(kept, batch.pixel_values, 0))
-        yield index, predicted_classes(outputs.logits, batch.labels.shape[-2:])
+            for row, windows in batches.whole_rows():
+                yield row, partial(self.of_row, windows, batch_size)
+
+    def of_windows(self, batch: PreparedRow, wanted: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Yield class ids (B, H, W) for the wanted subsets."""
+        if self.tta is None:  # one subset's maps at a time
+            return (logits.argmax(1) for logits in self._logits(batch, wanted))
+        return (logits.argmax(1) for logits in self._turned_logits(batch, wanted).chunk(len(wanted), dim=1))
+
+    def of_row(
+        self, windows: Sequence[PreparedRow], batch_size: int, row: PreparedRow, wanted: Sequence[int]
+    ) -> torch.Tensor:
+        """Class ids (S, 1, H, W) of a row for the wanted subsets, from its windows, whose logits are blended."""
+        size, strips = row.labels.shape[-2:], {}
+        for window in windows:  # row by row
+            strips.setdefault(int(window.place[1]), []).append(window)
+        tops, tile = list(strips), windows[0].labels.shape
+        channels = len(wanted) * self.model.config.num_labels
+        blender = TileBlender(channels, tile, size[1], device=self.model.device)
+        rows = []
+        for top, bottom in zip(tops, [*tops[1:], size[0]], strict=True):
+            covered = [window for window in strips[top] if window.modality_mask.any()]
+            for start in range(0, len(covered), batch_size):
+                batch = PreparedRow.batch(covered[start : start + batch_size])
+                maps = self._turned_logits(batch.on_device_of(self.model), wanted)
+                for predicted, place in zip(maps, batch.place.tolist(), strict=True):
+                    blender.add(predicted, top, place[2])
+            blended = blender.finish(bottom)  # (S * K, rows, W)
+            rows.append(blended.unflatten(0, (len(wanted), -1)).argmax(1))
+            if bottom < size[0]:
+                blender.advance(bottom)
+        return torch.cat(rows, dim=1)[:, None]
+
+    def _turned_logits(self, batch: PreparedRow, wanted: Sequence[int]) -> torch.Tensor:
+        """Mean logits over the test-time turns, (B, S * K, H, W)."""
+
+        def predict(turn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            mask = batch.modality_mask if batch.modality_mask.ndim == 2 else turn(batch.modality_mask)
+            values, labels = turn(batch.pixel_values), turn(batch.labels)
+            turned = replace(batch, pixel_values=values, modality_mask=mask, labels=labels)
+            return torch.cat(list(self._logits(turned, wanted)), dim=1)
+
+        return average_over_turns(predict, self.tta)
+
+    def _logits(self, batch: PreparedRow, wanted: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Yield logits (B, K, H, W) for the wanted subsets.
+
+        From one encoding where what is missing is absent; by a full pass per subset where it is shown as zeros.
+        """
+        model = self.model
+        encoding = model.encode(batch.pixel_values, batch.modality_mask) if self.missing == "absent" else None
+        for subset in self.subsets[list(wanted)].to(model.device):
+            if self.missing == "absent":
+                outputs = model.fuse_and_decode(encoding, subset)
+            else:
+                kept = (batch.covered & subset[:, None, None]).repeat_interleave(self.channels, dim=1)
+                outputs = model(pixel_values=torch.where(kept, batch.pixel_values, 0))
+            yield pixel_logits(outputs.logits, batch.labels.shape[-2:])
 
 
 def summarize_combinations(combinations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Labelled rows as a model takes them: read, cut into windows, processed, and put together by size."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from ..data.rows import decode_row
-from ..data.windows import Window, cover
+from ..data.windows import Window, cover, window_starts
 from ..model.limits_sgma import IGNORE_INDEX
 from ..model.modalities_sgma import check_same_modalities
 from .metrics import check_class_ids
@@ -66,11 +66,18 @@ class PreparedRows(torch.utils.data.Dataset):
     """Reads, checks and processes single rows: an item is the list of the row's windows, each pixel counted once.
 
     What cannot be evaluated is in the list by its reason: "label" or "modality", which it has none of. Windows are
-    those of `window_size` pixels a side that larger rows are cut into; None gives whole rows.
+    those of `window_size` pixels a side that larger rows are cut into; None gives whole rows. With a `stride` they may
+    overlap, so that every window has all of its labels, and a mask (M, H, W).
     """
 
     def __init__(
-        self, dataset: Sequence[Mapping[str, Any]], processor: BaseImageProcessor, config: Any, window_size: int | None
+        self,
+        dataset: Sequence[Mapping[str, Any]],
+        processor: BaseImageProcessor,
+        config: Any,
+        window_size: int | None,
+        *,
+        stride: int | None = None,
     ):
         if not hasattr(dataset, "__len__"):
             raise TypeError(
@@ -80,10 +87,9 @@ class PreparedRows(torch.utils.data.Dataset):
         if len(dataset) == 0:
             raise ValueError("`dataset` has no rows; expected at least one with a label. Choose another split.")
         check_processor(config, processor)
-        if window_size is not None and window_size < 1:
-            raise ValueError(f"`window_size` is {window_size}; expected pixels, at least 1, or None for whole rows.")
+        check_windows(window_size, stride)
         self.dataset = dataset
-        self.window_size = window_size
+        self.window_size, self.stride = window_size, stride
         self.processor = processor
         self.modalities = list(config.modalities)
         self.num_labels = config.num_labels
@@ -101,21 +107,35 @@ class PreparedRows(torch.utils.data.Dataset):
         try:
             if label.dtype.kind in "iu":
                 check_class_ids(label, self.num_labels, "label")
-            return [self._prepare(images, label, window, index) for window in cover(label.shape, self.window_size)]
+            windows = cover(label.shape, self.window_size, self.stride)
+            parts = [self._prepare(images, label, window, index) for window in windows]
         except (ValueError, TypeError) as error:
             raise type(error)(f"Row {row.get('id', index)!r}: {error}") from error
+        return ["modality"] if self.stride and not any(part.modality_mask.any() for part in parts) else parts
 
     def _prepare(self, images: Mapping[str, Any], label: np.ndarray, window: Window, index: int) -> PreparedRow | str:
         inputs = self.processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
-        mask = inputs["modality_mask"][0]
+        mask, labels = inputs["modality_mask"][0], inputs["labels"][0]
+        place = torch.tensor([index, window.top, window.left])
+        part = PreparedRow(inputs["pixel_values"][0], mask, labels, place)
+        if self.stride:
+            return replace(part, modality_mask=part.covered)
         if not mask.any():  # all its rasters hold nodata only
             return "modality"
-        labels = inputs["labels"][0]
         # The last window is shifted back inside: what it shares with the one before is counted there.
         labels[: -window.top % window.height] = IGNORE_INDEX
         labels[:, : -window.left % window.width] = IGNORE_INDEX
-        place = torch.tensor([index, window.top, window.left])
-        return PreparedRow(inputs["pixel_values"][0], mask, labels, place)
+        return part
+
+
+def check_windows(window_size: int | None, stride: int | None) -> None:
+    """Raise a ValueError unless rows can be cut into such windows."""
+    if window_size is not None and window_size < 1:
+        raise ValueError(f"`window_size` is {window_size}; expected pixels, at least 1, or None for whole rows.")
+    if stride is not None:
+        if window_size is None:
+            raise ValueError(f"`stride` is {stride}, from window to window, but rows are taken whole; give a size.")
+        window_starts(1, window_size, stride)
 
 
 class PreparedBatches:
@@ -152,6 +172,23 @@ class PreparedBatches:
     def __iter__(self) -> Iterator[PreparedRow]:
         keyed = (((row.labels.shape, row.modality_mask.ndim), row) for row in self._evaluated())
         return map(PreparedRow.batch, groups_of_equals(keyed, self._batch_size))
+
+    def whole_rows(self) -> Iterator[tuple[PreparedRow, list[PreparedRow]]]:
+        """Labels and covered pixels of each row, a batch of one without values, and its windows; one counts as one."""
+        for parts in self._rows:
+            self.counts["rows"] += 1
+            self.counts["windows"] += 1
+            if isinstance(parts[0], str):
+                self.counts[f"rows_without_{parts[0]}"] += 1
+                continue
+            _, top, left = parts[-1].place.tolist()  # in the lower right corner
+            size = (top + parts[-1].labels.shape[0], left + parts[-1].labels.shape[1])
+            labels = torch.empty(1, *size, dtype=torch.int64)
+            mask = torch.empty(1, len(self._modalities), *size, dtype=torch.bool)
+            for part in parts:
+                window = Window(*part.place.tolist()[1:], *part.labels.shape)
+                labels[0, *window.slices], mask[0, :, *window.slices] = part.labels, part.modality_mask
+            yield PreparedRow(torch.empty(1, 0, *size), mask, labels, parts[0].place[None]), parts
 
     def _evaluated(self) -> Iterator[PreparedRow]:
         for parts in self._rows:

@@ -68,6 +68,10 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
         remarks.append("Classes without a labelled pixel are left out of the means.")
     else:
         remarks.append("Classes that are neither labelled nor predicted anywhere are left out of the means.")
+    if results.get("stride"):
+        remarks.append(f"From windows every {results['stride']} pixels, blended.")
+    if results.get("tta"):
+        remarks.append(f"Logits are means over the positions `{results['tta']}` of each window.")
     if results.get("chosen_by"):
         remarks.append(
             f"These rows chose the checkpoint, by `{results['chosen_by']}`: expect less on others, and report those."

@@ -430,6 +430,7 @@ def test_command_writes_json_and_prints_the_table(model, processor, rows, tmp_pa
     for flags, message in (
         (["--split", "test"], "no split 'test'"),
         (["--split", "validation", "--score_classes", f"{names[1]}x"], f"did you mean {names[1]}?"),
+        (["--split", "validation", "--stride", "16", "--tile_size", "0"], "but rows are taken whole; give a size."),
         (["--split", "validation", "--model", str(tmp_path / "gone")], "gone: there is no such folder"),
         (["--split", "validation", "--dataset", str(tmp_path / "dada")], f"did you mean {tmp_path / 'data'}?"),
     ):

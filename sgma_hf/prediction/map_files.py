@@ -1,46 +1,33 @@
-"""The files of a map: strips that are kept while it is computed, then Cloud Optimized GeoTIFF or PNG, all or none."""
+"""The files of a map, Cloud Optimized GeoTIFF or PNG: what is in them, their names, and all of them or none."""
 
-import hashlib
-import json
 import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..data.whole_files import check_replaceable, write_json
+from ..data.whole_files import check_replaceable
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.files import open_picture
+from ..rasters.grids import Grid
 from ..rasters.opening import open_dataset
-from ..rasters.raster import Georeference, require_rasterio
+from ..rasters.raster import require_rasterio
 from ..visualization.palette import colorize, default_palette
 from . import EXTRAS
+from .strips import Layer, StripStore
 
 
 PNG_SUFFIXES, TIFF_SUFFIXES = (".png",), (".tif", ".tiff")
 COG_BLOCK = 512
-ROWS_AT_ONCE = 64  # when strips are put together
 # In every file: what it holds, a key of `OutputPlan.files`, and of which run, see `StripStore.run`.
 LAYER_TAG, RUN_TAG = "SGMA_HF_LAYER", "SGMA_HF_RUN"
 _LABELS = "labels"
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One raster that is computed: the labels, or something beside them."""
-
-    name: str  # "labels", or one of `EXTRAS`
-    bands: tuple[str, ...]  # what each band is
-    dtype: str = "float32"  # where NaN is nodata; or "uint8", where 255 is
-    palette: tuple[tuple[int, ...], ...] = ()  # [red, green, blue] in 0..255 per value of a "uint8" layer
-    tags: Mapping[str, str] = field(default_factory=dict)  # names of the values, or what else a reader has to know
 
 
 def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -> list[Layer]:
@@ -146,96 +133,7 @@ def _run_of(path: Path, name: str) -> str | None:
     return tags.get(RUN_TAG) if tags.get(LAYER_TAG) == name else None
 
 
-class StripStore:
-    """The finished strips of a run, in a hidden folder beside its output: what `resume` goes on from.
-
-    A strip is a few hundred rows of the map, in raw files; that of the labels is named last, so where it is, the strip
-    is whole.
-
-    `fingerprint`, which JSON can hold, has to be the same for pixels of two runs to fit together. `run` names what the
-    map is made of: model, rasters and options, but not the layers. Extras of two runs of one name belong to the same
-    map.
-    """
-
-    def __init__(self, label_map: Path, width: int, layers: Sequence[Layer], fingerprint: Mapping[str, Any]):
-        self.folder = label_map.with_name(f".{label_map.name}.partial")
-        self.width = width
-        self.layers = list(layers)
-        self._fingerprint = json.loads(json.dumps({**fingerprint, "outputs": [layer.name for layer in layers]}))
-        self.run = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-
-    def prepare(self, *, resume: bool) -> None:
-        """Make the folder; empty, unless an earlier run is resumed. ValueError if that was another one."""
-        record = self.folder / "run.json"
-        if resume and record.is_file():
-            earlier = json.loads(record.read_text(encoding="utf-8"))
-            differing = [key for key, value in self._fingerprint.items() if earlier.get(key) != value]
-            if differing:
-                raise ValueError(
-                    f"The run that left {self.folder} differs from this one in {differing}, so its strips do not fit. "
-                    "Repeat the command as it was, or start anew without `resume`."
-                )
-            return
-        self.remove()
-        write_json(record, self._fingerprint)
-
-    def path(self, strip: int, layer: str) -> Path:
-        """Raw file of one layer of a strip."""
-        return self.folder / f"{strip:06d}.{layer}"
-
-    def has(self, strip: int) -> bool:
-        """Whether a strip is finished."""
-        return self.path(strip, _LABELS).is_file()
-
-    def is_empty(self) -> bool:
-        """Whether no strip is finished."""
-        return not any(self.folder.glob(f"*.{_LABELS}"))
-
-    def rows(self, layer: Layer) -> Iterator[tuple[int, np.ndarray]]:
-        """All finished strips in order, some rows at a time: first row and values, (bands, rows, width)."""
-        top, row = 0, len(layer.bands) * self.width * np.dtype(layer.dtype).itemsize
-        for labels in sorted(self.folder.glob(f"*.{_LABELS}")):
-            with open(self.path(int(labels.stem), layer.name), "rb") as file:
-                while raw := file.read(ROWS_AT_ONCE * row):
-                    values = np.frombuffer(raw, layer.dtype).reshape(-1, len(layer.bands), self.width)
-                    yield top, values.transpose(1, 0, 2)
-                    top += values.shape[0]
-
-    def remove(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class StripWriter:
-    """Writes one strip, a few rows at a time; `commit` makes it count."""
-
-    def __init__(self, store: StripStore, strip: int):
-        self._store, self._strip = store, strip
-        self._files: dict[str, BinaryIO] = {}
-
-    def append(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Append rows of every layer, each (bands, rows, width)."""
-        for layer in self._store.layers:
-            if layer.name not in self._files:
-                path = self._store.path(self._strip, layer.name)
-                self._files[layer.name] = open(f"{path}.writing", "wb")
-            values = rows[layer.name].astype(layer.dtype, copy=False)
-            self._files[layer.name].write(np.ascontiguousarray(values.transpose(1, 0, 2)))
-
-    def commit(self) -> None:
-        """Close and name the files, labels last."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        for layer in reversed(self._store.layers):
-            path = self._store.path(self._strip, layer.name)
-            os.replace(f"{path}.writing", path)
-
-
-def publish(
-    store: StripStore, plan: OutputPlan, size: tuple[int, int], georeference: Georeference | None
-) -> list[Path]:
+def publish(store: StripStore, plan: OutputPlan, grid: Grid) -> list[Path]:
     """Make the files of a run from its strips, and give them their names when all of them are written and checked.
 
     If something cannot be written, nothing has its final name. Extras of another map of that name, which would pass
@@ -245,7 +143,7 @@ def publish(
     staged = {name: store.folder / path.name for name, path in plan.files.items()}
     if plan.label_map.suffix.lower() in TIFF_SUFFIXES:
         for layer in store.layers:
-            _write_cog(store, layer, staged[layer.name], size, georeference)
+            _write_cog(store, layer, staged[layer.name], grid)
     else:
         _write_pictures(store, staged)
     # The label map last: where it is, the others are.
@@ -276,16 +174,14 @@ def _write_pictures(store: StripStore, staged: Mapping[str, Path]) -> None:
             save(f"robustness_{name}", np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8))
 
 
-def _write_cog(
-    store: StripStore, layer: Layer, path: Path, size: tuple[int, int], georeference: Georeference | None
-) -> None:
+def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
     """Write one layer as Cloud Optimized GeoTIFF, by way of a plain one, from which GDAL makes the overviews."""
     rasterio = require_rasterio(path)
     nodata = IGNORE_INDEX if layer.dtype == "uint8" else float("nan")
     options: dict[str, Any] = {"nodata": nodata, "compress": "deflate", "zlevel": 1, "bigtiff": "if_safer"}
-    if georeference is not None:
-        options |= {"transform": georeference.affine, "crs": georeference.crs}
-    shape = {"height": size[0], "width": size[1], "count": len(layer.bands), "dtype": layer.dtype}
+    if grid.georeference is not None:
+        options |= {"transform": grid.georeference.affine, "crs": grid.georeference.crs}
+    shape = {"height": grid.size[0], "width": grid.size[1], "count": len(layer.bands), "dtype": layer.dtype}
     plain = path.with_name(f"{path.name}.plain.tif")
     try:
         with warnings.catch_warnings():
@@ -299,7 +195,7 @@ def _write_cog(
                 file.update_tags(**{LAYER_TAG: layer.name, RUN_TAG: store.run})
                 file.update_tags(1, **layer.tags)
                 for top, values in store.rows(layer):
-                    file.write(values, window=rasterio.windows.Window(0, top, size[1], values.shape[1]))
+                    file.write(values, window=rasterio.windows.Window(0, top, grid.size[1], values.shape[1]))
             rasterio.shutil.copy(
                 plain,
                 path,

@@ -1,80 +1,59 @@
-"""From the rasters at hand to a map of any size: read on one grid, predicted tile by tile, written strip by strip.
+"""From the rasters at hand to maps of any size: read on one grid, predicted tile by tile, written strip by strip.
 
 GeoTIFF takes the extra `geo`; PNG, JPEG and `.npy` need no extra.
 """
 
-import errno
+import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
 from transformers.utils import logging
 
+from ..data.command_line import USER_ERRORS
 from ..data.whole_files import check_writable
-from ..data.windows import Window, window_starts
-from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
-from ..model.limits_sgma import IGNORE_INDEX
 from ..publishing.weights_digest import weights_digest
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene
-from .agreement import modality_agreement
-from .map_files import OutputPlan, StripStore, StripWriter, plan_layers, plan_outputs, publish
-from .scene_levels import SceneLevels, look_at
-from .sliding_window import TileBlender, default_stride
+from .map_files import plan_layers, plan_outputs
+from .map_run import Batch, MapRun, RasterPrediction, Tiles
+from .scene_levels import look_at
+from .sliding_window import default_stride
+from .strips import StripStore
 
 
-logger = logging.get_logger(__name__)
 Item = TypeVar("Item")
 
-ROWS_AT_ONCE = 32  # of a finished strip, when probabilities are made of it
 BATCHES_AHEAD = 2  # read while the model computes
-ROWS_WAITING = 2  # batches of rows that wait to be written
+MAPS_WAITING = 2  # that wait to be written
 
 
 @dataclass(frozen=True)
-class RasterPrediction:
-    """What a run wrote."""
+class WantedMap:
+    """A map to make: of which rasters, and where to; arguments are those of `predict_raster`."""
 
-    files: dict[str, Path]  # what it is -> file, as in `OutputPlan`
-    size: tuple[int, int]  # (height, width) of the map in pixels
-    class_pixels: np.ndarray  # per class id, int64 (256,); 255 is "nothing covers"
-    modalities: list[str]  # that had a raster, in the order in which they were given
-    # Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has two
-    # modalities; empty unless it was asked for.
-    agreement: dict[str, float | None]
-    removed: list[Path]  # extras of an earlier map of that name, which do not belong to this one
+    rasters: AbstractContextManager[Mapping[str, Any]]  # there while it is entered
+    output_path: str | os.PathLike
+    like: str | os.PathLike | None = None
+    extras: Sequence[str] = ()
 
 
-class _Tiles:
-    """How a grid is cut: tiles of one size, and strips that end where the next row of tiles begins."""
-
-    def __init__(self, size: tuple[int, int], tile_size: int, stride: int):
-        self.grid_size, self.size = size, (min(tile_size, size[0]), min(tile_size, size[1]))
-        self.tops, self.lefts = (window_starts(length, tile_size, stride) for length in size)
-
-    def bottom(self, strip: int) -> int:
-        """First row below a strip."""
-        return self.tops[strip + 1] if strip + 1 < len(self.tops) else self.grid_size[0]
-
-    def first_row_for(self, strip: int) -> int:
-        """The first row of tiles that reaches into a strip."""
-        return next(row for row, top in enumerate(self.tops) if top + self.size[0] > self.tops[strip])
+Outcome = RasterPrediction | Exception
 
 
 @dataclass
-class _Batch:
-    """Tiles of one row, ready for the model; without tiles, the end of the row."""
+class _Read:
+    """What the thread that reads has got of a map: a batch, or that all of it is read, or an error."""
 
-    row: int
-    lefts: list[int]
-    inputs: Mapping[str, torch.Tensor] | None
-    share: float  # of the row's tiles
+    wanted: WantedMap
+    run: MapRun | None
+    batch: Batch | None = None
+    error: Exception | None = None
 
 
 def predict_raster(
@@ -139,232 +118,219 @@ def predict_raster(
         OSError: If the output cannot be written.
         ImportError: If rasterio is needed and missing.
     """
-    tile_size = model.config.tile_size or min(processor.size.values()) if tile_size is None else tile_size
-    stride = default_stride(tile_size) if stride is None else stride
-    reading = {"like": like, "resolution": resolution, "resampling": resampling}
-    kind = {"channels": processor.modality_channels, "nodata": processor.nodata}
-    kind = {name: dict(zip(processor.modalities, values, strict=True)) for name, values in kind.items()}
-    with bounded_cache(), RasterScene(rasters, **kind, **reading) as scene:
-        given = [name for name in processor.modalities if name in scene.modalities]
-        layers = plan_layers(model.config, given, extras)
-        plan = plan_outputs(output_path, layers, scene.paths, processor.modalities)
-        tiles = _Tiles(scene.grid.size, tile_size, stride)
-        check_writable(plan.label_map)
-        levels = look_at(scene, processor, model.config.tile_size or tile_size, allow_other_scale=allow_other_scale)
-        options = {"tile_size": tile_size, "stride": stride, "resampling": resampling}
-        store = StripStore(plan.label_map, scene.grid.size[1], layers, _fingerprint(model, processor, scene, options))
-        how = {"levels": levels, "batch_size": batch_size, "progress_bar": progress_bar}
-        run = _Run(model, processor, scene, tiles, store, **how)
-        run.prepare(resume=resume)
-        return _finish_or_keep(run, plan)
+    maker = MapMaker(
+        model,
+        processor,
+        tile_size=tile_size,
+        stride=stride,
+        batch_size=batch_size,
+        resolution=resolution,
+        resampling=resampling,
+        allow_other_scale=allow_other_scale,
+    )
+    wanted = WantedMap(nullcontext(rasters), output_path, like, extras)
+    ((_, outcome),) = maker.make([wanted], resume=resume, share=True, progress_bar=progress_bar)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
-def _finish_or_keep(run: "_Run", plan: OutputPlan) -> RasterPrediction:
-    """Compute and publish; if that fails, keep the strips if there are some to go on from."""
-    store = run.store
-    counts = np.zeros(256, dtype=np.int64)
-    agreement: dict[str, float | None] = {}
-    removed: list[Path] = []
-    try:
-        run.predict()
-        run.wait()
-        if run.is_main:
-            removed = publish(store, plan, run.scene.grid.size, run.scene.grid.georeference)
-            for _, values in store.rows(store.layers[0]):
-                counts += np.bincount(values.ravel(), minlength=256)
-            agreement = _mean_agreement(store)
-    except BaseException as error:
-        kept = len(run.tiles.tops) > 1 and not store.is_empty()
-        if not kept and run.num_processes == 1:
-            store.remove()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            hint = " What is done is kept: make room and go on with `resume` (`--resume`)." if kept else ""
-            raise OSError(error.errno, f"{error.strerror} while writing {plan.label_map}.{hint}") from error
-        raise
-    if run.is_main:
-        store.remove()
-    run.wait()
-    return RasterPrediction(plan.files, run.scene.grid.size, counts, run.scene.modalities, agreement, removed)
+class MapMaker:
+    """Makes maps with one model, one after the other; arguments are those of `predict_raster`.
 
-
-def _mean_agreement(store: StripStore) -> dict[str, float | None]:
-    """Mean of every band of the agreement over its pixels; empty if that is not among the layers."""
-    for layer in store.layers:
-        if layer.name == "agreement":
-            sums, pixels = np.zeros(len(layer.bands)), np.zeros(len(layer.bands), dtype=np.int64)
-            for _, values in store.rows(layer):
-                sums += np.nansum(values, axis=(1, 2), dtype=np.float64)
-                pixels += (~np.isnan(values)).sum((1, 2))
-            pairs = zip(layer.bands, sums.tolist(), pixels.tolist(), strict=True)
-            return {name: total / count if count else None for name, total, count in pairs}
-    return {}
-
-
-class _Run:
-    """One process's part of a run."""
+    The next tiles, of this map or of the next one, are read while the model computes, and what is done is written
+    meanwhile. A map is the same whatever was made before it.
+    """
 
     def __init__(
         self,
         model: Any,
         processor: Any,
-        scene: RasterScene,
-        tiles: _Tiles,
-        store: StripStore,
         *,
-        levels: SceneLevels | None,
-        batch_size: int,
-        progress_bar: bool,
+        tile_size: int | None = None,
+        stride: int | None = None,
+        batch_size: int = 4,
+        resolution: float | None = None,
+        resampling: str | Mapping[str, str] = "bilinear",
+        allow_other_scale: bool = False,
     ):
-        self.model, self.processor, self.scene, self.tiles, self.store = model, processor, scene, tiles, store
-        self.levels, self.batch_size = levels, batch_size
         if batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
-        self._state = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        self._model, self._processor, self._batch_size = model, processor, batch_size
+        self._tile_size = model.config.tile_size or min(processor.size.values()) if tile_size is None else tile_size
+        self._stride = default_stride(self._tile_size) if stride is None else stride
+        self._reading = {"resolution": resolution, "resampling": resampling}
+        self._allow_other_scale = allow_other_scale
+        kind = {"channels": processor.modality_channels, "nodata": processor.nodata}
+        self._kind = {name: dict(zip(processor.modalities, parts, strict=True)) for name, parts in kind.items()}
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What decides the pixels of a map beside its rasters and its grid, by what it is."""
+        options = {"tile_size": self._tile_size, "stride": self._stride, "resampling": self._reading["resampling"]}
+        return {
+            "model": weights_digest(self._model.state_dict().items()),
+            "processor": repr(sorted(self._processor.to_dict().items())),
+            "options": repr(options),
+        }
+
+    def make(
+        self,
+        maps: Iterable[WantedMap],
+        *,
+        resume: bool = False,
+        or_anew: bool = False,
+        share: bool = False,
+        progress_bar: bool = False,
+    ) -> Iterator[tuple[WantedMap, Outcome]]:
+        """Make maps; yields each with what was written, or with the error of what cannot be read or written.
+
+        `maps` is drawn as far ahead as is read. `resume` goes on with the strips of runs that died; where those were
+        of something else, it is an error, or the map is begun anew where `or_anew`. `share` lets the processes of a
+        launch share the strips of a map; then there may be one map alone.
+        """
+        processes = _Processes(self._model.device.type if share else None)
+        unfinished: list[MapRun] = []
+        try:
+            with bounded_cache(), ThreadPoolExecutor(1) as writer:
+                how = {"resume": resume, "or_anew": or_anew, "processes": processes, "writer": writer}
+                with closing(self._read(maps, unfinished, **how)) as items:
+                    # The first one in this thread: processes that wait for each other do it in the one that computes.
+                    ahead = _read_ahead(itertools.chain([*itertools.islice(items, 1)], items), BATCHES_AHEAD)
+                    with closing(ahead):
+                        bar = _progress(disable=not (progress_bar and processes.is_main))
+                        yield from self._compute(ahead, unfinished, processes, writer, bar)
+        finally:
+            for run in unfinished:
+                run.abandon(is_shared=processes.count > 1)
+
+    def _compute(
+        self,
+        items: Iterable[_Read],
+        unfinished: list[MapRun],
+        processes: "_Processes",
+        writer: ThreadPoolExecutor,
+        bar: Any,
+    ) -> Iterator[tuple[WantedMap, Outcome]]:
+        """Let the model work on what is read, and hand out what is written."""
+        waiting: deque[tuple[WantedMap, MapRun, Future]] = deque()
+
+        def outcome(wanted: WantedMap, run: MapRun, written: Future) -> tuple[WantedMap, Outcome]:
+            try:
+                prediction = written.result()
+            except USER_ERRORS as error:
+                return wanted, fail(run, error)
+            unfinished.remove(run)
+            processes.wait()
+            if processes.is_main:
+                run.store.remove()
+            return wanted, prediction
+
+        def fail(run: MapRun | None, error: Exception) -> Exception:
+            if run is None or run not in unfinished:
+                return error
+            unfinished.remove(run)
+            run.error = run.abandon(error, is_shared=processes.count > 1)
+            return run.error
+
+        for item in items:
+            run = item.run
+            if run is not None and run.error is not None:  # it has failed, and what was read ahead is of no use
+                continue
+            try:
+                if item.error is not None:
+                    raise item.error
+                if item.batch is not None:
+                    bar.total = run.megapixels
+                    bar.update(run.add(item.batch))
+                    continue
+                run.flush()
+            except USER_ERRORS as error:
+                yield item.wanted, fail(run, error)
+                continue
+            processes.wait()
+            waiting.append((item.wanted, run, writer.submit(run.publish, is_main=processes.is_main)))
+            while len(waiting) > MAPS_WAITING or (waiting and waiting[0][2].done()):
+                yield outcome(*waiting.popleft())
+        while waiting:
+            yield outcome(*waiting.popleft())
+        bar.close()
+
+    def _read(self, maps: Iterable[WantedMap], unfinished: list[MapRun], **how: Any) -> Iterator[_Read]:
+        """Open the rasters of each map, and read its batches."""
+        for wanted in maps:
+            run = None
+            try:
+                with (
+                    wanted.rasters as rasters,
+                    RasterScene(rasters, like=wanted.like, **self._kind, **self._reading) as scene,
+                ):
+                    run = self._begin(wanted, scene, **how)
+                    unfinished.append(run)
+                    for batch in run.batches():
+                        yield _Read(wanted, run, batch)
+            except USER_ERRORS as error:
+                yield _Read(wanted, run, error=error)
+            else:
+                yield _Read(wanted, run)
+
+    def _begin(
+        self,
+        wanted: WantedMap,
+        scene: RasterScene,
+        *,
+        resume: bool,
+        or_anew: bool,
+        processes: "_Processes",
+        writer: ThreadPoolExecutor,
+    ) -> MapRun:
+        """Look at what is to be written and at what the rasters hold, and make the folder of the strips."""
+        model, processor = self._model, self._processor
+        given = [name for name in processor.modalities if name in scene.modalities]
+        layers = plan_layers(model.config, given, wanted.extras)
+        plan = plan_outputs(wanted.output_path, layers, scene.paths, processor.modalities)
+        tiles = Tiles(scene.grid.size, self._tile_size, self._stride)
+        check_writable(plan.label_map)
+        trained_size = model.config.tile_size or self._tile_size
+        levels = look_at(scene, processor, trained_size, allow_other_scale=self._allow_other_scale)
+        count = len(tiles.tops)
+        fingerprint = {**self.identity, "inputs": _files_of(scene), "grid": repr(scene.grid)}
+        is_small = processes.count == 1 and count == 1
+        store = StripStore(plan.label_map, scene.grid.size[1], layers, fingerprint, in_memory=is_small)
+        if processes.is_main:
+            store.prepare(resume=resume, or_anew=or_anew)
+        processes.wait()
+        how = {"levels": levels, "batch_size": self._batch_size, "writer": writer}
+        return MapRun(model, processor, scene, tiles, store, plan, strips=processes.share(count), **how)
+
+
+class _Processes:
+    """The processes of a launch, if there are some and they share a map; `device` is the model's, None to be alone."""
+
+    def __init__(self, device: str | None):
+        self._state, self.count, self._index = None, 1, 0
+        if device is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=model.device.type == "cpu")
-        self.num_processes, self.index = 1, 0
-        if self._state is not None:
-            self.num_processes, self.index = self._state.num_processes, self._state.process_index
-        self.is_main = self.index == 0
-        self.progress_bar = progress_bar and self.is_main
-        given = [index for index, name in enumerate(processor.modalities) if name in scene.modalities]
-        self._given = torch.tensor(given)
-        self._extras = {layer.name for layer in store.layers[1:]}
-        # What is blended: logits, coverage, and if wanted shares of reliance, and agreement and where it is known.
-        self._with_shares = bool(self._extras & {"robustness", "decision"})
-        self._with_agreement = "agreement" in self._extras
-        per_modality = self._with_shares + 2 * self._with_agreement
-        self._num_maps = model.config.num_labels + 1 + per_modality * len(given)
+            self._state = PartialState(cpu=device == "cpu")
+            self.count, self._index = self._state.num_processes, self._state.process_index
+        self.is_main = self._index == 0
 
     def wait(self) -> None:
         """Let all processes come here."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
-    def prepare(self, *, resume: bool) -> None:
-        """Make the folder of the strips, see `StripStore.prepare`."""
-        if self.is_main:
-            self.store.prepare(resume=resume)
-        self.wait()
+    def share(self, count: int) -> tuple[int, int]:
+        """An equal share of so many things: the first one and the one behind the last."""
+        return count * self._index // self.count, count * (self._index + 1) // self.count
 
-    def predict(self) -> None:
-        """Compute the strips of this process that are not there yet."""
-        # An equal share of the strips, less those of an earlier run.
-        count = len(self.tiles.tops)
-        first, end = count * self.index // self.num_processes, count * (self.index + 1) // self.num_processes
-        while first < end and self.store.has(first):
-            first += 1
-        if first == end:
-            return
-        width = self.scene.grid.size[1]
-        total = (self.tiles.bottom(end - 1) - self.tiles.tops[first]) * width / 1e6
-        bar_format = (
-            "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MPixel [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-        )
-        with (
-            ThreadPoolExecutor(1) as writer,
-            logging.tqdm(
-                total=total, unit="MPixel", desc="predict", bar_format=bar_format, disable=not self.progress_bar
-            ) as bar,
-        ):
-            # Rows are written in another thread, a few batches behind; what is raised there is raised here.
-            waiting: deque[Future] = deque()
 
-            def write(function: Callable, *arguments: Any) -> None:
-                waiting.append(writer.submit(function, *arguments))
-                while len(waiting) > ROWS_WAITING or (waiting and waiting[0].done()):
-                    waiting.popleft().result()
-
-            blender = TileBlender(self._num_maps, self.tiles.size, width, top=self.tiles.tops[first])
-            for batch in _read_ahead(self._batches(first, end), BATCHES_AHEAD):
-                if batch.inputs is not None:
-                    self._add(batch, blender)
-                elif batch.row >= first:  # rows of tiles above only reach into the first strip
-                    self._finish_strip(blender, batch.row, write)
-                    if batch.row + 1 < end:
-                        blender.advance(self.tiles.bottom(batch.row))
-                if batch.row >= first:
-                    rows = self.tiles.bottom(batch.row) - self.tiles.tops[batch.row]
-                    bar.update(batch.share * rows * width / 1e6)
-            while waiting:
-                waiting.popleft().result()
-
-    def _batches(self, first: int, end: int) -> Iterator[_Batch]:
-        """Read and prepare tiles, row by row, from the first row of tiles that reaches into strip `first`.
-
-        A batch never spans two rows, so that its composition does not depend on where a process began.
-        """
-        height, width = self.tiles.size
-        as_read = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
-        for row in range(self.tiles.first_row_for(first), end):
-            lefts, images, levels, passed = [], [], [], 0
-            for left in self.tiles.lefts:
-                window = Window(self.tiles.tops[row], left, height, width)
-                read = self.scene.read(*window)
-                passed += 1
-                if read:
-                    lefts.append(left)
-                    images.append(read)
-                    levels.append(None if self.levels is None else self.levels.read(window))
-                if len(images) == self.batch_size or (images and left == self.tiles.lefts[-1]):
-                    inputs = self.processor(images=images, levels=levels, **as_read).data
-                    yield _Batch(row, lefts, inputs, passed / len(self.tiles.lefts))
-                    lefts, images, levels, passed = [], [], [], 0
-            yield _Batch(row, [], None, passed / len(self.tiles.lefts))
-
-    @torch.no_grad()
-    def _add(self, batch: _Batch, blender: TileBlender) -> None:
-        """Predict a batch of tiles and blend it in."""
-        pixel_values = batch.inputs["pixel_values"].to(self.model.device, self.model.dtype)
-        modality_mask = batch.inputs["modality_mask"]  # on the CPU, where the model reads it without waiting
-        given = self._given.to(self.model.device)
-        if self._with_agreement:
-            encoding = self.model.encode(pixel_values, modality_mask)
-            outputs = self.model.fuse_and_decode(encoding)
-        else:
-            outputs = self.model(pixel_values=pixel_values, modality_mask=modality_mask)
-        parts = [pixel_logits(outputs.logits, self.tiles.size), outputs.coverage.unsqueeze(1).float()]
-        if self._with_shares:
-            shares = torch.stack(self.processor.post_process_robustness(outputs, modality_mask=modality_mask))
-            parts.append(shares[:, self._given.to(shares.device)])
-        if self._with_agreement:
-            agreement = modality_agreement(self.model, encoding, self._given.tolist())[:, given]
-            agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, self.tiles.size)
-            # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
-            parts += [agreement.nan_to_num(0), (~agreement.isnan()).float()]
-        for left, tile in zip(batch.lefts, torch.cat(parts, dim=1).cpu(), strict=True):
-            blender.add(tile, self.tiles.tops[batch.row], left)
-
-    def _finish_strip(self, blender: TileBlender, strip: int, write: Callable) -> None:
-        writer = StripWriter(self.store, strip)
-        for rows in blender.finish(self.tiles.bottom(strip)).split(ROWS_AT_ONCE, dim=1):
-            write(writer.append, self._values(rows))
-        write(writer.commit)
-
-    def _values(self, maps: torch.Tensor) -> dict[str, np.ndarray]:
-        """Blended maps, in the order of `_add`, -> values of every layer, (bands, rows, width)."""
-        num_labels, given = self.model.config.num_labels, len(self._given)
-        logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
-        values = {"labels": logits.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)}
-        if self._extras & {"confidence", "probabilities"}:
-            scores = logits.log_softmax(0)
-            probabilities = scores.exp()
-            entropy = -(probabilities * scores).sum(0, keepdim=True) / np.log(num_labels)
-            values["confidence"] = torch.cat([probabilities.amax(0, keepdim=True), entropy.clamp(0, 1)])
-            values["probabilities"] = probabilities
-        if self._with_shares:
-            shares, others = others[:given], others[given:]
-            values["robustness"] = shares / shares.sum(0, keepdim=True).clamp_min(1e-12)
-            values["decision"] = shares.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)
-        if self._with_agreement:
-            agreement, known = others[:given], others[given:]
-            values["agreement"] = torch.where(known > 0, agreement / known, float("nan"))
-        for layer in self.store.layers:
-            if layer.dtype == "float32":
-                values[layer.name] = values[layer.name].masked_fill(~covered, float("nan"))
-        return {layer.name: values[layer.name].numpy() for layer in self.store.layers}
+def _progress(*, disable: bool) -> Any:
+    bar_format = (
+        "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MPixel [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    )
+    return logging.tqdm(total=1, unit="MPixel", desc="predict", bar_format=bar_format, disable=disable)
 
 
 def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
@@ -381,17 +347,11 @@ def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
                 future.cancel()
 
 
-def _fingerprint(model: Any, processor: Any, scene: RasterScene, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be the same for pixels of two runs to fit together."""
+def _files_of(scene: RasterScene) -> list[Any]:
+    """Which files a scene is made of, and when they were changed."""
     inputs = []
     for name, sources in scene.inputs.items():
         for source in sources:
             files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
             inputs.append([name, str(source.path), str(source.bands), files])
-    return {
-        "model": weights_digest(model.state_dict().items()),
-        "processor": repr(sorted(processor.to_dict().items())),
-        "inputs": inputs,
-        "options": repr(options),
-        "grid": repr(scene.grid),
-    }
+    return inputs

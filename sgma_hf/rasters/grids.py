@@ -48,17 +48,41 @@ def ground_sampling(raster: Grid | RasterInfo) -> tuple[float, float] | None:
     place = raster.georeference
     if place is None or place.crs is None:
         return None
-    row, column = (side / 2 for side in raster.size)
-    x, y = place.affine @ (np.array([column, column, column + 1]), np.array([row, row + 1, row]))
-    unit, ground = metres_per_unit(place.crs), _ground_steps(place.crs, x, y)
-    nominal = None if unit is None else unit * np.hypot(x[1:] - x[0], y[1:] - y[0])
-    if nominal is None or (ground is not None and np.abs(ground / nominal - 1).max() > 0.02):
+    unit, ground = metres_per_unit(place.crs), _ground_steps(raster)
+    nominal = None if unit is None else unit * _steps(place)
+    if nominal is None or (ground is not None and np.abs(_lengths(ground) / _lengths(nominal) - 1).max() > 0.02):
         nominal = ground
-    return None if nominal is None else (float(nominal[0]), float(nominal[1]))
+    return None if nominal is None else tuple(_lengths(nominal).tolist())
 
 
-def _ground_steps(crs: str, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
-    """Metres from the first place to each of the others, which are near; None if they are not on Earth."""
+def pixel_area(raster: Grid | RasterInfo) -> float | None:
+    """Square metres on the ground of the pixel in the middle; None where nobody knows.
+
+    It is that on the ellipsoid, whatever the CRS calls a metre; the CRS counts where it has no place on Earth.
+    """
+    place = raster.georeference
+    if place is None or place.crs is None:
+        return None
+    steps, unit = _ground_steps(raster), metres_per_unit(place.crs)
+    if steps is None:
+        steps = None if unit is None else unit * _steps(place)
+    return None if steps is None else float(abs(np.linalg.det(steps)))
+
+
+def _steps(place: Georeference) -> np.ndarray:
+    """East and north of the steps to the next row and to the next column, (2, 2), in units of the CRS."""
+    affine = place.affine
+    return np.array([[affine.b, affine.a], [affine.e, affine.d]])
+
+
+def _lengths(steps: np.ndarray) -> np.ndarray:
+    return np.hypot(*steps)
+
+
+def _ground_steps(raster: Grid | RasterInfo) -> np.ndarray | None:
+    """Metres to the east and to the north, (2, 2), as `_steps` in the middle; None if it is not on Earth."""
+    crs, (row, column) = raster.georeference.crs, (side / 2 for side in raster.size)
+    x, y = raster.georeference.affine @ (np.array([column, column, column + 1]), np.array([row, row + 1, row]))
     warp = require_rasterio("coordinate reference systems").warp
     try:
         with refuse_unknown_way("A raster", crs, 'GEOGCRS["WGS 84"]'):
@@ -71,7 +95,7 @@ def _ground_steps(crs: str, x: np.ndarray, y: np.ndarray) -> np.ndarray | None:
     # Metres per degree on the ellipsoid of WGS 84, to a metre.
     north, east = 111_132.95 - 559.85 * np.cos(2 * angle), 111_412.88 * np.cos(angle) - 93.5 * np.cos(3 * angle)
     turns = (longitudes[1:] - longitudes[0] + 180) % 360 - 180
-    return np.hypot(turns * east, (latitudes[1:] - latitudes[0]) * north)
+    return np.stack([turns * east, (latitudes[1:] - latitudes[0]) * north])
 
 
 def shared_sampling(rasters: Sequence[Grid | RasterInfo]) -> float | None:

@@ -230,13 +230,13 @@ def test_full_disk_in_the_middle_keeps_what_is_done(tmp_path, monkeypatch):
     out = tmp_path / "out" / "map.tif"
     commits = []
 
-    def commit(writer):
+    def commit(writer, sums):
         if len(commits) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         commits.append(writer)
-        return original(writer)
+        return original(writer, sums)
 
-    from sgma_hf.prediction.map_files import StripWriter
+    from sgma_hf.prediction.strips import StripWriter
 
     original = StripWriter.commit
     with monkeypatch.context() as patched:

@@ -1,0 +1,271 @@
+"""One map in the making: what is read of its tiles, what the model makes of them, and the strips that they become."""
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.windows import Window, window_starts
+from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
+from ..model.fusion_sgma import find_fusion
+from ..model.limits_sgma import IGNORE_INDEX
+from ..rasters.grids import Grid, pixel_area
+from ..rasters.scene import RasterScene
+from .agreement import modality_agreement
+from .map_files import OutputPlan, publish
+from .scene_levels import SceneLevels
+from .sliding_window import TileBlender
+from .strips import StripStore, StripWriter
+
+
+ROWS_AT_ONCE = 32  # of a finished strip, when probabilities are made of it
+ROWS_WAITING = 2  # batches of rows that wait to be written
+
+
+@dataclass(frozen=True)
+class RasterPrediction:
+    """What a run wrote."""
+
+    files: dict[str, Path]  # what it is -> file, as in `OutputPlan`
+    size: tuple[int, int]  # (height, width) of the map in pixels
+    class_pixels: np.ndarray  # per class id, int64 (256,); 255 is "nothing covers"
+    class_areas: np.ndarray | None  # the same in square metres on the ground, float64; None where nobody knows
+    modalities: list[str]  # that had a raster, in the order in which they were given
+    confidence: float | None  # mean probability of the class, of the pixels that something covers
+    # Mean share of reliance on each modality over the same pixels; empty if the model does not tell.
+    reliance: dict[str, float]
+    # Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has two
+    # modalities; empty unless it was asked for.
+    agreement: dict[str, float | None]
+    removed: list[Path] = field(default_factory=list)  # extras of an earlier map of that name, of another run
+
+
+class Tiles:
+    """How a grid is cut: tiles of one size, and strips that end where the next row of tiles begins."""
+
+    def __init__(self, size: tuple[int, int], tile_size: int, stride: int):
+        self.grid_size, self.size = size, (min(tile_size, size[0]), min(tile_size, size[1]))
+        self.tops, self.lefts = (window_starts(length, tile_size, stride) for length in size)
+
+    def bottom(self, strip: int) -> int:
+        """First row below a strip."""
+        return self.tops[strip + 1] if strip + 1 < len(self.tops) else self.grid_size[0]
+
+    def first_row_for(self, strip: int) -> int:
+        """The first row of tiles that reaches into a strip."""
+        return next(row for row, top in enumerate(self.tops) if top + self.size[0] > self.tops[strip])
+
+
+@dataclass
+class Batch:
+    """Tiles of one row, ready for the model; without tiles, the end of the row."""
+
+    row: int
+    lefts: list[int]
+    inputs: Mapping[str, torch.Tensor] | None
+    share: float  # of the row's tiles
+
+
+class MapRun:
+    """One process's part of a map: `batches` in one thread, `add` for each of them in another, `publish` at the end.
+
+    `strips` are the first strip of this process and the one behind its last. Rows are written by `writer`, a few
+    batches behind; what is raised there is raised by `add` or `flush`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        scene: RasterScene,
+        tiles: Tiles,
+        store: StripStore,
+        plan: OutputPlan,
+        *,
+        levels: SceneLevels | None,
+        batch_size: int,
+        strips: tuple[int, int],
+        writer: ThreadPoolExecutor,
+    ):
+        self.scene, self.tiles, self.store, self.plan = scene, tiles, store, plan
+        self.error: Exception | None = None  # that ended it
+        self._model, self._processor, self._levels, self._batch_size = model, processor, levels, batch_size
+        self._first, self._end = strips
+        while self._first < self._end and store.has(self._first):  # of an earlier run
+            self._first += 1
+        given = [index for index, name in enumerate(processor.modalities) if name in scene.modalities]
+        self._given, self._names = torch.tensor(given), [processor.modalities[index] for index in given]
+        self._extras = {layer.name for layer in store.layers[1:]}
+        # What is blended: logits, coverage, shares of reliance, and agreement and where it is known.
+        self._with_shares = find_fusion(model.config).has_robustness
+        self._with_agreement = "agreement" in self._extras
+        self._blender: TileBlender | None = None
+        self._writer, self._waiting = writer, deque[Future]()
+
+    @property
+    def megapixels(self) -> float:
+        """What is to be done, in millions of pixels of the map."""
+        if self._first == self._end:
+            return 0.0
+        rows = self.tiles.bottom(self._end - 1) - self.tiles.tops[self._first]
+        return rows * self.tiles.grid_size[1] / 1e6
+
+    def batches(self) -> Iterator[Batch]:
+        """Read and prepare tiles, row by row, from the first row of tiles that reaches into the first strip.
+
+        A batch never spans two rows, so that its composition does not depend on where a process began.
+        """
+        if self._first == self._end:
+            return
+        height, width = self.tiles.size
+        as_read = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
+        for row in range(self.tiles.first_row_for(self._first), self._end):
+            lefts, images, levels, passed = [], [], [], 0
+            for left in self.tiles.lefts:
+                if self.error is not None:
+                    return
+                window = Window(self.tiles.tops[row], left, height, width)
+                read = self.scene.read(*window)
+                passed += 1
+                if read:
+                    lefts.append(left)
+                    images.append(read)
+                    levels.append(None if self._levels is None else self._levels.read(window))
+                if len(images) == self._batch_size or (images and left == self.tiles.lefts[-1]):
+                    inputs = self._processor(images=images, levels=levels, **as_read).data
+                    yield Batch(row, lefts, inputs, passed / len(self.tiles.lefts))
+                    lefts, images, levels, passed = [], [], [], 0
+            yield Batch(row, [], None, passed / len(self.tiles.lefts))
+
+    def add(self, batch: Batch) -> float:
+        """Predict a batch of tiles and blend it in, or finish its row; returns the megapixels that are done by it."""
+        if self._blender is None:
+            per_modality = self._with_shares + 2 * self._with_agreement
+            num_maps = self._model.config.num_labels + 1 + per_modality * len(self._given)
+            width, top = self.tiles.grid_size[1], self.tiles.tops[self._first]
+            self._blender = TileBlender(num_maps, self.tiles.size, width, top=top)
+        if batch.inputs is not None:
+            for left, tile in zip(batch.lefts, self._predict(batch.inputs), strict=True):
+                self._blender.add(tile, self.tiles.tops[batch.row], left)
+        elif batch.row >= self._first:  # rows of tiles above only reach into the first strip
+            self._finish_strip(batch.row)
+            if batch.row + 1 < self._end:
+                self._blender.advance(self.tiles.bottom(batch.row))
+        if batch.row < self._first:
+            return 0.0
+        rows = self.tiles.bottom(batch.row) - self.tiles.tops[batch.row]
+        return batch.share * rows * self.tiles.grid_size[1] / 1e6
+
+    @torch.no_grad()
+    def _predict(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What is blended of tiles, (tiles, maps, height, width), on the CPU."""
+        model = self._model
+        pixel_values = inputs["pixel_values"].to(model.device, model.dtype)
+        modality_mask = inputs["modality_mask"]  # on the CPU, where the model reads it without waiting
+        if self._with_agreement:
+            encoding = model.encode(pixel_values, modality_mask)
+            outputs = model.fuse_and_decode(encoding)
+        else:
+            outputs = model(pixel_values=pixel_values, modality_mask=modality_mask)
+        parts = [pixel_logits(outputs.logits, self.tiles.size), outputs.coverage.unsqueeze(1).float()]
+        if self._with_shares:
+            shares = torch.stack(self._processor.post_process_robustness(outputs, modality_mask=modality_mask))
+            parts.append(shares[:, self._given.to(shares.device)])
+        if self._with_agreement:
+            given = self._given.to(model.device)
+            agreement = modality_agreement(model, encoding, self._given.tolist())[:, given]
+            agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, self.tiles.size)
+            # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
+            parts += [agreement.nan_to_num(0), (~agreement.isnan()).float()]
+        return torch.cat(parts, dim=1).cpu()
+
+    def _finish_strip(self, strip: int) -> None:
+        top, bottom = self.tiles.tops[strip], self.tiles.bottom(strip)
+        writer, totals = StripWriter(self.store, strip), {}
+        for rows in self._blender.finish(bottom).split(ROWS_AT_ONCE, dim=1):
+            values, sums = self._values(rows)
+            totals = {name: totals.get(name, 0) + part for name, part in sums.items()}
+            self._write(writer.append, values)
+        grid = self.scene.grid
+        place = grid.georeference and grid.georeference.window(top, 0)
+        area = pixel_area(Grid((bottom - top, grid.size[1]), place))
+        if area is not None:
+            totals["areas"] = totals["pixels"] * area
+        self._write(writer.commit, totals)
+
+    def _write(self, function: Callable, argument: Any) -> None:
+        self._waiting.append(self._writer.submit(function, argument))
+        while len(self._waiting) > ROWS_WAITING or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def flush(self) -> None:
+        """Wait for all that is still to be written."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _values(self, maps: torch.Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Blended maps, in the order of `_predict`, -> values of every layer, (bands, rows, width), and their sums."""
+        num_labels, given = self._model.config.num_labels, len(self._given)
+        logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
+        scores = logits.log_softmax(0)
+        values = {"labels": logits.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)}
+        probability = scores.amax(0, keepdim=True).exp()
+        sums = {
+            "pixels": torch.bincount(values["labels"].flatten().int(), minlength=256),
+            "confidence": probability[0][covered].sum(dtype=torch.float64),
+        }
+        if self._extras & {"confidence", "probabilities"}:
+            values["probabilities"] = scores.exp()
+            entropy = -(values["probabilities"] * scores).sum(0, keepdim=True) / np.log(num_labels)
+            values["confidence"] = torch.cat([probability, entropy.clamp(0, 1)])
+        if self._with_shares:
+            shares, others = others[:given], others[given:]
+            values["robustness"] = shares / shares.sum(0, keepdim=True).clamp_min(1e-12)
+            values["decision"] = shares.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)
+            sums["reliance"] = values["robustness"][:, covered].sum(1, dtype=torch.float64)
+        if self._with_agreement:
+            agreement, known = others[:given], others[given:]
+            values["agreement"] = torch.where((known > 0) & covered, agreement / known, float("nan"))
+            sums["agreement"] = values["agreement"].nansum((1, 2), dtype=torch.float64)
+            sums["agreeing"] = (~values["agreement"].isnan()).sum((1, 2))
+        for layer in self.store.layers:
+            if layer.dtype == "float32":
+                values[layer.name] = values[layer.name].masked_fill(~covered, float("nan"))
+        written = {layer.name: values[layer.name].numpy() for layer in self.store.layers}
+        return written, {name: part.numpy() for name, part in sums.items()}
+
+    def publish(self, *, is_main: bool) -> RasterPrediction:
+        """Let the main process give the files their names, once all strips are there; says what they hold."""
+        removed = publish(self.store, self.plan, self.scene.grid) if is_main else []
+        sums = self.store.sums()
+        covered = int(sums["pixels"][:IGNORE_INDEX].sum())
+        reliance = (sums["reliance"] / covered).tolist() if covered and "reliance" in sums else []
+        pairs = zip(sums.get("agreement", ()), sums.get("agreeing", ()), strict=True)
+        agreement = [float(total / count) if count else None for total, count in pairs]
+        return RasterPrediction(
+            files=self.plan.files,
+            size=self.scene.grid.size,
+            class_pixels=sums["pixels"],
+            class_areas=sums.get("areas"),
+            modalities=self.scene.modalities,
+            confidence=float(sums["confidence"]) / covered if covered else None,
+            reliance=dict(zip(self._names, reliance, strict=False)),
+            agreement=dict(zip(self._names, agreement, strict=False)),
+            removed=removed,
+        )
+
+    def abandon(self, error: Exception | None = None, *, is_shared: bool) -> Exception | None:
+        """Keep the strips if there are some to go on from; returns the error, with what to do about a full disk."""
+        kept = self.store.held is None and not self.store.is_empty()
+        if not kept and not is_shared:
+            self.store.remove()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            hint = " What is done is kept: make room and go on with `resume` (`--resume`)." if kept else ""
+            return OSError(error.errno, f"{error.strerror} while writing {self.plan.label_map}.{hint}")
+        return error

@@ -110,18 +110,19 @@ def look_at(
 
 def _check_scale(scene: RasterScene, processor: BaseImageProcessor, levels: SceneLevels) -> None:
     """Raise a ValueError if a modality is on another scale than was trained on, by windows spread over the scene."""
-    scale = ValueScale(processor)
-    height, width = (min(LOOK_SIDE, length) for length in scene.grid.size)
+    scale, size = ValueScale(processor), scene.grid.size
+    height, width = (min(LOOK_SIDE, length) for length in size)
     tops, lefts = (
-        np.unique(np.linspace(0, whole - side, LOOKS_PER_SIDE).astype(int)).tolist()
-        for whole, side in zip(scene.grid.size, (height, width), strict=True)
+        np.linspace(0, whole - side, min(LOOKS_PER_SIDE, -(-whole // side))).astype(int).tolist()
+        for whole, side in zip(size, (height, width), strict=True)
     )
-    for top in tops:
-        for left in lefts:
-            window = Window(top, left, height, width)
-            images = scene.read(*window)
-            if images:
-                scale.update(images, levels.read(window))
+    windows = [Window(top, left, height, width) for top in tops for left in lefts]
+    if max(size) <= LOOKS_PER_SIDE * LOOK_SIDE:  # they cover it, and it is read once
+        whole = Window(0, 0, *size)
+        scale.update(scene.read(*whole), levels.read(whole), windows)
+    else:
+        for window in windows:
+            scale.update(scene.read(*window), levels.read(window))
     others = {f"{scene.inputs[name][0].path} ({name})": text for name, text in scale.others().items()}
     message = describe(others)
     if message is not None:

@@ -194,7 +194,8 @@ def _read_header(source: RasterInput, name: str, channels: int) -> RasterInfo:
         info = read_info(path, bands=bands)
         if 0 in info.size:
             raise ValueError(f"{path} has no pixels.")
-        check_alpha(path, bands)
+        if info.has_mask:  # or it has no alpha
+            check_alpha(path, bands)
     if info.channels != channels:
         raise ValueError(
             f"{path} has {info.channels} bands; modality {name!r} of this checkpoint takes {channels}. Give another "

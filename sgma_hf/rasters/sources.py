@@ -42,13 +42,13 @@ class Mosaic(contextlib.AbstractContextManager):
     """Files of one kind on a grid; where several cover a pixel, the first of them counts.
 
     What is warped is warped in blocks that do not depend on the windows that are asked for, and kept for a while, for
-    windows that overlap. `method` is one of `RESAMPLINGS`, `missing` are those arguments of `read_raster` that are
-    about what is missing. Files that lie elsewhere are left out; ValueError if all do, or one without a place has
-    other proportions.
+    windows that overlap. So is a grid of one block, which is read once. `method` is one of `RESAMPLINGS`, `missing`
+    are those arguments of `read_raster` that are about what is missing. Files that lie elsewhere are left out;
+    ValueError if all do, or one without a place has other proportions.
     """
 
     def __init__(self, infos: Sequence[RasterInfo], grid: Grid, method: str, **missing: Any):
-        self._grid, self._sources, self._is_warped = grid, [], False
+        self._grid, self._sources, self._in_blocks = grid, [], max(grid.size) <= _BLOCK
         with contextlib.ExitStack() as opened:
             for info in infos:
                 self._open(info, method, missing, opened)
@@ -75,13 +75,13 @@ class Mosaic(contextlib.AbstractContextManager):
         if offset is not None:
             self._sources.append(FileSource(file, offset))
             return
-        self._is_warped = True
+        self._in_blocks = True
         for shift in longitude_shifts(info, self._grid):  # more than one at the antimeridian
             self._sources.append(WarpedSource(file, self._grid, method, shift))
 
     def read(self, window: Window) -> Raster | None:
         """A window of the grid; None if there is no data."""
-        if not self._is_warped:
+        if not self._in_blocks:
             return self._merge(window)
         found = []
         for top in range(window.top // _BLOCK * _BLOCK, window.top + window.height, _BLOCK):
@@ -99,7 +99,7 @@ class Mosaic(contextlib.AbstractContextManager):
             target = place.inside(window[2:])
             part = target.moved(-place.top, -place.left).slices
             raster.values[target.slices], raster.valid[target.slices] = block.values[part], block.valid[part]
-        return raster
+        return raster if raster.valid.any() else None
 
     def _merge(self, window: Window) -> Raster | None:
         """The window from the first source that covers each pixel; None if none covers any."""

@@ -1,0 +1,71 @@
+"""A scene of a listing, and what names its rasters."""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ...data.rows import decode_row
+from ..bands import ALL_BANDS, BandSelection
+
+
+@dataclass(frozen=True)
+class ListedScene:
+    """A scene, and what names its rasters."""
+
+    name: str  # unique in its listing; a path below the folder of the maps, without a suffix
+    rasters: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # by modality, as `RasterInput.parse` reads them
+    problem: str | None = None  # why it cannot be read
+    row: tuple[Dataset, int, Mapping[str, str]] | None = None  # of a data set: rows, index and column by modality
+
+    @property
+    def modalities(self) -> list[str]:
+        """Those that have a raster."""
+        return list(self.rasters if self.row is None else self.row[2])
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[dict[str, Sequence[str]]]:
+        """The names of its rasters, of a row files that are there for so long; ValueError if there is a problem."""
+        if self.problem is not None:
+            raise ValueError(self.problem)
+        if self.row is None:
+            yield dict(self.rasters)
+            return
+        rows, index, columns = self.row
+        images, _ = decode_row(rows[index], list(columns.values()))
+        with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
+            for column, image in images.items():
+                np.save(Path(folder, f"{column}.npy"), image)
+            yield {name: [f"{folder}/{column}.npy"] for name, column in columns.items()}
+
+    def version(self) -> list[Any]:
+        """What is another one, as JSON has it, when the scene is another one: names, sizes, times of change."""
+        if self.row is not None:
+            rows, index, columns = self.row
+            return [rows._fingerprint, index, dict(columns)]
+        files = []
+        for name, raster in ((name, raster) for name, rasters in self.rasters.items() for raster in rasters):
+            path = Path(raster if Path(raster).exists() else BandSelection.parse(raster)[0])
+            stat = path.stat() if path.exists() else None
+            files.append([name, raster, stat and stat.st_size, stat and stat.st_mtime_ns])
+        return files
+
+
+def named(raster: str | os.PathLike, bands: BandSelection) -> str:
+    """A raster with the bands that are meant of it."""
+    return str(raster) if bands == ALL_BANDS else f"{raster}:{bands}"
+
+
+def file_name(text: str) -> str:
+    """The name of a scene where that can be one of a file below a folder, else what is nearest to it."""
+    parts = re.sub(r'[<>:"\\|?*\x00-\x1f]', "_", text).split("/")
+    return "/".join(part.lstrip(".") or "_" for part in parts if part) or "_"

@@ -1,0 +1,90 @@
+"""Scenes and their rasters from a folder, a table, a data set or a STAC catalogue: `list_scenes`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets import get_dataset_split_names
+
+from ...data.metadata import METADATA_FILE
+from ...data.rows import SPLIT_ALIASES, load_rows, present_modalities
+from ..bands import ALL_BANDS, BandSelection
+from .catalogues import scenes_of_catalogue
+from .folders import find_scenes
+from .listed import ListedScene, file_name, named
+from .tables import scenes_of_table
+
+
+def list_scenes(
+    source: str | os.PathLike,
+    modalities: Sequence[str],
+    *,
+    assets: Mapping[str, str] | None = None,
+    scene_by: str | None = None,
+) -> list[ListedScene]:
+    """List the scenes of a source, sorted by name, each with the rasters that it has.
+
+    Args:
+        source: A folder in one of the layouts of `folders`; the folder of a data set; a table, `.csv` or `.parquet`,
+            of a row per scene and a column per modality that names files; or a STAC ItemCollection, `.json` or
+            `.geojson`. Names of files are relative to that of the table or catalogue, unless GDAL alone knows them.
+        modalities: What is looked for. A scene has any of them.
+        assets: What a modality is called there, where not by its name, and its bands: `{"rgb": "visual",
+            "nir": "B08", "red": "rgbn:1"}`. It names a folder, stem or suffix of files, a column or an asset.
+        scene_by: Column of a table that names the scenes; None takes `scene`, `id` or `name`. Of a catalogue a
+            property: items of one value and date are one scene; None takes the items' ids.
+
+    Raises:
+        ValueError: If the source holds nothing of the modalities.
+        OSError: If it cannot be read.
+    """
+    path = Path(source)
+    unknown = [name for name in assets or {} if name not in modalities]
+    if unknown:
+        raise ValueError(f"`assets` names {unknown}; the modalities are {list(modalities)}.")
+    keys = {name: BandSelection.parse((assets or {}).get(name, name)) for name in modalities}
+    if path.is_dir():
+        is_data_set = (path / METADATA_FILE).is_file() or any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
+        return _scenes_of_rows(str(path), keys) if is_data_set else _scenes_of_folder(path, keys)
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet", ".json", ".geojson"):
+        raise ValueError(
+            f"{path} is neither a folder of scenes nor a table (.csv, .parquet) nor a STAC ItemCollection (.json)."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}.")
+    read = scenes_of_table if suffix in (".csv", ".parquet") else scenes_of_catalogue
+    return sorted(read(path, keys, scene_by), key=lambda scene: scene.name)
+
+
+def _scenes_of_folder(folder: Path, keys: Mapping[str, tuple[str, BandSelection]]) -> list[ListedScene]:
+    found = find_scenes(folder, {name: key for name, (key, _) in keys.items()}, None, absent=None)
+    several = len({scene.split for scene in found}) > 1
+    return [
+        ListedScene(
+            f"{scene.split}/{scene.name}" if several else scene.name,
+            {name: [named(path, keys[name][1])] for name, path in scene.rasters.items() if path is not None},
+        )
+        for scene in found
+    ]
+
+
+def _scenes_of_rows(folder: str, keys: Mapping[str, tuple[str, BandSelection]]) -> list[ListedScene]:
+    chosen = [name for name, (_, bands) in keys.items() if bands != ALL_BANDS]
+    if chosen:
+        raise ValueError(f"`assets` chooses bands of {chosen}, and columns of a data set have those of a model.")
+    scenes = []
+    splits = get_dataset_split_names(folder)
+    for split in splits:
+        rows = load_rows(folder, split)
+        columns = {name: key for name, (key, _) in keys.items() if key in rows.column_names}
+        if not columns:
+            wanted = [key for key, _ in keys.values()]
+            raise ValueError(f"{folder} has the columns {rows.column_names}, and none of {wanted}; see `assets`.")
+        there = present_modalities(rows, list(columns.values()))
+        for index, (row_id, has) in enumerate(zip(rows["id"], there, strict=True)):
+            own = {name: key for (name, key), present in zip(columns.items(), has, strict=True) if present}
+            name = f"{SPLIT_ALIASES.get(split, split)}/{row_id}" if len(splits) > 1 else row_id
+            problem = None if own else f"Row {row_id!r} of {folder} holds none of {list(columns)}."
+            scenes.append(ListedScene(file_name(name), problem=problem, row=(rows, index, own)))
+    return scenes

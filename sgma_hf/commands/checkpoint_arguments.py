@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from sgma_hf.data.command_line import Parser, check_folder_or_id
 
@@ -55,6 +56,19 @@ def choose_device(name: str | None, *, local_rank: int = 0) -> str:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(f"`--device {name}` cannot be used: {reason}. Leave it out, or give cpu.") from error
     return name
+
+
+def load_model(name: str, *, dtype: str, device: str) -> Any:
+    """The model of a checkpoint, on a device and ready to predict; ValueError if its files are damaged."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSemanticSegmentation
+
+    try:
+        model = AutoModelForSemanticSegmentation.from_pretrained(name, dtype=dtype)
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--model {name} cannot be loaded: {reason}. Fetch or save it again.") from error
+    return model.to(device).eval()
 
 
 def add_precision(parser: Parser) -> None:

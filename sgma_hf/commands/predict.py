@@ -1,8 +1,10 @@
 """`sgma-hf predict`: predict a map from the rasters at hand, whatever their size, grid and gaps.
 
     sgma-hf predict --model DIR_OR_ID --rgb rgb.tif --nir nir.tif --output map.tif
+    sgma-hf predict --model DIR_OR_ID --scenes scenes/ --output maps/
 
-The checkpoint's modalities are the flags; any of them may be left out, but not all.
+The checkpoint's modalities are the flags; any of them may be left out, but not all. `scene_maps` has the words for
+many scenes.
 """
 
 import argparse
@@ -11,7 +13,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sgma_hf.commands.checkpoint_arguments import add_precision, check_checkpoint, choose_device, choose_dtype
+from sgma_hf.commands.checkpoint_arguments import (
+    add_precision,
+    check_checkpoint,
+    choose_device,
+    choose_dtype,
+    load_model,
+)
+from sgma_hf.commands.scene_maps import add_scene_arguments, predict_folder
 from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.whole_files import check_writable
 from sgma_hf.prediction import EXTRAS
@@ -66,9 +75,10 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_ID", help="checkpoint: a folder, or an id on the Hub")
-    output = "label map to write: .png, .tif or .tiff"
+    output = "label map to write: .png, .tif or .tiff; with --scenes the folder of the maps"
     add("--output", required=True, metavar="FILE", help=output, former=("--out",))
-    add("--like", metavar="FILE", help="raster whose grid the map gets; default: the first file on the command line")
+    like = "raster whose grid the map gets, default: the first file on the command line; with --scenes a modality"
+    add("--like", metavar="FILE", help=like)
     add(
         "--resolution",
         type=float,
@@ -84,9 +94,11 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     resampling = "how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME"
     add("--resampling", nargs="+", action="extend", metavar="NAME", help=resampling)
     add("--allow_other_scale", action="store_true", help="predict although a raster is far from what was trained on")
-    add("--resume", action="store_true", help="go on with the strips of a run that died")
+    resume = "go on with the strips of a run that died; with --scenes make the maps that are not there"
+    add("--resume", action="store_true", help=resume)
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     add_precision(parser)
+    add_scene_arguments(parser)
     group = parser.add_argument_group("modalities, one or more")
     # Suppressed defaults leave the namespace with what was given, in the order of the command line.
     given = {"nargs": "+", "action": "extend", "metavar": "FILE", "default": argparse.SUPPRESS}
@@ -98,7 +110,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
 
 
 @report_errors("sgma-hf predict", on_stop="the same command with --resume goes on from here", also=(TypeError,))
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int | None:
     """Predict, write the files and say what they are."""
     argv = sys.argv[1:] if argv is None else argv
     first = Parser(add_help=False, allow_abbrev=False)
@@ -112,21 +124,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.known_flags = f" (the modalities of {model} are {flags})"
     args = parser.parse_args(argv)
     rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
-    if not rasters:
-        parser.error(f"no raster given; give at least one of {flags}")
-    args.dtype = choose_dtype(parser, args)
-    _predict(args, rasters, _resampling(args.resampling or ["bilinear"]))
+    if args.scenes and rasters:
+        parser.error(f"--scenes says where the rasters are; leave out --{next(iter(rasters))}")
+    if not args.scenes and not rasters:
+        parser.error(f"no raster given; give at least one of {flags}, or a folder of many by --scenes")
+    args.dtype, args.resampling = choose_dtype(parser, args), _resampling(args.resampling or ["bilinear"])
+    args.device = choose_device(args.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    return predict_folder(args, modalities) if args.scenes else _predict(args, rasters)
 
 
-def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling: str | dict[str, str]) -> None:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
+    from transformers import AutoConfig, AutoImageProcessor
 
     from sgma_hf.model.fusion_sgma import find_fusion
     from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import predict_raster
     from sgma_hf.rasters.scene import RasterInput
 
-    device = choose_device(args.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     config = AutoConfig.from_pretrained(args.model)
     processor = AutoImageProcessor.from_pretrained(args.model)
     extras = args.extras
@@ -137,9 +151,8 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
     inputs = [file for paths in rasters.values() for path in paths for file in RasterInput.parse(path).files]
     layers = plan_layers(config, list(rasters), extras)
     check_writable(plan_outputs(args.output, layers, inputs, processor.modalities).label_map)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
     prediction = predict_raster(
-        model,
+        load_model(args.model, dtype=args.dtype, device=args.device),
         processor,
         rasters,
         args.output,
@@ -149,7 +162,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]], resampling
         tile_size=args.tile_size,
         stride=args.stride,
         batch_size=args.batch_size,
-        resampling=resampling,
+        resampling=args.resampling,
         allow_other_scale=args.allow_other_scale,
         resume=args.resume,
         progress_bar=True,

@@ -1,10 +1,11 @@
 """One map in the making: what is read of its tiles, what the model makes of them, and the strips that they become."""
 
 import errno
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from .sliding_window import TileBlender
 from .strips import StripStore, StripWriter
 
 
-ROWS_AT_ONCE = 32  # of a finished strip, when probabilities are made of it
+PIXELS_AT_ONCE = 2**17  # of a finished strip, when probabilities are made of it
 ROWS_WAITING = 2  # batches of rows that wait to be written
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class RasterPrediction:
     # Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has two
     # modalities; empty unless it was asked for.
     agreement: dict[str, float | None]
-    removed: list[Path] = field(default_factory=list)  # extras of an earlier map of that name, of another run
+    removed: list[Path]  # extras of an earlier map of that name, which do not belong to this one
+    seconds: float  # from when its rasters were opened; other maps are made meanwhile, see `MapMaker`
 
 
 class Tiles:
@@ -92,7 +95,9 @@ class MapRun:
         batch_size: int,
         strips: tuple[int, int],
         writer: ThreadPoolExecutor,
+        began: float,
     ):
+        self._began = began
         self.scene, self.tiles, self.store, self.plan = scene, tiles, store, plan
         self.error: Exception | None = None  # that ended it
         self._model, self._processor, self._levels, self._batch_size = model, processor, levels, batch_size
@@ -188,7 +193,7 @@ class MapRun:
     def _finish_strip(self, strip: int) -> None:
         top, bottom = self.tiles.tops[strip], self.tiles.bottom(strip)
         writer, totals = StripWriter(self.store, strip), {}
-        for rows in self._blender.finish(bottom).split(ROWS_AT_ONCE, dim=1):
+        for rows in self._blender.finish(bottom).split(max(1, PIXELS_AT_ONCE // self.tiles.grid_size[1]), dim=1):
             values, sums = self._values(rows)
             totals = {name: totals.get(name, 0) + part for name, part in sums.items()}
             self._write(writer.append, values)
@@ -213,22 +218,25 @@ class MapRun:
         """Blended maps, in the order of `_predict`, -> values of every layer, (bands, rows, width), and their sums."""
         num_labels, given = self._model.config.num_labels, len(self._given)
         logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
-        scores = logits.log_softmax(0)
-        values = {"labels": logits.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)}
-        probability = scores.amax(0, keepdim=True).exp()
+        best, labels = logits.max(0, keepdim=True)  # `argmax` takes eight times as long along the first axis
+        values = {"labels": labels.to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)}
+        probability = 1 / (logits - best).exp_().sum(0, keepdim=True)
         sums = {
             "pixels": torch.bincount(values["labels"].flatten().int(), minlength=256),
-            "confidence": probability[0][covered].sum(dtype=torch.float64),
+            "confidence": (probability * covered).sum(dtype=torch.float64),
         }
         if self._extras & {"confidence", "probabilities"}:
+            scores = logits.log_softmax(0)
             values["probabilities"] = scores.exp()
             entropy = -(values["probabilities"] * scores).sum(0, keepdim=True) / np.log(num_labels)
             values["confidence"] = torch.cat([probability, entropy.clamp(0, 1)])
         if self._with_shares:
             shares, others = others[:given], others[given:]
             values["robustness"] = shares / shares.sum(0, keepdim=True).clamp_min(1e-12)
-            values["decision"] = shares.argmax(0, keepdim=True).to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)
-            sums["reliance"] = values["robustness"][:, covered].sum(1, dtype=torch.float64)
+            if "decision" in self._extras:
+                decision = shares.max(0, keepdim=True).indices
+                values["decision"] = decision.to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)
+            sums["reliance"] = (values["robustness"] * covered).sum((1, 2), dtype=torch.float64)
         if self._with_agreement:
             agreement, known = others[:given], others[given:]
             values["agreement"] = torch.where((known > 0) & covered, agreement / known, float("nan"))
@@ -258,6 +266,7 @@ class MapRun:
             reliance=dict(zip(self._names, reliance, strict=False)),
             agreement=dict(zip(self._names, agreement, strict=False)),
             removed=removed,
+            seconds=time.monotonic() - self._began,
         )
 
     def abandon(self, error: Exception | None = None, *, is_shared: bool) -> Exception | None:
@@ -265,7 +274,7 @@ class MapRun:
         kept = self.store.held is None and not self.store.is_empty()
         if not kept and not is_shared:
             self.store.remove()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             hint = " What is done is kept: make room and go on with `resume` (`--resume`)." if kept else ""
             return OSError(error.errno, f"{error.strerror} while writing {self.plan.label_map}.{hint}")
         return error

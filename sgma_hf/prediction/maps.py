@@ -5,6 +5,7 @@ GeoTIFF takes the extra `geo`; PNG, JPEG and `.npy` need no extra.
 
 import itertools
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -164,6 +165,11 @@ class MapMaker:
         kind = {"channels": processor.modality_channels, "nodata": processor.nodata}
         self._kind = {name: dict(zip(processor.modalities, parts, strict=True)) for name, parts in kind.items()}
 
+    @property
+    def num_labels(self) -> int:
+        """Classes of the model."""
+        return self._model.config.num_labels
+
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides the pixels of a map beside its rasters and its grid, by what it is."""
@@ -259,13 +265,13 @@ class MapMaker:
     def _read(self, maps: Iterable[WantedMap], unfinished: list[MapRun], **how: Any) -> Iterator[_Read]:
         """Open the rasters of each map, and read its batches."""
         for wanted in maps:
-            run = None
+            run, began = None, time.monotonic()
             try:
                 with (
                     wanted.rasters as rasters,
                     RasterScene(rasters, like=wanted.like, **self._kind, **self._reading) as scene,
                 ):
-                    run = self._begin(wanted, scene, **how)
+                    run = self._begin(wanted, scene, began=began, **how)
                     unfinished.append(run)
                     for batch in run.batches():
                         yield _Read(wanted, run, batch)
@@ -283,6 +289,7 @@ class MapMaker:
         or_anew: bool,
         processes: "_Processes",
         writer: ThreadPoolExecutor,
+        began: float,
     ) -> MapRun:
         """Look at what is to be written and at what the rasters hold, and make the folder of the strips."""
         model, processor = self._model, self._processor
@@ -300,7 +307,7 @@ class MapMaker:
         if processes.is_main:
             store.prepare(resume=resume, or_anew=or_anew)
         processes.wait()
-        how = {"levels": levels, "batch_size": self._batch_size, "writer": writer}
+        how = {"levels": levels, "batch_size": self._batch_size, "writer": writer, "began": began}
         return MapRun(model, processor, scene, tiles, store, plan, strips=processes.share(count), **how)
 
 

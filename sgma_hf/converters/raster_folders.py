@@ -266,17 +266,18 @@ def _split_notes(source: Path, scenes: Sequence[Scene], options: ConversionOptio
             files = next(scene.files for scene in scenes if scene.files.split == split)
             path = next(path for path in (files.label, *files.rasters.values()) if path is not None)
             made = f"The source's folder `{path.relative_to(source).parts[0]}`; how it was chosen is not known."
-        notes[split] = made if split == "train" else f"{made} {_distance_note(places, footprints.get('train', []))}"
+        gap = None if split == "train" else least_gap(places, footprints.get("train", []))
+        if gap is not None:
+            far = (
+                f"Its nearest scene lies {gap:.3g} m from those"
+                if gap
+                else "Some of its scenes touch or overlap scenes"
+            )
+            made += f" {far} of the training."
+        elif split != "train" and split not in options.split_notes:
+            made += " How far from the training scenes it lies is not known."
+        notes[split] = made
     return notes
-
-
-def _distance_note(places: Sequence, training: Sequence) -> str:
-    gap = least_gap(places, training)
-    if gap is None:
-        return "How far from the training scenes it lies is not known."
-    if gap == 0:
-        return "Some of its scenes touch or overlap scenes of the training."
-    return f"Its nearest scene lies {gap:.3g} m from those of the training."
 
 
 def _rows(

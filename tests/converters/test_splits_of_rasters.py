@@ -72,7 +72,7 @@ def test_each_split_says_how_it_was_made(tmp_path, capsys):
         "train": "Scenes of the source.",
         "validation": "Whole scenes drawn with seed 0, 34% of the training rows. How far from the training scenes it "
         "lies is not known.",
-        "test": "a random part of the training fields. How far from the training scenes it lies is not known.",
+        "test": "a random part of the training fields.",
     }
     card = (tmp_path / "out" / "README.md").read_text()
     assert all(f"- `{split}`: {note}" in card for split, note in notes.items())

@@ -91,5 +91,5 @@ def test_how_far_a_split_lies_from_the_training_is_measured(tmp_path):
             write_tiff(f"{path}.tif", np.zeros((1, 10, 10), dtype=np.uint8), origin=(500000.0 + x, 4.8e6))
     assert run(tmp_path / "fields", tmp_path / "out") == 0
     metadata = DatasetMetadata.load(tmp_path / "out")
-    assert metadata.note_on("validation").endswith("Some of its scenes touch or overlap scenes of the training.")
+    assert metadata.note_on("validation").endswith("Its nearest scene lies 0 m from those of the training.")
     assert metadata.note_on("test").endswith("Its nearest scene lies 480 m from those of the training.")

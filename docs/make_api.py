@@ -17,7 +17,7 @@ PAGE = Path(__file__).with_name("api.md")
 GROUPS = {
     "Model": "SgmaConfig SgmaForSemanticSegmentation SgmaModel SgmaPreTrainedModel SgmaSemanticSegmenterOutput "
     "SgmaModelOutput",
-    "Fusion": "SgmaFusion register_fusion",
+    "Fusion": "SemanticGuidedFusion modality_aware_sampling SgmaFusion register_fusion",
     "Processor and pipeline": "SgmaImageProcessor SgmaPipeline",
     "Rows": "load_rows decode_row encode_raster",
     "Training": "SgmaTrainer SgmaTrainingArguments SgmaDataCollator",

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from .evaluation.scenes import evaluate_scene
     from .model.configuration_sgma import SgmaConfig
     from .model.fusion_sgma import SgmaFusion, register_fusion
+    from .model.fusion_stages_sgma import SemanticGuidedFusion
     from .model.image_processing_sgma import SgmaImageProcessor
+    from .model.losses_sgma import modality_aware_sampling
     from .model.modeling_sgma import SgmaForSemanticSegmentation, SgmaModel, SgmaPreTrainedModel
     from .model.outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
     from .model.pipeline_sgma import SgmaPipeline
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 
 _MODULES = {
+    "SemanticGuidedFusion": "model.fusion_stages_sgma",
     "SgmaConfig": "model.configuration_sgma",
     "SgmaDataCollator": "training.collator",
     "SgmaForSemanticSegmentation": "model.modeling_sgma",
@@ -66,6 +69,7 @@ _MODULES = {
     "explain_pixel": "prediction.explanation",
     "load_rows": "data.rows",
     "modality_agreement": "prediction.agreement",
+    "modality_aware_sampling": "model.losses_sgma",
     "modality_combinations": "evaluation.combinations",
     "plot_modality_board": "visualization.boards",
     "predict_raster": "prediction.maps",
@@ -187,6 +191,7 @@ _former.__getattr__ = __getattr__
 sys.modules[_former.__name__] = _former
 
 __all__ = [
+    "SemanticGuidedFusion",
     "SgmaConfig",
     "SgmaDataCollator",
     "SgmaForSemanticSegmentation",
@@ -211,6 +216,7 @@ __all__ = [
     "explain_pixel",
     "load_rows",
     "modality_agreement",
+    "modality_aware_sampling",
     "modality_combinations",
     "plot_modality_board",
     "predict_raster",

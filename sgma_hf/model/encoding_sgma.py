@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .cells_sgma import STAGE_STRIDES, crop_padding, grid_size
+from .cells_sgma import STAGE_STRIDES, crop_padding
 from .configuration_sgma import SgmaConfig
 from .fusion_sgma import SgmaPairs, SgmaStageTokens
 from .layers_sgma import ABSENT_SCORE
@@ -13,17 +13,22 @@ from .layers_sgma import ABSENT_SCORE
 
 @dataclass
 class SgmaEncoding:
-    """One pass of a batch through the encoder and the projectors; [`SgmaModel.fuse`] fuses any subset of it."""
+    """What encoders and projectors made of a batch; [`SemanticGuidedFusion.fuse`] fuses any subset of it."""
 
     stages: list[SgmaStageTokens]
     present: torch.Tensor  # which pairs are there, bool, (batch_size, num_modalities)
     host_present: list[list[bool]] | None  # the same as plain values, so that no device is asked; None while tracing
     # Bool, (batch_size, num_modalities, height, width), without padding; None: what is present covers its whole image.
     pixel_coverage: torch.Tensor | None
-    # Covered fraction of the stages' cells in [0, 1], (batch_size, num_modalities, height / stride, width / stride) of
-    # the padded image; None: all present pairs are complete and nothing is padded.
+    # Covered fraction of the stages' cells in [0, 1], (batch_size, num_modalities, height, width) as the stages' maps;
+    # None: all present pairs are complete and nothing is padded.
     fractions: list[torch.Tensor] | None
-    image_size: tuple[int, int]  # in pixels, without padding
+    image_size: tuple[int, int] | None  # in pixels, without padding; None: the maps have none
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has anything, so that nothing was encoded."""
+        return self.host_present is not None and not any(map(any, self.host_present))
 
     @property
     def position(self) -> torch.Tensor:
@@ -37,7 +42,7 @@ class SgmaEncoding:
         """Where the pairs of a mask stand in the packed order; `host_mask` is that of `present`, or of a subset."""
         batch_size, modalities = self.present.shape
         if host_mask is None:  # while tracing all pairs are packed
-            return SgmaPairs(batch_size)
+            return SgmaPairs(batch_size, complete=False)
         device = self.present.device
         active, packed = (
             [index for index, column in enumerate(zip(*mask, strict=True)) if any(column)]
@@ -57,18 +62,22 @@ class SgmaEncoding:
             pairs.slices = to_device([packed.index(index) for index in active], device)
         return pairs
 
-    def coverage(self, mask: torch.Tensor) -> torch.Tensor:
-        """Pixels that any modality of a mask (batch_size, num_modalities) covers, (batch_size, height, width)."""
+    def coverage(self, mask: torch.Tensor) -> torch.Tensor | None:
+        """Pixels that any modality of a mask (batch_size, num_modalities) covers, (batch_size, height, width).
+
+        None where no size in pixels is known.
+        """
         if self.pixel_coverage is None:
-            return mask.any(1)[:, None, None].expand(-1, *self.image_size)
+            return None if self.image_size is None else mask.any(1)[:, None, None].expand(-1, *self.image_size)
         return (self.pixel_coverage & mask[..., None, None]).any(1)
 
+    def crop(self, maps: torch.Tensor, level: int) -> torch.Tensor:
+        """A stage's maps without the cells of padding, as robustness maps are."""
+        return maps if self.image_size is None else crop_padding(maps, STAGE_STRIDES[level], self.image_size)
+
     def cropped_fractions(self) -> list[torch.Tensor] | None:
-        """`fractions` without the cells of padding, as robustness maps are."""
-        if self.fractions is None:
-            return None
-        stages = zip(self.fractions, STAGE_STRIDES, strict=True)
-        return [crop_padding(fraction, stride, self.image_size) for fraction, stride in stages]
+        """`fractions` without the cells of padding."""
+        return self.fractions and [self.crop(fraction, level) for level, fraction in enumerate(self.fractions)]
 
     def attention_biases(self, mask: torch.Tensor, active: torch.Tensor | None) -> list[torch.Tensor]:
         """Logarithm of the covered fraction of the stages' cells, `ABSENT_SCORE` where nothing is, float32 at least.
@@ -87,8 +96,7 @@ class SgmaEncoding:
         mask, fractions = mask[..., None, None], self.cropped_fractions()
         if fractions is not None:
             return tuple((mask & (fraction > 0)).float() for fraction in fractions)
-        sizes = [grid_size(self.image_size, stride) for stride in STAGE_STRIDES]
-        return tuple(mask.expand(-1, -1, *size).float() for size in sizes)
+        return tuple(mask.expand(-1, -1, *stage.size).float() for stage in self.stages)  # nothing is padded
 
 
 HostMask = list[list[float]]  # of every row and modality: 1 if it covers all, 0 if nothing, else 0.5
@@ -121,25 +129,56 @@ def check_inputs(
     The third is `present` on the host, None while tracing. See [`SgmaModel.encode`] for the arguments.
     """
     _check_shapes(config, pixel_values, modality_mask)
-    if modality_mask is None:
-        present = pixel_values.new_ones((pixel_values.shape[0], config.num_modalities), dtype=torch.bool)
-    else:
-        present = modality_mask if modality_mask.ndim == 2 else modality_mask.flatten(2).any(2)
-    by_pixel = modality_mask is not None and modality_mask.ndim == 4
+    shape, mask = (pixel_values.shape[0], config.num_modalities), modality_mask
+    if mask is None:
+        mask = pixel_values.new_ones(shape, dtype=torch.bool)
     if torch.compiler.is_compiling():
-        return present, modality_mask if by_pixel else None, None
-    host_mask = _look(config, tuple(present.shape), modality_mask, host_mask, labels)
+        return present_pairs(mask), mask if mask.ndim == 4 else None, None
+    host_mask = _look(config, shape, modality_mask, host_mask, labels)
+    return split_mask("modality_mask", mask, host_mask, pixel_values.device)
+
+
+def split_mask(
+    name: str, mask: torch.Tensor, host_mask: HostMask, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None, list[list[bool]]]:
+    """Return on a device what `check_inputs` does, of a mask of which the host knows what `host_mask_of` says.
+
+    Raises:
+        ValueError: If a row has nothing, and the mask, whose `name` is said, is not per pixel.
+    """
+    by_pixel = mask.ndim == 4
     host_present = [[share > 0 for share in row] for row in host_mask]
     empty = [row for row, there in enumerate(host_present) if not any(there)]
     if empty and not by_pixel:
         raise ValueError(
-            f"`modality_mask` has no modality at all in row(s) {empty}; leave such rows out, or give a mask per "
+            f"`{name}` has no modality at all in row(s) {empty}; leave such rows out, or give a mask per "
             "pixel, (batch_size, num_modalities, height, width), to have them returned as uncovered."
         )
-    present = present.to(pixel_values.device, non_blocking=True)
+    present = present_pairs(mask).to(device, non_blocking=True)
     if not by_pixel or not (empty or any(0 < share < 1 for row in host_mask for share in row)):
         return present, None, host_present
-    return present, modality_mask.to(pixel_values.device, non_blocking=True), host_present
+    return present, mask.to(device, non_blocking=True), host_present
+
+
+def present_pairs(mask: torch.Tensor) -> torch.Tensor:
+    """Which pairs a mask has anything of, bool, (batch_size, num_modalities)."""
+    return mask if mask.ndim == 2 else mask.flatten(2).any(2)
+
+
+def present_rows(
+    host_present: list[list[bool]] | None, present: torch.Tensor
+) -> tuple[list[int], dict[int, torch.Tensor]]:
+    """Number of present pairs of each modality, and the rows, int64 on the device, of those that lack in some."""
+    batch_size, modalities = present.shape
+    counts = [batch_size] * modalities
+    if host_present is None:  # while tracing all are computed
+        return counts, {}
+    rows = [[row for row, there in enumerate(column) if there] for column in zip(*host_present, strict=True)]
+    counts = [len(part) for part in rows]
+    if counts == [batch_size] * modalities:
+        return counts, {}
+    indices = to_device([row for part in rows for row in part], present.device).split(counts)
+    return counts, {index: part for index, part in enumerate(indices) if len(part) < batch_size}
 
 
 def _check_shapes(config: SgmaConfig, pixel_values: torch.Tensor, modality_mask: torch.Tensor | None) -> None:
@@ -154,16 +193,25 @@ def _check_shapes(config: SgmaConfig, pixel_values: torch.Tensor, modality_mask:
         raise TypeError(
             f"`pixel_values` is {pixel_values.dtype}; expected normalised floats, as SgmaImageProcessor returns."
         )
-    if modality_mask is None:
-        return
-    expected = (pixel_values.shape[0], config.num_modalities)
-    if tuple(modality_mask.shape) not in (expected, expected + tuple(pixel_values.shape[-2:])):
+    if modality_mask is not None:
+        shape = (pixel_values.shape[0], config.num_modalities)
+        check_mask("modality_mask", modality_mask, shape, tuple(pixel_values.shape[-2:]))
+
+
+def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], image_size: tuple[int, int] | None) -> None:
+    """Raise ValueError or TypeError unless a mask is bool, (batch_size, num_modalities) or that for every pixel.
+
+    An `image_size` of None is any.
+    """
+    size = tuple(mask.shape[2:]) if image_size is None else image_size
+    if tuple(mask.shape) not in (shape, shape + size) or mask.ndim not in (2, 4):
+        by_pixel = (*shape, *(image_size or ("height", "width")))
         raise ValueError(
-            f"`modality_mask` has shape {tuple(modality_mask.shape)}; expected {expected} or "
-            f"{expected + tuple(pixel_values.shape[-2:])}: batch size, modalities and, per pixel, the image."
+            f"`{name}` has shape {tuple(mask.shape)}; expected {shape} or {by_pixel}: batch size, modalities and, per "
+            "pixel, the image."
         )
-    if modality_mask.dtype != torch.bool:
-        raise TypeError(f"`modality_mask` is {modality_mask.dtype}; expected bool, True where there is data.")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"`{name}` is {mask.dtype}; expected bool, True where there is data.")
 
 
 def check_labels(config: SgmaConfig, labels: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:

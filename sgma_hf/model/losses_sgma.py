@@ -10,6 +10,7 @@ from torch import nn
 
 from .cells_sgma import pixel_logits
 from .configuration_sgma import SgmaConfig
+from .encoding_sgma import SgmaEncoding
 
 
 MIN_ROBUSTNESS = 1e-6
@@ -76,6 +77,36 @@ def _dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) 
     losses = 1 - (2 * hit + 1) / (predicted + pixels + 1)
     there = pixels > 0
     return torch.where(there, losses, 0).sum(1) / there.sum(1).clamp_min(1)
+
+
+def modality_aware_sampling(
+    encoding: SgmaEncoding,
+    robustness: tuple[torch.Tensor, ...] | None,
+    *,
+    exponent: float = 1.0,
+    noise: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """MAS: draw for every row one of its modalities to be trained alone, the fragile more often.
+
+    Its prediction, from [`SemanticGuidedFusion.fuse_single`], is supervised beside that of all modalities. No gradient
+    flows through the draw.
+
+    Args:
+        encoding: What [`SemanticGuidedFusion.project`] returned.
+        robustness: What its `fuse` returned for all modalities; None, of a fusion without it, draws uniformly.
+        exponent: Power of the probabilities: 1 as in the paper, 0 uniformly over the modalities present.
+        noise: Numbers in [0, 1) that decide the draw, float, (batch_size,). None: from the global generator.
+
+    Returns:
+        Index of the modality of each row, int64, (batch_size,), 0 for a row without any; and the probabilities,
+        float32, (batch_size, num_modalities), see Sec. III of arXiv:2603.02505.
+    """
+    probabilities = modality_sampling_probabilities(
+        robustness, encoding.cropped_fractions(), encoding.present, exponent
+    )
+    if noise is None:
+        noise = torch.rand(probabilities.shape[0], device=probabilities.device)
+    return sample_modality(probabilities, noise.to(probabilities.device)), probabilities
 
 
 @torch.no_grad()

@@ -90,6 +90,7 @@ class SgmaModelModalitiesMixin:
         groups = [[*group, name] if joined in group else group for group in config.encoder_groups]
         config.modalities, config.modality_channels = modalities, counts
         self._regroup(groups, list(encoders.values()))
+        model.fusion_stages.modalities = list(modalities)
         if processor is None:
             logger.warning(f"The image processor does not know {name!r} yet: call `processor.add_modality({name!r})`.")
 
@@ -119,6 +120,7 @@ class SgmaModelModalitiesMixin:
         config.modalities = [other for other in config.modalities if other != name]
         config.modality_channels = [*config.modality_channels[:index], *config.modality_channels[index + 1 :]]
         self._regroup(groups, encoders)
+        model.fusion_stages.modalities = list(config.modalities)
         if processor is None:
             logger.warning(f"The image processor still has {name!r}: call `processor.drop_modality({name!r})`.")
 

@@ -8,19 +8,22 @@ Axes are always batch, modality, class, channel, height, width. In the comments:
 stage.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .backbones_sgma import load_pretrained
-from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding, grid_size
+from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding
 from .configuration_sgma import SgmaConfig
 from .encoders_sgma import SgmaEncodersMixin
-from .encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels, to_device
-from .fusion_sgma import SgmaFusion, find_fusion
-from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, initialise, to_maps
-from .losses_sgma import modality_sampling_probabilities, row_losses, sample_modality, weigh_losses
+from .encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels, present_rows
+from .fusion_sgma import find_fusion
+from .fusion_stages_sgma import SemanticGuidedFusion, initialise_fusion
+from .layers_sgma import SgmaDecodeHead, SgmaModalityStem
+from .losses_sgma import modality_aware_sampling, row_losses, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
 from .saving_sgma import SgmaCheckpointMixin
@@ -43,9 +46,7 @@ class SgmaPreTrainedModel(SgmaModelModalitiesMixin, SgmaCheckpointMixin, PreTrai
     @torch.no_grad()
     def _init_weights(self, module):
         # The paper does not state its initialisation. By leaf class: transformers initialises children first, once.
-        if isinstance(module, SgmaFusion):
-            module.init_weights()
-        elif not initialise(module):
+        if not initialise_fusion(module):
             super()._init_weights(module)
 
 
@@ -62,9 +63,13 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
         self.supports_gradient_checkpointing = any(part.supports_gradient_checkpointing for part in self.backbones)
         bands = zip(config.modality_channels, self.encoder_channels(), strict=True)
         self.stems = nn.ModuleList(self.make_stem(*counts) for counts in bands)
-        sizes = {"num_classes": config.num_labels, "num_attention_heads": config.num_attention_heads}
-        self.fusion_stages = nn.ModuleList(
-            find_fusion(config)(channels, config.num_modalities, **sizes) for channels in self.channels
+        self.fusion_stages = SemanticGuidedFusion(
+            self.channels,
+            config.modalities,
+            config.num_labels,
+            num_attention_heads=config.num_attention_heads,
+            fusion=find_fusion(config),
+            initialise_weights=False,  # `post_init` does
         )
         self.post_init()
         self.train()  # a new module is in training mode already, but with batch normalisation that is not frozen
@@ -114,83 +119,39 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
             fractions = covered_fractions(padded)
             if tracing or coverage is not None:
                 pixel_coverage, coverage = covered, padded.bool()
-        packed, counts = self._pack(pixel_values, coverage, host_present)
-        stages = []
+        packed, counts = self._pack(pixel_values, present, coverage, host_present)
         if packed:
-            with_context = tracing or any(sum(row) > 1 for row in host_present)
-            stages = [
-                fusion("project", maps, counts, with_context)
-                for fusion, maps in zip(self.fusion_stages, self.encode_pairs(packed, counts), strict=True)
-            ]
+            maps = self.encode_pairs(packed, counts)
+        else:  # no row has anything
+            sizes = [[side // stride for side in pixel_values.shape[-2:]] for stride in STAGE_STRIDES]
+            stages = zip(self.channels, sizes, strict=True)
+            maps = [pixel_values.new_zeros((0, channels, *size), dtype=self.dtype) for channels, size in stages]
+        with_context = tracing or any(sum(row) > 1 for row in host_present)
+        stages = self.fusion_stages.project_pairs(maps, counts, with_context)
         return SgmaEncoding(stages, present, host_present, pixel_coverage, fractions, image_size)
 
     def fuse(
         self,
         encoding: SgmaEncoding,
-        subset_mask: torch.Tensor | None = None,
+        subset_mask: torch.Tensor | Sequence[str] | None = None,
         *,
         output_prototypes: bool = False,
         output_hidden_states: bool = False,
     ) -> SgmaModelOutput:
-        """Fuse an encoding, or a subset of its modalities.
+        """Fuse an encoding, or a subset of its modalities: see [`SemanticGuidedFusion.fuse`].
 
-        Args:
-            encoding: What `encode` returned.
-            subset_mask: True for the modalities to use, bool, (num_modalities,) or (batch_size, num_modalities).
-                What the encoding lacks stays absent; a row of which nothing is left has no coverage. None: all.
-            output_prototypes: Whether to return the prototypes.
-            output_hidden_states: Whether to return the fused maps as `hidden_states`.
+        `output_hidden_states` returns the fused maps as `hidden_states`, too.
         """
-        mask, host_mask = encoding.present, encoding.host_present
-        if subset_mask is not None:
-            mask = mask & subset_mask.to(mask.device, non_blocking=True)
-            if host_mask is not None:
-                host_mask = (torch.tensor(host_mask) & subset_mask.cpu()).tolist()
-        if host_mask is not None and max(map(sum, host_mask)) < 2:  # nothing to compare
-            fused = self.fuse_single(encoding, mask.int().argmax(1), row_mask=mask.any(1))
-            robustness = encoding.single_robustness(mask) if find_fusion(self.config).has_robustness else None
-            prototypes = None
-        else:
-            fused, robustness, prototypes = self._fuse_stages(encoding, mask, host_mask)
-        return SgmaModelOutput(
-            feature_maps=fused,
-            robustness=robustness,
-            coverage=encoding.coverage(mask),
-            prototypes=prototypes if output_prototypes else None,
-            hidden_states=fused if output_hidden_states else None,
-        )
+        output = self.fusion_stages.fuse(encoding, subset_mask, output_prototypes=output_prototypes)
+        if output_hidden_states:
+            output["hidden_states"] = output.feature_maps
+        return output
 
     def fuse_single(
         self, encoding: SgmaEncoding, modality: torch.Tensor, row_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """Pass one modality per row alone, from results that `encode` already has.
-
-        Args:
-            encoding: What `encode` returned.
-            modality: Index of a present modality for each row, int64, (batch_size,).
-            row_mask: False for rows that shall be empty, bool, (batch_size,). None: no such rows.
-
-        Returns:
-            Maps of the four stages, as `feature_maps`.
-        """
-        if not encoding.stages:  # no row has anything
-            padded = [side * PAD_MULTIPLE for side in grid_size(encoding.image_size, PAD_MULTIPLE)]
-            shapes = [
-                (modality.shape[0], channels, *(side // stride for side in padded))
-                for channels, stride in zip(self.channels, STAGE_STRIDES, strict=True)
-            ]
-            return tuple(modality.new_zeros(shape, dtype=self.dtype) for shape in shapes)
-        rows = torch.arange(modality.shape[0], device=modality.device)
-        index = encoding.position.gather(1, modality.unsqueeze(1)).squeeze(1).clamp_min(0)
-        if row_mask is None and encoding.fractions is not None:
-            row_mask = encoding.present[rows, modality]
-        maps = []
-        for level, (fusion, stage) in enumerate(zip(self.fusion_stages, encoding.stages, strict=True)):
-            covered = None if row_mask is None else row_mask.unsqueeze(1)
-            if encoding.fractions is not None:
-                covered = covered & (encoding.fractions[level][rows, modality].flatten(1) > 0)
-            maps.append(to_maps(fusion("fuse_single", stage, modality, index, covered), stage.size))
-        return tuple(maps)
+        """Pass one modality per row alone: see [`SemanticGuidedFusion.fuse_single`]."""
+        return self.fusion_stages.fuse_single(encoding, modality, row_mask)
 
     @can_return_tuple
     def forward(
@@ -210,34 +171,9 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
 
-    def _fuse_stages(self, encoding, mask, host_mask):
-        pairs = encoding.pairs(host_mask)
-        biases = [None] * len(encoding.stages)
-        if not pairs.complete or encoding.fractions is not None:
-            biases = encoding.attention_biases(mask, pairs.active)
-        fused, robustness, prototypes = [], [], []
-        for level, (fusion, stage) in enumerate(zip(self.fusion_stages, encoding.stages, strict=True)):
-            tokens, weights, class_vectors = fusion("fuse", stage, pairs, biases[level])
-            fused.append(to_maps(tokens, stage.size))
-            prototypes.append(class_vectors)
-            if weights is not None:
-                weights = weights.transpose(0, 1)
-                if pairs.active is not None:
-                    weights = weights.new_zeros(mask.shape + weights.shape[2:]).index_copy(1, pairs.active, weights)
-                weights = weights.unflatten(2, stage.size)
-                robustness.append(crop_padding(weights, STAGE_STRIDES[level], encoding.image_size))
-        return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
-
-    def _pack(self, pixel_values, coverage, host_present):
+    def _pack(self, pixel_values, present, coverage, host_present):
         """The present pairs of every modality that has any, in its encoder's channels; gaps are constant."""
-        batch_size, modalities = pixel_values.shape[0], self.config.num_modalities
-        counts, partial = [batch_size] * modalities, {}
-        if host_present is not None:
-            rows = [[row for row, there in enumerate(column) if there] for column in zip(*host_present, strict=True)]
-            counts = [len(part) for part in rows]
-            if counts != [batch_size] * modalities:
-                indices = to_device([row for part in rows for row in part], pixel_values.device).split(counts)
-                partial = {index: part for index, part in enumerate(indices) if len(part) < batch_size}
+        counts, partial = present_rows(host_present, present)
         packed = []
         for index, rasters in enumerate(pixel_values.split(self.config.modality_channels, dim=1)):
             if not counts[index]:
@@ -366,7 +302,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         if labels is not None and encoding.pixel_coverage is not None:
             # Nothing can be learnt where nothing covers, and the prediction is nodata there.
             labels = torch.where(fused.coverage, labels, self.config.semantic_loss_ignore_index)
-        if labels is not None and self.training and self.config.mas_loss_weight and encoding.stages:
+        if labels is not None and self.training and self.config.mas_loss_weight and not encoding.is_empty:
             fields = self._with_sampling_branch(encoding, fused, labels, sampling_noise, num_items_in_batch)
         else:
             fields = {"logits": self._decode(fused.feature_maps, encoding.image_size)}
@@ -384,12 +320,9 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
 
         A row with one modality is drawn with certainty, its L_MAS equals its L_SGF; it is counted like any other row.
         """
-        probabilities = modality_sampling_probabilities(
-            fused.robustness, encoding.cropped_fractions(), encoding.present, self.config.mas_exponent
+        sampled, probabilities = modality_aware_sampling(
+            encoding, fused.robustness, exponent=self.config.mas_exponent, noise=sampling_noise
         )
-        if sampling_noise is None:
-            sampling_noise = torch.rand(labels.shape[0], device=labels.device)
-        sampled = sample_modality(probabilities, sampling_noise.to(labels.device))
         single = self.sgma.fuse_single(encoding, sampled)
         maps = tuple(torch.cat(pair) for pair in zip(fused.feature_maps, single, strict=True))
         logits, single_logits = self._decode(maps, encoding.image_size).chunk(2)

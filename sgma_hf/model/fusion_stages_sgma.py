@@ -1,0 +1,275 @@
+"""SGF of all stages as one module (arXiv:2603.02505): [`SgmaModel`] is built from it, and so can other networks be."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from .encoding_sgma import SgmaEncoding, check_mask, host_mask_of, present_pairs, present_rows, split_mask
+from .fusion_sgma import SgmaFusion, SgmaSemanticGuidedFusion, SgmaStageTokens
+from .layers_sgma import initialise, to_maps
+from .outputs_sgma import SgmaModelOutput
+
+
+Features = Mapping[str, Sequence[torch.Tensor] | None] | Sequence[Sequence[torch.Tensor] | None]
+
+
+def initialise_fusion(module: nn.Module) -> bool:
+    """Set the weights of a new part of a fusion, its own parts before it; False for what is none."""
+    if not isinstance(module, SgmaFusion):
+        return initialise(module)
+    module.init_weights()
+    return True
+
+
+class SemanticGuidedFusion(nn.ModuleList):
+    """SGF for any encoders and any decoder: maps of several modalities at several stages become one map per stage.
+
+    A list of blocks, one for each stage. Modalities may lack in single rows, in whole batches and in single pixels.
+    What concerns one modality alone is done once by `project`; `fuse` fuses all of them or any subset from that.
+
+    Args:
+        channels: Channels of the maps of each stage, one stage or more.
+        modalities: Names of the modalities, in the order of masks.
+        num_classes: Number of classes, of which each stage has prototypes.
+        num_attention_heads: Heads of attention, a divisor of all `channels`; the paper does not state a number.
+        fusion: The block of a stage: another one of `FUSIONS`, or your own.
+        initialise_weights: Whether to set the weights. False leaves them to a model of transformers that holds this.
+
+    Raises:
+        ValueError: If the number of heads does not divide the channels, or modalities repeat.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from sgma_hf import SemanticGuidedFusion
+
+    >>> sgf = SemanticGuidedFusion(channels=[32, 64], modalities=["rgb", "dsm"], num_classes=5)
+    >>> rgb, dsm = [[torch.randn(2, 32, 16, 16), torch.randn(2, 64, 8, 8)] for _ in range(2)]
+    >>> projected = sgf.project({"rgb": rgb, "dsm": dsm}, torch.tensor([[True, True], [True, False]]))
+    >>> fused = sgf.fuse(projected)
+    >>> fused.feature_maps[1].shape, fused.robustness[1].shape
+    (torch.Size([2, 64, 8, 8]), torch.Size([2, 2, 8, 8]))
+    >>> without_height = sgf.fuse(projected, ["rgb"])
+    ```
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        modalities: Sequence[str],
+        num_classes: int,
+        *,
+        num_attention_heads: int = 4,
+        fusion: type[SgmaFusion] = SgmaSemanticGuidedFusion,
+        initialise_weights: bool = True,
+    ):
+        sizes = {"num_classes": num_classes, "num_attention_heads": num_attention_heads}
+        super().__init__(fusion(stage_channels, len(modalities), **sizes) for stage_channels in channels)
+        self.channels, self.modalities = list(channels), list(modalities)
+        if not self.channels or not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(
+                f"`channels` is {self.channels} and `modalities` {self.modalities}; expected at least one of each, "
+                "and every modality once."
+            )
+        if initialise_weights:
+            with torch.no_grad():
+                self.apply(initialise_fusion)
+
+    @property
+    def has_robustness(self) -> bool:
+        """Whether the fusion gives robustness maps."""
+        return self[0].has_robustness
+
+    def forward(
+        self,
+        features: Features,
+        mask: torch.Tensor | None = None,
+        subset: torch.Tensor | Sequence[str] | None = None,
+        *,
+        output_prototypes: bool = False,
+    ) -> SgmaModelOutput:
+        """Project and fuse; see `project` and `fuse`."""
+        return self.fuse(self.project(features, mask), subset, output_prototypes=output_prototypes)
+
+    def project(self, features: Features, mask: torch.Tensor | None = None) -> SgmaEncoding:
+        """Do once what concerns single modalities; of what is absent nothing is computed.
+
+        Args:
+            features: For each modality the maps of the stages, float, (batch_size, channels, height, width); the
+                modalities by name, or all in their order. None, or no entry, for one that the whole batch lacks.
+                Encoders should be given a constant where nothing is: here the maps of a row that has the modality are
+                taken as they are, in its gaps too.
+            mask: True where a modality is there, bool: (batch_size, num_modalities), or per pixel (batch_size,
+                num_modalities, image height, image width). The cells of a map divide the image evenly. None: all that
+                is given. A mask on the CPU spares asking a GPU.
+
+        Raises:
+            ValueError: If a name is unknown, a shape does not fit, or a row has no modality at all in a mask that is
+                not per pixel.
+            TypeError: If the mask is not bool.
+        """
+        maps, first = self._check_features(features)
+        given = torch.tensor([each is not None for each in maps])
+        batch_size, device = first[0].shape[0], first[0].device
+        if mask is None:
+            mask = given.expand(batch_size, -1)
+        else:
+            check_mask("mask", mask, (batch_size, len(maps)), None)
+            mask = mask & given.to(mask.device).view(-1, *[1] * (mask.ndim - 2))
+        coverage = mask if mask.ndim == 4 else None
+        if torch.compiler.is_compiling():  # all pairs are computed, so that one graph holds for all masks
+            present, host_present = present_pairs(mask).to(device), None
+            maps = [[torch.zeros_like(one) for one in first] if each is None else each for each in maps]
+        else:
+            present, coverage, host_present = split_mask("mask", mask, host_mask_of(mask), device)
+        counts, partial = present_rows(host_present, present)
+        packed = []
+        for level, stage in enumerate(first):
+            parts = [each[level] for each, count in zip(maps, counts, strict=True) if count]
+            chosen = [partial.get(index) for index, count in enumerate(counts) if count]
+            parts = [
+                part if rows is None else part.index_select(0, rows) for part, rows in zip(parts, chosen, strict=True)
+            ]
+            packed.append(torch.cat(parts) if parts else stage[:0])
+        with_context = host_present is None or any(sum(row) > 1 for row in host_present)
+        fractions = None
+        if coverage is not None:
+            covered = coverage.float()
+            fractions = [nn.functional.adaptive_avg_pool2d(covered, stage.shape[-2:]) for stage in first]
+        stages = self.project_pairs(packed, counts, with_context)
+        return SgmaEncoding(stages, present, host_present, coverage, fractions, image_size=None)
+
+    def project_pairs(
+        self, maps: Sequence[torch.Tensor], counts: list[int], with_context: bool
+    ) -> list[SgmaStageTokens]:
+        """Project the maps of present pairs, as `SgmaFusion.project` takes them, at all stages."""
+        if not maps[0].shape[0]:  # no row has anything
+            return [SgmaStageTokens((*each.shape[-2:],), each.flatten(2).transpose(1, 2)) for each in maps]
+        return [
+            fusion("project", stage_maps, counts, with_context) for fusion, stage_maps in zip(self, maps, strict=True)
+        ]
+
+    def fuse(
+        self,
+        encoding: SgmaEncoding,
+        subset: torch.Tensor | Sequence[str] | None = None,
+        *,
+        output_prototypes: bool = False,
+    ) -> SgmaModelOutput:
+        """Fuse all modalities of a projection, or a subset.
+
+        Args:
+            encoding: What `project` returned.
+            subset: Names of the modalities to use, or True for them, bool, (num_modalities,) or (batch_size,
+                num_modalities). What the projection lacks stays absent; a row of which nothing is left is 0. None:
+                all.
+            output_prototypes: Whether to return the class prototypes.
+
+        Returns:
+            `feature_maps`, `robustness` and `prototypes` of the stages; maps are of the size of those that were given.
+
+        Raises:
+            ValueError: If the subset has an unknown name or another shape.
+        """
+        mask, host_mask = encoding.present, encoding.host_present
+        if subset is not None:
+            subset = self._subset_mask(subset, mask.shape)
+            mask = mask & subset.to(mask.device, non_blocking=True)
+            if host_mask is not None:
+                host_mask = (torch.tensor(host_mask) & subset.cpu()).tolist()
+        prototypes = None
+        if host_mask is not None and max(map(sum, host_mask)) < 2:  # nothing to compare
+            fused = self.fuse_single(encoding, mask.int().argmax(1), row_mask=mask.any(1))
+            robustness = encoding.single_robustness(mask) if self.has_robustness else None
+        else:
+            fused, robustness, prototypes = self._fuse_stages(encoding, mask, host_mask)
+        return SgmaModelOutput(
+            feature_maps=fused,
+            robustness=robustness,
+            coverage=encoding.coverage(mask),
+            prototypes=prototypes if output_prototypes else None,
+        )
+
+    def fuse_single(
+        self, encoding: SgmaEncoding, modality: torch.Tensor, row_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Pass one modality per row alone, the pass that modality-aware sampling trains.
+
+        Args:
+            encoding: What `project` returned.
+            modality: Index of a present modality for each row, int64, (batch_size,).
+            row_mask: False for rows that shall be empty, bool, (batch_size,). None: no such rows.
+
+        Returns:
+            Maps of the stages, as `feature_maps`.
+        """
+        if encoding.is_empty:
+            shapes = [(modality.shape[0], stage.tokens.shape[-1], *stage.size) for stage in encoding.stages]
+            pairs = zip(encoding.stages, shapes, strict=True)
+            return tuple(stage.tokens.new_zeros(shape) for stage, shape in pairs)
+        rows = torch.arange(modality.shape[0], device=modality.device)
+        index = encoding.position.gather(1, modality.unsqueeze(1)).squeeze(1).clamp_min(0)
+        if row_mask is None and encoding.fractions is not None:
+            row_mask = encoding.present[rows, modality]
+        maps = []
+        for level, (fusion, stage) in enumerate(zip(self, encoding.stages, strict=True)):
+            covered = None if row_mask is None else row_mask.unsqueeze(1)
+            if encoding.fractions is not None:
+                covered = covered & (encoding.fractions[level][rows, modality].flatten(1) > 0)
+            maps.append(to_maps(fusion("fuse_single", stage, modality, index, covered), stage.size))
+        return tuple(maps)
+
+    def _fuse_stages(self, encoding, mask, host_mask):
+        pairs = encoding.pairs(host_mask)
+        biases = [None] * len(encoding.stages)
+        if not pairs.complete or encoding.fractions is not None:
+            biases = encoding.attention_biases(mask, pairs.active)
+        fused, robustness, prototypes = [], [], []
+        for level, (fusion, stage) in enumerate(zip(self, encoding.stages, strict=True)):
+            tokens, weights, class_vectors = fusion("fuse", stage, pairs, biases[level])
+            fused.append(to_maps(tokens, stage.size))
+            prototypes.append(class_vectors)
+            if weights is not None:
+                weights = weights.transpose(0, 1)
+                if pairs.active is not None:
+                    weights = weights.new_zeros(mask.shape + weights.shape[2:]).index_copy(1, pairs.active, weights)
+                robustness.append(encoding.crop(weights.unflatten(2, stage.size), level))
+        return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
+
+    def _check_features(self, features):
+        """The maps of each modality in order, None for absent ones, and those of the first that is there."""
+        if isinstance(features, Mapping):
+            unknown = sorted(set(features) - set(self.modalities))
+            if unknown:
+                raise ValueError(f"`features` has {unknown}; expected some of {self.modalities}.")
+            features = [features.get(name) for name in self.modalities]
+        first = next((maps for maps in features if maps is not None), None)
+        if len(features) != len(self.modalities) or first is None:
+            raise ValueError(
+                f"`features` has {len(features)} entries, {sum(maps is not None for maps in features)} of them with "
+                f"maps; expected one for each of {self.modalities}, None for those absent, not all of them."
+            )
+        for name, maps in zip(self.modalities, features, strict=True):
+            if maps is None:
+                continue
+            shapes, pairs = [tuple(one.shape) for one in maps], zip(first, self.channels, strict=False)
+            sizes = [(first[0].shape[0], channels, *one.shape[2:]) for one, channels in pairs]
+            if len(shapes) != len(self) or shapes != sizes or any(len(shape) != 4 for shape in shapes):
+                raise ValueError(
+                    f"The maps of {name!r} have shapes {shapes}; expected {len(self)} of (batch_size, channels, "
+                    f"height, width) with {self.channels} channels, of the same sizes for all modalities."
+                )
+        return list(features), first
+
+    def _subset_mask(self, subset, shape):
+        if isinstance(subset, torch.Tensor):
+            if tuple(subset.shape) not in (tuple(shape[1:]), tuple(shape)):
+                raise ValueError(
+                    f"The subset has shape {tuple(subset.shape)}; expected {tuple(shape[1:])} or {tuple(shape)}."
+                )
+            return subset
+        unknown = [name for name in subset if name not in self.modalities]
+        if isinstance(subset, str) or unknown:
+            raise ValueError(f"The subset is {subset!r}; expected a list of names among {self.modalities}.")
+        return torch.tensor([name in subset for name in self.modalities])

@@ -17,14 +17,32 @@ PROJECTOR_KERNEL_SIZES = (11, 7, 3)
 # Added to the scores of what is absent: its softmax weight is exactly 0 beside anything present, and a position
 # without any modality stays finite, which -inf would not.
 ABSENT_SCORE = -1e9
+CONVOLUTION_MAPS = 16  # from here on torch gives 1x1 convolutions to oneDNN, if it has but one thread
+CONVOLUTION_PRODUCTS = 2**25  # of numbers; with fewer, preparing a convolution takes much of what it saves
 ADAPTER_INIT_RANGE = 1.5  # normalised values are mostly in [-1.5, 1.5]
 
 
 class SgmaLinear(nn.Linear):
-    """A linear map whose initial weights keep the variance of its input, since SGF has no norms."""
+    """A linear map whose initial weights keep the variance of its input, since SGF has no norms.
+
+    On a CPU a large one is a 1x1 convolution of `CONVOLUTION_MAPS` maps, which torch leaves to oneDNN. On processors
+    of AMD it takes half the time of a product of matrices, for which MKL uses AVX2 only; on others it is not measured.
+    """
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        plain = type(self.weight) is nn.Parameter and tokens.dtype == torch.float32  # not quantised, for instance
+        if not plain or tokens.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(tokens)
+        rows, left = divmod(tokens.numel() // self.in_features, CONVOLUTION_MAPS)
+        if left or tokens.numel() * self.out_features < CONVOLUTION_PRODUCTS:
+            return super().forward(tokens)
+        maps = tokens.reshape(CONVOLUTION_MAPS, rows, 1, self.in_features).permute(0, 3, 1, 2)
+        maps = nn.functional.conv2d(maps, self.weight.view(self.out_features, self.in_features, 1, 1), self.bias)
+        return maps.permute(0, 2, 3, 1).reshape(*tokens.shape[:-1], self.out_features)
 
 
-class SgmaIdentityLinear(nn.Linear):
+class SgmaIdentityLinear(SgmaLinear):
     """A linear map that starts as the identity."""
 
 
@@ -80,12 +98,12 @@ class SgmaAdapterOutput(nn.Conv2d):
 
 def initialise(module: nn.Module) -> bool:
     """Set the weights of a new leaf of the classes above; False for any other module."""
-    if isinstance(module, SgmaLinear):
+    if isinstance(module, SgmaIdentityLinear):
+        init.eye_(module.weight)
+    elif isinstance(module, SgmaLinear):
         init.xavier_uniform_(module.weight)
         if module.bias is not None:
             init.zeros_(module.bias)
-    elif isinstance(module, SgmaIdentityLinear):
-        init.eye_(module.weight)
     elif isinstance(module, SgmaConv2d | SgmaDepthwiseKernel):
         init.kaiming_uniform_(module.weight, a=5**0.5)
     elif isinstance(module, SgmaUpsampling):
@@ -258,12 +276,13 @@ def class_prototypes(logits: torch.Tensor, tokens: torch.Tensor, bias: torch.Ten
     The paper sums over modalities and positions; the softmax over both, which makes it an average whatever the size
     of the image and the number of modalities, is ours. `bias` is as in [`SgmaMeanFusion.fuse`].
     """
+    modalities, rows, positions, classes = logits.shape
     logits = at_least_float32(logits)
     if bias is not None:
         logits = logits + bias.unsqueeze(-1)
-    weights = (logits - logits.logsumexp((0, 2), keepdim=True)).exp().to(tokens.dtype)
-    prototypes = torch.bmm(weights.flatten(0, 1).transpose(1, 2), tokens.flatten(0, 1))  # of the pairs, (M * B, K, C)
-    prototypes = prototypes.unflatten(0, logits.shape[:2]).sum(0)
+    weights = logits.permute(1, 3, 0, 2).flatten(2).softmax(2).to(tokens.dtype)  # (B, K, M * N), contiguous
+    weights = weights.view(rows, classes, modalities, positions).permute(2, 0, 1, 3)
+    prototypes = torch.matmul(weights, tokens).sum(0)  # of the pairs, (M, B, K, C) -> (B, K, C)
     if bias is not None:  # a row without anything has the zero vector, not a mean over what is absent
         covered = (bias > ABSENT_SCORE).any(2).any(0)
         prototypes = torch.where(covered[:, None, None], prototypes, 0)

@@ -4,7 +4,7 @@ from tiny_models import tiny_model
 
 from sgma_hf.cost.timing import CountedOperators
 from sgma_hf.model.fusion_sgma import FUSIONS
-from sgma_hf.model.layers_sgma import SgmaDepthwiseConvolution
+from sgma_hf.model.layers_sgma import CONVOLUTION_PRODUCTS, SgmaDepthwiseConvolution, SgmaLinear
 
 
 def test_every_registered_fusion_is_built_by_its_name():
@@ -27,6 +27,40 @@ def test_gradients_of_the_depthwise_convolution_are_those_of_torch(size):
     expected = torch.autograd.grad(torchs, (features, kernel), gradient)
     torch.testing.assert_close(torch.autograd.grad(ours, (features, kernel), gradient), expected)
     assert torch.autograd.gradgradcheck(SgmaDepthwiseConvolution.apply, (features[:1, :, :2], kernel))
+
+
+@pytest.mark.parametrize("shape", [(2, 512, 512), (16384, 64), (16385, 64)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_large_linear_maps_are_linear_maps(shape, bias):
+    torch.manual_seed(0)
+    tokens = torch.randn(shape, requires_grad=True)
+    layer = SgmaLinear(shape[-1], 128, bias=bias)
+    assert tokens.numel() * 128 > CONVOLUTION_PRODUCTS
+    gradient = torch.randn(*shape[:-1], 128)
+    layer(tokens).backward(gradient)
+    exact = tokens.detach().double().requires_grad_(), *(part.detach().double() for part in layer.parameters())
+    exact = [part.requires_grad_() for part in exact]
+    expected = torch.nn.functional.linear(*exact)
+    torch.testing.assert_close(layer(tokens), expected.float(), rtol=1e-4, atol=1e-4)
+    expected.backward(gradient.double())
+    for part, reference in zip([tokens, *layer.parameters()], exact, strict=True):
+        # sums over thousands of rows, in another order
+        torch.testing.assert_close(part.grad, reference.grad.float(), rtol=1e-4, atol=1e-3)
+
+
+def test_large_linear_maps_leave_weights_of_another_kind_to_torch():
+    class Quantised(torch.Tensor):
+        """Can be multiplied, no more, as torchao's weights."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            assert function not in (torch.conv2d, torch.Tensor.view)
+            return super().__torch_function__(function, types, args, kwargs)
+
+    layer, tokens = SgmaLinear(512, 128), torch.randn(1024, 512)
+    expected = layer(tokens)
+    layer.register_parameter("weight", torch.nn.Parameter(layer.weight.detach().as_subclass(Quantised)))
+    torch.testing.assert_close(torch.Tensor(layer(tokens)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_projectors_train_under_autocast_and_with_a_frozen_encoder():

@@ -33,7 +33,7 @@ class ResultsCardArguments:
         metadata={"help": "Folder of `sgma-hf compare --keep_models`: draw predictions and features too."},
     )
     rows: list[str] | None = field(default=None, metadata={"help": "Rows to predict for --models; default: three."})
-    device: str = field(default="cpu", metadata={"help": "Where the models run."})
+    device: str = field(default="cpu", metadata={"help": "Where the models run.", "choices": ["cpu", "cuda"]})
 
 
 @report_errors("sgma-hf results-card")
@@ -52,10 +52,15 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(
             "`--models` draws rows; give their folder by `--dataset`, and one for the pictures by `--figures`."
         )
+    if args.rows is not None and args.models is None:
+        raise ValueError("`--rows` are predicted by kept models; give their folder by `--models`.")
 
     from sgma_hf.comparison.card.report import make_card
     from sgma_hf.publishing.record import dataset_name
+    from sgma_hf.visualization.palette import require_matplotlib
 
+    if args.figures is not None:
+        require_matplotlib()  # before anything is written
     rows = [row for path in args.results for row in read_rows(path)]
     if args.dataset is not None:
         name, names = dataset_name(args.dataset)[0], sorted({row["dataset"]["name"] for row in rows})

@@ -47,8 +47,9 @@ def markdown_table(header: Sequence[str], lines: Iterable[Sequence[Any]], *, tex
 
 def latex_table(table: Table, *, heading: str = "") -> str:
     """Write a table for LaTeX with the package `booktabs`; its note goes into the caption, after the heading."""
-    wide = r"p{0.5\linewidth}" if table.text_columns > 1 else "l"  # the last column of text may hold sentences
-    columns = "l" * (table.text_columns - 1) + wide + "r" * (len(table.header) - table.text_columns)
+    longest = max((len(str(line[table.text_columns - 1])) for line in table.lines), default=0)
+    last = r"p{0.5\linewidth}" if longest > 60 else "l"  # it may hold sentences
+    columns = "l" * (table.text_columns - 1) + last + "r" * (len(table.header) - table.text_columns)
     header, *lines = (" & ".join(map(_latex, cells)) + r" \\" for cells in (table.header, *table.lines))
     caption = _latex(". ".join(filter(None, [heading, table.title, table.note])))
     parts = [r"\begin{table}", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}", r"\centering"]

@@ -84,6 +84,7 @@ def test_command_draws_into_a_folder(tmp_path, capsys):
     for flags, message in (
         ([], "Nothing is to be written"),
         (["--models", str(tmp_path), "--figures", str(folder)], "give their folder by `--dataset`"),
+        (["--rows", "a", "--figures", str(folder)], "give their folder by `--models`"),
     ):
         assert results_card.main([*arguments, *flags]) == 2
         error = capsys.readouterr().err

@@ -231,6 +231,8 @@ def test_latex_and_csv_hold_the_figures_of_the_card():
     assert float(mirrored["value"]) == -float(line["value"]) and float(mirrored["high"]) == -float(line["low"])
     assert {line["value"] for line in lines if line["column"] == "seeds"} == {"0, 1, 2", "0"}
     assert r"a\_b \& \textbf{c}" in latex_table(Table("x", "X", ["a"], [["a_b & **c**"]]))
+    assert r"\begin{tabular}{llrrrrrrrr}" in text
+    assert r"{lp{0.5\linewidth}rr}" in latex_table(Table("x", "X", "abcd", [["a", 70 * "b", 1, 2]], text_columns=2))
 
 
 def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):

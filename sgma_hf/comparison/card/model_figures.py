@@ -19,6 +19,7 @@ from ...visualization.boards import plot_predictions
 from ...visualization.comparison_charts import plot_planes
 from ..compared_rows import content_fingerprint, load_metadata
 from ..kept_models import load_kept, model_folder
+from ..runs import check_device
 from .experiments import Experiment
 
 
@@ -52,8 +53,10 @@ def model_figures_of(
         device: Where the models run.
 
     Raises:
-        ValueError: If the rows are others than those of the runs, a row is not there, or no model was kept.
+        ValueError: If the rows are others than those of the runs, a row is not there, no model was kept, or there is
+            no such device.
     """
+    check_device(device)
     metadata = load_metadata(dataset)
     if content_fingerprint(dataset) != experiment.dataset["fingerprint"]:
         raise ValueError(f"The rows in {dataset!r} are not those that the runs were on; give the folder of these.")

@@ -137,14 +137,14 @@ def _results(experiment: Experiment) -> Table:
     """The scores, and whatever a reader must know before comparing two lines of them."""
     dataset, split = experiment.dataset, experiment.settings["report_split"]
     absences = experiment.results(experiment.all_runs[0]).get("bernoulli_miou", {})
-    commits = {arm: each(runs.values(), commit_of) for arm, runs in experiment.runs.items()}
+    commits = {arm: _each(runs.values(), _commit_of) for arm, runs in experiment.runs.items()}
     differ = len(set(commits.values())) > 1
     lines = []
     for arm, runs in experiment.runs.items():
         average, *others = (experiment.spread(arm, experiment.score(key)) for key in SCORES.values())
         intervals = average and average.interval, tile_bounds(experiment.resampled(arm))
         others += [experiment.spread(arm, experiment.score("bernoulli_miou", absence)) for absence in absences]
-        told = [listing(runs), *([commits[arm]] if differ else [])]
+        told = [_listing(runs), *([commits[arm]] if differ else [])]
         lines.append([f"`{arm}`", *told, percent(average), *map(interval, intervals), *map(percent, others)])
     note = f"Reported on `{split}`, {dataset['rows'][split]['count']} rows. {_split_note(dataset, split)}"
     if differ:
@@ -273,11 +273,11 @@ def _facts(experiment: Experiment) -> dict[str, str]:
         **{f"rows of {split}": f"{rows[split]['count']}: {there}" for split, there in per_modality},
         **{f"how {split} was made": _split_note(dataset, split) for split in rows},
         **{name: _text(value) for name, value in {**experiment.settings, **experiment.training}.items()},
-        "hardware": each(
+        "hardware": _each(
             runs, lambda run: "{processor}, {threads} thread(s), {cores} cores".format(**run["hardware"])
         ),
-        "commit": each(runs, commit_of),
-        "versions": each(runs, lambda run: _text(run["versions"])),
+        "commit": _each(runs, _commit_of),
+        "versions": _each(runs, lambda run: _text(run["versions"])),
         "runs": f"{len(runs)}, {hours:.1f} hours",
         "runs left out, of arms whose definition changed since": str(experiment.left_out),
         "runs replaced by later ones with other scores": str(experiment.replaced),
@@ -293,19 +293,19 @@ def _text(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def commit_of(run: Mapping[str, Any]) -> str:
+def _commit_of(run: Mapping[str, Any]) -> str:
     """The first digits of a run's commit."""
     if run["commit"] is None:
         return "not recorded"
     return run["commit"][:10] + (" with uncommitted changes" if run["commit_has_changes"] else "")
 
 
-def listing(seeds: Iterable[int]) -> str:
+def _listing(seeds: Iterable[int]) -> str:
     """Seeds, one after the other."""
     return ", ".join(map(str, seeds))
 
 
-def each(runs: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], str]) -> str:
+def _each(runs: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], str]) -> str:
     """The different texts of runs."""
     return "; ".join(dict.fromkeys(key(run) for run in runs))
 

@@ -17,6 +17,7 @@ import numpy as np
 
 LEVEL = 0.05
 NUM_RESAMPLES = 10_000
+_MOST_NUMBERS = 2**22  # of sums at once, 32 MB
 
 
 class Spread(NamedTuple):
@@ -120,8 +121,14 @@ def weighted_scores(confusion: np.ndarray, weights: np.ndarray) -> np.ndarray:
     Returns:
         Average, Last-1 and Top-1 of mIoU over the combinations, shape (sums, 3), NaN where nothing was counted.
     """
-    shape = (len(weights), *confusion.shape[1:])
-    sums = (weights @ confusion.reshape(len(confusion), -1).astype(np.float64)).reshape(shape)
+    flat = confusion.reshape(len(confusion), -1).astype(np.float64)
+    step = max(1, _MOST_NUMBERS // flat.shape[1])
+    parts = (weights[start : start + step] @ flat for start in range(0, len(weights), step))
+    return np.concatenate([_scores(part.reshape(-1, *confusion.shape[1:])) for part in parts])
+
+
+def _scores(sums: np.ndarray) -> np.ndarray:
+    """Average, Last-1 and Top-1 of confusion matrices (sums, combinations, K, K)."""
     hits = np.diagonal(sums, axis1=2, axis2=3)
     union = sums.sum(2) + sums.sum(3) - hits
     scored = union > 0

@@ -109,6 +109,7 @@ def _encoder_statistics(backbone: str) -> tuple[list[float], list[float], str]:
     for file in ("preprocessor_config.json", "config.json"):
         path = cached_file(backbone, file, _raise_exceptions_for_missing_entries=False)
         content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        content = {name: value for name, value in content.items() if value is not None}
         timm = content.get("pretrained_cfg", {})
         mean, std = content.get("image_mean", timm.get("mean")), content.get("image_std", timm.get("std"))
         if mean is not None and std is not None:

@@ -54,6 +54,8 @@ def test_imagenet_stands_in_where_the_encoder_says_nothing(tmp_path):
          lambda x: (x / 255 - 0.5) / 0.25),
         ("preprocessor_config.json", {"image_mean": 0.5, "image_std": 0.5, "rescale_factor": 1 / 127.5},
          lambda x: (x / 127.5 - 0.5) / 0.5),
+        ("preprocessor_config.json", {"image_mean": 0.5, "image_std": 0.5, "do_normalize": None},
+         lambda x: (x / 255 - 0.5) / 0.5),
         ("preprocessor_config.json", {"image_mean": [128.0] * 3, "image_std": [64.0] * 3, "do_rescale": False},
          lambda x: (x - 128) / 64),
         ("preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False},

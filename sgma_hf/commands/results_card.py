@@ -1,6 +1,5 @@
 """`sgma-hf results-card`: what `sgma-hf compare` measured, as tables in Markdown, LaTeX or CSV, and as figures."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from sgma_hf.data.whole_files import write_text
 
 
 FORMATS = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+DPI = 160
 
 
 @dataclass
@@ -57,10 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from sgma_hf.comparison.card.report import make_card
     from sgma_hf.publishing.record import dataset_name
-    from sgma_hf.visualization.palette import require_matplotlib
 
-    if args.figures is not None:
-        require_matplotlib()  # before anything is written
     rows = [row for path in args.results for row in read_rows(path)]
     if args.dataset is not None:
         name, names = dataset_name(args.dataset)[0], sorted({row["dataset"]["name"] for row in rows})
@@ -68,29 +65,31 @@ def main(argv: list[str] | None = None) -> int:
             hint = did_you_mean(name, names) or "."
             raise ValueError(f"The results hold no run on {name!r}{hint} They are of {', '.join(names)}.")
         rows = [row for row in rows if row["dataset"]["name"] == name]
+    card = make_card(rows, names=args.tables or ())
+    figures = {} if args.figures is None else _drawn(args, rows)
     if args.output is not None:
-        card = make_card(rows, names=args.tables or ())
         write_text(args.output, getattr(card, FORMATS[Path(args.output).suffix])())
         print(f"{args.output}: {len(rows)} runs")
-    if args.figures is not None:
-        for path in _draw(args, rows):
-            print(path)
+    for name, figure in figures.items():
+        path = Path(args.figures, f"{name}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI)
+        print(path)
     return 0
 
 
-def _draw(args: ResultsCardArguments, rows: list[dict[str, Any]]) -> Iterator[Path]:
-    """Draw the figures of each training; where there are several, their files are numbered as they are in the card."""
-    from sgma_hf.comparison.card.figures import figures_of, save_figures
+def _drawn(args: ResultsCardArguments, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of each training by name; where there are several, they are numbered as they are in the card."""
+    from sgma_hf.comparison.card.figures import figures_of
+    from sgma_hf.comparison.card.model_figures import model_figures_of
     from sgma_hf.comparison.card.report import one_data_set
 
-    experiments = one_data_set(rows)
+    experiments, figures = one_data_set(rows), {}
     for number, experiment in enumerate(experiments, 1):
-        prefix = f"{number}_" if len(experiments) > 1 else ""
-        yield from save_figures(figures_of(experiment), args.figures, prefix)
+        drawn = figures_of(experiment)
         if args.models is not None:
-            from sgma_hf.comparison.card.model_figures import model_figures_of
-
-            drawn = model_figures_of(
-                experiment, args.models, args.dataset, row_ids=args.rows or (), device=args.device
-            )
-            yield from save_figures(drawn, args.figures, prefix)
+            options = {"row_ids": args.rows or (), "device": args.device}
+            drawn |= model_figures_of(experiment, args.models, args.dataset, **options)
+        prefix = f"{number}_" if len(experiments) > 1 else ""
+        figures |= {f"{prefix}{name}": figure for name, figure in drawn.items()}
+    return figures

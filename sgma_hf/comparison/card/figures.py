@@ -1,7 +1,5 @@
 """Figures of the results card that are drawn from the lines alone (extra `viz`)."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,18 +7,6 @@ import numpy as np
 from ...visualization.comparison_charts import plot_confusion, plot_mean_ranks, plot_scores
 from .experiments import SCORES, Experiment
 from .statistics import critical_difference, mean_ranks, weighted_scores
-
-
-DPI = 160
-
-
-def save_figures(figures: Mapping[str, Any], folder: str, prefix: str = "") -> list[Path]:
-    """Write figures as PNG by name into a folder, which is made if need be."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    paths = {Path(folder, f"{prefix}{name}.png"): figure for name, figure in figures.items()}
-    for path, figure in paths.items():
-        figure.savefig(path, dpi=DPI)
-    return list(paths)
 
 
 def figures_of(experiment: Experiment) -> dict[str, Any]:

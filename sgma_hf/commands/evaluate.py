@@ -32,6 +32,8 @@ def row_parser() -> Parser:
     add("--model", required=True, help="checkpoint: a folder, or an id on the Hub")
     add("--dataset", required=True, help="rows with labels: a folder of a converter, or an id on the Hub")
     add("--split", required=True, help="split of the dataset, for instance validation")
+    labels = "column of the labels to score by, for instance scoring_label; default: label"
+    add("--label_column", default="label", metavar="NAME", help=labels)
     add("--output", required=True, help="JSON file to write the results to")
     windows = "side of the windows that larger rows are cut into; default: the size trained on; 0: none"
     add("--tile_size", type=int, metavar="PIXELS", help=windows, former=("--window_size",))
@@ -90,7 +92,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
 
     from sgma_hf.data.metadata import DatasetMetadata, check_meaning
-    from sgma_hf.data.rows import load_rows, with_modality_columns
+    from sgma_hf.data.rows import load_rows, with_label_column, with_modality_columns
     from sgma_hf.data.value_scale import rows_on_another_scale
     from sgma_hf.evaluation.agreement_scores import evaluate_agreement
     from sgma_hf.evaluation.combinations import evaluate_modality_combinations
@@ -104,7 +106,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(args.device)
     processor = AutoImageProcessor.from_pretrained(args.model)
     rows = load_rows(args.dataset, args.split)
-    rows = with_modality_columns(rows, processor.modalities)
+    rows = with_modality_columns(with_label_column(rows, args.label_column), processor.modalities)
     config = AutoConfig.from_pretrained(args.model)
     check_scored_classes(args.score_classes, config.class_names)
     window_size = (config.tile_size if args.tile_size is None else args.tile_size) or None
@@ -131,6 +133,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         DIGEST_KEY: checkpoint_digest(args.model),
         "dataset": args.dataset,
         "split": args.split,
+        "label_column": args.label_column,
         "split_note": metadata and metadata.note_on(args.split),
         "chosen_by": _chosen_by(args),
         "dtype": args.dtype,

@@ -12,6 +12,7 @@ from ..data.windows import Window
 from ..model.limits_sgma import IGNORE_INDEX
 from .benchmarks.dataset import (
     LABEL,
+    SCORING_LABEL,
     BenchmarkDataset,
     Choice,
     ConversionOptions,
@@ -42,7 +43,11 @@ SAME_FLIGHT = (
     "Whole tiles that were not trained on, of the same town and flight, some of them side by side with those."
 )
 LABEL_CHOICES = {
-    "labels": Choice("full", "full labels, or eroded ones whose class boundaries are ignored", ("full", "eroded")),
+    "labels": Choice(
+        "full",
+        "full labels; eroded ones, whose class boundaries are ignored; or both, full to train on, eroded to score by",
+        ("full", "eroded", "both"),
+    ),
     "classes": Choice(5, "5 ignores clutter, as the benchmark's headline figures do; 6 keeps it", (5, 6)),
 }
 
@@ -147,7 +152,9 @@ class IsprsDataset(BenchmarkDataset):
     def __init__(self, options: ConversionOptions | None = None) -> None:
         super().__init__(options)
         self.class_names, self.palette = CLASS_NAMES[: self.choices["classes"]], PALETTE[: self.choices["classes"]]
-        self.is_eroded = self.choices["labels"] == "eroded"
+        both = {LABEL: "full", SCORING_LABEL: "eroded"}
+        self.label_kinds = both if self.choices["labels"] == "both" else {LABEL: self.choices["labels"]}
+        self.label_columns = tuple(self.label_kinds)
 
     @abstractmethod
     def files_of(self, tile: str, found: Mapping[str, FilesByTile]) -> dict[str, Path | None]:
@@ -182,39 +189,40 @@ class IsprsDataset(BenchmarkDataset):
 
     def _absent(self, scenes: Sequence[Scene], contents: FolderContents) -> list[Problem]:
         """What tiles lack, one problem for all that lack the same; labels of test tiles may be withheld."""
-        kind = self.choices["labels"]
         of_test = {self.tile_name.format(tile) for tile in self.test_tiles}
-        lacking = {
-            item.name: [scene.name for scene in scenes if scene.files[item.name] is None] for item in self.modalities
-        }
-        unlabelled = [scene for scene in scenes if scene.files[LABEL] is None]
-        lacking[kind] = [scene.name for scene in unlabelled if scene.name not in of_test]
+        columns = {item.name: item.name for item in self.modalities} | self.label_kinds
+        absent = {key: [scene for scene in scenes if scene.files[name] is None] for name, key in columns.items()}
         problems = []
-        for key, tiles in lacking.items():
+        for key, unseen in absent.items():
+            is_label = key in self.label_kinds.values()
+            tiles = [scene.name for scene in unseen if not (is_label and scene.name in of_test)]
             if tiles:
-                what = f"{kind} labels" if key == kind else key
+                what = f"{key} labels" if is_label else key
                 listed = "all tiles" if len(tiles) == len(scenes) else f"{len(tiles)} tiles ({shorten(tiles)})"
                 hint = unpacking_hint(contents.archives, self.archives[key])
                 hint = hint or f"Download {' or '.join(self.archives[key])} and unpack it"
                 problems.append(Problem("missing", f"{what} of {listed}", f"no file {self.file_names[key]}", hint))
-        withheld = [scene.name for scene in unlabelled if scene.name in of_test and any(scene.files.values())]
-        if withheld:
-            what = f"{kind} labels of {len(withheld)} test tiles ({shorten(withheld)})"
-            reason = "not there, so these rows have no label"
-            problems.append(Problem("note", what, reason, f"They are in {self.archives[kind][1]}"))
+        for column, kind in self.label_kinds.items():
+            unlabelled = (scene for scene in absent[kind] if any(scene.files.values()))
+            withheld = [scene.name for scene in unlabelled if scene.name in of_test]
+            if withheld:
+                what = f"{kind} labels of {len(withheld)} test tiles ({shorten(withheld)})"
+                reason = f"not there, so these rows have no {column}"
+                problems.append(Problem("note", what, reason, f"They are in {self.archives[kind][1]}"))
         return problems
 
     def card_notes(self) -> Sequence[str]:
         """Which labels were taken."""
-        kind = "eroded labels, boundaries between classes are 255" if self.is_eroded else "full labels"
+        kinds = {"full": "full labels", "eroded": "eroded labels, boundaries between classes are 255"}
         clutter = "clutter is 255 (five-class protocol)" if self.choices["classes"] == 5 else "clutter is a class"
-        return [f"`label`: {kind}; {clutter}"]
+        return [f"`{column}`: {kinds[kind]}; {clutter}" for column, kind in self.label_kinds.items()]
 
     def read_file(self, scene: Scene, column: str, window: Window) -> np.ndarray:
         """Read a window: label, heights, or an image as it is."""
-        if column == LABEL:
+        if column in self.label_kinds:
+            is_eroded = self.label_kinds[column] == "eroded"
             colors = self.stored(scene, column, window)
-            return decode_isprs_label(colors, num_classes=self.choices["classes"], is_eroded=self.is_eroded)
+            return decode_isprs_label(colors, num_classes=self.choices["classes"], is_eroded=is_eroded)
         modality = next(modality for modality in self.modalities if modality.name == column)
         if modality.channels > 1:
             return self.stored(scene, column, window, f"{modality.channels} x {modality.dtype}")
@@ -222,7 +230,7 @@ class IsprsDataset(BenchmarkDataset):
 
     def remedy(self, scene: Scene, column: str | None) -> str:
         """Which archive to get again."""
-        key = self.choices["labels"] if column == LABEL else column
+        key = self.label_kinds.get(column, column)
         return f"Unpack {self.archives.get(key, (f'{self.place}.zip',))[0]} again, or download it again"
 
     def _heights(self, scene: Scene, column: str, window: Window, dtype: str) -> np.ndarray:

@@ -208,17 +208,18 @@ class Potsdam(IsprsDataset):
         def first(*kinds: str) -> Path | None:
             return next((found[kind][tile][0] for kind in kinds if tile in found[kind]), None)
 
-        # 5_Labels_all is whole; but its 4_12 is the lossy one.
-        labels = sorted(
-            found[self.choices["labels"]].get(tile, []),
-            key=lambda path: ("participants" in path.parent.name.lower()) != (tile == _LOSSY_LABEL),
-        )
+        def label(kind: str) -> Path | None:
+            # 5_Labels_all is whole; but its 4_12 is the lossy one.
+            paths = found[kind].get(tile, [])
+            order = [("participants" in path.parent.name.lower()) != (tile == _LOSSY_LABEL) for path in paths]
+            return next((path for _, path in sorted(zip(order, paths, strict=True), key=lambda item: item[0])), None)
+
         height = self.choices["height"]
         return {
             "rgb": first("RGBIR", "RGB"),
             "nir": first("RGBIR", "IRRG"),
             height: first("lastools", "ownapproach") if height == "ndsm" else first("dsm"),
-            LABEL: labels[0] if labels else None,
+            **{column: label(kind) for column, kind in self.label_kinds.items()},
         }
 
     def notes(self, scenes: Sequence[Scene], found: Mapping[str, FilesByTile]) -> list[Problem]:
@@ -235,7 +236,7 @@ class Potsdam(IsprsDataset):
         path = lossy.files[LABEL] if lossy is not None else None
         if path is not None and "participants" not in path.parent.name.lower():
             reason = "this copy was compressed with loss; it is decoded by thresholds"
-            remedy = f"{self.archives[self.choices['labels']][0]} has a clean one"
+            remedy = f"{self.archives[self.label_kinds[LABEL]][0]} has a clean one"
             notes.append(Problem("note", str(path), reason, remedy, lossy.key))
         return notes
 

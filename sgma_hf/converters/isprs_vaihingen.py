@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from .benchmarks.builder import BenchmarkBuilder
 from .benchmarks.command import run_command
-from .benchmarks.dataset import LABEL, OBSERVED, Choice, DatasetDescription, Modality, SplitProtocol
+from .benchmarks.dataset import OBSERVED, Choice, DatasetDescription, Modality, SplitProtocol
 from .isprs import (
     BENCHMARK_CITATION,
     CLASS_NAMES,
@@ -139,16 +139,14 @@ class Vaihingen(IsprsDataset):
 
     def files_of(self, tile: str, found: Mapping[str, FilesByTile]) -> dict[str, Path | None]:
         """Images and labels of the same name are told apart by their folder."""
-        images, labels = [], found["eroded"].get(tile, []) if self.is_eroded else []
-        for path in found["top"].get(tile, []):
-            if path.parent.name.lower() == "top":
-                images.append(path)
-            elif not self.is_eroded:
-                labels.append(path)
+        named = found["top"].get(tile, [])
+        images = [path for path in named if path.parent.name.lower() == "top"]
+        labels = {"full": [path for path in named if path not in images], "eroded": found["eroded"].get(tile, [])}
         heights = found["dsm"].get(tile, [])
         if tile == "11":  # the one in the folder dsm was found damaged
             heights = sorted(heights, key=lambda path: path.parent.name.lower() == "dsm")
-        columns = {"irrg": images, "dsm": heights, LABEL: labels}
+        columns = {"irrg": images, "dsm": heights}
+        columns |= {column: labels[kind] for column, kind in self.label_kinds.items()}
         return {column: paths[0] if paths else None for column, paths in columns.items()}
 
 

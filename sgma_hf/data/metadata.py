@@ -43,6 +43,7 @@ class DatasetMetadata:
             pixels of present rows, `missing_share` of the rows), `class_pixels` per class, `ignored_pixels`.
         resolution: Metres on the ground that a pixel of the label is; None where that is unknown or not the same.
         preview: Whether the rows have a column `preview`, a small picture of all modalities for viewers.
+        scoring_label: Whether the rows have a column `scoring_label`: labels to score by where `label` is to train on.
         split_notes: By split, in a sentence or two, how it was made and how it lies to the rows that are trained on:
             other fields, other tiles of one flight, a random part of the training fields.
     """
@@ -58,6 +59,7 @@ class DatasetMetadata:
     statistics: dict[str, Any] | None = None
     resolution: float | None = None
     preview: bool = False
+    scoring_label: bool = False
     split_notes: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -83,13 +85,14 @@ class DatasetMetadata:
             raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.class_names)} classes.")
 
     def features(self) -> "Features":
-        """Columns of the dataset: `id`, the modalities in order, `label`, and `preview` if there are any."""
+        """Columns: `id`, the modalities in order, `label`, and `scoring_label` and `preview` if there are any."""
         from datasets import Features, Image, Value
 
         columns: dict[str, Any] = {"id": Value("string")}
         for name, channels, dtype in zip(self.modalities, self.modality_channels, self.modality_dtypes, strict=True):
             columns[name] = Image() if uses_image_column(channels, dtype) else Value("binary")
-        return Features({**columns, "label": Image(), **({"preview": Image()} if self.preview else {})})
+        further = [name for name in ("scoring_label", "preview") if getattr(self, name)]
+        return Features({**columns, "label": Image(), **{name: Image() for name in further}})
 
     def note_on(self, split: str) -> str | None:
         """How a split was made, by any of its names; None where nobody said."""

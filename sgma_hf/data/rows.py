@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
 from .codec import decode_raster
-from .command_line import check_folder_or_id
+from .command_line import check_folder_or_id, did_you_mean
 
 
 logger = logging.get_logger(__name__)
@@ -88,6 +88,17 @@ def labelled_rows(rows: Dataset) -> Dataset:
     return rows if labelled.all() else rows.select(np.flatnonzero(labelled))
 
 
+def with_label_column(rows: Dataset, name: str) -> Dataset:
+    """Take another column as the label: class ids of the same classes, as `scoring_label`."""
+    if name == "label":
+        return rows
+    if name not in rows.column_names:
+        hint = did_you_mean(name, rows.column_names)
+        raise ValueError(f"The rows have no column {name!r} of labels{hint}. Their columns are {rows.column_names}.")
+    others = [column for column in rows.column_names if column not in ("label", name)]
+    return rows.select_columns([*others, name]).rename_column(name, "label")
+
+
 def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
     """Add a column of nulls for each modality that a data set has no column of: no row of it has that sensor.
 
@@ -97,7 +108,7 @@ def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
     missing = [name for name in modalities if name not in rows.column_names]
     if not missing:
         return rows
-    known = ("id", "label", "preview", *modalities)
+    known = ("id", "label", "scoring_label", "preview", *modalities)
     others = [name for name, feature in rows.features.items() if name not in known and _holds_rasters(feature)]
     if others or len(missing) == len(modalities):
         raise ValueError(

@@ -335,7 +335,7 @@ class SgmaImageProcessor(
     ) -> _Row:
         """Decode one sample and settle its grid, window and output size."""
         for name in sample:
-            if name not in (*self.modalities, "id", "label", "preview"):
+            if name not in (*self.modalities, "id", "label", "scoring_label", "preview"):
                 raise ValueError(
                     f"`images[{index}]` has modality {name!r}; this processor knows {self.modalities}. Rename it, "
                     "leave it out, or add it to the processor and the model."

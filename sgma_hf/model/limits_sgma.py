@@ -7,8 +7,8 @@ import re
 RESERVED_MODALITY_NAMES = frozenset(
     "allow_other_scale bands batch_size bf16 classes config coverage dataset device dtype extras fp16 help id image "
     "images index label labels like map mask missing modalities modality modality_mask model nodata num_workers out "
-    "output pixel_values plot preview processor resampling resolution resume robustness seed source split stride tile "
-    "tile_size".split()
+    "output pixel_values plot preview processor resampling resolution resume robustness score_classes scoring_label "
+    "seed source split stride tile tile_size tta".split()
 )
 MAX_MODALITIES = 64
 MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred bands

@@ -203,6 +203,35 @@ def test_eroded_labels_of_both_spellings(tmp_path, labels):
     assert (found["5_15"] is None) == (labels == "participants")
 
 
+def test_both_labels_come_from_one_conversion(tmp_path):
+    root = write_potsdam(tmp_path / "source", labels="all")
+    flags = ["--source", str(root), "--classes", "6", "--tile_size", "24", "--num_proc", "1"]
+    assert main([*flags, "--labels", "both", "--output", str(tmp_path / "both")]) == 0
+    for labels, column in (("full", "label"), ("eroded", "scoring_label")):
+        assert main([*flags, "--labels", labels, "--output", str(tmp_path / labels)]) == 0
+        for split in ("train", "test"):
+            pairs = zip(load_rows(tmp_path / labels, split), load_rows(tmp_path / "both", split), strict=True)
+            for alone, together in pairs:
+                assert together[column] == alone["label"] and together["id"] == alone["id"]
+    card = (tmp_path / "both" / "README.md").read_text()
+    assert "`scoring_label`: eroded labels" in card and "`label`: full labels" in card
+    builder = IsprsPotsdam(data_dir=str(root), cache_dir=str(tmp_path / "cache"), tile=24, labels="both", classes=6)
+    first = next(iter(builder.as_streaming_dataset(split="train")))
+    seen = np.array(first["label"]) != np.array(first["scoring_label"])
+    assert seen.any() and (np.array(first["scoring_label"])[seen] == 255).all()
+
+
+def test_labels_to_score_by_that_are_not_there_are_told(tmp_path, capsys):
+    root = write_potsdam(tmp_path / "source", labels="all", tiles=["2_10", "5_15"])
+    for path in root.rglob("*label_no*oundary*"):
+        if "2_10" in path.name:
+            path.unlink()
+    assert main(["--source", str(root), "--check", "--labels", "both", "--num_proc", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "eroded labels of 24 tiles" in said and "5_Labels_for_participants_no_Boundary.zip" in said
+    assert "full labels of 23 tiles" in said
+
+
 def test_test_tiles_without_labels_are_rows_with_a_null_label(tmp_path, capsys):
     root = write_potsdam(tmp_path / "source", labels="participants")
     assert main(["--source", str(root), "--output", str(tmp_path / "out"), "--num_proc", "1"]) == 0

@@ -125,6 +125,24 @@ def test_flat_layout_with_labels_at_the_root_is_found(tmp_path):
     }
 
 
+def test_both_labels_come_from_one_conversion(source):
+    found = {
+        labels: scenes_of(Vaihingen(ConversionOptions(choices={"labels": labels})), source)["area11"].files
+        for labels in ("full", "eroded", "both")
+    }
+    assert found["both"]["label"] == found["full"]["label"] != found["eroded"]["label"]
+    assert found["both"]["scoring_label"] == found["eroded"]["label"] is not None
+    assert "scoring_label" not in found["full"]
+    dataset = Vaihingen(ConversionOptions(choices={"labels": "both", "classes": 6}))
+    scene, size = scenes_of(dataset, source)["area11"], area_size(11)
+    labels = [dataset.read(scene, column, Window(0, 0, *size)) for column in ("label", "scoring_label")]
+    dataset.readers.close()
+    expected = tile_ids("area11", size)
+    np.testing.assert_array_equal(labels[0], expected)
+    np.testing.assert_array_equal(labels[1], np.where(seams(expected), 255, expected))
+    assert dataset.metadata().scoring_label and not Vaihingen().metadata().scoring_label
+
+
 def test_check_names_what_is_absent_and_what_is_broken(tmp_path, capsys):
     root = write_vaihingen(tmp_path, areas=[1, 2, 3])
     truncate(root / "ISPRS_semantic_labeling_Vaihingen" / "top" / "top_mosaic_09cm_area3.tif")

@@ -45,7 +45,7 @@ def check_scene(dataset: BenchmarkDataset, scene: Scene) -> SceneCheck:
         result.size = dataset.scene_size(scene)
     except (ValueError, OSError) as error:
         unsized = Problem("damaged", scene.name, str(error), dataset.remedy(scene, None), scene.key)
-    for column in (*(modality.name for modality in dataset.modalities), LABEL):
+    for column in (*(modality.name for modality in dataset.modalities), *dataset.label_columns):
         try:
             _check_column(dataset, scene, column, result)
         except (ValueError, OSError) as error:

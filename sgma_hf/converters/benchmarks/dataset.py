@@ -20,7 +20,7 @@ from ...data.windows import Window
 from ...rasters.raw_windows import WindowReaders
 
 
-LABEL = "label"
+LABEL, SCORING_LABEL = "label", "scoring_label"
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "test": "test"}  # as most sets call them
 SPLITS = tuple(SPLIT_FOLDERS.values())
 OBSERVED = "observed in public copies"  # the source of a fact that no page, paper or repository states
@@ -156,6 +156,7 @@ class BenchmarkDataset(ABC):
         # The columns and classes under these options, colours of the classes: a reader may choose others.
         self.modalities, self.class_names = description.modalities, description.class_names
         self.palette = description.palette
+        self.label_columns: tuple[str, ...] = (LABEL,)  # with SCORING_LABEL where other labels are to score by
         self.split = self.options.split or next(iter(description.splits))
         if self.split not in description.splits:
             raise ValueError(f"{description.name} has no split {self.split!r}; there are {list(description.splits)}.")
@@ -278,6 +279,7 @@ class BenchmarkDataset(ABC):
             palette=[list(colour) for colour in self.palette],
             resolution=self.description.resolution,
             split_notes=self._split_notes(),
+            scoring_label=SCORING_LABEL in self.label_columns,
         )
 
     def _split_notes(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from ...data.incomplete_rows import RowWithholder, free_fill_value
 from ...data.metadata import DatasetMetadata
 from ...data.windows import Window
 from ..folders.tiling import Tiling
-from .dataset import LABEL, BenchmarkDataset, Scene
+from .dataset import LABEL, SCORING_LABEL, BenchmarkDataset, Scene
 
 
 @dataclass
@@ -20,6 +20,7 @@ class BenchmarkRow:
     row_id: str  # begins with the scene's name
     images: dict[str, np.ndarray | None]  # by modality, None where missing
     label: np.ndarray | None  # uint8 class ids, None where nobody labelled
+    scoring_label: np.ndarray | None  # the same of the labels to score by, None where there are none
     taken: list[str]  # what was withheld on purpose
 
 
@@ -45,15 +46,17 @@ class RowMaker:
             height, width = dataset.scene_size(scene)
             for top, windows in groupby(self.tiling.windows((height, width), scene.split), lambda window: window.top):
                 strip = Window(top, 0, min(height - top, self.tiling.tile or height), width)
-                strips = {name: dataset.read(scene, name, strip) for name in (*self.metadata.modalities, LABEL)}
+                columns = (*self.metadata.modalities, *dataset.label_columns)
+                strips = {name: dataset.read(scene, name, strip) for name in columns}
                 for window in windows:
                     row_id = scene.name if is_whole else f"{scene.name}_y{top:05d}_x{window.left:05d}"
                     # A whole scene may hold a modality of another resolution.
                     columns = slice(None) if is_whole else window.slices[1]
                     images = {name: None if values is None else values[:, columns] for name, values in strips.items()}
-                    label = images.pop(LABEL)
-                    if label is not None:
-                        label = self.tiling.label(label, window, scene.split)
+                    labels = (images.pop(name, None) for name in (LABEL, SCORING_LABEL))
+                    labels = [
+                        None if label is None else self.tiling.label(label, window, scene.split) for label in labels
+                    ]
                     if all(image is None for image in images.values()):
                         continue
                     # Integers that may end inside a tile have 0 for "no data", which they must not hold otherwise.
@@ -61,6 +64,6 @@ class RowMaker:
                     taken = []
                     if scene.split == "train":  # what is judged stays complete
                         images, taken = self.withholder.apply(row_id, images)
-                    yield BenchmarkRow(row_id, images, label, taken)
+                    yield BenchmarkRow(row_id, images, *labels, taken)
         finally:
             dataset.readers.close()

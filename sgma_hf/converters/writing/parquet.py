@@ -168,24 +168,19 @@ class ParquetDatasetWriter:
 
 
 def encode_row(
-    metadata: DatasetMetadata, row_id: str, images: Mapping[str, np.ndarray | None], label: np.ndarray | None
+    metadata: DatasetMetadata,
+    row_id: str,
+    images: Mapping[str, np.ndarray | None],
+    label: np.ndarray | None,
+    scoring_label: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Turn arrays into a row of the dataset; a ValueError names the row and the column that are not as declared."""
     if set(images) != set(metadata.modalities):
         raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
-    if label is not None:
-        if label.dtype != np.uint8 or label.ndim != 2:
-            raise ValueError(
-                f"Row {row_id!r}: a label is uint8 of shape (height, width); got {label.dtype} {label.shape}."
-            )
-        num_classes = len(metadata.class_names)
-        beyond = np.unique(label[(label >= num_classes) & (label != IGNORE_INDEX)])
-        if beyond.size:
-            raise ValueError(
-                f"Row {row_id!r}: label ids {beyond.tolist()} are neither below {num_classes}, the number of classes, "
-                f"nor {IGNORE_INDEX} (ignored)."
-            )
-    for name, array in {**images, "label": label}.items():
+    for array in (label, scoring_label):
+        if array is not None:
+            _check_label(array, row_id, len(metadata.class_names))
+    for name, array in {**images, "label": label, "scoring_label": scoring_label}.items():
         if array is not None and (array.shape[0] * array.shape[1] > _MOST_PIXELS or array.nbytes > _MOST_BYTES):
             raise ValueError(
                 f"Row {row_id!r}, column {name!r}: {array.shape[1]} x {array.shape[0]} pixels of {array.nbytes} bytes "
@@ -200,7 +195,22 @@ def encode_row(
         except ValueError as error:
             raise ValueError(f"Row {row_id!r}, column {name!r}: {error}") from error
     row["label"] = encode_raster(label)
+    if metadata.scoring_label:
+        row["scoring_label"] = encode_raster(scoring_label)
     return row | {"preview": encode_preview(metadata, images)} if metadata.preview else row
+
+
+def _check_label(label: np.ndarray, row_id: str, num_classes: int) -> None:
+    if label.dtype != np.uint8 or label.ndim != 2:
+        raise ValueError(
+            f"Row {row_id!r}: a label is uint8 of shape (height, width); got {label.dtype} {label.shape}."
+        )
+    beyond = np.unique(label[(label >= num_classes) & (label != IGNORE_INDEX)])
+    if beyond.size:
+        raise ValueError(
+            f"Row {row_id!r}: label ids {beyond.tolist()} are neither below {num_classes}, the number of classes, "
+            f"nor {IGNORE_INDEX} (ignored)."
+        )
 
 
 def _contents(row: Mapping[str, Any]) -> Iterator[bytes]:

@@ -166,6 +166,7 @@ def _write_card(recipe: Recipe, output: Path) -> dict[str, Any]:
     record = record_with_scores(folder, str(output / "results.json"))
     record.save(folder)
     card, options = folder / "README.md", recipe.values("card")
+    options["tags"] = options["tags"].split() if isinstance(options.get("tags"), str) else options.get("tags", [])
     if not card.is_file() or MARKER in card.read_text(encoding="utf-8"):
         config, processor = AutoConfig.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
         write_text(card, str(build_model_card(config, processor, record, **options)))
@@ -187,12 +188,13 @@ def _beside(recipe: Recipe, results: Mapping[str, Any], changes: Sequence[str], 
     table = markdown_table(["mIoU in %", "paper", "here"], [[name, _number(a), _percent(b)] for name, a, b in lines])
     record, cost = TrainingRecord.load(model), recipe.computed_cost()
     counts = ", ".join(f"{name} {count}" for name, count in recipe.statuses().items())
-    remarks = [f"Paper: {reported['source']}." if reported else "The paper reports no figures of this data set."]
+    source = f"Paper: {reported.get('source', 'not said')}."
+    remarks = [source if reported else "The paper reports no figures of this data set."]
     remarks.append(f"The choices made here: {counts} (`sgma-hf reproduce {recipe.name} --show` lists them).")
     remarks += [f"Unlike the recipe: {', '.join(changes)}. So these figures are none of it."] * bool(changes)
     if record is not None and record.train_seconds is not None:
         remarks.append(f"The training took {record.train_seconds / 3600:.2g} h, measured, on {record.hardware}.")
-    remarks += [] if cost is None or changes else [f"Computed for one NVIDIA H200: {cost[0]:.2g} h, {cost[1]:.0f} GB."]
+    remarks += [] if cost is None else [f"Computed for one NVIDIA H200: {cost[0]:.2g} h, {cost[1]:.0f} GB."]
     return "\n".join([f"{recipe.content.get('title', recipe.name)}:", "", table, "", *remarks]) + "\n"
 
 

@@ -66,7 +66,13 @@ def test_a_recipe_of_ones_own_goes_on_from_another(tmp_path):
     [
         ("trian:\n  crop_size: 8\n", "has trian, which is none of .*; did you mean train?"),
         ("train:\n  crop_sise: 8\n", "there is no flag --crop_sise; did you mean --crop_size?"),
-        ("train: 8\n", "train holds no names with their values"),
+        ("train: 8\n", "train holds names with their values"),
+        ("converter: [a]\n", "converter holds text alone"),
+        ("base: other.yaml\n", "base is other.yaml; expected one of deliver_paper"),
+        ("card: {tag: x}\n", "card has tag, which is none of license, tags; did you mean tags?"),
+        ("reported: {combinations: 80}\n", "combinations holds no names with their scores."),
+        ("reported: {average: high}\n", "average is 'high'; expected a number."),
+        ("cost: {train_rows: 8}\n", "gmacs_per_row is None; expected a number."),
         ("- 8\n", "holds no names of arguments with their values"),
         ("train: {", "cannot be read"),
         ("base: potsdm\n", "There is no recipe potsdm; did you mean potsdam_paper?"),
@@ -96,6 +102,7 @@ def test_changes_name_a_section_and_a_value():
         ("train.x", "SECTION.NAME=VALUE"),
         ("trian.x=1", "did you mean train?"),
         ("x=1", "expected"),
+        ("card.tag=a", "mean tags?"),
     ):
         with pytest.raises(ValueError, match=message):
             recipe.changed([change])
@@ -110,7 +117,8 @@ def test_costs_follow_from_the_measured_step_by_hand():
     assert math.isclose(hours, 498 * 200 * 0.134 * 608.5 / 78.8 / 3600) and math.isclose(gigabytes, 17.8 * 4 / 3)
     # two modalities: the host still has as much to do
     assert math.isclose(Recipe.read("vaihingen").computed_cost()[0], 43 * 200 * 0.134 / 3600)
-    assert Recipe.read("vaihingen").changed(["train.max_steps=9"]).steps() == 9
+    assert Recipe.read("vaihingen").changed(["train.crop_size="]).computed_cost() is None
+    assert Recipe.read("vaihingen").changed(["evaluate.split=train"]).computed_cost() is not None
 
 
 @pytest.mark.long

@@ -28,10 +28,14 @@ STATUSES = {
     "unknown": "the paper does not say; the value is our choice",
     "ours": "we depart from the paper, or it has no such thing",
 }
-_KEYS = ("title", "base", "converter", *SECTIONS, "cost", "reported")
+_TEXTS = ("title", "base", "converter")
+_KEYS = (*_TEXTS, *SECTIONS, "cost", "reported")
+_CARD_KEYS = ("license", "tags")
+_SUMMARIES = ("average", "last1")
+_COSTS = ("train_rows", "gmacs_per_row")
 # The training step that costs are computed from, measured: that of `potsdam_paper` on an NVIDIA H200 in bf16, torch
 # 2.11, without reading rows. The host was the limit, so that a smaller step takes no less.
-MEASURED = {"seconds": 0.134, "gigabytes": 17.8, "rows": 8, "modalities": 3, "pixels": 512**2, "gmacs": 8 * 78.8}
+MEASURED = {"seconds": 0.134, "gigabytes": 17.8, "pixels": 8 * 3 * 512**2, "gmacs": 8 * 78.8}
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,7 @@ class Recipe:
             hint = did_you_mean(name, recipe_names()) or "."
             raise ValueError(f"There is no recipe {name}{hint} There are {', '.join(recipe_names())}, or a YAML file.")
         content = read_values(str(path))
-        for key in content:
-            if key not in _KEYS:
-                raise ValueError(f"The recipe {path} has {key}, which is none of {_listed(_KEYS, key)}")
-        for section in SECTIONS:
-            if not isinstance(content.get(section, {}), dict):
-                raise ValueError(f"The recipe {path}: {section} holds no names with their values.")
+        _check(content, f"The recipe {path}")
         if "base" in content:
             base = cls.read(content["base"]).content
             inherited = {name: base.get(name, {}) | content.get(name, {}) for name in ("train", "evaluate")}
@@ -82,6 +81,8 @@ class Recipe:
             ValueError: If a change is not of that form, or of no section.
         """
         content = {**self.content, **{section: dict(self.content.get(section, {})) for section in SECTIONS}}
+        if any(change.startswith("train.") for change in changes):
+            content.pop("cost", None)  # it is that of another training
         for change in changes:
             place, equals, text = change.partition("=")
             section, dot, name = place.partition(".")
@@ -96,6 +97,7 @@ class Recipe:
             if words:
                 content[section] = _without_rivals(content[section], name)
                 content[section][name] = words if len(words) > 1 else words[0]
+        _check(content, "The changed recipe")
         return Recipe(self.name, content)
 
     def without_base(self) -> "Recipe":
@@ -106,30 +108,30 @@ class Recipe:
         """Write it as a file that `read` takes, without its base."""
         write_text(path, yaml.safe_dump(self.without_base().content, sort_keys=False, allow_unicode=True, width=100))
 
-    def steps(self) -> int | None:
-        """Steps of the optimiser in one process; None if the number of rows is not recorded."""
-        train, rows = self.values("train"), self.content.get("cost", {}).get("train_rows")
-        if int(train.get("max_steps", 0)) > 0:
-            return int(train["max_steps"])
-        return None if rows is None else math.ceil(int(rows) / self._rows_per_step()) * int(train["num_train_epochs"])
+    def steps(self) -> int:
+        """Steps of the optimiser in one process, from the recorded number of rows."""
+        steps_per_epoch = math.ceil(float(self.content["cost"]["train_rows"]) / self._rows_per_step())
+        return steps_per_epoch * self._number("num_train_epochs")
+
+    def _number(self, name: str, default: int = 1) -> int:
+        return int(self.values("train").get(name, default))
 
     def _rows_per_step(self) -> int:
-        train = self.values("train")
-        return int(train["per_device_train_batch_size"]) * int(train.get("gradient_accumulation_steps", 1))
+        return self._number("per_device_train_batch_size") * self._number("gradient_accumulation_steps")
 
     def computed_cost(self) -> tuple[float, float] | None:
-        """(hours, GB of GPU memory) of the training, computed from `MEASURED`; None where something is not recorded.
+        """(hours, GB of GPU memory) of the training, computed from `MEASURED`; None for a recipe without a `cost`.
 
         A step takes as many times the measured one's time as it has multiply-accumulates, and no less; memory goes
         with the pixels, of all modalities, of a forward pass.
         """
-        steps, gmacs, train = self.steps(), self.content.get("cost", {}).get("gmacs_per_row"), self.values("train")
-        if steps is None or gmacs is None:
+        if "cost" not in self.content:
             return None
-        seconds = MEASURED["seconds"] * max(1.0, float(gmacs) * self._rows_per_step() / MEASURED["gmacs"])
-        pixels = int(train["per_device_train_batch_size"]) * len(train["modalities"]) * int(train["crop_size"]) ** 2
-        gigabytes = MEASURED["gigabytes"] * pixels / (MEASURED["rows"] * MEASURED["modalities"] * MEASURED["pixels"])
-        return steps * seconds / 3600, gigabytes
+        gmacs = float(self.content["cost"]["gmacs_per_row"]) * self._rows_per_step()
+        hours = self.steps() * MEASURED["seconds"] * max(1.0, gmacs / MEASURED["gmacs"]) / 3600
+        side, modalities = self._number("crop_size"), len(self.values("train").get("modalities", ()))
+        pixels = self._number("per_device_train_batch_size") * modalities * side**2
+        return hours, MEASURED["gigabytes"] * pixels / MEASURED["pixels"]
 
     def statuses(self) -> dict[str, int]:
         """How many choices have each status, and how many none, which were changed."""
@@ -148,6 +150,31 @@ class Recipe:
                     value = f"`{_text(_value(entry))}`".replace('"', "")
                     lines.append([section, f"`{name}`", value, said.get("status", ""), said.get("note", "")])
         return markdown_table(["", "choice", "value", "status", ""], lines, text_columns=5)
+
+
+def _check(content: Mapping[str, Any], what: str) -> None:
+    """Refuse what is no recipe, so that nothing of it is found out after hours of training."""
+    for key, value in content.items():
+        if key not in _KEYS:
+            raise ValueError(f"{what} has {key}, which is none of {_listed(_KEYS, key)}")
+        if not isinstance(value, str if key in _TEXTS else dict):
+            raise ValueError(f"{what}: {key} holds {'text alone' if key in _TEXTS else 'names with their values'}.")
+    for key in content.get("card", {}):
+        if key not in _CARD_KEYS:
+            raise ValueError(f"{what}: card has {key}, which is none of {_listed(_CARD_KEYS, key)}")
+    if Path(content.get("base", "")).suffix:
+        raise ValueError(f"{what}: base is {content['base']}; expected one of {', '.join(recipe_names())}.")
+    reported = content.get("reported", {})
+    if not isinstance(reported.get("combinations", {}), dict):
+        raise ValueError(f"{what}: combinations holds no names with their scores.")
+    scores = reported.get("combinations", {}) | {name: score for name, score in reported.items() if name in _SUMMARIES}
+    if "cost" in content:
+        scores |= {name: content["cost"].get(name) for name in _COSTS}
+    for name, score in scores.items():
+        try:
+            float(score)
+        except (TypeError, ValueError):
+            raise ValueError(f"{what}: {name} is {score!r}; expected a number.") from None
 
 
 def read_values(path: str) -> dict[str, Any]:

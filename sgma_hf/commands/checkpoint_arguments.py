@@ -8,11 +8,12 @@ from typing import Any
 from sgma_hf.data.command_line import Parser, check_folder_or_id
 
 
-def check_checkpoint(model: str) -> list[str]:
+def check_checkpoint(model: str, *, of_arms: bool = True) -> list[str]:
     """Check that this is a checkpoint of SGMA; returns its modalities.
 
     Args:
         model: A folder, or an id on the Hub.
+        of_arms: Whether it may be of another network, which `compare` kept.
 
     Raises:
         ValueError: If it is a checkpoint of another model.
@@ -23,7 +24,7 @@ def check_checkpoint(model: str) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--model {model} has no config.json; give the folder of a checkpoint.")
     config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") == "sgma_arm":  # kept by `compare`: transformers learns of it by this import
+    if config.get("model_type") == "sgma_arm" and of_arms:  # kept by `compare`; this import registers it
         import sgma_hf.comparison.arms.full_pass  # noqa: F401
     elif config.get("model_type") != "sgma":
         raise ValueError(f"--model {model} is a checkpoint of {config.get('model_type')!r}; expected one of SGMA.")

@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers.utils import logging
@@ -33,6 +34,8 @@ from sgma_hf.data.rows import labelled_rows, load_rows, present_modalities
 
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from sgma_hf.comparison.runs import Run
 
     Outcome = tuple[Run, dict[str, Any] | "Failure"]
@@ -116,8 +119,10 @@ def main(argv: list[str] | None = None) -> int:
     runs = _planned_runs(args)
     recorded, fingerprint = read_rows(args.output), content_fingerprint(args.dataset)
     waiting = [run for run in runs if not is_recorded(run.identity(fingerprint), recorded)]
-    _try_models(waiting)
+    _try_models(waiting, keeps=args.keep_models is not None)
     prepare_file(args.output)
+    if args.keep_models is not None:
+        Path(args.keep_models).mkdir(parents=True, exist_ok=True)
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them already in {args.output}", flush=True)
     failures, started = 0, time.monotonic()
     with closing(_execute(waiting, args)) as outcomes:
@@ -167,17 +172,23 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     return [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
 
 
-def _try_models(runs: "list[Run]") -> None:
-    """Try those arms before any training that may not work here: the first, and all networks that are not SGMA."""
+def _try_models(runs: "list[Run]", *, keeps: bool) -> None:
+    """Try those arms before any training that may not work here: the first, all that are not ours or not SGMA."""
     from sgma_hf.comparison.arms.dry_run import dry_run
     from sgma_hf.comparison.runs import build_model
+    from sgma_hf.model.fusion_code_sgma import check_fusion
 
-    arms = {run.arm.name: run.arm for run in runs}
-    for index, (name, arm) in enumerate(arms.items()):
-        if index == 0 or arm.build is not None or not arm.is_ours:
-            settings, metadata = runs[0].settings, load_metadata(runs[0].dataset)
+    def build(run: "Run") -> "PreTrainedModel":
+        model = build_model(run.arm, run.settings, load_metadata(run.dataset))
+        if keeps and run.arm.build is None:
+            check_fusion(model)
+        return model
+
+    of_arms = {run.arm.name: run for run in runs}
+    for index, (name, run) in enumerate(of_arms.items()):
+        if index == 0 or run.arm.build is not None or not run.arm.is_ours:
             with _quiet():
-                dry_run(name, functools.partial(build_model, arm, settings, metadata), settings.crop_size)
+                dry_run(name, functools.partial(build, run), run.settings.crop_size)
 
 
 def _execute(runs: "list[Run]", args: CompareArguments) -> "Iterator[Outcome]":

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sgma_hf.commands.checkpoint_arguments import check_checkpoint
 from sgma_hf.data.command_line import Parser, report_errors
 
 
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(args.model)
     if not folder.is_dir():
         raise FileNotFoundError(f"--model {args.model} is no folder of a checkpoint")
+    check_checkpoint(args.model, of_arms=False)
 
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgma_hf.commands.arguments import DataclassParser
+from sgma_hf.commands.checkpoint_arguments import check_checkpoint
 from sgma_hf.data.command_line import report_errors
 from sgma_hf.data.whole_files import write_json
 from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
@@ -54,6 +55,8 @@ def parse_arguments(argv: list[str] | None) -> tuple[RunArguments, SgmaTrainingA
     with _preparing():
         arguments, training_args = parser.parse(argv, shown=MAIN_ARGUMENTS, section="train")
     check_arguments(arguments, training_args)
+    if arguments.model is not None:
+        check_checkpoint(arguments.model, of_arms=False)
     return arguments, training_args
 
 

@@ -9,11 +9,13 @@ from comparison_fixtures import TINY, write_scenes
 from PIL import Image
 from workspace import write_encoder
 
-from sgma_hf.commands import compare, evaluate, predict
+from sgma_hf.commands import compare, evaluate, predict, push_to_hub, train
 from sgma_hf.comparison import runs
+from sgma_hf.comparison.card.experiments import group_runs
 from sgma_hf.comparison.identity import encoder_identity
 from sgma_hf.comparison.run_records import read_rows
 from sgma_hf.data.rows import decode_row, load_rows
+from sgma_hf.model.fusion_sgma import FUSIONS
 
 
 pytestmark = pytest.mark.long
@@ -31,7 +33,7 @@ def run(scenes, output, *flags, without=()):
 
 
 @pytest.mark.parametrize("arm", ["sgma", "early", "upernet"])
-def test_kept_models_are_evaluated_and_give_maps_and_further_figures(scenes, tmp_path, monkeypatch, arm):
+def test_kept_models_are_evaluated_and_give_maps_and_further_figures(scenes, tmp_path, monkeypatch, capsys, arm):
     output, models = tmp_path / "results.jsonl", tmp_path / "models"
     keeping = ["--arms", arm, "--seeds", "0", "--keep_models", str(models)]
     assert run(scenes, output, *keeping) == 0
@@ -49,10 +51,10 @@ def test_kept_models_are_evaluated_and_give_maps_and_further_figures(scenes, tmp
     assert predict.main(given) in (0, None)
     assert (tmp_path / "map.png").is_file()
 
-    def train(*_):
+    def refuse(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(runs, "_train", train)
+    monkeypatch.setattr(runs, "_train", refuse)
     assert run(scenes, output, *keeping, "--corruptions") == 0
     earlier, complete = read_rows(output)
     assert earlier == row and "corruptions" in complete
@@ -62,6 +64,12 @@ def test_kept_models_are_evaluated_and_give_maps_and_further_figures(scenes, tmp
     assert run(scenes, output, *keeping, "--corruptions") == 0  # nothing to do
     assert len(read_rows(output)) == 2
     assert run(scenes, output, *keeping, "--learning_rate", "0.002") == 1  # another training
+    if arm == "early":
+        rows = ["--dataset", scenes, "--output_dir", str(tmp_path / "more")]
+        for command, flags in ((train, rows), (push_to_hub, ["--repo_id", "somebody/model"])):
+            capsys.readouterr()
+            assert command.main(["--model", str(folder), *flags]) == 2
+            assert "is a checkpoint of 'sgma_arm'; expected one of SGMA" in capsys.readouterr().err
     (folder / "run.json").unlink()  # as if the process had been killed while it saved
     assert run(scenes, tmp_path / "other.jsonl", *keeping) == 1
 
@@ -188,6 +196,87 @@ def test_a_network_that_fails_is_one_line_before_anything_is_written(module, sce
     error = capsys.readouterr().err
     assert "The arm mine:PIXELS: it fails in its first step" in error and "5 classes" in error
     assert error.count("\n") == 1 and not (tmp_path / "results.jsonl").exists()
+
+
+FUSION = """
+from sgma_hf import SgmaFusion, register_fusion
+{imports}
+
+@register_fusion("largest")
+class Largest(SgmaFusion):
+    def combine(self, tokens, bias, modalities):
+        return tokens.amax(0), None
+"""
+FUSION_ARM = """
+from sgma_hf.comparison.arms import Arm
+import largest
+
+LARGEST = Arm("largest", "largest feature", {"fusion": "largest", "mas_loss_weight": 0.0})
+"""
+
+
+@pytest.fixture
+def fusion(tmp_path, monkeypatch):
+    """Writes `largest.py` and `fused.py` into the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(imports=""):
+        (tmp_path / "largest.py").write_text(FUSION.format(imports=imports))
+        (tmp_path / "fused.py").write_text(FUSION_ARM)
+
+    yield write
+    FUSIONS.pop("largest", None)
+    for name in ("largest", "fused"):
+        sys.modules.pop(name, None)
+
+
+def test_a_fusion_of_ones_own_is_an_arm_and_is_kept(fusion, scenes, tmp_path, monkeypatch):
+    fusion()
+    output = tmp_path / "results.jsonl"
+    flags = ["--arms", "fused:LARGEST", "--seeds", "0", "--keep_models", str(tmp_path / "models")]
+    assert run(scenes, output, *flags) == 0
+    (row,) = read_rows(output)
+    assert row["model_config"]["fusion"] == "largest" and row["description"] == "largest feature"
+    monkeypatch.setattr(runs, "_train", None)  # nothing is trained again
+    assert run(scenes, output, *flags, "--reliance") == 0
+    assert read_rows(output)[1]["results"] == row["results"]
+
+
+def test_a_fusion_that_could_not_be_kept_is_told_before_any_training(fusion, scenes, tmp_path, capsys):
+    fusion("import sgma_hf.comparison")
+    flags = ["--arms", "fused:LARGEST", "--keep_models", str(tmp_path / "models")]
+    assert run(scenes, tmp_path / "results.jsonl", *flags) == 2
+    error = capsys.readouterr().err
+    assert "The arm fused:LARGEST: it cannot be built" in error and error.count("\n") == 1
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_runs_that_share_a_gpu_are_told_when_it_is_too_small(scenes, tmp_path, monkeypatch, capsys):
+    def fail(runs, args):
+        for planned in runs:
+            yield planned, compare.Failure("OutOfMemoryError", "CUDA out of memory.", "trace")
+
+    monkeypatch.setattr(compare, "_execute", fail)
+    assert run(scenes, tmp_path / "results.jsonl", "--arms", "mean", "--seeds", "0", "--num_proc", "3") == 1
+    assert "the GPU is shared by 3 runs; give a smaller `--num_proc`" in capsys.readouterr().err
+
+
+def test_lines_of_the_first_format_are_read_and_their_runs_not_done_again(scenes, tmp_path, capsys):
+    output, former = tmp_path / "results.jsonl", tmp_path / "former.jsonl"
+    assert run(scenes, output, "--arms", "sgma", "--seeds", "0") == 0
+    (row,) = read_rows(output)
+    row["format_version"] = 1
+    for name in ("bf16", "backbone"):
+        del row["settings"][name]
+    for scores in row["results"].values():
+        del scores["tiles"]
+    row["arm_definition"]["early_fusion"] = False
+    del row["model_config"]["modality_adapter_size"]  # as if it had come later, with this default
+    former.write_text(json.dumps(row) + "\n")
+    assert run(scenes, former, "--arms", "sgma", "--seeds", "0") == 0
+    assert "1 runs, 1 of them already" in capsys.readouterr().out
+    assert len(group_runs([*read_rows(former), *read_rows(output)])) == 1
 
 
 def test_a_folder_without_an_encoder_is_one_line(scenes, tmp_path, capsys):

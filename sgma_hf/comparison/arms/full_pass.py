@@ -161,9 +161,9 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits and, if the network gives one, loss; coverage is bool, (B, M, H, W)."""
         size = pixel_values.shape[-2:]
-        by_band = torch.tensor(self.config.modality_channels).to(covered.device)
+        of_band = [index for index, bands in enumerate(self.config.modality_channels) for _ in range(bands)]
         # `torch.where`, not a product: what stands in a gap may be NaN
-        shown = torch.where(covered.repeat_interleave(by_band, dim=1), pixel_values, 0)
+        shown = torch.where(covered[:, of_band], pixel_values, 0)
         # zeros in all bands would be a vector of zeros in the encoder: see `SgmaConfig.gap_value`
         shown = torch.where(covered.any(1, keepdim=True), shown, self.config.gap_value)
         bottom, right = ((-side) % PAD_MULTIPLE for side in size)

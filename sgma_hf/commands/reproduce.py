@@ -107,7 +107,7 @@ def _run_step(recipe: Recipe, name: str, words: list[str], output: Path) -> int:
         print(f"{name}: done already")
         return 0
     if name == "train":
-        _check_labels(output / "data", recipe.values("evaluate").get("split"))
+        _check_labels(output / "data", recipe.values("evaluate"))
     resume = _resumption(output / "model") if name == "train" else []
     print(f"{name}: sgma-hf {shlex.join([*words, *resume])}", flush=True)
     status = run_command([*words, *resume])
@@ -125,13 +125,13 @@ def _resumption(model: Path) -> list[str]:
     return ["--overwrite" if last_complete_checkpoint(str(model)) is None else "--resume_from_checkpoint", "true"]
 
 
-def _check_labels(data: Path, split: str | None) -> None:
+def _check_labels(data: Path, scoring: Mapping[str, Any]) -> None:
     """Refuse rows that nothing could be scored on, before they are trained for."""
-    from sgma_hf.data.rows import labelled_rows, load_rows
+    from sgma_hf.data.rows import labelled_rows, load_rows, with_label_column
 
-    if split is None:
-        raise ValueError("The recipe names no split to evaluate on; --set evaluate.split=test does.")
-    if not len(labelled_rows(load_rows(data, split))):
+    split = scoring["split"]
+    rows = with_label_column(load_rows(data, split), scoring.get("label_column", "label"))
+    if not len(labelled_rows(rows)):
         raise ValueError(
             f"No row of split {split!r} in {data} has a label, so nothing can be scored on it. Add the archive with "
             "those labels and remove that folder, or name another split by --set evaluate.split=NAME."

@@ -115,7 +115,7 @@ def toy(folder, *changes):
 @pytest.mark.parametrize(
     ("name", "write", "changes", "said"),
     [
-        ("vaihingen", write_vaihingen, ["convert.tile_size=none"], "| irrg+dsm | – |"),
+        ("vaihingen", write_vaihingen, ["convert.labels=both", "evaluate.label_column=scoring_label"], "| dsm | – |"),
         ("dfc2023", write_shipped, ["convert.allow_missing=true"], "| rgb+ndsm+sar | 92.29 |"),
         ("deliver", write_deliver, ["convert.allow_missing=true"], "| Average | 55.49 |"),
     ],

@@ -30,7 +30,7 @@ from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
 from sgma_hf.comparison.settings import RunSettings, setting
 from sgma_hf.data.command_line import check_folder_or_id, report_errors
 from sgma_hf.data.incomplete_rows import parse_shares
-from sgma_hf.data.rows import labelled_rows, load_rows, present_modalities
+from sgma_hf.data.rows import labelled_rows, load_rows, present_modalities, with_label_column
 
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     preset = PRESETS[args.preset]
     arms = select_arms(args.arms or preset["arms"])
     from sgma_hf.comparison.runs import Run, backbone_from_file, check_device, pretrained_config
+    from sgma_hf.evaluation.metrics import check_scored_classes
 
     check_device(args.device)
     metadata = load_metadata(args.dataset)
@@ -166,8 +167,10 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
         usable = int(present_modalities(rows, metadata.modalities).any(1).sum())
         values["max_steps"] = args.epochs * -(-usable // args.batch_size)
     settings = RunSettings(**values)
-    for split in filter(None, (settings.train_split, settings.report_split, settings.choosing_split)):
-        load_rows(args.dataset, split)
+    load_rows(args.dataset, settings.train_split)
+    for split in filter(None, (settings.report_split, settings.choosing_split)):
+        with_label_column(load_rows(args.dataset, split), settings.label_column or "label")
+    check_scored_classes(settings.score_classes or "union", metadata.class_names)
     seeds = preset["seeds"] if args.seeds is None else args.seeds
     return [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..data.command_line import check_folder_or_id
 from ..data.incomplete_rows import RowWithholder
 from ..data.metadata import METADATA_FILE, DatasetMetadata
-from ..data.rows import decode_row, load_rows
+from ..data.rows import decode_row, load_rows, with_label_column
 
 
 def load_metadata(folder: str) -> DatasetMetadata:
@@ -51,16 +51,17 @@ def decoded_rows(
     *,
     max_gigabytes: float,
     missing: Mapping[str, float] | None = None,
+    label_column: str | None = None,
 ) -> list[dict[str, Any]]:
     """Decode the labelled rows of a split into memory, `max_gigabytes` of 10^9 bytes at most.
 
     `missing` is the share of the rows that lose each modality on purpose. Which rows is a function of their ids alone:
     the same for all arms and seeds. The last modality of a row stays. Rows hold arrays; those without a label or
-    without any modality are left out.
+    without any modality are left out. `label_column` is another column to take the label from.
     """
     withholder = RowWithholder(metadata, missing or {}, {}, seed=0)
     rows, size = [], 0
-    for row in load_rows(folder, split):
+    for row in with_label_column(load_rows(folder, split), label_column or "label"):
         images, label = decode_row(row, metadata.modalities)
         images, _ = withholder.apply(row["id"], images)
         if label is None or all(image is None for image in images.values()):

@@ -18,6 +18,7 @@ from .settings import RunSettings
 # Settings that add figures to a run and are no part of the training, and settings that say where it ran.
 EVALUATION_SETTINGS = ("choosing_split", "corruptions", "reliance")
 PLACE_SETTINGS = ("device", "threads")
+SCORING_SETTINGS = ("score_classes", "label_column")  # they change the figures of a training, and not its weights
 # What decides a training beside the settings and the arm.
 TRAINING_ARGUMENTS = sorted(
     {*RECORDED_ARGUMENTS, "sampling_hardness", "sampling_max_ratio", "warmup_start_factor"}

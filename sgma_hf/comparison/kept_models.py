@@ -12,7 +12,7 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 from ..data.whole_files import write_json
 from ..model.image_processing_sgma import SgmaImageProcessor
 from .arms import full_pass  # noqa: F401  (transformers learns of its models by this import)
-from .identity import run_key
+from .identity import SCORING_SETTINGS, run_key
 
 
 RUN_FILE = "run.json"  # the last of its folder to be written
@@ -20,7 +20,8 @@ RUN_FILE = "run.json"  # the last of its folder to be written
 
 def model_folder(directory: str, identity: Mapping[str, Any]) -> Path:
     """Where the model of a run is kept: arm and seed, and 8 digits of what else decides the training."""
-    key = json.dumps(run_key(identity), sort_keys=True)
+    settings = {name: value for name, value in identity["settings"].items() if name not in SCORING_SETTINGS}
+    key = json.dumps(run_key({**identity, "settings": settings}), sort_keys=True)
     arm = identity["arm"].replace(":", ".")
     return Path(directory, f"{arm}-{identity['seed']}-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
 

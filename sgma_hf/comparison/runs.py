@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,9 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0, keep_models: str | None
         metadata = load_metadata(run.dataset)
         row = run.identity(content_fingerprint(run.dataset))
         splits = dict.fromkeys(filter(None, (settings.report_split, settings.choosing_split)))
-        rows = {split: decoded_rows(run.dataset, split, metadata, max_gigabytes=max_gigabytes) for split in splits}
-        training_rows = decoded_rows(
-            run.dataset, settings.train_split, metadata, max_gigabytes=max_gigabytes, missing=settings.missing
-        )
+        read = partial(decoded_rows, run.dataset, metadata=metadata, max_gigabytes=max_gigabytes)
+        rows = {split: read(split, label_column=settings.label_column) for split in splits}
+        training_rows = read(settings.train_split, missing=settings.missing)
     folder = None if keep_models is None else model_folder(keep_models, row)
     kept = None if folder is None else load_kept(folder, settings.device)
     if kept is None:
@@ -168,7 +168,8 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0, keep_models: str | None
     row["dataset"] |= _describe_rows(metadata, {settings.train_split: training_rows, **rows})
     options = {"window_size": settings.crop_size, "batch_size": settings.batch_size}
     with _timed(seconds, "evaluate"):
-        row["results"] = {split: _evaluate(model, processor, part, options) for split, part in rows.items()}
+        scored = options | {"scored_classes": settings.score_classes or "union"}
+        row["results"] = {split: _evaluate(model, processor, part, scored) for split, part in rows.items()}
     for name, evaluate in (("corruptions", evaluate_corruptions), ("reliance", reliance_error_agreement)):
         if getattr(settings, name):
             with _timed(seconds, name):

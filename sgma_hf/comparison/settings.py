@@ -45,6 +45,13 @@ class RunSettings:
         "repeat its stem for every modality.",
     )
     bf16: bool = setting(False, "Train in bfloat16; evaluation is in float32.")
+    score_classes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Classes that the means run over; default: those labelled or predicted anywhere."},
+    )
+    label_column: str | None = setting(
+        None, "Column of the labels to score by, for instance scoring_label; default: label, which trains."
+    )
     corruptions: bool = setting(False, "Evaluate damaged inputs too.")
     reliance: bool = setting(False, "Compare robustness maps with the errors of single modalities too.")
     device: str = setting(

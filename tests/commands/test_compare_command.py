@@ -56,6 +56,19 @@ def test_runs_go_seed_by_seed_and_those_recorded_are_skipped(scenes, executed, t
     assert len(read_rows(output)) == 8
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--score_classes", "tree", "bilding"], "Class to score 'bilding' is none of the classes"),
+        (["--label_column", "scoring_label"], "no column 'scoring_label' of labels"),
+    ],
+)
+def test_scores_that_cannot_be_made_are_refused_in_one_line(scenes, executed, tmp_path, capsys, flags, message):
+    assert run(scenes, tmp_path / "results.jsonl", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not executed
+
+
 def test_presets_share_their_runs(scenes, executed, tmp_path):
     output = tmp_path / "results.jsonl"
     assert run(scenes, output) == 0

@@ -10,8 +10,10 @@ from comparison_fixtures import TINY, write_scenes
 from sgma_hf.comparison import runs
 from sgma_hf.comparison.arms import ARMS, COMMON_TRAINING, select_arms
 from sgma_hf.comparison.arms.full_pass import FullPassForSemanticSegmentation
+from sgma_hf.comparison.card.experiments import group_runs
 from sgma_hf.comparison.compared_rows import content_fingerprint, decoded_rows, load_metadata
 from sgma_hf.comparison.identity import is_recorded
+from sgma_hf.comparison.kept_models import model_folder
 from sgma_hf.comparison.runs import (
     Run,
     RunSettings,
@@ -143,7 +145,19 @@ def test_heights_are_measured_above_the_ground_of_crops_as_in_training(scenes, m
 
 
 def test_extras_are_kept_where_asked_for(scenes):
-    row = execute_run(Run(ARMS["early"], 0, scenes, RunSettings(**TINY, reliance=True)))
+    chosen = load_metadata(scenes).class_names[1:3]
+    run = Run(ARMS["early"], 0, scenes, RunSettings(**TINY, reliance=True, score_classes=chosen))
+    row = execute_run(run)
+    for scores in row["results"]["test"]["combinations"].values():
+        assert scores["miou"] == pytest.approx(np.mean(scores["iou"][1:3]))
+    other = row | {"settings": row["settings"] | {"score_classes": None}}
+    first, second = group_runs([row, other])  # figures of other means stand in another table
+    assert len(first.tiles["early"][0]) == len(row["results"]["test"]["tiles"]["ids"])
+    with pytest.raises(ValueError, match="the line was changed"):
+        _ = second.tiles
+    plain = Run(ARMS["early"], 0, scenes, RunSettings(**TINY, reliance=True)).identity("f")
+    assert not is_recorded(plain, [row]) and is_recorded(run.identity(row["dataset"]["fingerprint"]), [row])
+    assert model_folder("kept", plain) == model_folder("kept", run.identity("f"))
     assert row["reliance"]["modalities"] == ["rgb", "dsm", "nir"]
     assert "corruptions" not in row and set(row["seconds"]) == {"load", "train", "evaluate", "reliance"}
 
@@ -177,6 +191,8 @@ def test_wrong_input_is_refused_before_any_training(scenes, tmp_path):
     metadata = load_metadata(scenes)
     with pytest.raises(ValueError, match="no split 'night'"):
         decoded_rows(scenes, "night", metadata, max_gigabytes=1)
+    with pytest.raises(ValueError, match="no column 'eroded' of labels"):
+        decoded_rows(scenes, "test", metadata, max_gigabytes=1, label_column="eroded")
     with pytest.raises(ValueError, match="take more than 1e-05 GB"):
         decoded_rows(scenes, "train", metadata, max_gigabytes=1e-5)
     with pytest.raises(ValueError, match="thermal"):

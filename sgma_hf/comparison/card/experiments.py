@@ -73,6 +73,12 @@ class Experiment:
         """The figure at a path in the reported results, for instance `average_miou`."""
         return at("results", self.settings["report_split"], *keys)
 
+    @property
+    def classes(self) -> list[int] | None:
+        """Ids of the classes that the means run over, if they were chosen."""
+        names = self.settings.get("score_classes")
+        return None if names is None else [self.dataset["class_names"].index(name) for name in names]
+
     @cached_property
     def tiles(self) -> dict[str, dict[int, np.ndarray]]:
         """Counts of every tile of the reported split, int64 (tiles, combinations, K, K), by arm and seed.
@@ -87,7 +93,7 @@ class Experiment:
             if "tiles" in results:
                 confusion = list(results["tiles"]["confusion"].values())
                 counts = np.array(confusion, dtype=np.int64).reshape(len(confusion), -1, size, size).swapaxes(0, 1)
-                counted = weighted_scores(counts, np.ones((1, len(counts))))[0]
+                counted = weighted_scores(counts, np.ones((1, len(counts))), self.classes)[0]
                 said = np.array([results[key] for key in SCORES.values()], dtype=np.float64)  # None is NaN
                 if not np.allclose(counted, said, rtol=0, atol=1e-9, equal_nan=True):
                     raise ValueError(
@@ -103,7 +109,7 @@ class Experiment:
         num_tiles = max((len(counts) for seeds in self.tiles.values() for counts in seeds.values()), default=0)
         weights = resampled_weights(num_tiles) if num_tiles else None
         return {
-            arm: {seed: weighted_scores(counts, weights) for seed, counts in seeds.items()}
+            arm: {seed: weighted_scores(counts, weights, self.classes) for seed, counts in seeds.items()}
             for arm, seeds in self.tiles.items()
         }
 

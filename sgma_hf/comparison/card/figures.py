@@ -48,7 +48,7 @@ def _averages_of_tiles(experiment: Experiment) -> np.ndarray:
     """Average of every tile by itself, mean over an arm's seeds, (tiles, arms), of tiles that all arms have one of."""
     columns = []
     for seeds in experiment.tiles.values():
-        scores = [weighted_scores(counts, np.eye(len(counts)))[:, 0] for counts in seeds.values()]
+        scores = [weighted_scores(counts, np.eye(len(counts)), experiment.classes)[:, 0] for counts in seeds.values()]
         columns.append(np.mean(scores, axis=0))
     averages = np.stack(columns, axis=1)
     return averages[np.isfinite(averages).all(1)]

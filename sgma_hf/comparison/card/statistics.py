@@ -111,12 +111,13 @@ def resampled_weights(num_tiles: int, num_resamples: int = NUM_RESAMPLES, seed: 
     return np.random.default_rng(seed).multinomial(num_tiles, share, size=num_resamples).astype(np.float64)
 
 
-def weighted_scores(confusion: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_scores(confusion: np.ndarray, weights: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
     """Score weighted sums of tiles, as `segmentation_scores` and `summarize_combinations` score their plain sum.
 
     Args:
         confusion: Counts of every tile and combination, integer, shape (tiles, combinations, K, K).
         weights: How often each tile counts, shape (sums, tiles); the unit matrix scores the tiles one by one.
+        classes: Ids of those that the means run over; None takes all.
 
     Returns:
         Average, Last-1 and Top-1 of mIoU over the combinations, shape (sums, 3), NaN where nothing was counted.
@@ -124,13 +125,15 @@ def weighted_scores(confusion: np.ndarray, weights: np.ndarray) -> np.ndarray:
     flat = confusion.reshape(len(confusion), -1).astype(np.float64)
     step = max(1, _MOST_NUMBERS // flat.shape[1])
     parts = (weights[start : start + step] @ flat for start in range(0, len(weights), step))
-    return np.concatenate([_scores(part.reshape(-1, *confusion.shape[1:])) for part in parts])
+    return np.concatenate([_scores(part.reshape(-1, *confusion.shape[1:]), classes) for part in parts])
 
 
-def _scores(sums: np.ndarray) -> np.ndarray:
+def _scores(sums: np.ndarray, classes: Sequence[int] | None) -> np.ndarray:
     """Average, Last-1 and Top-1 of confusion matrices (sums, combinations, K, K)."""
     hits = np.diagonal(sums, axis1=2, axis2=3)
     union = sums.sum(2) + sums.sum(3) - hits
+    if classes is not None:
+        hits, union = hits[..., list(classes)], union[..., list(classes)]
     scored = union > 0
     iou = np.divide(hits, union, out=np.zeros_like(hits), where=scored)
     known = scored.any(2)

@@ -26,6 +26,7 @@ MAIN_ARGUMENTS = (
     "modalities",
     "backbone",
     "backbone_config",
+    "encoder_groups",
     "model",
     "crop_size",
     "per_device_train_batch_size",

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
 from ..data.evaluation_mode import evaluating
 from ..data.metadata import DatasetMetadata
@@ -81,7 +81,7 @@ def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaC
         modality_channels=metadata.modality_channels,
         id2label=dict(enumerate(metadata.class_names)),
         label2id={name: index for index, name in enumerate(metadata.class_names)},
-        backbone_config=dict(settings.backbone_config),
+        backbone_config=_backbone_config(settings),
         **{
             "decoder_hidden_size": settings.decoder_hidden_size,
             "dice_loss_weight": settings.dice_loss_weight,
@@ -91,6 +91,12 @@ def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaC
         },
         palette=metadata.palette or None,
     )
+
+
+def _backbone_config(settings: RunSettings) -> dict[str, Any] | PreTrainedConfig:
+    """The encoder of all arms; a pretrained one keeps its bands where a modality has it to itself."""
+    fields = dict(settings.backbone_config)
+    return fields if settings.backbone is None else AutoConfig.for_model(**fields)
 
 
 def _training_arguments(settings: RunSettings, folder: str, **changes: Any) -> SgmaTrainingArguments:

@@ -86,19 +86,21 @@ def colour_modalities(
     return list(named)
 
 
-def normalize_as_encoder(processor: SgmaImageProcessor, backbone: str, chosen: Sequence[str]) -> str:
+def normalize_as_encoder(
+    processor: SgmaImageProcessor, backbone: str, chosen: Sequence[str], seen: Sequence[str] | None = None
+) -> str:
     """Give modalities of a fitted processor the mean and standard deviation of a pretrained encoder's images.
 
     They are those of `preprocessor_config.json` beside the weights, a folder or an id on the Hub, or of timm's
-    `config.json`, or else ImageNet's. `chosen` is what `colour_modalities` gives. Returns a line about what each
-    modality is normalised by.
+    `config.json`, or else ImageNet's. `chosen` is what `colour_modalities` gives, of the modalities
+    that the encoder has `seen`, None for all. Returns a line about what each of these is normalised by.
     """
     mean, std, source = _encoder_statistics(backbone)
     for index in map(processor.modalities.index, chosen):
         factor = processor.rescale_factor[index]
         processor.image_mean[index] = [value * factor for value in mean]
         processor.image_std[index] = [value * abs(factor) for value in std]
-    others = ", ".join(name for name in processor.modalities if name not in chosen)
+    others = ", ".join(name for name in seen or processor.modalities if name not in chosen)
     parts = [f"{', '.join(chosen)} normalised by {source}"] * bool(chosen)
     parts += [f"{others} {'' if chosen else 'normalised '}by the training rows"] * bool(others)
     return f"encoder: pretrained, {backbone}; {', '.join(parts)}"

@@ -258,6 +258,18 @@ class SgmaConfig(PreTrainedConfig):
         """Names of the modalities of every encoder."""
         return [group.split("+") for group in self.encoder_configs]
 
+    def encoder_name(self, group: str) -> str:
+        """Name in `encoder_configs` of the encoder of these modalities, joined by "+" in any order.
+
+        Raises:
+            ValueError: If no encoder is for these and no others.
+        """
+        wanted = sorted(group.split("+"))
+        for name in self.encoder_configs:
+            if sorted(name.split("+")) == wanted:
+                return name
+        raise ValueError(f"There is no encoder for {group!r}; the model has those of {list(self.encoder_configs)}.")
+
     def set_encoders(self, encoder_configs: dict[str, PreTrainedConfig]) -> None:
         """Change which modalities each encoder is for; one encoder is that of all."""
         grouped = len(encoder_configs) > 1

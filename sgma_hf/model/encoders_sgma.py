@@ -34,6 +34,7 @@ class SgmaEncodersMixin:
     # Whether encoders of absent modalities run, too, for nothing: where parameters are sharded, all processes have to
     # call the same modules.
     calls_all_encoders = False
+    idle_groups: tuple[int, ...] = ()  # those whose encoder ran for nothing the last time
 
     def make_encoders(self, config: SgmaConfig) -> None:
         """Build the encoders with new weights."""
@@ -67,6 +68,11 @@ class SgmaEncodersMixin:
     def encoder(self, group: int) -> list[nn.Module | None]:
         """A group's backbone, its pyramid or None, and its widening or None."""
         return [getattr(self, f"{name}_{group}" if group else name) for name in _PARTS]
+
+    def idle_modules(self) -> set[nn.Module]:
+        """Modules of the encoders that ran for nothing in the last pass."""
+        parts = (part for group in self.idle_groups for part in self.encoder(group) if part is not None)
+        return {module for part in parts for module in part.modules()}
 
     def encoder_widths(self, group: int) -> list[int]:
         """Channels of a group's four maps, as its own encoder gives them."""
@@ -116,6 +122,7 @@ class SgmaEncodersMixin:
         own = dict(zip((index for index, count in enumerate(counts) if count), images, strict=True))
         maps: dict[int, tuple[torch.Tensor, ...]] = {}
         nothing: Any = 0
+        idle = []
         for group, members in enumerate(self.groups):
             there = [index for index in members if counts[index]]
             if there:
@@ -124,6 +131,9 @@ class SgmaEncodersMixin:
                 maps |= zip(there, zip(*parts, strict=True), strict=True)
             elif self.calls_all_encoders:
                 flat = images[0].new_full((1, self.encoder_channels()[members[0]], *images[0].shape[-2:]), 1.0)
+                idle.append(group)
                 nothing = nothing + 0 * sum(stage.mean() for stage in self.encoder_maps(flat, group))
+        if self.calls_all_encoders:
+            self.idle_groups = tuple(idle)
         first, *others = (torch.cat(parts) for parts in zip(*(maps[index] for index in sorted(maps)), strict=True))
         return (first + nothing if self.calls_all_encoders else first, *others)

@@ -196,27 +196,39 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         self.sgma = SgmaModel(config)
         self.supports_gradient_checkpointing = self.sgma.supports_gradient_checkpointing
         self.decode_head = SgmaDecodeHead(config, self.sgma.channels)
-        self.pretrained_backbone: str | None = None  # what the encoder started from, for the model card
+        # What the encoder, or those of groups by their names, started from, for the model card.
+        self.pretrained_backbone: str | dict[str, str] | None = None
         self.post_init()
 
     @classmethod
     def from_backbone_pretrained(
-        cls, backbone_name_or_path: str, config: SgmaConfig, **kwargs
+        cls, backbone_name_or_path: str | dict[str, str], config: SgmaConfig, **kwargs
     ) -> "SgmaForSemanticSegmentation":
-        """Build a new model whose encoder starts from pretrained weights.
+        """Build a new model whose encoder starts from pretrained weights, or those of groups of modalities.
 
         Args:
             backbone_name_or_path: Hub id or folder of a checkpoint of `config.backbone_config`'s architecture, an
-                image classifier's for instance.
+                image classifier's for instance. Of several encoders all start from it, or, by their modalities as in
+                `{"rgb+nir": "folder", "sar": "another"}`, those that are named, and the others from new weights.
             config: Configuration of the new model; its `backbone_config` has to fit the checkpoint.
             kwargs: Passed on to the backbone's `from_pretrained` (`revision`, `token`, `cache_dir`, ...).
 
         Raises:
-            ValueError: If weights of the encoder are missing in the checkpoint or have other shapes.
+            ValueError: If weights of the encoder are missing in the checkpoint or have other shapes, or no encoder is
+                for the modalities that are named.
         """
+        given, encoders = backbone_name_or_path, config.encoder_configs
+        if isinstance(given, dict):
+            given = {config.encoder_name(group): str(path) for group, path in given.items()}
+            paths = given
+        else:
+            given = str(given)
+            paths = dict.fromkeys(encoders, given)
         model = cls(config)
-        load_pretrained(model.sgma.backbone, config.backbone_config, backbone_name_or_path, **kwargs)
-        model.pretrained_backbone = str(backbone_name_or_path)
+        for backbone, (group, encoder_config) in zip(model.sgma.backbones, encoders.items(), strict=True):
+            if group in paths:
+                load_pretrained(backbone, encoder_config, paths[group], **kwargs)
+        model.pretrained_backbone = given
         return model
 
     @classmethod

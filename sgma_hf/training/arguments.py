@@ -318,14 +318,21 @@ class RunArguments:
     overwrite: bool = HfArg(
         default=False, help="Replace an earlier run in `--output_dir`; its checkpoints are removed before training."
     )
-    backbone: str | None = HfArg(
+    backbone: list[str] | None = HfArg(
         default=None,
         help="Pretrained encoder: Hub id or folder of a backbone or classifier of transformers or timm, for instance "
-        "OpenGVLab/pvt_v2_b2; default: random weights.",
+        "OpenGVLab/pvt_v2_b2; or one for each group of modalities, as in rgb+nir=DIR_OR_ID sar=DIR_OR_ID; default: "
+        "random weights.",
     )
-    backbone_config: str = HfArg(
-        default="pvt_v2_b2",
-        help=f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration.",
+    backbone_config: list[str] | None = HfArg(
+        default=None,
+        help=f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration; or one for "
+        "each group of modalities that `--backbone` does not name, as in sar=pvt_v2_b0; default: pvt_v2_b2.",
+    )
+    encoder_groups: list[str] | None = HfArg(
+        default=None,
+        help="Groups of modalities that have an encoder of their own, all of one configuration, as in rgb+nir sar; "
+        "default: one encoder for all.",
     )
     encoder_statistics: list[str] | None = HfArg(
         default=None,

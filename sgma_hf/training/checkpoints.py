@@ -125,8 +125,11 @@ def _model_fields(config: SgmaConfig) -> dict[str, Any]:
     """Fields by name, those of the encoder too, with values as JSON reads them back."""
     values = config.to_dict()
     encoder = values.pop("backbone_config")
+    parts = {"": encoder} if "model_type" in encoder else {f"{group}.": part for group, part in encoder.items()}
     fields = {name: value for name, value in values.items() if name in _MODEL_FIELDS}
-    fields |= {f"backbone_config.{name}": value for name, value in encoder.items() if name not in _SERVICE_FIELDS}
+    for group, part in parts.items():
+        kept = {name: value for name, value in part.items() if name not in _SERVICE_FIELDS}
+        fields |= {f"backbone_config.{group}{name}": value for name, value in kept.items()}
     return json.loads(json.dumps(fields))
 
 

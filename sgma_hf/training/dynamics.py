@@ -172,7 +172,7 @@ def modality_parameters(model: torch.nn.Module, num_modalities: int) -> list[lis
     groups: list[list[torch.nn.Parameter]] = [[] for _ in range(num_modalities)]
     for name, parameter in model.named_parameters():
         match = _MODALITY_PARAMETER.search(name)
-        if match and int(match[1]) < num_modalities and parameter.requires_grad and "backbone." not in name:
+        if match and int(match[1]) < num_modalities and parameter.requires_grad and "backbone" not in name:
             groups[int(match[1])].append(parameter)
     return groups
 

@@ -133,8 +133,8 @@ class HubTrainer(Trainer):
             units=described.units,
             classes=described.classes,
             finetuned_from=dataset_name(model.config._name_or_path or None)[0],
-            backbone=dataset_name(model.pretrained_backbone)[0],
-            has_pyramid=model.sgma.pyramid is not None,
+            backbone=_backbone_name(model.pretrained_backbone),
+            has_pyramid=any("pyramid" in name for name, _ in model.sgma.named_children()),
             command=self.command or command_line(),
             arguments=self.recorded_arguments(),
             num_processes=self.args.world_size,
@@ -269,6 +269,13 @@ class HubTrainer(Trainer):
 
     def _staging(self) -> Path:
         return Path(tempfile.mkdtemp(prefix="_push-", dir=self.args.output_dir))
+
+
+def _backbone_name(given: str | Mapping[str, str] | None) -> str | None:
+    """Names of what the encoders started from, without folders; those of groups with their modalities."""
+    if isinstance(given, Mapping):
+        return ", ".join(f"{dataset_name(part)[0]} ({group})" for group, part in given.items())
+    return dataset_name(given)[0]
 
 
 def _link_files(source: Path, target: Path, patterns: Sequence[str]) -> None:

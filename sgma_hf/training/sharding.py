@@ -54,6 +54,7 @@ class UnusedParameters:
         self._used: dict[str, bool] = {}
         self._called: set[torch.nn.Module] = set()
         self._has_pair = True
+        model.sgma.calls_all_encoders = True
         for module in model.modules():
             module.register_forward_pre_hook(lambda module, args: self._called.add(module))
         # Before FSDP's own hook, while the parameters of the outermost unit are there as plain tensors.
@@ -61,11 +62,12 @@ class UnusedParameters:
 
     def _reach_all(self, model: torch.nn.Module, args, outputs):
         if model.training and outputs.loss is not None:
-            outer = []
+            outer, idle = [], model.sgma.idle_modules()
             for prefix, module in model.named_modules():
                 for name, parameter in module.named_parameters(prefix, recurse=False):
                     # The head is called whatever a batch holds.
                     used = module in self._called and (self._has_pair or name.startswith("decode_head."))
+                    used = used and module not in idle
                     self._used[name] = self._used.get(name, False) or used
                     # Inner units, which are sharded again by now, use all of theirs whenever they are called.
                     if parameter.requires_grad and not isinstance(parameter, DTensor):

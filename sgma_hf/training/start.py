@@ -1,10 +1,8 @@
 """What a training starts from: rows with labels, and a model with its processor."""
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +23,17 @@ from ..data.metadata import DatasetMetadata, check_meaning
 from ..data.processor_fitting import colour_modalities, fit_processor, normalize_as_encoder, refit_processor
 from ..data.rows import SPLIT_ALIASES, labelled_rows, load_rows, present_modalities, with_modality_columns
 from ..data.value_scale import rows_on_another_scale
-from ..model.backbones_sgma import read_backbone_config
 from ..model.configuration_sgma import SgmaConfig
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
-from . import PVT_V2_SIZES
 from .arguments import RunArguments, SgmaTrainingArguments
 from .augmentation import for_units
+from .fine_tuning.encoder_arguments import (
+    all_are_pretrained,
+    encoder_fields,
+    encoders_from_new_weights,
+    pretrained_encoders,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -54,8 +56,10 @@ class TrainingStart:
 
 def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments) -> TrainingStart:
     """Load the rows, and load or make the model and its processor, which is fitted to training crops."""
-    named = {"data set": arguments.dataset, "--model": arguments.model, "--backbone": arguments.backbone}
-    for what, given in named.items():
+    pretrained = pretrained_encoders(arguments)
+    named = [("data set", arguments.dataset), ("--model", arguments.model)]
+    named += [("--backbone", path) for path in (pretrained.values() if isinstance(pretrained, dict) else [pretrained])]
+    for what, given in named:
         if given is not None:
             check_folder_or_id(given, what)
     metadata = DatasetMetadata.load(arguments.dataset)
@@ -98,7 +102,7 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
 def check_arguments(arguments: RunArguments, training_args: SgmaTrainingArguments) -> None:
     """Raise a ValueError if arguments of a new model and of one to go on from are mixed, or random weights kept."""
     keeps = "--freeze_encoder" if training_args.freeze_encoder else "--lora_rank" if training_args.lora_rank else None
-    if keeps and arguments.model is None and arguments.backbone is None:
+    if keeps and arguments.model is None and not all_are_pretrained(arguments):
         raise ValueError(
             f"`{keeps}` would keep an encoder of random weights. Name a pretrained one by `--backbone`, or a "
             "model by `--model`."
@@ -201,7 +205,7 @@ def _new_model(
         modality_channels=channels,
         id2label=dict(enumerate(metadata.class_names)),
         label2id={name: index for index, name in enumerate(metadata.class_names)},
-        backbone_config=_backbone_config(arguments),
+        **encoder_fields(arguments),
         decoder_hidden_size=arguments.decoder_hidden_size,
         modality_adapter_size=arguments.modality_adapter_size,
         fusion=arguments.fusion,
@@ -211,23 +215,35 @@ def _new_model(
         class_weights=_class_weights(arguments.class_weighting, metadata),
     )
     colours: list[str] = []
-    if arguments.backbone is not None:
-        dtypes = [metadata.modality_dtypes[index] for index in chosen]
-        colours = colour_modalities(modalities, channels, dtypes, arguments.encoder_statistics)
-        model = SgmaForSemanticSegmentation.from_backbone_pretrained(arguments.backbone, config)
-    else:
+    pretrained, new = (
+        pretrained_encoders(arguments),
+        encoders_from_new_weights(arguments, list(config.encoder_configs)),
+    )
+    if new:
+        which = "The encoder" if len(config.encoder_configs) == 1 else f"The encoder of {', that of '.join(new)}"
         logger.warning(
-            "The encoder starts from random weights, which a `--learning_rate` of about 1e-3 suits. From pretrained "
+            f"{which} starts from random weights, which a `--learning_rate` of about 1e-3 suits. From pretrained "
             "ones it starts by `--backbone`, for instance `--backbone OpenGVLab/pvt_v2_b2` from the Hub."
         )
+    if pretrained is None:
         model = SgmaForSemanticSegmentation(config)
+    else:
+        dtypes = [metadata.modality_dtypes[index] for index in chosen]
+        colours = colour_modalities(modalities, channels, dtypes, arguments.encoder_statistics)
+        model = SgmaForSemanticSegmentation.from_backbone_pretrained(pretrained, config)
     nodata = [metadata.nodata[index] for index in chosen]
     processor = fit_processor(
         _watched(rows), modalities, channels, nodata=nodata, num_labels=config.num_labels, crop_size=crop_size
     )
-    if arguments.backbone is None:
+    if pretrained is None:
         return model, processor, None
-    return model, processor, normalize_as_encoder(processor, arguments.backbone, colours)
+    if isinstance(pretrained, str):
+        return model, processor, normalize_as_encoder(processor, pretrained, colours)
+    lines = []
+    for group, path in pretrained.items():
+        seen = config.encoder_name(group).split("+")
+        lines.append(normalize_as_encoder(processor, path, [name for name in colours if name in seen], seen))
+    return model, processor, "\n".join(lines)
 
 
 def _class_weights(weighting: str, metadata: DatasetMetadata) -> list[float] | None:
@@ -243,27 +259,6 @@ def _class_weights(weighting: str, metadata: DatasetMetadata) -> list[float] | N
     share = np.maximum(pixels, 1) / np.maximum(pixels, 1).sum()  # a class without a pixel gets a finite weight
     weights = share ** (-1.0 if weighting == "inverse" else -0.5)
     return (weights / (share * weights).sum()).tolist()
-
-
-def _backbone_config(arguments: RunArguments) -> Any:
-    """Configuration of the encoder: that of the pretrained one, a preset, or a file."""
-    if arguments.backbone is not None:
-        return read_backbone_config(arguments.backbone)
-    if arguments.backbone_config in PVT_V2_SIZES:
-        return {"model_type": "pvt_v2", **PVT_V2_SIZES[arguments.backbone_config]}
-    path = Path(arguments.backbone_config)
-    if not path.is_file():
-        raise ValueError(
-            f"`--backbone_config` is {arguments.backbone_config!r}; expected one of {list(PVT_V2_SIZES)} or a JSON "
-            'file with a "model_type" and its fields.'
-        )
-    try:
-        backbone = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"`--backbone_config` {path} is no JSON file: {error}") from error
-    if not isinstance(backbone, dict):
-        raise ValueError(f"`--backbone_config` {path} holds a {type(backbone).__name__}; expected fields by name.")
-    return backbone
 
 
 def check_dataset(name: str, dataset: Any, *, may_stream: bool = False) -> None:

@@ -58,6 +58,82 @@ def test_a_pretrained_encoder_is_named_in_the_record_and_on_the_card(arguments, 
     assert processor.value_range[0][0][1] > 0.5 and len(processor.image_std[2]) == 1
 
 
+def save_classifier(folder, **changes):
+    values = {key: value for key, value in (BACKBONE | changes).items() if key != "model_type"}
+    PvtV2ForImageClassification(PvtV2Config(**values)).save_pretrained(folder)
+    return folder
+
+
+def group_flags(arguments, **groups):
+    """Flags with a list of values for each of `groups`."""
+    del arguments["backbone_config"]
+    return [*flags(arguments), *(text for name, values in groups.items() for text in (f"--{name}", *values))]
+
+
+def test_groups_of_modalities_have_pretrained_encoders_of_their_own(arguments, tmp_path, capsys):
+    leaves, heights = save_classifier(tmp_path / "leaves"), save_classifier(tmp_path / "heights", num_channels=1)
+    encoders = [f"dsm={heights}", f"nir+rgb={leaves}"]
+    assert main([*group_flags(arguments, backbone=encoders), "--freeze_encoder", "true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"encoder: pretrained, {heights}; dsm normalised by the training rows" in lines
+    assert f"encoder: pretrained, {leaves}; rgb normalised by ImageNet's mean and deviation, nir by the" in "\n".join(
+        lines
+    )
+    model = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert model.config.encoder_groups == [["rgb", "nir"], ["dsm"]] and model.sgma.encoder_channels() == [3, 1, 3]
+    for backbone, folder in zip(model.sgma.backbones, (leaves, heights), strict=True):
+        source = PvtV2ForImageClassification.from_pretrained(folder).pvt_v2.state_dict()
+        assert all(torch.equal(source[name], value) for name, value in backbone.state_dict().items())
+    assert TrainingRecord.load(tmp_path / "run").backbone == "heights (dsm), leaves (rgb+nir)"
+    card = " ".join((tmp_path / "run" / "README.md").read_text().split())
+    assert "started from the weights of `heights (dsm), leaves (rgb+nir)`" in card
+    assert "These have encoders of their own: rgb+nir, dsm. The paper's is shared" in card
+
+
+def test_an_encoder_of_a_group_may_start_from_random_weights(arguments, tmp_path, caplog):
+    encoder, file = save_classifier(tmp_path / "pvt"), arguments["backbone_config"]
+    given = group_flags(arguments, backbone=[f"rgb+nir={encoder}"], backbone_config=[f"dsm={file}"])
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.training.start"):
+        assert main(given) == 0
+    assert "The encoder of dsm starts from random weights" in caplog.text
+    assert SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run").sgma.encoder_channels() == [3, 1, 3]
+
+
+def test_one_configuration_serves_all_groups(arguments, tmp_path, caplog):
+    assert main([*flags(arguments), "--encoder_groups", "nir+rgb", "dsm"]) == 0
+    assert "The encoder of rgb+nir, that of dsm starts from random weights" in caplog.text
+    model = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert model.config.encoder_groups == [["rgb", "nir"], ["dsm"]]
+    resumed = flags(arguments, max_steps=4, save_strategy="steps", save_steps=2, overwrite="true")
+    assert main([*resumed, "--encoder_groups", "nir+rgb", "dsm"]) == 0
+    assert main([*resumed, "--encoder_groups", "nir+rgb", "dsm", "--resume_from_checkpoint", "true"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"encoder_groups": ["rgb", "dsm"]}, "each of the modalities ['rgb', 'dsm', 'nir'] in one of them"),
+        ({"encoder_groups": ["rgb+nir", "height"]}, "each of the modalities ['rgb', 'dsm', 'nir'] in one of them"),
+        ({"backbone_config": ["dsm=pvt_v2_b0"]}, "The groups ['dsm'] have encoders of their own"),
+        ({"backbone_config": ["dsm=pvt_v2_b0", "pvt_v2_b0"]}, "or GROUP=VALUE for each group"),
+        ({"backbone_config": ["dsm=pvt_v2_b9", "rgb+nir=pvt_v2_b0"]}, "`--backbone_config` is 'pvt_v2_b9'"),
+        ({"backbone": ["dsm=nowhere", "rgb+nir=nowhere"]}, "--backbone nowhere: there is no such folder"),
+        (
+            {"backbone_config": ["dsm=pvt_v2_b0", "rgb+nir=pvt_v2_b0"], "encoder_groups": ["rgb+nir", "dsm"]},
+            "one `backbone_config` for all",
+        ),
+    ],
+)
+def test_groups_that_are_none_end_in_one_line(arguments, capsys, groups, said):
+    assert said in refusal(main, group_flags(arguments, **groups), capsys)
+
+
+def test_a_frozen_encoder_of_random_weights_is_refused_in_a_group_too(arguments, tmp_path, capsys):
+    encoder = save_classifier(tmp_path / "pvt")
+    given = group_flags(arguments, backbone=[f"rgb+nir={encoder}"], backbone_config=["dsm=pvt_v2_b0"])
+    assert "would keep an encoder of random weights" in refusal(main, [*given, "--freeze_encoder", "true"], capsys)
+
+
 def test_statistics_of_an_encoder_need_one(arguments, capsys):
     line = refusal(main, flags(arguments, encoder_statistics="rgb"), capsys)
     assert (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from comparison_fixtures import TINY, write_scenes
+from transformers import CONFIG_MAPPING, AutoBackbone
 
 from sgma_hf.comparison import runs
 from sgma_hf.comparison.arms import ARMS, COMMON_TRAINING, select_arms
@@ -22,6 +23,7 @@ from sgma_hf.comparison.runs import (
     execute_run,
     finite,
     giga_macs,
+    pretrained_config,
 )
 from sgma_hf.data.processor_fitting import fit_processor
 from sgma_hf.evaluation.metrics import segmentation_scores
@@ -47,6 +49,8 @@ def test_arms_are_what_their_names_say(scenes):
     assert models["mean_mas"].config.fusion == models["mean"].config.fusion == "mean"
     assert models["projector_mean"].config.fusion == "projector_mean"
     assert models["sgma"].config.fusion == models["sgf"].config.fusion
+    assert models["sgma_own_encoders"].config.encoder_groups == [[name] for name in metadata.modalities]
+    assert models["sgma_own_encoders"].sgma.encoder_channels() == metadata.modality_channels
     trainings = {name: COMMON_TRAINING | arm.training for name, arm in ARMS.items()}
     without_dropout = {name for name, training in trainings.items() if training["modality_dropout"] == [0.0]}
     assert without_dropout == {"mean_no_dropout", "sgma_no_dropout"}
@@ -55,6 +59,16 @@ def test_arms_are_what_their_names_say(scenes):
     default = SgmaTrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
     recipe = trainings["sgma_recipe"]
     assert recipe == {name: getattr(default, name) for name in recipe}
+
+
+def test_a_pretrained_encoder_keeps_its_bands_in_every_modality(scenes, tmp_path):
+    backbone = AutoBackbone.from_config(CONFIG_MAPPING["pvt_v2"](**{**TINY["backbone_config"], "num_channels": 3}))
+    backbone.save_pretrained(tmp_path)
+    settings = RunSettings(**TINY | {"backbone": str(tmp_path), "backbone_config": pretrained_config(str(tmp_path))})
+    model = build_model(ARMS["sgma_own_encoders"], settings, load_metadata(scenes))
+    weights = backbone.state_dict()
+    for encoder in model.sgma.backbones:
+        assert all(torch.equal(weights[name], value) for name, value in encoder.state_dict().items())
 
 
 def test_all_takes_every_arm_and_no_two_are_the_same():

@@ -17,8 +17,10 @@ from tiny_models import (
     tiny_model,
 )
 from torch.export import Dim
+from transformers import PvtV2Config, PvtV2ForImageClassification
 
 from sgma_hf import SgmaConfig, SgmaForSemanticSegmentation, SgmaImageProcessor
+from sgma_hf.model.backbones_sgma import read_backbone_config
 
 
 SIZE = (50, 70)
@@ -276,6 +278,33 @@ def test_the_widest_encoder_cannot_be_dropped():
     with pytest.raises(ValueError, match=r"'dsm' is the only modality of the widest encoder, whose \[8, 16, 16, 24\]"):
         model.drop_modality("dsm")
     assert names(model) == {"backbone": ["rgb", "sar"], "backbone_1": ["dsm"]}
+
+
+def test_every_encoder_starts_from_its_own_checkpoint(tmp_path):
+    torch.manual_seed(7)
+    folders, sources = {}, {}
+    for group, values in {"sar+rgb": {}, "dsm": {"depths": [2, 1, 1, 1]}}.items():
+        config = PvtV2Config(**{key: value for key, value in (PVT_V2 | values).items() if key != "model_type"})
+        sources[group] = PvtV2ForImageClassification(config)
+        folders[group] = tmp_path / group
+        sources[group].save_pretrained(folders[group])
+    config = tiny_config(backbone_config={name: read_backbone_config(str(path)) for name, path in folders.items()})
+    model = SgmaForSemanticSegmentation.from_backbone_pretrained(folders, config)
+    assert model.pretrained_backbone == {"rgb+sar": str(folders["sar+rgb"]), "dsm": str(folders["dsm"])}
+    for backbone, source in zip(model.sgma.backbones, sources.values(), strict=True):
+        weights = source.pvt_v2.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in backbone.state_dict().items())
+
+    torch.manual_seed(0)
+    fresh = SgmaForSemanticSegmentation(config)
+    torch.manual_seed(0)
+    one = SgmaForSemanticSegmentation.from_backbone_pretrained({"dsm": folders["dsm"]}, config)
+    assert all(map(torch.equal, one.sgma.backbone.parameters(), fresh.sgma.backbone.parameters()))
+    assert all(map(torch.equal, one.sgma.backbone_1.parameters(), model.sgma.backbone_1.parameters()))
+    with pytest.raises(ValueError, match=r"no encoder for 'rgb'; the model has those of \['rgb\+sar', 'dsm'\]"):
+        SgmaForSemanticSegmentation.from_backbone_pretrained({"rgb": folders["dsm"]}, config)
+    with pytest.raises(ValueError, match=r"lacks \d+ weights of the PvtV2Backbone"):
+        SgmaForSemanticSegmentation.from_backbone_pretrained(folders["sar+rgb"], config)
 
 
 @pytest.mark.long

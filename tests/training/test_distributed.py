@@ -11,6 +11,7 @@ pytestmark = pytest.mark.long
 
 
 UNEQUAL = {"unequal": True, "rows": 8}
+GROUPS = {"encoder_groups": [["rgb", "nir"], ["dsm"]]}  # a process often has no height in its batch
 IDLE = [1, 2, 3, 4]  # rows 2 and 4 hold nodata alone, 1 and 3 no label that counts
 
 
@@ -23,6 +24,7 @@ def two_processes(tmp_path_factory):
         options(folder / "idle", idle=IDLE),
         options(folder / "unequal", per_device_train_batch_size=3, **UNEQUAL),
         options(folder / "stream", stream=True, max_steps=5),
+        options(folder / "groups", **GROUPS),
     ]
     return folder, run(runs, 2, TWO_ON_CPU)
 
@@ -40,6 +42,7 @@ def one_process(two_processes, tmp_path_factory):
             options(folder / "resumed", resume=True, **accumulated),
             options(folder / "unequal", per_device_train_batch_size=6, **UNEQUAL),
             options(folder / "stream", stream=True, max_steps=5, **accumulated),
+            options(folder / "groups", **GROUPS, **accumulated),
         ]
     )
 
@@ -51,6 +54,12 @@ def test_two_processes_equal_one_with_twice_the_accumulation(two_processes, one_
     for entry, alone_entry in zip(summary["log"], alone["log"], strict=True):
         for name in ("loss_sgf", "loss_mas"):
             assert entry[name] == pytest.approx(alone_entry[name], abs=1e-5)
+
+
+def test_two_processes_equal_one_where_each_group_has_its_encoder(two_processes, one_process):
+    (summary, parameters), (alone, expected) = two_processes[1][4], one_process[5]
+    assert any(".backbone_1." in name for name in parameters) and len(summary["log"]) == len(alone["log"]) == 12
+    assert largest_difference(parameters, expected) <= 1
 
 
 def test_a_process_that_has_nothing_to_learn_from_waits_for_nobody(two_processes, one_process):

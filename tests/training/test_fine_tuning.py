@@ -54,6 +54,51 @@ def test_random_weights_are_not_frozen(tmp_path, capsys, given):
     assert f"`--{next(iter(given))}` would keep an encoder of random weights" in line
 
 
+GROUPS = {
+    "rgb+nir": TINY_BACKBONE,
+    "dsm": RESNET | {"layer_type": "bottleneck", "hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1]},
+}
+
+
+def test_all_encoders_of_groups_are_frozen_and_all_else_learns(tmp_path):
+    model = SgmaForSemanticSegmentation(make_config(backbone_config=GROUPS))
+    trainer = make_trainer(tmp_path, model=model, freeze_encoder=True, max_steps=2)
+    before = state_of(trainer)
+    trainer.train()
+    learned = changed_names(before, state_of(trainer))
+    assert any(name.startswith("sgma.widening_1.") for name in learned)
+    assert not any(name.startswith("sgma.backbone") for name in learned)
+    assert not any(module.training for encoder in model.train().sgma.backbones for module in encoder.modules())
+
+
+def test_learning_rates_fall_with_the_depth_of_each_encoder(tmp_path):
+    model = SgmaForSemanticSegmentation(make_config(backbone_config=GROUPS))
+    rates = optimizer_settings(make_trainer(tmp_path, model=model, encoder_learning_rate=1e-4, layer_decay=0.5))
+    for prefix, encoder in zip((ENCODER, "sgma.backbone_1."), model.sgma.backbones, strict=True):
+        depths = block_depths(encoder)
+        assert max(depths.values()) == 4
+        for name, depth in depths.items():
+            if prefix + name in rates:
+                assert rates[prefix + name][0] == pytest.approx(1e-4 * 0.5 ** (5 - depth)), name
+    assert {rate for name, (rate, _) in rates.items() if not name.startswith("sgma.backbone")} == {1e-3}
+
+
+def test_adapters_train_every_encoder_of_groups(tmp_path):
+    pytest.importorskip("peft")
+    model = SgmaForSemanticSegmentation(make_config(backbone_config=GROUPS))
+    trainer = make_trainer(tmp_path, model=model, lora_rank=2, max_steps=2)
+    before = state_of(trainer)
+    trainer.train()
+    learned = changed_names(before, state_of(trainer))
+    for prefix, encoder in zip((ENCODER, "sgma.backbone_1."), model.sgma.backbones, strict=True):
+        inside = {name for name in learned if name.startswith(prefix)}
+        adapted = {
+            name for name, part in encoder.named_modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)
+        }
+        assert inside and all(name.removeprefix(prefix).rpartition(".")[0] in adapted for name in inside)
+    assert any(name.startswith("sgma.widening_1.") for name in learned)
+
+
 def optimizer_settings(trainer):
     """Learning rate and weight decay of every parameter, by name."""
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.long
 OPTIONS = {"max_grad_norm": 0.0, "save_steps": 6}
 UNEQUAL = {"unequal": True, "rows": 8}  # so a process often has rows of more sizes than the other
 IDLE = [1, 2, 3]  # row 2 holds nodata alone, 1 and 3 no label that counts
+GROUPS = {"encoder_groups": [["rgb", "nir"], ["dsm"]]}  # a process often has no height in its batch
 CONFIGURATION = Path(__file__).parents[2] / "scripts" / "accelerate_fsdp.yaml"
 
 
@@ -38,6 +39,7 @@ def sharded(tmp_path_factory):
         options(folder / "full_resumed", resume=str(folder / "full" / "checkpoint-6"), **full),
         options(folder / "idle", idle=IDLE, eval_on_start=True, **full),
         options(folder / "unequal", **UNEQUAL, **full | {"per_device_train_batch_size": 3}),
+        options(folder / "groups", **GROUPS, idle=IDLE, **full),
         options(folder / "shards", **shards),
         options(folder / "shards_resumed", resume=str(folder / "shards" / "checkpoint-6"), **shards),
     ]
@@ -51,7 +53,8 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     accumulated = OPTIONS | {"gradient_accumulation_steps": 2}
     runs = [options(folder / "run", **accumulated), options(folder / "idle", idle=IDLE, **accumulated)]
-    return run([*runs, options(folder / "unequal", **UNEQUAL, **OPTIONS | {"per_device_train_batch_size": 6})])
+    runs.append(options(folder / "unequal", **UNEQUAL, **OPTIONS | {"per_device_train_batch_size": 6}))
+    return run([*runs, options(folder / "groups", **GROUPS, idle=IDLE, **accumulated)])
 
 
 def test_the_shipped_configuration_is_version_2():
@@ -75,6 +78,13 @@ def test_a_process_without_any_modality_in_its_batch_waits_for_nobody(sharded, a
     summary, parameters = sharded[1]["idle"]
     assert summary["statistics"]["row_losses"][1] == alone[1][0]["statistics"]["row_losses"][1]
     assert largest_difference(parameters, alone[1][1]) <= 1
+
+
+def test_a_process_without_a_modality_of_an_encoder_waits_for_nobody(sharded, alone):
+    summary, parameters = sharded[1]["groups"]
+    assert any(".backbone_1." in name for name in parameters)
+    assert summary["statistics"]["row_losses"][1] == alone[3][0]["statistics"]["row_losses"][1]
+    assert largest_difference(parameters, alone[3][1]) <= 1
 
 
 def test_rows_of_unequal_sizes_are_dealt_out_without_a_trace(sharded, alone):

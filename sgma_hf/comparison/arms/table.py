@@ -101,6 +101,11 @@ _ALL = (
         training=_ROW_SAMPLING,
     ),
     Arm(
+        "sgma_own_encoders",
+        "`sgma` with an encoder for each modality, that takes its bands as they are",
+        {"shared_encoder": False},
+    ),
+    Arm(
         "sgma_recipe",
         "`sgma` with modality dropout 0.3 and row sampling, as `sgma-hf train` does by default",
         training={**_ROW_SAMPLING, **_LESS_DROPOUT},

@@ -32,6 +32,7 @@ PARTS = (
     ("less dropout, with a branch", "projector_mean_single_less_dropout", "projector_mean_single"),
     ("less dropout, with SGMA", "sgma_less_dropout", "sgma"),
     ("row sampling", "sgma_row_sampling", "sgma"),
+    ("an encoder for each modality", "sgma_own_encoders", "sgma"),
     ("row sampling, with less dropout", "sgma_recipe", "sgma_less_dropout"),
 )
 _INTRODUCTION = (

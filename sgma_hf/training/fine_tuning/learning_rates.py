@@ -7,15 +7,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..arguments import SgmaTrainingArguments
-from .weights import adapted_modules
+from .weights import adapted_modules, encoders
 
 
 def prepare_encoder(model: PreTrainedModel, args: SgmaTrainingArguments) -> None:
-    """Freeze the encoder if it shall not learn; a ValueError if it has no blocks to decay or nothing to adapt."""
-    if args.freeze_encoder:
-        model.sgma.backbone.requires_grad_(False)
-    if args.layer_decay < 1:
-        block_depths(model.sgma.backbone)
+    """Freeze the encoders if they shall not learn; a ValueError if one has no blocks to decay or nothing to adapt."""
+    for encoder in encoders(model).values():
+        if args.freeze_encoder:
+            encoder.requires_grad_(False)
+        if args.layer_decay < 1:
+            block_depths(encoder)
     if args.lora_rank:
         adapted_modules(model)
 
@@ -37,20 +38,19 @@ def spread_rates(optimizer: torch.optim.Optimizer, model: nn.Module, args: SgmaT
 
 
 def encoder_rates(model: nn.Module, args: SgmaTrainingArguments) -> dict[nn.Parameter, float]:
-    """Learning rates of the encoder's parameters, as BEiT's (arXiv:2106.08254) where they fall with depth.
+    """Learning rates of the encoders' parameters, as BEiT's (arXiv:2106.08254) where they fall with depth.
 
     The last block learns `layer_decay` times as fast as what follows the encoder would, each before it `layer_decay`
     times as fast as the next, and what comes before the first block is one more step away.
     """
     rate = args.learning_rate if args.encoder_learning_rate is None else args.encoder_learning_rate
-    encoder = next(module for name, module in model.named_modules() if name.endswith("sgma.backbone"))
-    if args.layer_decay == 1:
-        return dict.fromkeys(encoder.parameters(), rate)
-    depths = block_depths(encoder)
-    end = max(depths.values()) + 1
-    return {
-        parameter: rate * args.layer_decay ** (end - depths[name]) for name, parameter in encoder.named_parameters()
-    }
+    rates = {}
+    for encoder in encoders(model).values():
+        depths = dict.fromkeys(dict(encoder.named_parameters()), 0) if args.layer_decay == 1 else block_depths(encoder)
+        end = max(depths.values()) + 1
+        for name, parameter in encoder.named_parameters():
+            rates[parameter] = rate * args.layer_decay ** (end - depths[name])
+    return rates
 
 
 def block_depths(encoder: nn.Module) -> dict[str, int]:

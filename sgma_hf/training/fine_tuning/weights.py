@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ..arguments import SgmaTrainingArguments
 
 ADAPTER_FOLDER = "adapter"
 TRAINED_WEIGHTS_NAME = "trained_weights.pt"
-_ENCODER = "sgma.backbone."
+_ENCODER = re.compile(r"(?:.*\.)?sgma\.backbone(?:_\d+)?")
 
 
 class TunedWeights:
@@ -89,13 +90,18 @@ def copy_adapter(checkpoint: str | os.PathLike, folder: str | os.PathLike) -> No
         shutil.copytree(source, Path(folder) / ADAPTER_FOLDER, dirs_exist_ok=True)
 
 
+def encoders(model: nn.Module) -> dict[str, nn.Module]:
+    """The encoders by the names of their modules, whatever wraps the model: one, or one for each group."""
+    return {name: module for name, module in model.named_modules() if _ENCODER.fullmatch(name)}
+
+
 def add_adapters(model: PreTrainedModel, rank: int) -> nn.Module:
     """Put adapters into the model itself and return PEFT's view of it, whose encoder learns by them alone."""
     from peft import LoraConfig, get_peft_model
 
     targets = adapted_modules(model)
-    learns = [parameter for name, parameter in model.named_parameters() if not name.startswith(_ENCODER)]
-    learns = [parameter for parameter in learns if parameter.requires_grad]
+    inside = {parameter for encoder in encoders(model).values() for parameter in encoder.parameters()}
+    learns = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in inside]
     adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
     for parameter in learns:
         parameter.requires_grad_(True)
@@ -103,25 +109,25 @@ def add_adapters(model: PreTrainedModel, rank: int) -> nn.Module:
 
 
 def adapted_modules(model: PreTrainedModel) -> list[str]:
-    """Names of the linear projections and 1x1 convolutions of the encoder.
+    """Names of the linear projections and 1x1 convolutions of the encoders.
 
     Raises:
-        ValueError: If there are none, or PEFT is not installed.
+        ValueError: If one has none, or PEFT is not installed.
     """
     if not is_peft_available():
         raise ValueError("`lora_rank` needs PEFT, which is not installed: `pip install 'sgma-hf[peft]'`.")
-    names = [
-        name
-        for name, module in model.named_modules()
-        if name.startswith(_ENCODER)
-        and (
-            isinstance(module, nn.Linear)
+    names = []
+    for prefix, encoder in encoders(model).items():
+        found = [
+            f"{prefix}.{name}"
+            for name, module in encoder.named_modules()
+            if isinstance(module, nn.Linear)
             or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1)
-        )
-    ]
-    if not names:
-        encoder = type(model.sgma.backbone).__name__
-        raise ValueError(
-            f"A {encoder} has no linear projection or 1x1 convolution that `lora_rank` could adapt. Leave it out."
-        )
+        ]
+        if not found:
+            raise ValueError(
+                f"A {type(encoder).__name__} has no linear projection or 1x1 convolution that `lora_rank` could "
+                "adapt. Leave it out."
+            )
+        names += found
     return names

@@ -171,7 +171,7 @@ class _Counts:
     """
 
     def __init__(self, subsets: torch.Tensor, num_tiles: int, num_labels: int, device: torch.device):
-        self.subsets = subsets  # bool (S, M)
+        self.subsets, self.on_device = subsets, subsets.to(device)  # bool (S, M)
         num_subsets, num_modalities = subsets.shape
         shape = (num_subsets, num_tiles, num_labels, num_labels)
         self.confusion = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -197,20 +197,21 @@ class _Counts:
 
         `predict` gives class ids (B, H, W), one after the other, for the subsets of those numbers.
         """
-        mask = batch.modality_mask
+        mask, device = batch.modality_mask, model.device
         present = mask if mask.ndim == 2 else mask.flatten(2).any(2)  # (B, M), on the CPU, which decides by it
+        seen = (present[:, None] & self.subsets).any(2)  # (B, S)
         self.rows_per_modality += present.sum(0)
-        batch = batch.on_device_of(model)
+        self.rows += seen.sum(0)
+        self.rows_complete += (present[:, None] | ~self.subsets).all(2).sum(0)
+        # From here on the device is given work, and asked for nothing.
+        covered, of_batch = (part.to(device, non_blocking=True) for part in (mask, seen))
+        batch = batch.on_device_of(model, with_mask=False)
         labelled = batch.labels != model.config.semantic_loss_ignore_index
-        wanted = (present[:, None] & self.subsets).any(2).any(0).nonzero().flatten().tolist()
+        wanted = seen.any(0).nonzero().flatten().tolist()
         for index, predicted in zip(wanted, predict(batch, wanted), strict=True):
-            subset = self.subsets[index]
-            seen = (present & subset).any(1)  # (B,)
-            self.rows[index] += seen.sum()
-            self.rows_complete[index] += (present | ~subset).all(1).sum()
-            counted = of_rows = labelled & seen.to(model.device)[:, None, None]
+            counted = of_rows = labelled & of_batch[:, index, None, None]
             if mask.ndim == 4:
-                counted = of_rows & batch.modality_mask[:, subset.to(model.device)].any(1)
+                counted = of_rows & (covered & self.on_device[index, :, None, None]).any(1)
             self.labelled[index] += of_rows.sum()
             tiles = batch.place[:, 0] % self.confusion.shape[1]  # all of them 0 where rows are not counted apart
             by_row = count_by_row(predicted, batch.labels, model.config.num_labels, counted)
@@ -251,7 +252,7 @@ class _Predictor:
 
     def __init__(self, model: PreTrainedModel, subsets: torch.Tensor, missing: Missing, tta: str | None):
         self.model, self.subsets, self.missing, self.tta = model, subsets, missing, tta
-        self.channels = torch.tensor(model.config.modality_channels, device=model.device)
+        self.channels = torch.tensor(model.config.modality_channels)
 
     def over(
         self, batches: PreparedBatches, stride: int | None, batch_size: int
@@ -284,7 +285,7 @@ class _Predictor:
             covered = [window for window in strips[top] if window.modality_mask.any()]
             for start in range(0, len(covered), batch_size):
                 batch = PreparedRow.batch(covered[start : start + batch_size])
-                maps = self._turned_logits(batch.on_device_of(self.model), wanted)
+                maps = self._turned_logits(batch.on_device_of(self.model, with_mask=False), wanted)
                 for predicted, place in zip(maps, batch.place.tolist(), strict=True):
                     blender.add(predicted, top, place[2])
             blended = blender.finish(bottom)  # (S * K, rows, W)
@@ -311,11 +312,12 @@ class _Predictor:
         """
         model = self.model
         encoding = model.encode(batch.pixel_values, batch.modality_mask) if self.missing == "absent" else None
-        for subset in self.subsets[list(wanted)].to(model.device):
+        for subset in self.subsets[list(wanted)]:
             if self.missing == "absent":
                 outputs = model.fuse_and_decode(encoding, subset)
             else:
                 kept = (batch.covered & subset[:, None, None]).repeat_interleave(self.channels, dim=1)
+                kept = kept.to(model.device, non_blocking=True)
                 outputs = model(pixel_values=torch.where(kept, batch.pixel_values, 0))
             yield pixel_logits(outputs.logits, batch.labels.shape[-2:])
 

@@ -46,13 +46,14 @@ class PreparedRow:
         """Rows of one size and one kind of mask, with a first axis (batch_size)."""
         return cls(*map(torch.stack, zip(*map(astuple, rows), strict=True)))
 
-    def on_device_of(self, model: PreTrainedModel) -> "PreparedRow":
-        """The same on the model's device, the rasters in its dtype."""
+    def on_device_of(self, model: PreTrainedModel, *, with_mask: bool = True) -> "PreparedRow":
+        """The same on the model's device, the rasters in its dtype; a mask on the CPU asks no device what it holds."""
+        move = {"device": model.device, "non_blocking": True}
         return PreparedRow(
-            self.pixel_values.to(model.device, model.dtype),
-            self.modality_mask.to(model.device),
-            self.labels.to(model.device),
-            self.place.to(model.device),
+            self.pixel_values.to(dtype=model.dtype, **move),
+            self.modality_mask.to(**move) if with_mask else self.modality_mask,
+            self.labels.to(**move),
+            self.place.to(**move),
         )
 
     @property

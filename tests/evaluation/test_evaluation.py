@@ -122,6 +122,20 @@ def test_one_encoding_gives_the_confusion_matrices_of_the_naive_loop(model, proc
         assert expected["pixels"] > 0
 
 
+@pytest.mark.parametrize("missing", ["absent", "zero"])
+@pytest.mark.parametrize("options", [{}, {"tta": "flips"}])
+def test_no_batch_asks_the_device_for_anything(model, processor, rows, missing, options):
+    # On the device "meta" there are no values: what asks for one raises, as the sums do at the very end.
+    options = {"missing": missing, "batch_size": 2, **options}
+    passes = []
+    model.sgma.backbone.register_forward_hook(lambda *_: passes.append(1))
+    evaluate_modality_combinations(model, processor, rows, **options)
+    asked, model = len(passes), model.to("meta")
+    with pytest.raises(NotImplementedError, match="meta"):
+        evaluate_modality_combinations(model, processor, rows, **options)
+    assert len(passes) == 2 * asked
+
+
 def test_missing_as_zeros_is_not_missing_as_absent(model, processor, rows):
     absent = evaluate_modality_combinations(model, processor, rows)
     zero = evaluate_modality_combinations(model, processor, rows, missing="zero")

@@ -38,7 +38,9 @@ def workspace(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", ["rasters", "encoders", "training", "evaluation", "maps", "datasets", "research"])
+@pytest.mark.parametrize(
+    "page", ["rasters", "encoders", "modules", "training", "evaluation", "maps", "datasets", "research"]
+)
 def test_a_page_runs_as_printed(page, workspace, tmp_path, monkeypatch):
     shutil.copytree(workspace, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
@@ -47,6 +49,16 @@ def test_a_page_runs_as_printed(page, workspace, tmp_path, monkeypatch):
         for flag in ("--out", "--output", "--output_dir"):
             if flag in words:
                 assert Path(words[words.index(flag) + 1]).exists(), words
+
+
+def test_modules_stand_between_encoders_of_timm_and_a_decoder_of_segmentation_models():
+    for library in ("timm", "segmentation_models_pytorch"):
+        pytest.importorskip(library)
+    ((_, example),) = blocks(TEXTS["modules"], "py")
+    assert sum(bool(line.strip()) for line in example.splitlines()) <= 30
+    scope = {}
+    exec(compile(example, "example", "exec"), scope)
+    assert scope["losses"][-1] < 0.5 * scope["losses"][0]
 
 
 def test_labels_are_mapped_as_the_page_says(workspace, tmp_path, monkeypatch):
@@ -72,7 +84,7 @@ def test_every_command_that_is_printed_exists():
     for name, text in TEXTS.items():
         for words in commands(text):
             if words[0] == "sgma-hf":
-                assert words[1] in COMMANDS, (name, words)
+                assert words[3 if words[1] == "--import" else 1] in COMMANDS, (name, words)
             elif words[0] == "make":
                 assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), words
             else:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comparison_fixtures import FLAGS, write_scenes
-from document_blocks import blocks, commands, run, section
+from document_blocks import SHORT_TRAINING, blocks, commands, run, section
 
-from sgma_hf.commands import COMMANDS, compare, results_card
+from sgma_hf.commands import COMMANDS, compare, main, results_card
 from sgma_hf.comparison.arms import ARMS
 from sgma_hf.comparison.run_records import read_rows
 from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.data.rows import decode_row, load_rows
+from sgma_hf.model.fusion_sgma import FUSIONS
 
 
 pytestmark = pytest.mark.long
@@ -97,6 +98,31 @@ def test_the_data_set_of_the_recipe_is_checked_converted_and_read(tmp_path, monk
 def test_the_reader_of_a_data_set_is_short():
     ((_, block),) = blocks(section(TEXT, "A data set of your own"), "python")
     assert sum(bool(line.strip()) for line in block.splitlines()) <= 30
+
+
+def test_the_fusion_of_the_recipe_is_trained_saved_and_scored(tmp_path, monkeypatch, capsys):
+    text = section(TEXT, "A fusion of your own")
+    ((_, module),) = blocks(text, "python")
+    (tmp_path / "strongest.py").write_text(module, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(FUSIONS, "strongest", raising=False)  # as the recipe's own test registered it
+    write_scenes("rows")
+    training, evaluation = commands(text)
+    try:
+        assert (
+            main([*training[1:], *SHORT_TRAINING.split(), "--backbone_config", "pvt_v2_b0", "--crop_size", "32"]) == 0
+        )
+        assert Path("runs/strongest/strongest.py").is_file()
+        assert main(evaluation[1:]) == 0 and '"rgb+dsm+nir"' in Path("runs/scores.json").read_text()
+        ((_, example),) = blocks(text, "py")
+        exec(compile(example, "example", "exec"), {})
+        assert '"fusion": "strongest"' in Path("runs/strongest/config.json").read_text()
+        assert main(["--import", "nothing", "train"]) == 2
+        assert "\nsgma-hf: the module 'nothing' cannot be imported: " in capsys.readouterr().err
+    finally:
+        sys.modules.pop("strongest", None)
+        FUSIONS.pop("strongest", None)
 
 
 def test_the_arm_of_the_recipe_is_trained_and_stands_in_the_card(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from sgma_hf.data.command_line import did_you_mean
+from sgma_hf.data.command_line import did_you_mean, import_own_module
 
 
 # Command -> (module, one line of help). Modules are imported when their command is called: `sgma-hf --help` answers
@@ -38,26 +38,34 @@ def _usage() -> str:
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: sgma-hf <command> [arguments]",
+            "usage: sgma-hf [--import MODULE] <command> [arguments]",
             "",
             "commands:",
             *lines,
             "",
-            "`sgma-hf <command> --help` has the rest.",
+            "`sgma-hf <command> --help` has the rest. `--import` is for modules that register fusions or encoders of",
+            "your own, from the working folder or installed; it can be repeated.",
         ]
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command that the first argument names.
+    """Import the modules that `--import` names, and run the command that the next argument names.
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit status: that of the command, or 2 where no known command is named.
+        The exit status: that of the command, or 2 where no known command is named or a module cannot be imported.
     """
     argv = sys.argv[1:] if argv is None else argv
+    while len(argv) > 1 and argv[0] == "--import":
+        try:
+            import_own_module(argv[1])
+        except ValueError as error:
+            print(f"sgma-hf: {error}", file=sys.stderr)
+            return 2
+        argv = argv[2:]
     if argv and argv[0] in ("-h", "--help"):
         print(_usage())
         return 0

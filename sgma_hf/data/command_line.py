@@ -3,8 +3,11 @@
 import argparse
 import difflib
 import functools
+import importlib
+import os
 import re
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,19 @@ def report_errors(
         return run
 
     return decorate
+
+
+def import_own_module(name: str) -> types.ModuleType:
+    """Import a module of somebody's own, from the working folder too; ValueError in one line, whatever it raises."""
+    if os.getcwd() not in sys.path:  # an installed command has its own folder there
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever somebody's module may raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"the module {name!r} cannot be imported: {reason}. It has to be in the working folder, or installed."
+        ) from error
 
 
 def _say_below_bars(line: str) -> None:

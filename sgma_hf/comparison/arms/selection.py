@@ -1,13 +1,10 @@
 """Arms by name: those of the package, and those of a module of one's own."""
 
 import copyreg
-import importlib
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...data.command_line import did_you_mean
+from ...data.command_line import did_you_mean, import_own_module
 from .arm import Arm
 from .table import ARMS
 
@@ -35,16 +32,10 @@ def find_arm(name: str) -> Arm:
             )
         return ARMS[name]
     module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # an installed command has its own folder there
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever somebody's module may raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"The arm {name}: the module {module_name!r} cannot be imported: {reason}. Expected package.module:ARM, "
-            "of a module in the working folder or an installed one."
-        ) from error
+        module = import_own_module(module_name)
+    except ValueError as error:
+        raise ValueError(f"The arm {name}: {error} Expected package.module:ARM.") from error
     arms = [key for key, value in vars(module).items() if isinstance(value, Arm)]
     if attribute not in arms:
         raise ValueError(

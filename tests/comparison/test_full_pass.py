@@ -260,6 +260,14 @@ def test_a_model_is_saved_and_loaded_by_its_configuration(name, tmp_path):
     assert AutoModelForSemanticSegmentation.from_pretrained(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
 
 
+def test_kept_weights_of_another_network_are_refused_in_one_line(arm, tmp_path):
+    new_model(arm(Recorder)).save_pretrained(tmp_path)
+    arm(lambda config: torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="not those of the arm tried as it is now") as error:
+        FullPassForSemanticSegmentation.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def write_module(folder, text):
     (folder / "somebodys.py").write_text("import torch\nfrom sgma_hf.comparison.arms import Arm\n\n" + text)
 

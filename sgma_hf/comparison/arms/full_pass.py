@@ -77,12 +77,21 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
 
         The network is made as it was for training, and not on torch's meta device, where what is no part of the
         weights would be lost.
+
+        Raises:
+            ValueError: If the arm now builds a network with other weights.
         """
         model = cls(config or FullPassConfig.from_pretrained(pretrained_model_name_or_path))
-        load_model(model, Path(pretrained_model_name_or_path, WEIGHTS_FILE))
-        return (
-            model if dtype in (None, "auto") else model.to(getattr(torch, str(dtype).removeprefix("torch.")))
-        ).eval()
+        try:
+            load_model(model, Path(pretrained_model_name_or_path, WEIGHTS_FILE))
+        except RuntimeError as error:  # torch's, of many lines
+            raise ValueError(
+                f"The weights in {str(pretrained_model_name_or_path)!r} are not those of the arm {model.config.arm} as "
+                "it is now; put its module back to what was trained."
+            ) from error
+        if dtype not in (None, "auto"):
+            model = model.to(getattr(torch, str(dtype).removeprefix("torch.")))
+        return model.eval()
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save configuration and weights, whole or not at all; no `kwargs` are used."""
@@ -151,9 +160,8 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         fields = weigh_losses(self.config, losses, None, num_items_in_batch)
         if own_loss is not None:  # a mean over these pixels: its share of a step's is theirs
             valid = losses[1].sum()
-            fields["loss"] = own_loss * (
-                valid / valid.clamp_min(1) if num_items_in_batch is None else valid / num_items_in_batch
-            )
+            divisor = valid.clamp_min(1) if num_items_in_batch is None else num_items_in_batch
+            fields["loss"] = own_loss * valid / divisor
         return SgmaSemanticSegmenterOutput(logits=logits, coverage=coverage, **fields)
 
     def _pass(

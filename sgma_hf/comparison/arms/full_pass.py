@@ -86,8 +86,8 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
             load_model(model, Path(pretrained_model_name_or_path, WEIGHTS_FILE))
         except RuntimeError as error:  # torch's, of many lines
             raise ValueError(
-                f"The weights in {str(pretrained_model_name_or_path)!r} are not those of the arm {model.config.arm} as "
-                "it is now; put its module back to what was trained."
+                f"The weights in {str(pretrained_model_name_or_path)!r} are not those of the arm "
+                f"{model.config.arm} as it is now; put its module back to what was trained."
             ) from error
         if dtype not in (None, "auto"):
             model = model.to(getattr(torch, str(dtype).removeprefix("torch.")))

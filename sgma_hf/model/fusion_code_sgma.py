@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .fusion_sgma import AUTO_MAP_KEY, FUSIONS, SgmaFusion, find_fusion
+from .fusion_stages_sgma import SemanticGuidedFusion
 
 
 _MODEL_FOLDER = __name__.rpartition(".")[0]  # "sgma_hf.model", or where transformers keeps code of a checkpoint
@@ -22,7 +23,8 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "r
 def check_fusion(model: Any) -> None:
     """Raise ValueError unless a checkpoint of the model, of its configuration and code, would be loaded as it is."""
     expected = find_fusion(model.config)
-    for stage in model.base_model.fusion_stages:
+    lists = [module for module in model.modules() if isinstance(module, SemanticGuidedFusion)]
+    for stage in (stage for stages in lists for stage in stages):
         if not isinstance(stage, expected) or type(stage).__name__.removeprefix("FSDP") != expected.__name__:
             raise ValueError(
                 f"`fusion_stages` holds a {type(stage).__name__}, and `fusion` of the configuration, "

@@ -214,7 +214,8 @@ def find_fusion(config: SgmaConfig) -> type[SgmaFusion]:
         travels = AUTO_MAP_KEY in (getattr(config, "auto_map", None) or {})
         raise ValueError(
             f"`fusion` is {config.fusion!r}; expected one of {list(FUSIONS)}. For one of your own import the module "
-            "that registers it" + (", or give `trust_remote_code=True`, to run the checkpoint's." if travels else ".")
+            "that registers it, on the command line by `sgma-hf --import MODULE`"
+            + (", or give `trust_remote_code=True`, to run the checkpoint's." if travels else ".")
         )
     return FUSIONS[config.fusion]
 

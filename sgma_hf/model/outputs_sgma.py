@@ -15,7 +15,8 @@ class SgmaModelOutput(ModelOutput):
             stride 4, 8, 16 and 32 of the input padded to multiples of 32.
         robustness: Robustness maps of the four stages, float32 in [0, 1], each of shape
             (batch_size, num_modalities, ceil(height / stride), ceil(width / stride)). They sum to 1 over the present
-            modalities where anything covers the cell, and are 0 for what is absent. None unless `fusion="sgf"`.
+            modalities where anything covers the cell, and are 0 for what is absent. None if the fusion has none, as
+            means have none.
         coverage: True where at least one modality covers the pixel, bool, shape (batch_size, height, width).
         prototypes: Class prototypes of the four stages, shape (batch_size, num_labels, channels), on request.
             Rows with one modality do not need them; a batch of such rows only has None.

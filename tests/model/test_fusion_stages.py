@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoBackbone, ConvNextConfig, ResNetConfig
 
 from sgma_hf import SemanticGuidedFusion, SgmaModel, modality_aware_sampling
+from sgma_hf.cost.timing import CountedOperators
 from sgma_hf.model.fusion_sgma import FUSIONS
 from sgma_hf.model.losses_sgma import sample_modality
 
@@ -109,6 +110,23 @@ def test_a_subset_is_what_its_modalities_alone_give():
             for kind in ("feature_maps", "robustness"):
                 for one, other in zip(fused[kind], alone[kind], strict=True):
                     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("fusion", "limits"), [("sgf", (350, 430, 450)), ("mean", (60, 100, 130))])
+def test_it_takes_few_operators(fusion, limits):
+    """Of three stages, without a mask, with one of rows and one of pixels; nothing is done twice for a subset."""
+    module, features = make(fusion=FUSIONS[fusion]), make_features()
+    pixels = torch.ones(2, 3, 36, 28, dtype=torch.bool)
+    pixels[0, 0, :, 11:] = False
+    masks = (None, torch.tensor([[True, False, True], [True, True, True]]), pixels)
+    for mask, limit in zip(masks, limits, strict=True):
+        with torch.no_grad(), CountedOperators() as operators:
+            module(features, mask)
+        assert operators.count <= limit
+        projected = module.project(features, mask)
+        with torch.no_grad(), CountedOperators() as alone:
+            module.fuse(projected, ["sar"])
+        assert alone.count <= 80
 
 
 def test_what_is_absent_cannot_matter():

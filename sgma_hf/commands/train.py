@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # What `--help` shows; the others are for few runs, or named by the error that asks for them.
 MAIN_ARGUMENTS = (
+    "recipe",
     "dataset",
     "output_dir",
     "modalities",
@@ -33,11 +34,9 @@ MAIN_ARGUMENTS = (
     "num_train_epochs",
     "learning_rate",
     "bf16",
-    "dataloader_num_workers",
     "validation_split",
     "eval_strategy",
     "resume_from_checkpoint",
-    "recipe",
 )
 
 

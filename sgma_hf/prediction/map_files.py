@@ -182,7 +182,9 @@ def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
     if grid.georeference is not None:
         options |= {"transform": grid.georeference.affine, "crs": grid.georeference.crs}
     shape = {"height": grid.size[0], "width": grid.size[1], "count": len(layer.bands), "dtype": layer.dtype}
-    plain = path.with_name(f"{path.name}.plain.tif")
+    # In memory where the strips are.
+    plain = str(path.with_name(f"{path.name}.plain.tif"))
+    plain = plain if store.held is None else f"/vsimem/{plain}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -209,12 +211,12 @@ def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
                 num_threads="ALL_CPUS",
             )
             _check_written(rasterio, plain, path)
+            rasterio.shutil.delete(plain)
     except rasterio.errors.RasterioError as error:
         raise OSError(f"Cannot write {path.name}: {error.__cause__ or error}. Is the disk full?") from error
-    plain.unlink()
 
 
-def _check_written(rasterio: Any, plain: Path, path: Path) -> None:
+def _check_written(rasterio: Any, plain: str, path: Path) -> None:
     """Read all of a file again: GDAL does not report everything that goes wrong when it closes one."""
     with rasterio.open(plain) as expected, rasterio.open(path) as file:
         for band in range(1, file.count + 1):

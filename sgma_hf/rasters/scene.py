@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..data.windows import Window
 from .alpha import check_alpha
 from .bands import ALL_BANDS, BandGaps, BandSelection, share_files
-from .files import check_bands, read_info
+from .files import RasterFile, check_bands, read_info, uses_pillow
 from .grids import Grid, check_crs, footprint
 from .opening import as_source, is_npy, local_files, open_dataset
 from .raster import RasterInfo
@@ -90,23 +90,31 @@ class RasterScene(contextlib.AbstractContextManager):
     ):
         self.inputs = _parse_rasters(rasters, channels)
         methods = _check_resampling(resampling, channels)
-        infos = {
-            name: [_read_header(source, name, channels[name]) for source in sources]
-            for name, sources in _share_files(self.inputs).items()
+        self._gaps = {name: BandGaps() for name in self.inputs}
+        missing: dict[str, dict[str, Any]] = {
+            name: {"nodata": (nodata or {}).get(name, ()), "use_declared_nodata": name not in undeclared, "gaps": gaps}
+            for name, gaps in self._gaps.items()
         }
-        reference = [read_info(RasterInput.parse(like).path)] if like is not None else next(iter(infos.values()))
-        _check_georeferences([*reference, *(info for group in infos.values() for info in group)])
-        self.grid = _reference_grid(reference)
-        if resolution is not None:
-            self.grid = self.grid.resampled(resolution)
         self._files: dict[str, Mosaic] = {}
-        self._gaps: dict[str, BandGaps] = {}
         with contextlib.ExitStack() as opened:
+            infos: dict[str, list[RasterInfo]] = {}
+            kept: dict[str, RasterFile] = {}  # files that are alone in their modality, and stay open
+            for name, sources in _share_files(self.inputs).items():
+                if len(sources) == 1 and not is_npy(sources[0].path) and not uses_pillow(sources[0].path):
+                    kept[name] = opened.enter_context(RasterFile(sources[0].path, sources[0].bands, **missing[name]))
+                    infos[name] = [kept[name].info]
+                else:
+                    infos[name] = [_read_header(source, channels[name]) for source in sources]
+                for info in infos[name]:
+                    _check_header(info, name, channels[name])
+            reference = [read_info(RasterInput.parse(like).path)] if like is not None else next(iter(infos.values()))
+            _check_georeferences([*reference, *(info for group in infos.values() for info in group)])
+            self.grid = _reference_grid(reference)
+            if resolution is not None:
+                self.grid = self.grid.resampled(resolution)
             for name, group in infos.items():
-                self._gaps[name] = BandGaps()
-                missing = {"nodata": (nodata or {}).get(name, ()), "use_declared_nodata": name not in undeclared}
-                missing["gaps"] = self._gaps[name]
-                self._files[name] = opened.enter_context(Mosaic(group, self.grid, methods[name], **missing))
+                files = Mosaic(group, self.grid, methods[name], kept=kept.get(name), **missing[name])
+                self._files[name] = opened.enter_context(files)
             self._opened = opened.pop_all()
 
     @property
@@ -183,25 +191,28 @@ def _share_files(inputs: Mapping[str, list[RasterInput]]) -> dict[str, list[Rast
     return {name: [replace(source, bands=next(shared)) for source in sources] for name, sources in inputs.items()}
 
 
-def _read_header(source: RasterInput, name: str, channels: int) -> RasterInfo:
+def _read_header(source: RasterInput, channels: int) -> RasterInfo:
     path, bands = source.path, source.bands
-    if is_npy(path):
-        values = read_npy(path, channels, bands, mapped=True)
-        check_bands(bands, values.shape[2], [], path)
-        count = channels if bands.values is None else len(bands.values)
-        info = RasterInfo(path, values.shape[:2], count, values.dtype.name, (), False, None, bands)
-    else:
-        info = read_info(path, bands=bands)
-        if 0 in info.size:
-            raise ValueError(f"{path} has no pixels.")
-        if info.has_mask:  # or it has no alpha
-            check_alpha(path, bands)
+    if not is_npy(path):
+        return read_info(path, bands=bands)
+    values = read_npy(path, channels, bands, mapped=True)
+    check_bands(bands, values.shape[2], [], path)
+    count = channels if bands.values is None else len(bands.values)
+    return RasterInfo(path, values.shape[:2], count, values.dtype.name, (), False, None, bands)
+
+
+def _check_header(info: RasterInfo, name: str, channels: int) -> None:
+    """Refuse a file without pixels, one whose alpha is in doubt, and one of other bands than a modality has."""
+    path = info.path
+    if 0 in info.size and not is_npy(path):
+        raise ValueError(f"{path} has no pixels.")
+    if info.has_mask:  # or it has no alpha
+        check_alpha(path, info.bands)
     if info.channels != channels:
         raise ValueError(
             f"{path} has {info.channels} bands; modality {name!r} of this checkpoint takes {channels}. Give another "
             f"file, or choose the bands, for instance {path}:{','.join(str(band + 1) for band in range(channels))}."
         )
-    return info
 
 
 def _check_georeferences(infos: Sequence[RasterInfo]) -> None:

@@ -44,14 +44,17 @@ class Mosaic(contextlib.AbstractContextManager):
     What is warped is warped in blocks that do not depend on the windows that are asked for, and kept for a while, for
     windows that overlap. So is a grid of one block, which is read once. `method` is one of `RESAMPLINGS`, `missing`
     are those arguments of `read_raster` that are about what is missing. Files that lie elsewhere are left out;
-    ValueError if all do, or one without a place has other proportions.
+    ValueError if all do, or one without a place has other proportions. `kept` is the file where there is one, if it is
+    open already, and stays so.
     """
 
-    def __init__(self, infos: Sequence[RasterInfo], grid: Grid, method: str, **missing: Any):
+    def __init__(
+        self, infos: Sequence[RasterInfo], grid: Grid, method: str, *, kept: RasterFile | None = None, **missing: Any
+    ):
         self._grid, self._sources, self._in_blocks = grid, [], max(grid.size) <= _BLOCK
         with contextlib.ExitStack() as opened:
             for info in infos:
-                self._open(info, method, missing, opened)
+                self._open(info, kept, method, missing, opened)
             if not self._sources:
                 raise ValueError(no_overlap(infos[0], grid))
             self._opened = opened.pop_all()
@@ -60,7 +63,14 @@ class Mosaic(contextlib.AbstractContextManager):
         in_two_rows = 2 * (grid.size[1] // _BLOCK + 2)
         self._block = functools.lru_cache(max(4, min(in_two_rows, _KEPT_BYTES // num_bytes)))(self._merge)
 
-    def _open(self, info: RasterInfo, method: str, missing: Mapping[str, Any], opened: contextlib.ExitStack) -> None:
+    def _open(
+        self,
+        info: RasterInfo,
+        kept: RasterFile | None,
+        method: str,
+        missing: Mapping[str, Any],
+        opened: contextlib.ExitStack,
+    ) -> None:
         offset: tuple[int, int] | None = (0, 0)
         if info.georeference is None:
             if info.size != self._grid.size or is_npy(info.path) or uses_pillow(info.path):
@@ -71,7 +81,7 @@ class Mosaic(contextlib.AbstractContextManager):
         else:
             window = whole_pixels(info, self._grid)
             offset = window[:2] if window is not None and window[2:] == self._grid.size else None
-        file = opened.enter_context(RasterFile(info.path, info.bands, **missing))
+        file = kept or opened.enter_context(RasterFile(info.path, info.bands, **missing))
         if offset is not None:
             self._sources.append(FileSource(file, offset))
             return

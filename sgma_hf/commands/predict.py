@@ -93,6 +93,10 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
     resampling = "how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME"
     add("--resampling", nargs="+", action="extend", metavar="NAME", help=resampling)
+    unknown = "probability of the class below which a pixel is unknown, 255; default: 0"
+    add("--min_confidence", type=float, default=0.0, metavar="SHARE", help=unknown)
+    sieve = "patches of one class below so many square metres become part of the largest one beside them"
+    add("--sieve", type=float, default=0.0, metavar="M2", help=sieve)
     add("--allow_other_scale", action="store_true", help="predict although a raster is far from what was trained on")
     resume = "go on with the strips of a run that died; with --scenes make the maps that are not there"
     add("--resume", action="store_true", help=resume)
@@ -163,12 +167,14 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
         stride=args.stride,
         batch_size=args.batch_size,
         resampling=args.resampling,
+        min_confidence=args.min_confidence,
+        sieve=args.sieve,
         allow_other_scale=args.allow_other_scale,
         resume=args.resume,
         progress_bar=True,
     )
     if os.environ.get("RANK", "0") == "0":
-        _report(prediction, config)
+        _report(prediction, config, is_sifted=args.min_confidence > 0)
 
 
 def _resampling(texts: list[str]) -> str | dict[str, str]:
@@ -180,7 +186,7 @@ def _resampling(texts: list[str]) -> str | dict[str, str]:
     return dict(text.split("=", 1) for text in texts)
 
 
-def _report(prediction: Any, config: Any) -> None:
+def _report(prediction: Any, config: Any, *, is_sifted: bool) -> None:
     """Say what the map is made of, what it shows, and what is in each file."""
     from sgma_hf.model.fusion_sgma import find_fusion
 
@@ -194,7 +200,8 @@ def _report(prediction: Any, config: Any) -> None:
         if count:
             print(f"  {count / sum(counts):6.1%}  {name}")
     if counts[255]:
-        print(f"  {counts[255] / sum(counts):6.1%}  covered by no modality (255)")
+        unknown = "unknown, or covered by no modality" if is_sifted else "covered by no modality"
+        print(f"  {counts[255] / sum(counts):6.1%}  {unknown} (255)")
     if prediction.agreement:
         shown = (f"{name} {'-' if mean is None else f'{mean:.2f}'}" for name, mean in prediction.agreement.items())
         print(f"mean agreement of each modality alone with the others: {', '.join(shown)}")

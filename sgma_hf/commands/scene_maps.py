@@ -46,8 +46,8 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     found = list_scenes(args.scenes, modalities, assets=_assets(args.assets), scene_by=args.scene_by)
     scenes = found[_shard(args.shard)]
     model = load_model(args.model, dtype=args.dtype, device=args.device)
-    names = ("tile_size", "stride", "batch_size", "resolution", "resampling", "allow_other_scale")
-    options = {name: getattr(args, name) for name in names}
+    names = ("tile_size", "stride", "batch_size", "resolution", "resampling", "min_confidence", "sieve")
+    options = {name: getattr(args, name) for name in (*names, "allow_other_scale")}
     maker = MapMaker(model, AutoImageProcessor.from_pretrained(args.model), **options)
     how = {"extras": args.extras or (), "like": args.like, "suffix": suffix, "resume": args.resume}
     joins = args.shard is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -18,6 +18,7 @@ from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.grids import Grid, pixel_area
 from ..rasters.scene import RasterScene
+from ..rasters.specks import remove_specks
 from .agreement import modality_agreement
 from .map_files import OutputPlan, publish
 from .scene_levels import SceneLevels
@@ -36,10 +37,10 @@ class RasterPrediction:
 
     files: dict[str, Path]  # what it is -> file, as in `OutputPlan`
     size: tuple[int, int]  # (height, width) of the map in pixels
-    class_pixels: np.ndarray  # per class id, int64 (256,); 255 is "nothing covers"
+    class_pixels: np.ndarray  # per class id, int64 (256,); 255 is what nothing covers, and what is unknown
     class_areas: np.ndarray | None  # the same in square metres on the ground, float64; None where nobody knows
     modalities: list[str]  # that had a raster, in the order in which they were given
-    confidence: float | None  # mean probability of the class, of the pixels that something covers
+    confidence: float | None  # mean probability of the likeliest class, of the pixels that something covers
     # Mean share of reliance on each modality over the same pixels; empty if the model does not tell.
     reliance: dict[str, float]
     # Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has two
@@ -78,8 +79,8 @@ class Batch:
 class MapRun:
     """One process's part of a map: `batches` in one thread, `add` for each of them in another, `publish` at the end.
 
-    `strips` are the first strip of this process and the one behind its last. Rows are written by `writer`, a few
-    batches behind; what is raised there is raised by `add` or `flush`.
+    `strips` are the first strip of this process and the one behind its last, `smallest_patch` is in pixels. Rows are
+    written by `writer`, a few batches behind; what is raised there is raised by `add` or `flush`.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class MapRun:
         strips: tuple[int, int],
         writer: ThreadPoolExecutor,
         began: float,
+        min_confidence: float,
+        smallest_patch: int,
     ):
-        self._began = began
+        self._began, self._min_confidence, self._smallest_patch = began, min_confidence, smallest_patch
         self.scene, self.tiles, self.store, self.plan = scene, tiles, store, plan
         self.error: Exception | None = None  # that ended it
         self._model, self._processor, self._levels, self._batch_size = model, processor, levels, batch_size
@@ -192,17 +195,19 @@ class MapRun:
 
     def _finish_strip(self, strip: int) -> None:
         top, bottom = self.tiles.tops[strip], self.tiles.bottom(strip)
-        writer, totals = StripWriter(self.store, strip), {}
+        writer, totals = StripWriter(self.store, strip), dict[str, np.ndarray]()
         for rows in self._blender.finish(bottom).split(max(1, PIXELS_AT_ONCE // self.tiles.grid_size[1]), dim=1):
             values, sums = self._values(rows)
             totals = {name: totals.get(name, 0) + part for name, part in sums.items()}
             self._write(writer.append, values)
+        self._write(writer.commit, totals | self._areas(totals["pixels"], top, bottom))
+
+    def _areas(self, pixels: np.ndarray, top: int, bottom: int) -> dict[str, np.ndarray]:
+        """Square metres of so many pixels of rows of the map; nothing where nobody knows."""
         grid = self.scene.grid
         place = grid.georeference and grid.georeference.window(top, 0)
         area = pixel_area(Grid((bottom - top, grid.size[1]), place))
-        if area is not None:
-            totals["areas"] = totals["pixels"] * area
-        self._write(writer.commit, totals)
+        return {} if area is None else {"areas": pixels * area}
 
     def _write(self, function: Callable, argument: Any) -> None:
         self._waiting.append(self._writer.submit(function, argument))
@@ -219,10 +224,12 @@ class MapRun:
         num_labels, given = self._model.config.num_labels, len(self._given)
         logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
         best, labels = logits.max(0, keepdim=True)  # `argmax` takes eight times as long along the first axis
-        values = {"labels": labels.to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)}
         probability = 1 / (logits - best).exp_().sum(0, keepdim=True)
+        is_known = covered & (probability >= self._min_confidence)
+        values = {"labels": labels.to(torch.uint8).masked_fill(~is_known, IGNORE_INDEX)}
         sums = {
             "pixels": torch.bincount(values["labels"].flatten().int(), minlength=256),
+            "covered": covered.sum(),
             "confidence": (probability * covered).sum(dtype=torch.float64),
         }
         if self._extras & {"confidence", "probabilities"}:
@@ -250,9 +257,11 @@ class MapRun:
 
     def publish(self, *, is_main: bool) -> RasterPrediction:
         """Let the main process give the files their names, once all strips are there; says what they hold."""
-        removed = publish(self.store, self.plan, self.scene.grid) if is_main else []
         sums = self.store.sums()
-        covered = int(sums["pixels"][:IGNORE_INDEX].sum())
+        if self._smallest_patch > 1:
+            sums |= self._remove_specks()
+        removed = publish(self.store, self.plan, self.scene.grid) if is_main else []
+        covered = int(sums["covered"])
         reliance = (sums["reliance"] / covered).tolist() if covered and "reliance" in sums else []
         pairs = zip(sums.get("agreement", ()), sums.get("agreeing", ()), strict=True)
         agreement = [float(total / count) if count else None for total, count in pairs]
@@ -268,6 +277,17 @@ class MapRun:
             removed=removed,
             seconds=time.monotonic() - self._began,
         )
+
+    def _remove_specks(self) -> dict[str, np.ndarray]:
+        """Sieve the classes of the whole map; returns the new sums over its pixels."""
+        labels = np.concatenate([values[0] for _, values in self.store.rows(self.store.layers[0])])
+        self.store.labels = remove_specks(labels, self._smallest_patch, IGNORE_INDEX)
+        parts = []
+        for strip, top in enumerate(self.tiles.tops):
+            bottom = self.tiles.bottom(strip)
+            pixels = np.bincount(self.store.labels[top:bottom].ravel(), minlength=256)
+            parts.append({"pixels": pixels, **self._areas(pixels, top, bottom)})
+        return {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
 
     def abandon(self, error: Exception | None = None, *, is_shared: bool) -> Exception | None:
         """Keep the strips if there are some to go on from; returns the error, with what to do about a full disk."""

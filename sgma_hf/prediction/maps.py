@@ -4,6 +4,7 @@ GeoTIFF takes the extra `geo`; PNG, JPEG and `.npy` need no extra.
 """
 
 import itertools
+import math
 import os
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from transformers.utils import logging
 from ..data.command_line import USER_ERRORS
 from ..data.whole_files import check_writable
 from ..publishing.weights_digest import weights_digest
+from ..rasters.grids import Grid, pixel_area
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene
 from .map_files import plan_layers, plan_outputs
@@ -70,6 +72,8 @@ def predict_raster(
     batch_size: int = 4,
     resolution: float | None = None,
     resampling: str | Mapping[str, str] = "bilinear",
+    min_confidence: float = 0.0,
+    sieve: float = 0.0,
     allow_other_scale: bool = False,
     resume: bool = False,
     progress_bar: bool = False,
@@ -106,6 +110,9 @@ def predict_raster(
         batch_size: Tiles per forward pass.
         resampling: How rasters on other grids are interpolated, "bilinear" or another of GDAL's names, or one per
             modality. Bilinear is a mean of the area where the raster is the finer one, as in training.
+        min_confidence: Probability of the class below which a pixel is unknown, 255.
+        sieve: Square metres below which a patch of one class becomes part of the largest one beside it. It takes a
+            byte of memory for each pixel of the map.
         allow_other_scale: Predict although a raster as a whole is far from what the processor was fitted to.
         resume: Go on with the strips of a run that died. Nothing else may have changed.
         progress_bar: Show a progress bar in megapixels.
@@ -119,16 +126,9 @@ def predict_raster(
         OSError: If the output cannot be written.
         ImportError: If rasterio is needed and missing.
     """
-    maker = MapMaker(
-        model,
-        processor,
-        tile_size=tile_size,
-        stride=stride,
-        batch_size=batch_size,
-        resolution=resolution,
-        resampling=resampling,
-        allow_other_scale=allow_other_scale,
-    )
+    options = {"tile_size": tile_size, "stride": stride, "batch_size": batch_size, "resolution": resolution}
+    options |= {"resampling": resampling, "min_confidence": min_confidence, "sieve": sieve}
+    maker = MapMaker(model, processor, allow_other_scale=allow_other_scale, **options)
     wanted = WantedMap(nullcontext(rasters), output_path, like, extras)
     ((_, outcome),) = maker.make([wanted], resume=resume, share=True, progress_bar=progress_bar)
     if isinstance(outcome, Exception):
@@ -153,10 +153,17 @@ class MapMaker:
         batch_size: int = 4,
         resolution: float | None = None,
         resampling: str | Mapping[str, str] = "bilinear",
+        min_confidence: float = 0.0,
+        sieve: float = 0.0,
         allow_other_scale: bool = False,
     ):
         if batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
+        if not 0 <= min_confidence < 1:
+            raise ValueError(f"`min_confidence` is {min_confidence:g}; expected a probability from 0 to below 1.")
+        if not 0 <= sieve < float("inf"):
+            raise ValueError(f"`sieve` is {sieve:g}; expected square metres, 0 for none.")
+        self._min_confidence, self._sieve = min_confidence, sieve
         self._model, self._processor, self._batch_size = model, processor, batch_size
         self._tile_size = model.config.tile_size or min(processor.size.values()) if tile_size is None else tile_size
         self._stride = default_stride(self._tile_size) if stride is None else stride
@@ -173,7 +180,8 @@ class MapMaker:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides the pixels of a map beside its rasters and its grid, by what it is."""
-        options = {"tile_size": self._tile_size, "stride": self._stride, "resampling": self._reading["resampling"]}
+        options = {"tile_size": self._tile_size, "stride": self._stride, **self._reading}
+        options |= {"min_confidence": self._min_confidence, "sieve": self._sieve}
         return {
             "model": weights_digest(self._model.state_dict().items()),
             "processor": repr(sorted(self._processor.to_dict().items())),
@@ -298,6 +306,7 @@ class MapMaker:
         plan = plan_outputs(wanted.output_path, layers, scene.paths, processor.modalities)
         tiles = Tiles(scene.grid.size, self._tile_size, self._stride)
         check_writable(plan.label_map)
+        patch = self._smallest_patch(scene.grid)
         trained_size = model.config.tile_size or self._tile_size
         levels = look_at(scene, processor, trained_size, allow_other_scale=self._allow_other_scale)
         count = len(tiles.tops)
@@ -307,8 +316,24 @@ class MapMaker:
         if processes.is_main:
             store.prepare(resume=resume, or_anew=or_anew)
         processes.wait()
-        how = {"levels": levels, "batch_size": self._batch_size, "writer": writer, "began": began}
+        how = {
+            "min_confidence": self._min_confidence,
+            "smallest_patch": patch,
+            "levels": levels,
+            "batch_size": self._batch_size,
+            "writer": writer,
+            "began": began,
+        }
         return MapRun(model, processor, scene, tiles, store, plan, strips=processes.share(count), **how)
+
+    def _smallest_patch(self, grid: Grid) -> int:
+        """Pixels that a patch of one class must have, 0 if it is not asked for."""
+        area = pixel_area(grid) if self._sieve else 1.0
+        if area is None:
+            raise ValueError(
+                f"`sieve` is {self._sieve:g} square metres, but the map's grid has no place on Earth. Leave it out."
+            )
+        return math.ceil(self._sieve / area)
 
 
 class _Processes:

@@ -55,6 +55,7 @@ class StripStore:
         self.layers = list(layers)
         self.held: dict[str, list[np.ndarray]] | None = {} if in_memory else None
         self._sums: dict[str, Any] = {}
+        self.labels: np.ndarray | None = None  # the whole label map where it is another one than the strips hold
         self._fingerprint = json.loads(json.dumps({**fingerprint, "outputs": [layer.name for layer in layers]}))
         self.run = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
 
@@ -102,6 +103,9 @@ class StripStore:
             top += values.shape[1]
 
     def _parts(self, layer: Layer) -> Iterator[np.ndarray]:
+        if layer is self.layers[0] and self.labels is not None:
+            yield self.labels[None]
+            return
         if self.held is not None:
             yield from self.held[layer.name]
             return

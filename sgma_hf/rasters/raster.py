@@ -29,6 +29,7 @@ def require_rasterio(path: Any) -> ModuleType:
     """Import rasterio, or raise ImportError that names the file that needs it and the extra."""
     try:
         import rasterio
+        import rasterio.features
         import rasterio.shutil
         import rasterio.warp
     except ImportError as error:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sgma_hf.rasters.grids import Grid, ground_sampling, shared_sampling
+from sgma_hf.rasters.grids import Grid, ground_sampling, pixel_area, shared_sampling
 from sgma_hf.rasters.raster import Georeference
 
 
@@ -27,6 +27,15 @@ def geocentric(longitude, latitude):
     radius = 6378137 / np.sqrt(1 - square * np.sin(latitude) ** 2)
     across = radius * np.cos(latitude)
     return np.array([across * np.cos(longitude), across * np.sin(longitude), radius * (1 - square) * np.sin(latitude)])
+
+
+def area(grid):
+    """Square metres of a pixel in the middle, from the parallelogram that a hundred by a hundred of them span."""
+    row, column = (side / 2 for side in grid.size)
+    x, y = grid.georeference.affine @ (np.array([column, column, column + 100]), np.array([row, row + 100, row]))
+    places = warp.transform(grid.georeference.crs, "EPSG:4326", x.tolist(), y.tolist())
+    middle, *others = (geocentric(*place) for place in zip(*places, strict=True))
+    return np.linalg.norm(np.cross(others[0] - middle, others[1] - middle)) / 10_000
 
 
 def distances(grid):
@@ -91,3 +100,25 @@ def test_a_grid_at_another_resolution_has_the_same_corner_and_covers_the_same(cr
         cells = grid.size[axis] * side / 0.5
         assert -0.011 < other.size[axis] - cells < 1
     assert grid.resampled(1e6).size == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("crs", "longitude", "latitude", "pixel", "turn"),
+    [
+        ("EPSG:32631", 3.0, 45.0, (0.2, 0.2), 0),
+        ("EPSG:32631", 8.9, 45.0, (10, 10), 0),  # 6 degrees from the middle of the zone
+        ("EPSG:3857", 10.0, 60.0, (2, 2), 0),  # where its metres are half a metre
+        ("EPSG:4326", -100.0, 38.0, (1e-5, 2e-5), 0),
+        ("EPSG:2154", 3.9, 43.6, (0.5, 0.25), 31),
+        ("EPSG:2263", -74.0, 40.7, (3, 3), 0),  # feet
+    ],
+)
+def test_area_of_a_pixel_is_that_on_the_ellipsoid(crs, longitude, latitude, pixel, turn):
+    grid = grid_at(crs, longitude, latitude, pixel, turn=turn)
+    assert pixel_area(grid) == pytest.approx(area(grid), rel=1e-4)
+
+
+def test_area_of_a_pixel_without_a_place_on_earth():
+    place = Georeference(rasterio.Affine(0.5, 0, 0, 0, -0.5, 0), LOCAL.format("metre", 1))
+    assert pixel_area(Grid((4, 4), place)) == 0.25
+    assert pixel_area(Grid((4, 4), None)) is None

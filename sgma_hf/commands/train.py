@@ -35,7 +35,6 @@ MAIN_ARGUMENTS = (
     "learning_rate",
     "bf16",
     "validation_split",
-    "eval_strategy",
     "resume_from_checkpoint",
 )
 

@@ -32,7 +32,7 @@ def test_every_choice_has_a_status(name):
 def test_every_recipe_is_arguments_of_train(name):
     arguments, training = parse_arguments(["--recipe", name, *CPU])
     values = Recipe.read(name).values("train")
-    assert (arguments.modalities, arguments.backbone) == (values["modalities"], "OpenGVLab/pvt_v2_b2")
+    assert (arguments.modalities, arguments.backbone) == (values["modalities"], ["OpenGVLab/pvt_v2_b2"])
     assert (training.learning_rate, training.weight_decay, training.adam_epsilon) == (6e-5, 1e-2, 1e-8)
     assert (training.num_train_epochs, training.lr_scheduler_kwargs, training.warmup_steps) == (
         200,
@@ -47,7 +47,7 @@ def test_flags_win_wherever_they_stand():
         arguments, training = parse_arguments([*argv, *CPU, "--modalities", "rgb"])
         assert (training.crop_size, arguments.modalities) == (64, ["rgb"])
     arguments, _ = parse_arguments(["--recipe", "potsdam", *CPU, "--backbone_config", "pvt_v2_b0"])
-    assert (arguments.backbone, arguments.encoder_statistics, arguments.backbone_config) == (None, None, "pvt_v2_b0")
+    assert (arguments.backbone, arguments.encoder_statistics, arguments.backbone_config) == (None, None, ["pvt_v2_b0"])
 
 
 def test_a_recipe_of_ones_own_goes_on_from_another(tmp_path):
@@ -55,7 +55,7 @@ def test_a_recipe_of_ones_own_goes_on_from_another(tmp_path):
     path.write_text("base: potsdam_paper\ntrain:\n  learning_rate: 1e-3\n  lr_scheduler_kwargs: {power: 1.5}\n")
     arguments, training = parse_arguments(["--recipe", str(path), *CPU])
     assert (training.learning_rate, training.lr_scheduler_kwargs) == (1e-3, {"power": 1.5})
-    assert arguments.backbone == "OpenGVLab/pvt_v2_b2"
+    assert arguments.backbone == ["OpenGVLab/pvt_v2_b2"]
     Recipe.read(str(path)).save(tmp_path / "copy.yaml")
     copy = Recipe.read(str(tmp_path / "copy.yaml"))
     assert copy.values("train") == Recipe.read(str(path)).values("train") and "base" not in copy.content

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sgma_hf.commands.checkpoint_arguments import (
     add_precision,
     add_score_classes,
+    add_turns,
     check_checkpoint,
     choose_device,
     choose_dtype,
@@ -57,6 +58,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
     add("--resolution", type=float, metavar="METRES", help="pixels on the ground to predict at; default: the label's")
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile")
+    add_turns(parser)
     add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
     add("--allow_other_scale", action="store_true", help="score although a raster is far from what was trained on")
     add("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
@@ -132,13 +134,13 @@ def _score_model(
     processor = AutoImageProcessor.from_pretrained(args.model)
     device = choose_device(args.device)
     model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
-    names = ("tile_size", "stride", "batch_size", "resolution", "allow_other_scale")
+    names = ("tile_size", "stride", "tta", "batch_size", "resolution", "allow_other_scale")
     options = {name: getattr(args, name) for name in names}
     if classes is None:
         classes = _recorded_classes(args.model, model.config.class_names)
     else:
         check_class_names(classes.names, model.config.class_names, _GIVEN)
-    source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label}
+    source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label, "tta": args.tta}
     options |= {"classes": classes, "scored_classes": args.score_classes}
     return source | evaluate_scene(model, processor, rasters, args.label, **options)
 

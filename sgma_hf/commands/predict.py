@@ -15,6 +15,7 @@ from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import (
     add_precision,
+    add_turns,
     check_checkpoint,
     choose_device,
     choose_dtype,
@@ -90,6 +91,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     tile_size = "side of the tiles; default: that of the training crops"
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile; default: about three quarters of the tile")
+    add_turns(parser)
     add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
     resampling = "how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME"
     add("--resampling", nargs="+", action="extend", metavar="NAME", help=resampling)
@@ -165,6 +167,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
         extras=extras,
         tile_size=args.tile_size,
         stride=args.stride,
+        tta=args.tta,
         batch_size=args.batch_size,
         resampling=args.resampling,
         min_confidence=args.min_confidence,

@@ -46,7 +46,7 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     found = list_scenes(args.scenes, modalities, assets=_assets(args.assets), scene_by=args.scene_by)
     scenes = found[_shard(args.shard)]
     model = load_model(args.model, dtype=args.dtype, device=args.device)
-    names = ("tile_size", "stride", "batch_size", "resolution", "resampling", "min_confidence", "sieve")
+    names = ("tile_size", "stride", "tta", "batch_size", "resolution", "resampling", "min_confidence", "sieve")
     options = {name: getattr(args, name) for name in (*names, "allow_other_scale")}
     maker = MapMaker(model, AutoImageProcessor.from_pretrained(args.model), **options)
     how = {"extras": args.extras or (), "like": args.like, "suffix": suffix, "resume": args.resume}

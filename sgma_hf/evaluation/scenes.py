@@ -191,7 +191,7 @@ def evaluate_scene(
         combinations: Names to evaluate together; None takes every non-empty combination of what is there.
         scored_classes: Which classes count in the means, see `segmentation_scores`.
         classes: Which values of the label are which class, see `score_map`; None takes them as ids.
-        options: Passed on to `predict_raster`: `tile_size`, `stride`, `batch_size`, `resolution`, `resampling`,
+        options: Passed on to `predict_raster`: `tile_size`, `stride`, `tta`, `batch_size`, `resolution`, `resampling`,
             `allow_other_scale`.
 
     Returns:

@@ -24,6 +24,7 @@ from .map_files import OutputPlan, publish
 from .scene_levels import SceneLevels
 from .sliding_window import TileBlender
 from .strips import StripStore, StripWriter
+from .turns import average_over_turns
 
 
 PIXELS_AT_ONCE = 2**17  # of a finished strip, when probabilities are made of it
@@ -94,6 +95,7 @@ class MapRun:
         *,
         levels: SceneLevels | None,
         batch_size: int,
+        tta: str | None,
         strips: tuple[int, int],
         writer: ThreadPoolExecutor,
         began: float,
@@ -105,6 +107,7 @@ class MapRun:
         self.error: Exception | None = None  # that ended it
         self._model, self._processor, self._levels, self._batch_size = model, processor, levels, batch_size
         self._first, self._end = strips
+        self._tta = tta
         while self._first < self._end and store.has(self._first):  # of an earlier run
             self._first += 1
         given = [index for index, name in enumerate(processor.modalities) if name in scene.modalities]
@@ -172,26 +175,33 @@ class MapRun:
 
     @torch.no_grad()
     def _predict(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What is blended of tiles, (tiles, maps, height, width), on the CPU."""
-        model = self._model
-        pixel_values = inputs["pixel_values"].to(model.device, model.dtype)
+        """What is blended of tiles, (tiles, maps, height, width), on the CPU, the mean over the test-time turns."""
+        pixel_values = inputs["pixel_values"].to(self._model.device, self._model.dtype)
         modality_mask = inputs["modality_mask"]  # on the CPU, where the model reads it without waiting
+
+        def predict(turn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+            return self._maps(turn(pixel_values), turn(modality_mask) if modality_mask.ndim == 4 else modality_mask)
+
+        return average_over_turns(predict, self._tta).cpu()
+
+    def _maps(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
+        model, size = self._model, pixel_values.shape[-2:]
         if self._with_agreement:
             encoding = model.encode(pixel_values, modality_mask)
             outputs = model.fuse_and_decode(encoding)
         else:
             outputs = model(pixel_values=pixel_values, modality_mask=modality_mask)
-        parts = [pixel_logits(outputs.logits, self.tiles.size), outputs.coverage.unsqueeze(1).float()]
+        parts = [pixel_logits(outputs.logits, size), outputs.coverage.unsqueeze(1).float()]
         if self._with_shares:
             shares = torch.stack(self._processor.post_process_robustness(outputs, modality_mask=modality_mask))
             parts.append(shares[:, self._given.to(shares.device)])
         if self._with_agreement:
             given = self._given.to(model.device)
             agreement = modality_agreement(model, encoding, self._given.tolist())[:, given]
-            agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, self.tiles.size)
+            agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, size)
             # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
             parts += [agreement.nan_to_num(0), (~agreement.isnan()).float()]
-        return torch.cat(parts, dim=1).cpu()
+        return torch.cat(parts, dim=1)
 
     def _finish_strip(self, strip: int) -> None:
         top, bottom = self.tiles.tops[strip], self.tiles.bottom(strip)

@@ -28,6 +28,7 @@ from .map_run import Batch, MapRun, RasterPrediction, Tiles
 from .scene_levels import look_at
 from .sliding_window import default_stride
 from .strips import StripStore
+from .turns import check_turns
 
 
 Item = TypeVar("Item")
@@ -69,6 +70,7 @@ def predict_raster(
     extras: Sequence[str] = (),
     tile_size: int | None = None,
     stride: int | None = None,
+    tta: str | None = None,
     batch_size: int = 4,
     resolution: float | None = None,
     resampling: str | Mapping[str, str] = "bilinear",
@@ -107,6 +109,7 @@ def predict_raster(
         tile_size: Side of the tiles in pixels. None: the configuration's, that of the training crops, or else the
             processor's `size`.
         stride: Pixels between tiles, 1 to `tile_size`. None: see `sliding_window.default_stride`.
+        tta: Test-time turns of each tile whose maps are averaged, `flips` or `d4`, see `average_over_turns`.
         batch_size: Tiles per forward pass.
         resampling: How rasters on other grids are interpolated, "bilinear" or another of GDAL's names, or one per
             modality. Bilinear is a mean of the area where the raster is the finer one, as in training.
@@ -127,7 +130,7 @@ def predict_raster(
         ImportError: If rasterio is needed and missing.
     """
     options = {"tile_size": tile_size, "stride": stride, "batch_size": batch_size, "resolution": resolution}
-    options |= {"resampling": resampling, "min_confidence": min_confidence, "sieve": sieve}
+    options |= {"tta": tta, "resampling": resampling, "min_confidence": min_confidence, "sieve": sieve}
     maker = MapMaker(model, processor, allow_other_scale=allow_other_scale, **options)
     wanted = WantedMap(nullcontext(rasters), output_path, like, extras)
     ((_, outcome),) = maker.make([wanted], resume=resume, share=True, progress_bar=progress_bar)
@@ -150,6 +153,7 @@ class MapMaker:
         *,
         tile_size: int | None = None,
         stride: int | None = None,
+        tta: str | None = None,
         batch_size: int = 4,
         resolution: float | None = None,
         resampling: str | Mapping[str, str] = "bilinear",
@@ -167,6 +171,8 @@ class MapMaker:
         self._model, self._processor, self._batch_size = model, processor, batch_size
         self._tile_size = model.config.tile_size or min(processor.size.values()) if tile_size is None else tile_size
         self._stride = default_stride(self._tile_size) if stride is None else stride
+        check_turns(tta)
+        self._tta = tta
         self._reading = {"resolution": resolution, "resampling": resampling}
         self._allow_other_scale = allow_other_scale
         kind = {"channels": processor.modality_channels, "nodata": processor.nodata}
@@ -182,6 +188,7 @@ class MapMaker:
         """What decides the pixels of a map beside its rasters and its grid, by what it is."""
         options = {"tile_size": self._tile_size, "stride": self._stride, **self._reading}
         options |= {"min_confidence": self._min_confidence, "sieve": self._sieve}
+        options |= {} if self._tta is None else {"tta": self._tta}
         return {
             "model": weights_digest(self._model.state_dict().items()),
             "processor": repr(sorted(self._processor.to_dict().items())),
@@ -321,6 +328,7 @@ class MapMaker:
             "smallest_patch": patch,
             "levels": levels,
             "batch_size": self._batch_size,
+            "tta": self._tta,
             "writer": writer,
             "began": began,
         }

@@ -205,19 +205,23 @@ def register_fusion(name: str) -> Callable[[type[SgmaFusion]], type[SgmaFusion]]
 
 
 def find_fusion(config: SgmaConfig) -> type[SgmaFusion]:
-    """The class that a configuration's `fusion` names.
+    """The class that a configuration's `fusion` names; see [`look_up_fusion`]."""
+    return look_up_fusion(config.fusion, travels=AUTO_MAP_KEY in (getattr(config, "auto_map", None) or {}))
+
+
+def look_up_fusion(name: str, *, travels: bool = False) -> type[SgmaFusion]:
+    """The class that is registered under a name; `travels` says whether a checkpoint has its code.
 
     Raises:
-        ValueError: If no class is registered under it.
+        ValueError: If there is none.
     """
-    if config.fusion not in FUSIONS:
-        travels = AUTO_MAP_KEY in (getattr(config, "auto_map", None) or {})
+    if name not in FUSIONS:
         raise ValueError(
-            f"`fusion` is {config.fusion!r}; expected one of {list(FUSIONS)}. For one of your own import the module "
+            f"`fusion` is {name!r}; expected one of {list(FUSIONS)}. For one of your own import the module "
             "that registers it, on the command line by `sgma-hf --import MODULE`"
             + (", or give `trust_remote_code=True`, to run the checkpoint's." if travels else ".")
         )
-    return FUSIONS[config.fusion]
+    return FUSIONS[name]
 
 
 @register_fusion("mean")

@@ -1,12 +1,13 @@
 """SGF of all stages as one module (arXiv:2603.02505): [`SgmaModel`] is built from it, and so can other networks be."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 import torch
 from torch import nn
 
 from .encoding_sgma import SgmaEncoding, check_mask, host_mask_of, present_pairs, present_rows, split_mask
-from .fusion_sgma import SgmaFusion, SgmaSemanticGuidedFusion, SgmaStageTokens
+from .fusion_sgma import SgmaFusion, SgmaStageTokens, look_up_fusion
 from .layers_sgma import initialise, to_maps
 from .outputs_sgma import SgmaModelOutput
 
@@ -33,11 +34,12 @@ class SemanticGuidedFusion(nn.ModuleList):
         modalities: Names of the modalities, in the order of masks.
         num_classes: Number of classes, of which each stage has prototypes.
         num_attention_heads: Heads of attention, a divisor of all `channels`; the paper does not state a number.
-        fusion: The block of a stage: another one of `FUSIONS`, or your own.
+        fusion: Name of the fusion, as in `SgmaConfig`, or a class of blocks, your own for instance.
         initialise_weights: Whether to set the weights. False leaves them to a model of transformers that holds this.
 
     Raises:
-        ValueError: If the number of heads does not divide the channels, or modalities repeat.
+        ValueError: If a number is none that can be, the number of heads does not divide the channels, modalities
+            repeat, or no fusion has that name.
 
     Example:
     ```python
@@ -61,17 +63,24 @@ class SemanticGuidedFusion(nn.ModuleList):
         num_classes: int,
         *,
         num_attention_heads: int = 4,
-        fusion: type[SgmaFusion] = SgmaSemanticGuidedFusion,
+        fusion: str | type[SgmaFusion] = "sgf",
         initialise_weights: bool = True,
     ):
+        lists = isinstance(channels, Sequence) and isinstance(modalities, Sequence) and not isinstance(modalities, str)
+        if not lists or not channels or not modalities or len(set(modalities)) < len(modalities):
+            raise ValueError(
+                f"`channels` is {channels!r} and `modalities` {modalities!r}; expected two lists, the channels of "
+                "each stage and the names of the modalities, every one once."
+            )
         sizes = {"num_classes": num_classes, "num_attention_heads": num_attention_heads}
+        wrong = [number for number in (*channels, *sizes.values()) if not isinstance(number, Integral) or number < 1]
+        if wrong:
+            raise ValueError(
+                f"`channels` is {list(channels)} and {sizes}; expected whole numbers of at least 1, not {wrong}."
+            )
+        fusion = look_up_fusion(fusion) if isinstance(fusion, str) else fusion
         super().__init__(fusion(stage_channels, len(modalities), **sizes) for stage_channels in channels)
         self.channels, self.modalities = list(channels), list(modalities)
-        if not self.channels or not self.modalities or len(set(self.modalities)) < len(self.modalities):
-            raise ValueError(
-                f"`channels` is {self.channels} and `modalities` {self.modalities}; expected at least one of each, "
-                "and every modality once."
-            )
         if initialise_weights:
             with torch.no_grad():
                 self.apply(initialise_fusion)

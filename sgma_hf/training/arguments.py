@@ -213,6 +213,8 @@ class SgmaTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)!r}; expected {expected!r}, because {reason}. Leave it out."
                 )
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise ValueError("`fp16` is True, but a CPU trains in float32 or bfloat16; give `bf16`, or leave it out.")
         if self.sampling_hardness < 0 or self.sampling_max_ratio < 1:
             raise ValueError(
                 f"`sampling_hardness` is {self.sampling_hardness} and `sampling_max_ratio` {self.sampling_max_ratio}; "

@@ -44,6 +44,17 @@ def test_training_lowers_the_loss_and_logs_its_terms_per_modality(tmp_path):
     assert first["loss"] == pytest.approx(weighted, abs=1e-3)
 
 
+def test_bfloat16_trains_float32_weights_to_about_the_same_loss(tmp_path):
+    losses = []
+    for bf16 in (False, True):
+        trainer = make_trainer(tmp_path / str(bf16), num_train_epochs=4, bf16=bf16)
+        trainer.train()
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss_sgf" in entry])
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # 8 bits: 0.4 % for each number
+
+
 def test_logged_probabilities_sum_to_one_where_nothing_is_missing(tmp_path):
     rows = [row for row in make_rows() if all(row[name] is not None for name in MODALITIES) and row["id"] != "row1"]
     trainer = make_trainer(tmp_path, rows=rows, modality_dropout=[0.0])

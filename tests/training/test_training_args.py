@@ -29,6 +29,12 @@ def test_what_the_trainer_would_not_follow_is_refused(tmp_path, name, value, rea
         SgmaTrainingArguments(str(tmp_path), use_cpu=True, **{name: value})
 
 
+def test_float16_is_refused_on_a_cpu_which_would_not_follow(tmp_path):
+    with pytest.raises(ValueError, match="`fp16` is True, but a CPU trains in float32 or bfloat16"):
+        SgmaTrainingArguments(str(tmp_path), use_cpu=True, fp16=True)
+    assert SgmaTrainingArguments(str(tmp_path), use_cpu=True, bf16=True).bf16
+
+
 def test_the_polynomial_schedule_takes_its_power_and_its_end_as_numbers(tmp_path):
     options = {"output_dir": str(tmp_path), "use_cpu": True, "learning_rate": 1e-3}
     args = SgmaTrainingArguments(**options, lr_scheduler_kwargs='{"power": 2, "lr_end": "1e-5"}')

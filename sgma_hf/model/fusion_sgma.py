@@ -78,8 +78,8 @@ class SgmaFusion(nn.Module):
 
     Attributes:
         projectors: What each modality's features go through, `projector_class(channels)` for each: (pairs, channels,
-            height, width) -> tokens (pairs * height * width, channels). What else a fusion holds is shared by the
-            modalities, so that modalities can be added and dropped.
+            height, width) -> tokens (pairs * height * width, channels). Where a fusion holds more for each modality,
+            `add_modality` and `drop_modality` have to change that, too.
         has_robustness: Whether `combine` gives robustness maps.
     """
 
@@ -111,6 +111,14 @@ class SgmaFusion(nn.Module):
 
     def init_weights(self) -> None:
         """Set parameters that the fusion holds itself, by `transformers.initialization`; those of layers are set."""
+
+    def add_modality(self, projector: nn.Module) -> None:
+        """Take one more modality, the last; what else the fusion holds for each of them becomes one more, too."""
+        self.projectors.append(projector)
+
+    def drop_modality(self, index: int) -> None:
+        """Forget a modality."""
+        del self.projectors[index]
 
     def forward(self, step: str, *args):
         """Do one of the steps below, by name: who wraps a stage, to shard or to move it, wraps its calls."""

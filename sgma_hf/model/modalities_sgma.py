@@ -85,7 +85,7 @@ class SgmaModelModalitiesMixin:
             projector = self._new_module(fusion.projector_class(stage_channels))
             if source is not None:
                 projector.load_state_dict(fusion.projectors[source].state_dict())
-            fusion.projectors.append(projector)
+            fusion.add_modality(projector)
         joined = config.modalities[source or 0]
         groups = [[*group, name] if joined in group else group for group in config.encoder_groups]
         config.modalities, config.modality_channels = modalities, counts
@@ -115,7 +115,7 @@ class SgmaModelModalitiesMixin:
         model = self.base_model
         del model.stems[index]
         for fusion in model.fusion_stages:
-            del fusion.projectors[index]
+            fusion.drop_modality(index)
         encoders = list(config.encoder_configs.values())
         config.modalities = [other for other in config.modalities if other != name]
         config.modality_channels = [*config.modality_channels[:index], *config.modality_channels[index + 1 :]]

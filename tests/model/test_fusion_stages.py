@@ -161,6 +161,23 @@ def test_one_graph_serves_all_masks(fusion):
             torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("kind", ["none", "rows", "pixels"])
+def test_a_mask_on_the_cpu_asks_the_device_for_nothing(kind):
+    """On the device "meta" whatever would ask for a value raises."""
+    mask = None if kind == "none" else torch.tensor([[True, False, True], [True, True, True]])
+    if kind == "pixels":
+        mask = mask[:, :, None, None].repeat(1, 1, 36, 28)
+        mask[1, 0, :9] = False
+    module = make().to("meta")
+    features = {name: [one.to("meta") for one in maps] for name, maps in make_features().items()}
+    projected = module.project(features, mask)
+    fused = module.fuse(projected)
+    assert [one.shape for one in fused.feature_maps] == [one.shape for one in features["rgb"]]
+    module.fuse(projected, ["rgb"])
+    modality, _ = modality_aware_sampling(projected, fused.robustness, noise=torch.zeros(2))
+    assert module.fuse_single(projected, modality)[0].device.type == "meta"
+
+
 def test_its_weights_are_set_as_a_models_are():
     module = make(spread=False)
     for block, channels in zip(module, CHANNELS, strict=True):

@@ -40,6 +40,14 @@ class WeightedFusion(SgmaFusion):
     def init_weights(self):
         init.normal_(self.score, std=1.0)
 
+    def add_modality(self, projector):
+        super().add_modality(projector)
+        self.score = nn.Parameter(torch.cat([self.score.data, self.score.data.new_zeros(1)]))
+
+    def drop_modality(self, index):
+        super().drop_modality(index)
+        self.score = nn.Parameter(torch.cat([self.score.data[:index], self.score.data[index + 1 :]]))
+
     def combine(self, tokens, bias, modalities):
         scores = self.score[modalities].unsqueeze(2)  # (M', B, 1)
         weights = (scores if bias is None else scores + bias).softmax(0)
@@ -94,6 +102,23 @@ def test_one_modality_alone_is_fused_to_what_its_pass_alone_gives(weighted):
         together = model.sgma.fuse(encoding, both).feature_maps
         for one, other in zip(alone, together, strict=True):
             torch.testing.assert_close(one[rows == 1], other[rows == 1])
+
+
+def test_it_takes_another_modality_and_forgets_one(weighted):
+    model = spread_weights(tiny_model(fusion="weighted"))
+    values, mask = inputs(), inputs()["modality_mask"]
+    with_height = model(**values).logits
+    mask_without = mask.clone()
+    mask_without[:, 1] = False
+    without_height = model(values["pixel_values"], mask_without).logits
+    model.add_modality("thermal")
+    wider = torch.cat([values["pixel_values"], torch.randn(2, 1, 40, 52)], dim=1)
+    torch.testing.assert_close(model(wider, torch.cat([mask, mask[:, :1] & False], dim=1)).logits, with_height)
+    assert (model(wider, torch.cat([mask, mask[:, :1] | True], dim=1)).logits - with_height).abs().max() > 0.01
+    model.drop_modality("thermal")
+    model.drop_modality("dsm")
+    narrower = torch.cat([wider[:, :3], wider[:, 4:6]], dim=1)
+    torch.testing.assert_close(model(narrower, mask[:, [0, 2]]).logits, without_height)
 
 
 def test_it_comes_back_from_its_checkpoint(weighted, tmp_path):

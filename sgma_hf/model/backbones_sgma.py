@@ -170,6 +170,14 @@ def _dry_run(backbone_config: PreTrainedConfig, size: Sequence[int] = DRY_RUN_SI
             f"{_name(backbone_config)} gives outputs of shape {[tuple(one.shape) for one in maps]}; expected maps "
             "(batch_size, channels, height, width). Set `reshape_hidden_states=True` if it has that."
         )
+    height, width = size
+    for one in maps:
+        _, second, third, fourth = one.shape
+        if second * width == third * height and third * width != fourth * height:
+            raise ValueError(
+                f"{_name(backbone_config)} gives maps of shape {tuple(one.shape)} with the channels last; expected "
+                "(batch_size, channels, height, width). Take another encoder."
+            )
     return [tuple(one.shape) for one in maps]
 
 

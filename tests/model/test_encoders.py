@@ -16,6 +16,7 @@ from tiny_models import (
     tiny_model,
 )
 from transformers import (
+    ConvNextBackbone,
     ConvNextConfig,
     Dinov2Model,
     Dinov2WithRegistersModel,
@@ -26,6 +27,7 @@ from transformers import (
     SwinConfig,
     VitDetModel,
 )
+from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import is_timm_available
 
 from sgma_hf import SgmaForSemanticSegmentation
@@ -162,6 +164,20 @@ def test_what_cannot_be_an_encoder_is_refused_in_one_line(backbone, message):
     with pytest.raises(ValueError, match=message) as caught:
         tiny_model(backbone_config=backbone)
     assert "\n" not in str(caught.value)
+
+
+def test_maps_with_the_channels_last_are_refused_as_such(monkeypatch):
+    forward = ConvNextBackbone.forward
+
+    def channels_last(self, *args, **kwargs):
+        maps = forward(self, *args, **kwargs).feature_maps
+        return BackboneOutput(feature_maps=tuple(one.permute(0, 2, 3, 1) for one in maps))
+
+    monkeypatch.setattr(ConvNextBackbone, "forward", channels_last)
+    with pytest.raises(
+        ValueError, match=r"\(ConvNextConfig\) gives maps of shape \(1, 168, 24, 8\) with the channels"
+    ):
+        tiny_model(backbone_config=CONVNEXT)
 
 
 def test_timm_that_is_not_there_is_named(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from document_blocks import blocks, commands, run, run_all, section
-from workspace import write_encoder, write_scenes
+from workspace import write_encoder, write_landuse, write_scenes
 
 from sgma_hf.commands import COMMANDS
 from sgma_hf.comparison.card.cells import percent
@@ -29,6 +29,7 @@ def workspace(tmp_path_factory):
     """Scenes, rows and a run, as README's commands leave them."""
     folder = tmp_path_factory.mktemp("workspace")
     write_scenes(folder)
+    write_landuse(folder)
     write_encoder(folder)
     (folder / "classes.json").write_text(blocks(TEXTS["rasters"], "json")[0][1])
     with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,14 @@ MAX_SCRIPT_LINES = 150
 # What travels to the Hub beside the weights; every machine that loads it has these and no more.
 SHIPPED_THIRD_PARTY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub"}
 # Third-party module -> the only rooms of ours that may import it.
-CONFINED = {"rasterio": {"rasters"}, "matplotlib": {"visualization"}, "torchvision": set(), "timm": set()}
+CONFINED = {
+    "rasterio": {"rasters"},
+    "pyogrio": {"rasters"},
+    "shapely": {"rasters"},
+    "matplotlib": {"visualization"},
+    "torchvision": set(),
+    "timm": set(),
+}
 # From the ground up: a room imports itself and rooms before it, never one behind it.
 ROOMS = [
     "model",

@@ -12,6 +12,7 @@ Label values count as they did in training, where the checkpoint recorded that; 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,15 @@ from sgma_hf.publishing.tables import markdown_table
 
 if TYPE_CHECKING:
     from sgma_hf.data.class_maps import ClassMap
+    from sgma_hf.rasters.polygons import PolygonLabels
 
 
 _GIVEN = "The classes of `--classes`"
 
 
 def _parser(modalities: Sequence[str]) -> Parser:
+    from sgma_hf.rasters.polygons import add_polygon_arguments
+
     parser = Parser(
         prog="sgma-hf evaluate",
         description=__doc__,
@@ -44,8 +48,8 @@ def _parser(modalities: Sequence[str]) -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    label = "raster of class ids, one band, or of what --classes names; 255 and nodata: none"
-    add("--label", required=True, metavar="FILE[:BAND]", help=label)
+    label = "raster of class ids, one band, or of what --classes names; 255 and nodata: none; or a file of polygons"
+    add("--label", required=True, metavar="FILE[:BAND|:LAYER]", help=label)
     classes = "which label values are which class, as `sgma-hf convert-rasters --classes` takes it"
     add("--classes", metavar="FILE_OR_JSON", help=classes)
     scored = parser.add_mutually_exclusive_group(required=True)
@@ -63,6 +67,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--allow_other_scale", action="store_true", help="score although a raster is far from what was trained on")
     add("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     add_precision(parser)
+    add_polygon_arguments(parser)
     group = parser.add_argument_group("modalities of the checkpoint, one or more")
     for name in modalities:
         group.add_argument(f"--{name}", nargs="+", action="extend", metavar="FILE", default=argparse.SUPPRESS)
@@ -113,10 +118,12 @@ def main(argv: list[str]) -> None:
 
 def _check_outputs(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> None:
     """Refuse what could not be written, or would replace a raster, before anything is computed."""
+    from sgma_hf.rasters.polygons import is_vector_file, split_layer
     from sgma_hf.rasters.scene import RasterInput
 
-    named = [args.label, args.map, *(path for paths in rasters.values() for path in paths)]
-    inputs = [file for text in named if text is not None for file in RasterInput.parse(text).files]
+    named = [args.map, *(path for paths in rasters.values() for path in paths)]
+    inputs = [split_layer(args.label)[0]] if is_vector_file(args.label) else RasterInput.parse(args.label).files
+    inputs += [file for text in named if text is not None for file in RasterInput.parse(text).files]
     for output in filter(None, (args.output, args.plot)):
         check_replaceable(output, inputs)
         check_writable(output)
@@ -137,26 +144,42 @@ def _score_model(
     names = ("tile_size", "stride", "tta", "batch_size", "resolution", "allow_other_scale")
     options = {name: getattr(args, name) for name in names}
     if classes is None:
-        classes = _recorded_classes(args.model, model.config.class_names)
+        classes = _recorded_classes(args.model, model.config.class_names, args.label)
     else:
         check_class_names(classes.names, model.config.class_names, _GIVEN)
     source = {"model": args.model, DIGEST_KEY: checkpoint_digest(args.model), "label": args.label, "tta": args.tta}
     options |= {"classes": classes, "scored_classes": args.score_classes}
-    return source | evaluate_scene(model, processor, rasters, args.label, **options)
+    return source | evaluate_scene(model, processor, rasters, _label(args), **options)
 
 
-def _recorded_classes(model: str, names: list[str]) -> "ClassMap | None":
+def _label(args: argparse.Namespace) -> "str | PolygonLabels":
+    """The raster of labels, or the polygons and how they become one."""
+    from sgma_hf.rasters.polygons import PolygonLabels, is_vector_file, polygon_options
+
+    options = polygon_options(args)
+    if is_vector_file(args.label):
+        return replace(options, source=args.label)
+    if options != PolygonLabels():
+        raise ValueError(f"`--label {args.label}` is no file of polygons, so leave out the flags --label_... .")
+    return args.label
+
+
+def _recorded_classes(model: str, names: list[str], label: str) -> "ClassMap | None":
     """Which label values were which class in training; None if the checkpoint has no record of it."""
     from transformers.utils import cached_file
 
     from sgma_hf.data.class_maps import ClassMap
     from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord
+    from sgma_hf.rasters.polygons import is_vector_file
 
     try:
         record = TrainingRecord.load(Path(cached_file(model, RECORD_FILE)).parent)
     except OSError:  # a checkpoint need not have one
         return None
-    return None if record.classes is None else ClassMap.of_record(record.classes, names)
+    if record.classes is None:
+        return None
+    classes = ClassMap.of_record(record.classes, names)
+    return None if classes.texts and not is_vector_file(label) else classes  # texts say nothing of a raster's numbers
 
 
 def _score_map(args: argparse.Namespace, classes: "ClassMap | None") -> dict[str, Any]:
@@ -177,7 +200,7 @@ def _score_map(args: argparse.Namespace, classes: "ClassMap | None") -> dict[str
         check_class_names(classes.names, names, _GIVEN)
     shares = robustness if robustness.is_file() else None
     scored = {"scored_classes": args.score_classes, "class_names": names}
-    scores = score_map(args.map, args.label, len(names), robustness=shares, classes=classes, **scored)
+    scores = score_map(args.map, _label(args), len(names), robustness=shares, classes=classes, **scored)
     return {"map": args.map, "label": args.label} | scored | scores
 
 

@@ -12,8 +12,9 @@ resolution or extent, `folders.labels` for labels and `--classes`. A scene is he
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ from ..rasters.extents import read_on_extent
 from ..rasters.files import read_info
 from ..rasters.grids import Grid, shared_sampling
 from ..rasters.listings.folders import SceneFiles, find_scenes, modality_entry
+from ..rasters.polygons import (
+    NothingLabelled,
+    PolygonLabels,
+    add_polygon_arguments,
+    is_vector_file,
+    polygon_options,
+    split_layer,
+)
 from ..rasters.raster import Georeference, RasterInfo
 from ..visualization.palette import default_palette
 from .folders.labels import map_label, survey_labels
@@ -45,7 +54,8 @@ from .writing.parquet import ParquetDatasetWriter, check_output
 class ConversionOptions:
     """What `convert_rasters` does beside reading; the command line has a flag for each."""
 
-    label: str | None = "label"  # folder or stem of the labels; None if there are none
+    label: str | None = "label"  # folder or stem of the labels, or one file of polygons; None if there are none
+    polygons: PolygonLabels = field(default_factory=PolygonLabels)  # how polygons become labels, whatever their source
     absent: Mapping[str, int] = field(default_factory=dict)  # bands of modalities that no scene has: null throughout
     nodata: Mapping[str, NodataOption] = field(default_factory=dict)  # per modality, values that stand for nothing
     units: Mapping[str, str] = field(default_factory=dict)  # per modality, for the record
@@ -92,8 +102,25 @@ def convert_rasters(
     source, out, options = Path(source), Path(out), options or ConversionOptions()
     folders, bands = _parse_modalities(modalities)
     _check_options(source, out, list(folders), options)
-    found = find_scenes(source, folders, options.label, split_names=options.split_names, absent=options.absent.keys())
+    layer = _shared_layer(source, options.label)
+    label = options.label if layer is None else None
+    found = find_scenes(source, folders, label, split_names=options.split_names, absent=options.absent.keys())
     scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene", leave=False)]
+    with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
+        _burn_labels(scenes, layer, options, Path(folder))
+        return _convert(source, out, folders, bands, scenes, options, command)
+
+
+def _convert(
+    source: Path,
+    out: Path,
+    folders: Mapping[str, str],
+    bands: Mapping[str, BandSelection],
+    scenes: Sequence[Scene],
+    options: ConversionOptions,
+    command: str,
+) -> str:
+    """Write the rows of scenes whose headers are read; the summary of `convert_rasters`."""
     plans = [_plan(name, scenes, options) for name in folders]
     labels = [scene.label for scene in scenes if scene.label is not None]
     # Read before anything is written: how many classes there are must be known, and errors said.
@@ -191,13 +218,53 @@ def _check_options(source: Path, out: Path, modalities: list[str], options: Conv
     check_output(out, overwrite=options.overwrite)
 
 
+def _shared_layer(source: Path, label: str | None) -> str | None:
+    """The file of polygons, or layer of one, that labels all scenes; None if each has its own labels."""
+    if label is None or not is_vector_file(label):
+        return None
+    return label if split_layer(label)[0].exists() else str(source / label)
+
+
+def _burn_labels(scenes: Sequence[Scene], shared: str | None, options: ConversionOptions, folder: Path) -> None:
+    """Burn labels that are polygons into rasters in `folder`, each on the grid of its scene's finest raster."""
+    classes = None if options.classes is None else ClassMap.load(options.classes)
+    missed, burnt = None, 0
+    for index, scene in enumerate(tqdm(scenes, desc="polygons", unit="scene", leave=False)):
+        layer = shared or scene.files.label
+        if scene.label is not None or layer is None:
+            if scene.label is not None and classes is not None and classes.texts:
+                raise ValueError(
+                    f"{layer} is a raster, but --classes has texts for values, which polygons alone hold."
+                )
+            continue
+        path, labels = folder / f"{index}.tif", replace(options.polygons, source=layer)
+        try:
+            labels.burn(Grid(scene.size, scene.grid), path, classes, ignore_unmapped=options.ignore_unmapped)
+        except NothingLabelled as error:
+            missed = error
+            if shared is None:
+                raise
+        else:
+            scene.label, burnt = read_info(path), burnt + 1
+    if missed is not None and not burnt:
+        raise missed
+    if missed is None and not burnt and options.polygons != PolygonLabels():
+        raise ValueError("No label is a file of polygons, so leave out the flags that are about them, --label_...")
+
+
 def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection]) -> Scene:
     infos: dict[str, RasterInfo | None] = {}
     for name, path in files.rasters.items():
         infos[name] = None if path is None else read_info(path, bands=bands[name])
         if path is not None:
             check_alpha(path, bands[name])
-    return make_scene(files, infos, None if files.label is None else read_info(files.label, palette_as_indices=True))
+    if files.label is None or is_vector_file(files.label):
+        if not any(infos.values()):
+            raise ValueError(
+                f"{files.label} labels a scene that has no raster of any modality. Remove it, or add one."
+            )
+        return make_scene(files, infos, None)
+    return make_scene(files, infos, read_info(files.label, palette_as_indices=True))
 
 
 def make_scene(files: SceneFiles, infos: Mapping[str, RasterInfo | None], label: RasterInfo | None) -> Scene:
@@ -353,7 +420,8 @@ def _parser() -> Parser:
         metavar="NAME=BANDS",
         help="modality that no scene has, null in every row, and how many bands a model takes of it: dsm=1",
     )
-    add("--label", default="label", help="folder or file stem of the labels, or none (default: label)")
+    label = "folder or file stem of the labels, a file of polygons for all scenes, or none (default: label)"
+    add("--label", default="label", help=label)
     add("--nodata", **several, metavar="NAME=VALUE", help="value of no data: nir=0")
     add("--units", **several, metavar="NAME=UNIT", help="for the record: dsm=m sar=dB")
     classes = (
@@ -373,6 +441,7 @@ def _parser() -> Parser:
     how = 'how a split was made, for cards and evaluations: test="a random part of the training fields"'
     add("--split_notes", **several, metavar="SPLIT=TEXT", help=how)
     add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
+    add_polygon_arguments(parser)
     add_push_arguments(parser)
     return parser
 
@@ -384,6 +453,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     given = vars(arguments) | {
         "label": None if arguments.label == "none" else arguments.label,
+        "polygons": polygon_options(arguments),
         "absent": _pairs(arguments.absent, "--absent", int, "NAME=BANDS, a whole number, as in dsm=1"),
         "nodata": _pairs(arguments.nodata, "--nodata", _nodata, "NAME=VALUE, numbers and commas between, or `none`"),
         "units": _pairs(arguments.units, "--units"),
@@ -391,7 +461,9 @@ def main(argv: list[str] | None = None) -> int:
         "split_notes": _pairs(arguments.split_notes, "--split_notes"),
     }
     options = ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
-    command = command_for_card("sgma-hf convert-rasters", argv, ("--source", "--output", "--classes"))
+    command = command_for_card(
+        "sgma-hf convert-rasters", argv, ("--source", "--output", "--classes", "--label", "--label_extent")
+    )
     summary = convert_rasters(
         arguments.source, arguments.output, arguments.modalities, options=options, command=command
     )

@@ -27,11 +27,13 @@ class ClassMap:
     """Names and colours of the classes, and which label values mean them."""
 
     names: list[str]  # of the ids 0, 1, ...
-    sources: dict[int, int]  # class id (or 255) of each label value; a colour is 65536 red + 256 green + blue
+    # Class id (or 255) of each label value; a colour is 65536 red + 256 green + blue, a text its index in `texts`.
+    sources: dict[int, int]
     palette: list[list[int] | None]  # [red, green, blue] per class, None where nobody chose one
     by_colour: bool = False  # whether the labels are colour-coded
     is_given: bool = True  # whether somebody chose it: its values count then also where a file calls them nodata
     ignored_names: dict[int, str] = field(default_factory=dict)  # what values that become 255 are called
+    texts: list[str] = field(default_factory=list)  # values that are texts, as those of polygons are; else empty
 
     @classmethod
     def load(cls, given: str | os.PathLike) -> "ClassMap":
@@ -39,7 +41,8 @@ class ClassMap:
 
         Either a list of names, for the ids 0, 1, ... as they are; or a list of objects with `name` and one of `value`,
         `values`, `color`, `colors` (with a value, `color` is merely the colour to draw the class in). Objects of one
-        name are one class; an object with `"ignore": true` needs no name: its values become 255.
+        name are one class; an object with `"ignore": true` needs no name: its values become 255. Values are whole
+        numbers; of labels that are polygons, all may be texts.
 
         Raises:
             ValueError: If it cannot be read, or does not say which class a value is.
@@ -96,7 +99,7 @@ class ClassMap:
                 near = did_you_mean(key, _KEYS) or "."
                 raise ValueError(f"{dict(entry)} has the key {key!r}{near} Known are {', '.join(_KEYS)}.")
         shown = [_colour(value) for value in _as_list(entry, "color")]
-        sources = list(map(_code, shown)) if self.by_colour else list(map(_integer, _as_list(entry, "value")))
+        sources = list(map(_code, shown)) if self.by_colour else list(map(self._take_value, _as_list(entry, "value")))
         name, ignore = entry.get("name"), entry.get("ignore", False)
         if not sources:
             raise ValueError(f"{dict(entry)} has no {'`color`' if self.by_colour else '`value`'} (nor the plural).")
@@ -109,7 +112,7 @@ class ClassMap:
             self.palette.append(shown[0] if shown else None)
         for source in sources:
             if source in self.sources:
-                raise ValueError(f"{self.show(source)} is given twice.")
+                raise ValueError(f"{self.show(source)!r} is given twice.")
             self.sources[source] = IGNORE_INDEX if ignore else self.names.index(name)
             if ignore and name:
                 self.ignored_names[source] = name
@@ -123,13 +126,36 @@ class ClassMap:
             if values:
                 entry = {"ignore": True} if name is None else {"name": name}
                 is_drawn = name is not None and not self.by_colour and self.palette[index] is not None
-                shown = [list(self.show(value)) for value in values] if self.by_colour else values
+                shown = [list(self.show(value)) if self.by_colour else self.show(value) for value in values]
                 found.append(entry | {key: shown} | ({"color": self.palette[index]} if is_drawn else {}))
         return found
 
     def show(self, source: int) -> Any:
-        """A label value as a person writes it: a number, or (red, green, blue)."""
+        """A label value as a person writes it: a number, a text, or (red, green, blue)."""
+        if self.texts:
+            return self.texts[source]
         return tuple(source.to_bytes(3, "big")) if self.by_colour else source
+
+    def code_of(self, value: str | int) -> int | None:
+        """The key in `sources` of a polygon's attribute, which is a value or the name of a class; None for others."""
+        text = str(value)
+        if text in self.texts:
+            return self.texts.index(text)
+        if not self.texts and re.fullmatch("-?[0-9]+", text) and int(text) in self.sources:
+            return int(text)
+        index = self.names.index(text) if text in self.names else None
+        return next((code for code, target in self.sources.items() if target == index), None)
+
+    def _take_value(self, value: Any) -> int:
+        """What stands for a label value in `sources`."""
+        if type(value) is str and (self.texts or not self.sources):
+            if value not in self.texts:
+                self.texts.append(value)
+            return self.texts.index(value)
+        if type(value) is not int or self.texts:
+            expected = "a text, as those before it are" if self.texts else "a whole number"
+            raise ValueError(f"a label value is {expected}, got {value!r}.")
+        return value
 
     def id_of(self, value: int, nodata: int | None) -> int:
         """Class id of a label value, 255 for none, in a file that declares `nodata`."""
@@ -184,12 +210,6 @@ def _as_list(entry: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(plural, list):
         raise ValueError(f"{dict(entry)}: `{key}s` is a list.")
     return [*([entry[key]] if key in entry else []), *plural]
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int:
-        raise ValueError(f"a label value is a whole number, got {value!r}.")
-    return value
 
 
 def _colour(value: Any) -> list[int]:

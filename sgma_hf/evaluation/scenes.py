@@ -1,8 +1,9 @@
 """Scores of a map, or of a model on every combination of its modalities, on a labelled scene of any size and grid."""
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.maps import predict_raster
 from ..rasters.files import read_info
+from ..rasters.grids import Grid
 from ..rasters.opening import is_npy
+from ..rasters.polygons import PolygonLabels
 from ..rasters.scene import RasterInput, RasterScene
 from .combinations import modality_combinations, summarize_combinations
 from .metrics import ScoredClasses, check_class_ids, check_scored_classes, confusion_matrix, segmentation_scores
@@ -30,7 +33,7 @@ ROWS_AT_ONCE = 512
 
 def score_map(
     map_path: str | os.PathLike,
-    label: str | os.PathLike,
+    label: str | os.PathLike | PolygonLabels,
     num_labels: int,
     *,
     robustness: str | os.PathLike | None = None,
@@ -44,7 +47,8 @@ def score_map(
     are ids, and of several bands one is named, as in `label.tif:1`. Labels that are 255, nodata or not there do not
     count, and neither do pixels where the map is nodata; of those it is said how many of the labelled ones they are.
     `classes` says which values, or colours, of the label are which class, as it did in training. Without it, and with
-    two classes, a label of 0 and 255 alone is a mask: 255 is class 1, with a warning.
+    two classes, a label of 0 and 255 alone is a mask: 255 is class 1, with a warning. Of polygons, the attribute holds
+    ids, names of classes, or what `classes` says.
 
     `class_names` are there where `scored_classes` is names. Returns the scores of `segmentation_scores`, with the
     matrix, `confusion`; `uncovered_share`, None if nothing is labelled, and
@@ -52,6 +56,12 @@ def score_map(
     `robustness_per_class` is there as well: mean share of reliance on each band over the pixels that are labelled as
     the class, lists (num_labels, bands); None for classes that do not occur.
     """
+    if isinstance(label, PolygonLabels):
+        info = read_info(_band_of_ids(map_path)[0].path)
+        classes = classes or ClassMap.of_record(None, class_names or [str(index) for index in range(num_labels)])
+        with _burnt(label, Grid(info.size, info.georeference), classes) as path:
+            how = {"robustness": robustness, "scored_classes": scored_classes, "class_names": class_names}
+            return score_map(map_path, path, num_labels, classes=classes, **how)
     by_colour = classes is not None and classes.by_colour
     channels = {"map": 1, "truth": 3 if by_colour else 1}
     truth_raster, nodata = (RasterInput.parse(label), None) if by_colour else _band_of_ids(label)
@@ -92,6 +102,21 @@ def score_map(
         rows = zip(means[:num_labels], counts["pixels"][:num_labels], strict=True)
         scores["robustness_per_class"] = [row.tolist() if n else None for row, n in rows]
     return scores
+
+
+@contextlib.contextmanager
+def _burnt(label: PolygonLabels, grid: Grid, classes: ClassMap) -> Iterator[Path]:
+    """The raster of labels that polygons make on a grid."""
+    with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
+        path = Path(folder) / "label.tif"
+        label.burn(grid, path, classes)
+        yield path
+
+
+def _grid_of(rasters: Mapping[str, Any], processor: Any) -> Grid:
+    channels = dict(zip(processor.modalities, processor.modality_channels, strict=True))
+    with RasterScene(rasters, channels=channels) as scene:
+        return scene.grid
 
 
 def _count(
@@ -171,7 +196,7 @@ def evaluate_scene(
     model: Any,
     processor: Any,
     rasters: Mapping[str, Any],
-    label: str | os.PathLike,
+    label: str | os.PathLike | PolygonLabels,
     *,
     combinations: Sequence[Sequence[str]] | None = None,
     scored_classes: ScoredClasses = "union",
@@ -187,7 +212,8 @@ def evaluate_scene(
         model: An SGMA model with a segmentation head, in eval mode.
         processor: Its image processor.
         rasters: Files by modality, as for `predict_raster`.
-        label: Raster of class ids as for `score_map`, 255 for none; its nodata value does not count either.
+        label: Raster of class ids as for `score_map`, 255 for none; its nodata value does not count either. Or
+            polygons; then the grid is that of the rasters.
         combinations: Names to evaluate together; None takes every non-empty combination of what is there.
         scored_classes: Which classes count in the means, see `segmentation_scores`.
         classes: Which values of the label are which class, see `score_map`; None takes them as ids.
@@ -202,6 +228,11 @@ def evaluate_scene(
     Raises:
         ValueError: If a raster or the label cannot be used.
     """
+    if isinstance(label, PolygonLabels):
+        classes = classes or ClassMap.of_record(None, model.config.class_names)
+        with _burnt(label, _grid_of(rasters, processor), classes) as path:
+            how = {"combinations": combinations, "scored_classes": scored_classes, "classes": classes}
+            return evaluate_scene(model, processor, rasters, path, **how, **options)
     if classes is None or not classes.by_colour:
         _band_of_ids(label)  # refused before anything is computed
     config = model.config
@@ -215,17 +246,10 @@ def evaluate_scene(
         # All of them together first: what is refused of any raster is refused before anything is computed.
         for names in sorted(combinations, key=len, reverse=True):
             complete = set(names) == set(given) and len(given) > 1 and find_fusion(config).has_robustness
-            files = predict_raster(
-                model,
-                processor,
-                {name: rasters[name] for name in names},
-                Path(folder) / "map.tif",
-                like=label,
-                extras=["robustness"] if complete else [],
-                **options,
-            ).files
-            shares = files.get("robustness")
-            counting = {"robustness": shares, "classes": classes, **scored}
+            how = {"like": label, "extras": ["robustness"] if complete else [], **options}
+            some = {name: rasters[name] for name in names}
+            files = predict_raster(model, processor, some, Path(folder) / "map.tif", **how).files
+            counting = {"robustness": files.get("robustness"), "classes": classes, **scored}
             scores = score_map(files["labels"], label, config.num_labels, **counting)
             found, unlabelled = scores.pop("robustness_per_class", None), scores.pop("unlabelled_share")
             if found is not None:

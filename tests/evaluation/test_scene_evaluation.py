@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 from PIL import Image
 from raster_scenes import HeightClasses, height_classes, height_processor, write_tiff
 from tiny_models import spread_weights, tiny_model
+from vector_files import write_vectors
 
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.commands.evaluate import main
@@ -16,6 +18,7 @@ from sgma_hf.evaluation.scenes import evaluate_scene, score_map
 from sgma_hf.prediction.maps import predict_raster
 from sgma_hf.publishing.record import TrainingRecord
 from sgma_hf.publishing.results import results_to_markdown
+from sgma_hf.rasters.polygons import PolygonLabels
 
 
 rasterio_open = pytest.importorskip("rasterio").open
@@ -346,3 +349,35 @@ def test_command_counts_label_values_as_training_did(tmp_path, capsys):
     classes[0]["name"], classes[1]["name"] = "LABEL_1", "LABEL_0"
     assert main([*arguments, "--label", label, "--classes", json.dumps(classes)]) == 2
     assert "'LABEL_1' is 0 there and 1 here" in capsys.readouterr().err
+
+
+def test_polygons_score_as_the_raster_that_they_stand_for(tmp_path, capsys):
+    """The map's grid is that of the raster of labels, so both have equal scores to the last bit."""
+    generator = np.random.default_rng(0)
+    truth = np.kron(generator.integers(0, 3, (4, 4)), np.ones((4, 4))).astype(np.uint8)
+    truth[:4, :4] = 255
+    raster = write_tiff(tmp_path / "truth.tif", truth[None], nodata=255)
+    made = write_tiff(tmp_path / "map.tif", generator.integers(0, 3, (1, 16, 16), dtype=np.uint8), nodata=255)
+    with rasterio_open(made, "r+") as file:
+        file.update_tags(1, CLASS_0="low", CLASS_1="middle", CLASS_2="high")
+    names, (south, west) = ["low", "middle", "high"], (4800000 - 16, 500000)
+    cells = [(row, column) for row in range(4) for column in range(4) if (row, column) != (0, 0)]
+    layer = write_vectors(
+        tmp_path / "truth.gpkg",
+        [shapely.box(west + 4 * c, south + 12 - 4 * r, west + 4 * c + 4, south + 16 - 4 * r) for r, c in cells],
+        crs="EPSG:32631",
+        use=[names[truth[4 * r, 4 * c]] for r, c in cells],
+    )
+    expected = score_map(made, raster, 3, class_names=names)
+    assert score_map(made, PolygonLabels(layer, "use"), 3, class_names=names) == expected
+    main(["--map", made, "--label", str(layer), "--label_attribute", "use", "--output", str(tmp_path / "a.json")])
+    assert json.loads((tmp_path / "a.json").read_text())["confusion"] == expected["confusion"]
+    capsys.readouterr()
+    assert main(["--map", made, "--label", str(layer), "--label_attribute", "us"]) == 2
+    assert "truth.gpkg:areas has no attribute 'us'; did you mean use?" in capsys.readouterr().err
+    assert main(["--map", made, "--label", raster, "--label_attribute", "use"]) == 2
+    assert "is no file of polygons" in capsys.readouterr().err
+    model, processor = HeightClasses(), height_processor()
+    heights = write_tiff(tmp_path / "dsm.tif", np.where(truth == 255, 1, truth)[None].astype(np.float32))
+    by_raster = evaluate_scene(model, processor, {"dsm": heights}, raster, tile_size=16)
+    assert evaluate_scene(model, processor, {"dsm": heights}, PolygonLabels(layer, "use"), tile_size=16) == by_raster

@@ -11,13 +11,14 @@ Three layouts, each with or without split folders (`train`, `valid`, `test`, ...
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...data.rows import SPLIT_ALIASES
 from ...model.normalization_sgma import default_normalization
 from ..opening import is_raster_file
+from ..polygons import is_vector_file
 
 
 LABEL_NAMES = ("label", "labels", "mask", "masks", "gt", "truth", "ground_truth", "annotation", "annotations")
@@ -181,12 +182,15 @@ def _num_usual(names: Iterable[str]) -> int:
 def _scenes_of_root(
     root: Path, split: str, folders: Mapping[str, str], label: str | None, clashes: list[str]
 ) -> list[SceneFiles]:
-    wanted = _wanted(folders, label)
-    homes = {name: _folder_of(root, name) for name in wanted}
+    kinds = dict.fromkeys(_wanted(folders, label), is_raster_file) | ({label: _is_label_file} if label else {})
+    homes = {name: _folder_of(root, name) for name in kinds}
     if any(home is not None for home in homes.values()):
-        files = _by_scene_names({name: _by_name(_files_below(home), clashes) for name, home in homes.items()})
+        found = {name: _files_below(home, kinds[name]) for name, home in homes.items()}
+        files = _by_scene_names({name: _by_name(pairs, clashes) for name, pairs in found.items()})
     else:
-        named = {name: [*_files_of(root, name), *_suffixed(root, name, wanted)] for name in wanted}
+        named = {
+            name: [*_files_of(root, name, is_file), *_suffixed(root, name, kinds)] for name, is_file in kinds.items()
+        }
         files = {name: _by_name(pairs, clashes) for name, pairs in named.items()}
     return [
         SceneFiles(
@@ -207,29 +211,34 @@ def _folder_of(root: Path, name: str) -> Path | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def _files_below(folder: Path | None) -> Iterator[tuple[str, Path]]:
-    """Name and path of all rasters in a folder, if there is one."""
-    for path in filter(is_raster_file, sorted(folder.rglob("*")) if folder else ()):
+def _is_label_file(path: Path) -> bool:
+    """Whether a file may hold labels: a raster, or polygons."""
+    return is_raster_file(path) or (is_vector_file(path) and path.is_file() and not path.name.startswith("."))
+
+
+def _files_below(folder: Path | None, is_file: Callable[[Path], bool]) -> Iterator[tuple[str, Path]]:
+    """Name and path of all files of a kind in a folder, if there is one."""
+    for path in filter(is_file, sorted(folder.rglob("*")) if folder else ()):
         yield path.relative_to(folder).with_suffix("").as_posix(), path
 
 
-def _files_of(root: Path, stem: str) -> Iterator[tuple[str, Path]]:
+def _files_of(root: Path, stem: str, is_file: Callable[[Path], bool]) -> Iterator[tuple[str, Path]]:
     """Scene and file of those files in scenes' folders that have a stem, or, where none has, one of another case."""
     for scene in _folders(root):
         alike = [path for path in sorted(scene.iterdir()) if path.stem.lower() == stem.lower()]
-        alike = list(filter(is_raster_file, alike))
+        alike = list(filter(is_file, alike))
         for path in [path for path in alike if path.stem == stem] or alike:
             yield scene.name, path
 
 
-def _suffixed(root: Path, name: str, wanted: Sequence[str]) -> Iterator[tuple[str, Path]]:
+def _suffixed(root: Path, name: str, kinds: Mapping[str, Callable[[Path], bool]]) -> Iterator[tuple[str, Path]]:
     """Scene and file of those files in one folder whose names end or begin as a modality's: `a_rgb.tif`, `rgb_a.tif`.
 
     Of several modalities, that with the longest name is meant.
     """
-    patterns = {key: re.compile(rf"(.+)[_-]{re.escape(key)}|{re.escape(key)}[_-](.+)", re.I) for key in wanted}
-    for path in filter(is_raster_file, sorted(root.iterdir())):
-        if name == max((key for key in wanted if patterns[key].fullmatch(path.stem)), key=len, default=None):
+    patterns = {key: re.compile(rf"(.+)[_-]{re.escape(key)}|{re.escape(key)}[_-](.+)", re.I) for key in kinds}
+    for path in filter(kinds[name], sorted(root.iterdir())):
+        if name == max((key for key in kinds if patterns[key].fullmatch(path.stem)), key=len, default=None):
             yield "".join(patterns[name].fullmatch(path.stem).groups("")), path
 
 

@@ -40,8 +40,9 @@ the height of the map.
 """
 OUTPUTS = """\
 output files, for --output DIR/map.tif or DIR/map.png:
-  DIR/map.tif                          class ids, uint8; 255 where no modality covers. Cloud Optimized GeoTIFF with
-                                       colour table and class names, on the grid's CRS and transform
+  DIR/map.tif                          class ids, uint8; 255 where no modality covers, and below --min_confidence.
+                                       Cloud Optimized GeoTIFF with colour table and class names, on the grid's CRS and
+                                       transform
   DIR/map_confidence.tif               --extras confidence: probability of the class, and entropy from 0 to 1
   DIR/map_probabilities.tif            --extras probabilities: a band per class
   DIR/map_robustness.tif               --extras robustness: a band per modality, from 0 to 1: how much it was relied
@@ -59,7 +60,14 @@ only if `predict` wrote them, else it refuses. Extras of an earlier run stay if 
 rasters, options); those of another one are removed, and named. A run that dies leaves its strips in
 DIR/.map.tif.partial, from which the same command goes on with --resume.
 
-several processes share the strips, and the map is the same:
+with --scenes SOURCE --output DIR the maps are DIR/SCENE.tif, and beside them:
+  DIR/summary.csv, DIR/summary.parquet a row per scene: what was missing, hectares and share of each class, mean
+                                       confidence, mean reliance on each modality, or why there is no map
+  DIR/least_certain.csv                the scenes to label next: those of the lowest mean confidence
+  DIR/.scenes                          what is known of each scene, from which --resume goes on
+The exit status is 1 where a scene has failed; the others have their maps.
+
+several processes share the strips, with --scenes the scenes, and the map is the same:
   accelerate launch --multi_gpu --num_processes N scripts/predict.py ...                a GPU each
   ACCELERATE_USE_CPU=true torchrun --nproc_per_node N scripts/predict.py --device cpu ...   on the CPU
 """

@@ -45,6 +45,7 @@ class WantedMap:
     output_path: str | os.PathLike
     like: str | os.PathLike | None = None
     extras: Sequence[str] = ()
+    version: Any = None  # what is another one, as JSON has it, for other rasters; None: by names and times of files
 
 
 Outcome = RasterPrediction | Exception
@@ -213,7 +214,7 @@ class MapMaker:
         processes = _Processes(self._model.device.type if share else None)
         unfinished: list[MapRun] = []
         try:
-            with bounded_cache(), ThreadPoolExecutor(1) as writer:
+            with bounded_cache(), _thread() as writer:
                 how = {"resume": resume, "or_anew": or_anew, "processes": processes, "writer": writer}
                 with closing(self._read(maps, unfinished, **how)) as items:
                     # The first one in this thread: processes that wait for each other do it in the one that computes.
@@ -317,7 +318,8 @@ class MapMaker:
         trained_size = model.config.tile_size or self._tile_size
         levels = look_at(scene, processor, trained_size, allow_other_scale=self._allow_other_scale)
         count = len(tiles.tops)
-        fingerprint = {**self.identity, "inputs": _files_of(scene), "grid": repr(scene.grid)}
+        inputs = _files_of(scene) if wanted.version is None else wanted.version
+        fingerprint = {**self.identity, "inputs": inputs, "grid": repr(scene.grid)}
         is_small = processes.count == 1 and count == 1
         store = StripStore(plan.label_map, scene.grid.size[1], layers, fingerprint, in_memory=is_small)
         if processes.is_main:
@@ -373,10 +375,15 @@ def _progress(*, disable: bool) -> Any:
     return logging.tqdm(total=1, unit="MPixel", desc="predict", bar_format=bar_format, disable=disable)
 
 
+def _thread() -> ThreadPoolExecutor:
+    """A thread that is within GDAL's environment for as long as it lives."""
+    return ThreadPoolExecutor(1, initializer=lambda: bounded_cache().__enter__())
+
+
 def _read_ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
     """Draw items in another thread, up to `depth` of them ahead; what is raised there is raised here."""
     done = object()
-    with ThreadPoolExecutor(1) as reader:
+    with _thread() as reader:
         waiting = deque(reader.submit(next, items, done) for _ in range(depth))
         try:
             while (item := waiting.popleft().result()) is not done:

@@ -40,10 +40,15 @@ def require_rasterio(path: Any) -> ModuleType:
 
 
 def bounded_cache() -> AbstractContextManager:
-    """Keep GDAL's cache at 256 MB, not 5 % of all memory; nothing without rasterio or where `GDAL_CACHEMAX` is set."""
-    if importlib.util.find_spec("rasterio") is None or "GDAL_CACHEMAX" in os.environ:
+    """GDAL's environment, its cache at 256 MB, not 5 % of all memory, unless `GDAL_CACHEMAX` is set.
+
+    Nothing without rasterio. Within it, files may be closed by another thread than opened them, if that is within one
+    as well: a file that is opened outside makes an environment of its own, which its thread alone can end.
+    """
+    if importlib.util.find_spec("rasterio") is None:
         return contextlib.nullcontext()
-    return require_rasterio("the rasters").Env(GDAL_CACHEMAX=256 * 2**20)
+    options = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": 256 * 2**20}
+    return require_rasterio("the rasters").Env(**options)
 
 
 @functools.lru_cache(maxsize=64)

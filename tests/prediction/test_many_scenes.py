@@ -16,6 +16,8 @@ import pyarrow.parquet
 import pytest
 from raster_scenes import HeightClasses, height_classes, height_processor, predict_height_classes, write_tiff
 
+from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
+from sgma_hf.data.metadata import DatasetMetadata
 from sgma_hf.prediction.maps import MapMaker
 from sgma_hf.prediction.scenes.claims import Claims
 from sgma_hf.prediction.scenes.many import SceneLedger, predict_scenes
@@ -26,6 +28,7 @@ from sgma_hf.rasters.listings.sources import list_scenes
 
 rasterio = pytest.importorskip("rasterio")
 
+METADATA = DatasetMetadata(["dsm", "rgb"], [1, 3], ["float32", "uint8"], nodata=[[-9999.0], []])
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 40
 
@@ -64,6 +67,32 @@ def test_maps_are_those_of_the_scenes_one_by_one(tmp_path):
         with rasterio.open(tmp_path / "maps" / f"s{number}.tif") as file:
             np.testing.assert_array_equal(file.read(1), height_classes(heights_of(number)[0]))
     assert maps_in(tmp_path / "maps") == maps_in(tmp_path / "alone")
+
+
+def test_files_that_one_thread_opens_another_closes_whatever_gdal_s_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GDAL_CACHEMAX", "64")
+    records = predict(write_scenes(tmp_path / "scenes", 2), tmp_path / "maps")
+    assert [record.error for record in records] == [None, None]
+
+
+def test_maps_of_rows_are_those_of_their_rasters_and_the_same_each_time(tmp_path):
+    heights = heights_of(3)[0]
+    with ParquetDatasetWriter(tmp_path / "data", METADATA, title="Heights") as writer:
+        writer.write("train", "a", {"dsm": heights, "rgb": None}, None)
+    for name in ("one", "two"):
+        (record,) = predict(tmp_path / "data", tmp_path / name)
+        assert record.error is None and record.class_areas is None
+    with rasterio.open(tmp_path / "one" / "a.tif") as file:
+        np.testing.assert_array_equal(file.read(1), height_classes(heights))
+    assert maps_in(tmp_path / "one") == maps_in(tmp_path / "two")
+
+
+def test_the_grid_is_that_of_a_modality_where_a_scene_has_it(tmp_path):
+    folder = write_scenes(tmp_path / "scenes", 2)
+    colours = np.full((3, 2 * SIZE, 2 * SIZE), 100, np.uint8)
+    write_tiff(folder / "s1" / "rgb.tif", colours, pixel=0.5)
+    records = predict(folder, tmp_path / "maps", like="rgb")
+    assert {record.scene: record.size for record in records} == {"s0": [SIZE, SIZE], "s1": [2 * SIZE, 2 * SIZE]}
 
 
 def test_a_scene_that_fails_is_named_and_tried_again_and_what_is_done_is_not(tmp_path):
@@ -123,11 +152,11 @@ def _predict_slowly(folder, output, calls, seconds):
     """A process that says which scenes it reads; each takes a while."""
     original = ListedScene.opened
 
-    def opened(scene):
+    def opened(scene, first=None):
         with open(calls, "a") as file:
             file.write(f"{scene.name}\n")
         time.sleep(seconds)
-        return original(scene)
+        return original(scene, first)
 
     ListedScene.opened = opened
     predict(Path(folder), Path(output), joins=True)

@@ -165,7 +165,10 @@ def test_a_source_that_is_nothing_of_all_that(tmp_path):
 def test_rows_of_a_data_set_are_files_while_they_are_read(tmp_path):
     write_dataset(tmp_path / "data")
     found = {scene.name: scene for scene in list_scenes(tmp_path / "data", ["rgb", "dsm"])}
-    assert found
+    again = list_scenes(tmp_path / "data", ["rgb", "dsm"])
+    assert [scene.version() for scene in again] == [scene.version() for scene in found.values()]
+    with found["a"].opened("dsm") as rasters:
+        assert list(rasters) == ["dsm", "rgb"]
     for scene in found.values():
         with scene.opened() as rasters:
             assert list(rasters) == scene.modalities

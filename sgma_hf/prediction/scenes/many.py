@@ -160,8 +160,8 @@ def _take(scene: ListedScene, ledger: SceneLedger, claims: Claims) -> bool:
 def _wanted_map(scene: ListedScene, ledger: SceneLedger, extras: Sequence[str], like: str | None) -> WantedMap:
     names = scene.modalities
     given = [name for name in extras if name != "agreement" or len(names) > 1]
-    grid = scene.rasters[like][0] if like in scene.rasters else None
-    return WantedMap(scene.opened(), ledger.map_of(scene.name), grid, given)
+    version = None if scene.row is None else scene.version()  # files of a row are others each time
+    return WantedMap(scene.opened(like), ledger.map_of(scene.name), extras=given, version=version)
 
 
 def _record_of(scene: ListedScene, outcome: RasterPrediction | Exception, num_labels: int) -> SceneRecord:

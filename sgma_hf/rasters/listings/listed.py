@@ -33,19 +33,23 @@ class ListedScene:
         return list(self.rasters if self.row is None else self.row[2])
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[dict[str, Sequence[str]]]:
-        """The names of its rasters, of a row files that are there for so long; ValueError if there is a problem."""
+    def opened(self, first: str | None = None) -> Iterator[dict[str, Sequence[str]]]:
+        """The names of its rasters, of a row files that are there for so long; ValueError if there is a problem.
+
+        `first` is the modality that comes first, if it is there: that gives a map its grid.
+        """
         if self.problem is not None:
             raise ValueError(self.problem)
         if self.row is None:
-            yield dict(self.rasters)
+            yield {name: self.rasters[name] for name in sorted(self.rasters, key=lambda name: name != first)}
             return
         rows, index, columns = self.row
         images, _ = decode_row(rows[index], list(columns.values()))
         with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
             for column, image in images.items():
                 np.save(Path(folder, f"{column}.npy"), image)
-            yield {name: [f"{folder}/{column}.npy"] for name, column in columns.items()}
+            names = sorted(columns, key=lambda name: name != first)
+            yield {name: [f"{folder}/{columns[name]}.npy"] for name in names}
 
     def version(self) -> list[Any]:
         """What is another one, as JSON has it, when the scene is another one: names, sizes, times of change."""

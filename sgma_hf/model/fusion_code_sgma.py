@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from .configuration_sgma import is_remote_code
 from .fusion_sgma import AUTO_MAP_KEY, FUSIONS, SgmaFusion, find_fusion
 from .fusion_stages_sgma import SemanticGuidedFusion
 
@@ -56,11 +57,15 @@ def save_fusion_code(config: PreTrainedConfig, folder: Path) -> None:
 
 
 def load_fusion_code(name_or_path: str | os.PathLike, **options: Any) -> None:
-    """Register the fusion whose code a checkpoint brings, if it is not known; for those who trust the checkpoint."""
+    """Register the fusion whose code a checkpoint brings; for those who trust the checkpoint.
+
+    One of that name that was imported stays, and one of another checkpoint does not.
+    """
     hub = {key: value for key, value in options.items() if key in _HUB_OPTIONS}
     values, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub)
     reference = (values.get("auto_map") or {}).get(AUTO_MAP_KEY)
-    if reference is not None and values.get("fusion") not in FUSIONS:
+    known = FUSIONS.get(values.get("fusion"))
+    if reference is not None and (known is None or is_remote_code(known.__module__)):
         hub.pop("subfolder", None)
         FUSIONS[values["fusion"]] = get_class_from_dynamic_module(reference, name_or_path, **hub)
 

@@ -142,7 +142,7 @@ class SgmaCheckpointMixin(SgmaPushToHubMixin):
                 "can run code. Leave the argument out."
             )
         _check_shard_names(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        if kwargs.get("trust_remote_code"):
+        if kwargs.get("trust_remote_code") and pretrained_model_name_or_path is not None:
             load_fusion_code(pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 

@@ -171,6 +171,20 @@ assert type(AutoModel.from_pretrained("headless", trust_remote_code=True)).__nam
         loaded = auto_class.from_pretrained(tmp_path / "again", trust_remote_code=True)
         assert type(loaded) is SgmaForSemanticSegmentation
         torch.testing.assert_close(loaded(**inputs()).logits, model(**inputs()).logits, rtol=1e-4, atol=1e-5)
+    other = CODE.replace("scores = self.score", "scores = -self.score")
+    (tmp_path / "code" / "weighted_fusion.py").write_text(other)
+    forget()
+    importlib.invalidate_caches()
+    importlib.import_module("weighted_fusion")
+    with_other_code = SgmaForSemanticSegmentation(model.config)
+    with_other_code.load_state_dict(model.state_dict())
+    with_other_code.eval().save_pretrained(tmp_path / "other")
+    expected = {"again": model(**inputs()).logits, "other": with_other_code(**inputs()).logits}
+    assert (expected["again"] - expected["other"]).abs().max() > 0.01
+    forget()
+    for name in ("again", "other"):  # two fusions of one name
+        loaded = AutoModel.from_pretrained(tmp_path / name, trust_remote_code=True)
+        torch.testing.assert_close(loaded(**inputs()).logits, expected[name], rtol=1e-4, atol=1e-5)
     loaded.save_pretrained(tmp_path / "with_package")
     assert "sgma_hf" not in (tmp_path / "with_package" / "weighted_fusion.py").read_text()
     SgmaModel.from_pretrained(tmp_path / "headless")

@@ -3,6 +3,7 @@
 By itself, so that nothing else imports `evaluate`: a script of that name beside a user's own would be taken for it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -29,7 +30,8 @@ class SgmaMeanIou(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Mean intersection over union of label maps, classes that occur nowhere left out.",
             citation="",
-            inputs_description="predictions, references: label maps; num_labels; ignore_index (255); scored_classes.",
+            inputs_description="predictions, references: label maps; num_labels; ignore_index (255); "
+            "scored_classes and class_names as in `segmentation_scores`.",
             features=datasets.Features({"predictions": label_map, "references": label_map}),
         )
 
@@ -41,10 +43,11 @@ class SgmaMeanIou(evaluate.Metric):
         num_labels: int,
         ignore_index: int = 255,
         scored_classes: ScoredClasses = "union",
+        class_names: Sequence[str] = (),
     ) -> dict[str, Any]:
         confusion = np.zeros((num_labels, num_labels), dtype=np.int64)
         for prediction, reference in zip(predictions, references, strict=True):
             confusion += confusion_matrix(
                 np.array(prediction), np.array(reference), num_labels, ignore_index=ignore_index
             )
-        return segmentation_scores(confusion, scored_classes=scored_classes)
+        return segmentation_scores(confusion, scored_classes=scored_classes, class_names=class_names)

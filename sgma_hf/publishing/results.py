@@ -68,6 +68,8 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
         remarks.append("Classes without a labelled pixel are left out of the means.")
     else:
         remarks.append("Classes that are neither labelled nor predicted anywhere are left out of the means.")
+    if results.get("label_column", "label") != "label":
+        remarks.append(f"The labels are those of the column `{results['label_column']}`.")
     if results.get("stride"):
         remarks.append(f"From windows every {results['stride']} pixels, blended.")
     if results.get("tta"):

@@ -178,8 +178,9 @@ def test_evaluate_metric_works_offline(monkeypatch, tmp_path):
     metric = SgmaMeanIou(cache_dir=str(tmp_path))
     metric.add_batch(predictions=[PREDICTIONS[None].tolist()], references=[LABELS[None].tolist()])
     metric.add_batch(predictions=[[[0], [1]]], references=[[[255], [1]]])  # a map of another size
-    scores = metric.compute(num_labels=3)
+    scores = metric.compute(num_labels=3, scored_classes=["b"], class_names=["a", "b", "c"])
     assert scores["pixels"] == 14
+    assert scores["miou"] == scores["iou"][1]
     assert scores["iou"] == pytest.approx([4 / 6, 3 / 7, 3 / 5], abs=1e-15)
 
 

@@ -16,6 +16,7 @@ from sgma_hf.data.rows import load_rows, with_label_column
 from sgma_hf.model.configuration_sgma import SgmaConfig
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 from sgma_hf.model.modeling_sgma import SgmaForSemanticSegmentation
+from sgma_hf.publishing.results import results_to_markdown
 
 
 pytest.importorskip("rasterio")
@@ -97,6 +98,7 @@ def test_six_classes_trained_and_the_mean_over_five(made):
     assert scores["f1"] == pytest.approx(np.nanmean(f1[:-1]))
     assert scores["accuracy"] == pytest.approx(hits.sum() / counts.sum())
     assert true[-1] > 0, "clutter is labelled, and no part of the means"
+    assert "The labels are those of the column `scoring_label`." in results_to_markdown(results)
     assert (results["label_column"], results["scored_classes"]) == ("scoring_label", list(CLASS_NAMES[:5]))
 
 

@@ -88,6 +88,8 @@ def test_every_command_that_is_printed_exists():
                 assert words[3 if words[1] == "--import" else 1] in COMMANDS, (name, words)
             elif words[0] == "make":
                 assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), words
+            elif words[0] == "pip":
+                assert words[1] == "install", (name, words)
             else:
                 scripts = [word for word in words if word.endswith(".py")]
                 assert scripts and all((ROOT / script).is_file() for script in scripts), (name, words)

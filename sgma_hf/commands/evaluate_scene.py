@@ -63,7 +63,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--resolution", type=float, metavar="METRES", help="pixels on the ground to predict at; default: the label's")
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile")
     add_turns(parser)
-    add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
+    add("--batch_size", type=int, help="tiles per forward pass; default: 4, on a CPU 1")
     add("--allow_other_scale", action="store_true", help="score although a raster is far from what was trained on")
     add("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     add_precision(parser)

@@ -100,7 +100,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile; default: about three quarters of the tile")
     add_turns(parser)
-    add("--batch_size", type=int, default=4, help="tiles per forward pass; default: 4")
+    add("--batch_size", type=int, help="tiles per forward pass; default: 4, on a CPU 1")
     resampling = "how other grids are interpolated: bilinear (default), nearest, cubic, average, ...; or MODALITY=NAME"
     add("--resampling", nargs="+", action="extend", metavar="NAME", help=resampling)
     unknown = "probability of the class below which a pixel is unknown, 255; default: 0"

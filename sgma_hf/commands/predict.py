@@ -75,6 +75,8 @@ several processes share the strips, with --scenes the scenes, and the map is the
 
 def _parser(modalities: Sequence[str] | None) -> Parser:
     """The parser for a checkpoint's modalities; None for a general help, before there is a checkpoint."""
+    from sgma_hf.rasters.scene import add_mask_arguments
+
     parser = Parser(
         prog="sgma-hf predict",
         description=DESCRIPTION,
@@ -113,6 +115,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     add_precision(parser)
     add_scene_arguments(parser)
+    add_mask_arguments(parser, "file, or with --scenes what finds it as --assets does,")
     group = parser.add_argument_group("modalities, one or more")
     # Suppressed defaults leave the namespace with what was given, in the order of the command line.
     given = {"nargs": "+", "action": "extend", "metavar": "FILE", "default": argparse.SUPPRESS}
@@ -153,7 +156,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     from sgma_hf.model.fusion_sgma import find_fusion
     from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import predict_raster
-    from sgma_hf.rasters.scene import RasterInput
+    from sgma_hf.rasters.scene import mask_options, masked
 
     config = AutoConfig.from_pretrained(args.model)
     processor = AutoImageProcessor.from_pretrained(args.model)
@@ -161,14 +164,16 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     if extras is None:
         is_picture = args.output.lower().endswith(PNG_SUFFIXES)
         extras = ["robustness"] if is_picture and find_fusion(config).has_robustness else []
+    masks = mask_options(args, list(rasters))
+    sources = {name: masked(paths, *masks.get(name, (None, ()))) for name, paths in rasters.items()}
     # What cannot be written is said before gigabytes of weights are loaded.
-    inputs = [file for paths in rasters.values() for path in paths for file in RasterInput.parse(path).files]
+    inputs = [file for inputs in sources.values() for source in inputs for file in source.files]
     layers = plan_layers(config, list(rasters), extras)
     check_writable(plan_outputs(args.output, layers, inputs, processor.modalities).label_map)
     prediction = predict_raster(
         load_model(args.model, dtype=args.dtype, device=args.device),
         processor,
-        rasters,
+        sources,
         args.output,
         like=args.like,
         resolution=args.resolution,

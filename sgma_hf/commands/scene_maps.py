@@ -37,13 +37,15 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     from sgma_hf.prediction.scenes.many import SceneLedger, predict_scenes
     from sgma_hf.prediction.scenes.summary import write_summary
     from sgma_hf.rasters.listings.sources import list_scenes
+    from sgma_hf.rasters.scene import mask_options
 
     output, suffix, is_first = Path(args.output), f".{args.format}", os.environ.get("RANK", "0") == "0"
     if output.suffix.lower() in (".tif", ".tiff", ".png") or output.is_file():
         raise ValueError(f"`--output {output}`: with --scenes it is the folder of the maps.")
     if args.like is not None and args.like not in modalities:
         raise ValueError(f"`--like {args.like}`: with --scenes it is a modality, one of {', '.join(modalities)}.")
-    found = list_scenes(args.scenes, modalities, assets=_assets(args.assets), scene_by=args.scene_by)
+    how = {"assets": _assets(args.assets), "scene_by": args.scene_by, "masks": mask_options(args, modalities)}
+    found = list_scenes(args.scenes, modalities, **how)
     scenes = found[_shard(args.shard)]
     model = load_model(args.model, dtype=args.dtype, device=args.device)
     names = ("tile_size", "stride", "tta", "batch_size", "resolution", "resampling", "min_confidence", "sieve")

@@ -41,6 +41,8 @@ from ..rasters.polygons import (
     split_layer,
 )
 from ..rasters.raster import Georeference, RasterInfo
+from ..rasters.scene import add_mask_arguments, mask_options
+from ..rasters.sources import PixelMask
 from ..visualization.palette import default_palette
 from .folders.labels import map_label, survey_labels
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
@@ -58,6 +60,8 @@ class ConversionOptions:
     polygons: PolygonLabels = field(default_factory=PolygonLabels)  # how polygons become labels, whatever their source
     absent: Mapping[str, int] = field(default_factory=dict)  # bands of modalities that no scene has: null throughout
     nodata: Mapping[str, NodataOption] = field(default_factory=dict)  # per modality, values that stand for nothing
+    # Per modality the folder or stem of masks, of which classes hide it.
+    masks: Mapping[str, tuple[str, tuple[float, ...]]] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)  # per modality, for the record
     classes: str | os.PathLike | None = None  # as `ClassMap.load` takes it; None takes label ids as they are
     ignore_unmapped: bool = False  # whether label values without a class are ignored instead of refused
@@ -82,6 +86,7 @@ class Scene:
     label: RasterInfo | None
     grid: Georeference | None
     size: tuple[int, int]
+    masks: dict[str, PixelMask] = field(default_factory=dict)  # by modality, what hides pixels of it
 
 
 def convert_rasters(
@@ -104,8 +109,10 @@ def convert_rasters(
     _check_options(source, out, list(folders), options)
     layer = _shared_layer(source, options.label)
     label = options.label if layer is None else None
-    found = find_scenes(source, folders, label, split_names=options.split_names, absent=options.absent.keys())
-    scenes = [_read_headers(files, bands) for files in tqdm(found, desc="headers", unit="scene", leave=False)]
+    masks = {f"mask of {name}": BandSelection.parse(folder)[0] for name, (folder, _) in options.masks.items()}
+    found = find_scenes(source, folders | masks, label, split_names=options.split_names, absent=options.absent.keys())
+    found = [files for files in found if files.label is not None or any(map(files.rasters.get, folders))]
+    scenes = [_read_headers(files, bands, options) for files in tqdm(found, desc="headers", unit="scene", leave=False)]
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
         _burn_labels(scenes, layer, options, Path(folder))
         return _convert(source, out, folders, bands, scenes, options, command)
@@ -162,6 +169,10 @@ def _convert(
     if empty:
         said.append(f"{empty} tiles without data in any modality were left out.")
     said += notes
+    for name in options.masks:
+        lacking = sum(scene.infos[name] is not None and name not in scene.masks for scene in scenes)
+        if lacking:
+            said.append(f"{lacking} scenes have no mask for {name}: nothing of it is hidden there.")
     if survey is not None:
         said += [survey.table(), survey.note]
     return "\n".join(line for line in said if line)
@@ -252,9 +263,20 @@ def _burn_labels(scenes: Sequence[Scene], shared: str | None, options: Conversio
         raise ValueError("No label is a file of polygons, so leave out the flags that are about them, --label_...")
 
 
-def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection]) -> Scene:
+def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection], options: ConversionOptions) -> Scene:
+    scene = _read_rasters(files, bands)
+    for name, (folder, values) in options.masks.items():
+        path, info = files.rasters.pop(f"mask of {name}"), scene.infos[name]
+        if path is not None and info is not None:
+            scene.masks[name] = PixelMask([(path, BandSelection.parse(folder)[1])], values)
+            scene.infos[name] = replace(info, has_mask=True)
+    return scene
+
+
+def _read_rasters(files: SceneFiles, bands: Mapping[str, BandSelection]) -> Scene:
     infos: dict[str, RasterInfo | None] = {}
-    for name, path in files.rasters.items():
+    for name in bands:
+        path = files.rasters[name]
         infos[name] = None if path is None else read_info(path, bands=bands[name])
         if path is not None:
             check_alpha(path, bands[name])
@@ -355,6 +377,7 @@ def _rows(
         info, nodata = scene.infos[plan.name], plan.option
         if info is not None:
             missing = {"nodata": nodata.values, "use_declared_nodata": nodata.use_declared, "gaps": gaps[plan.name]}
+            missing["mask"] = scene.masks.get(plan.name)
             rasters[plan.name] = read_on_extent(info, scene.grid, scene.size, **missing)
     label = None
     if scene.label is not None:
@@ -442,6 +465,7 @@ def _parser() -> Parser:
     add("--split_notes", **several, metavar="SPLIT=TEXT", help=how)
     add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
     add_polygon_arguments(parser)
+    add_mask_arguments(parser, "folder or file stem")
     add_push_arguments(parser)
     return parser
 
@@ -454,6 +478,7 @@ def main(argv: list[str] | None = None) -> int:
     given = vars(arguments) | {
         "label": None if arguments.label == "none" else arguments.label,
         "polygons": polygon_options(arguments),
+        "masks": mask_options(arguments, list(_parse_modalities(arguments.modalities)[0])),
         "absent": _pairs(arguments.absent, "--absent", int, "NAME=BANDS, a whole number, as in dsm=1"),
         "nodata": _pairs(arguments.nodata, "--nodata", _nodata, "NAME=VALUE, numbers and commas between, or `none`"),
         "units": _pairs(arguments.units, "--units"),

@@ -97,8 +97,9 @@ def predict_raster(
         model: An SGMA model with a segmentation head, in eval mode; its device and dtype are used.
         processor: Its image processor.
         rasters: File, or list of files, per modality; None or no entry for what is missing. Bands are chosen as in
-            `"a.tif:4,1,2"`, alpha confirmed as in `"a.tif:1,2,3,alpha"`. Where several files cover a pixel, the first
-            one counts. GeoTIFF and all that GDAL reads; PNG, JPEG and `.npy`, which are taken to show the same extent.
+            `"a.tif:4,1,2"`, alpha confirmed as in `"a.tif:1,2,3,alpha"`, clouds hidden by `rasters.scene.masked`.
+            Where several files cover a pixel, the first one counts. GeoTIFF and all that GDAL reads; PNG, JPEG and
+            `.npy`, which are taken to show the same extent.
         output_path: The label map, `.tif` or `.png`. Its folder is made if need be.
         like: Raster whose grid the map gets. None: that of the first modality's first file, extended to its others.
         resolution: Metres on the ground that a pixel of the map shall be. None: as the grid has it.
@@ -402,5 +403,7 @@ def _files_of(scene: RasterScene) -> list[Any]:
     for name, sources in scene.inputs.items():
         for source in sources:
             files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
-            inputs.append([name, str(source.path), str(source.bands), files])
+            inputs.append(
+                [name, str(source.path), str(source.bands), files, *(source.mask.values if source.mask else ())]
+            )
     return inputs

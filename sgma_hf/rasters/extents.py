@@ -10,7 +10,7 @@ from .bands import BandGaps
 from .files import read_raster
 from .grids import Grid, check_crs, check_proportions, edges_of, lie_apart, no_overlap, pixel_steps, whole_pixels
 from .raster import Georeference, Raster, RasterInfo
-from .sources import Mosaic
+from .sources import Mosaic, PixelMask
 
 
 _SAME_SIZE = 1.05  # reference pixels to one of a raster, up to which they count as equally large
@@ -24,6 +24,7 @@ def read_on_extent(
     nodata: Sequence[float] = (),
     use_declared_nodata: bool = True,
     gaps: BandGaps | None = None,
+    mask: PixelMask | None = None,
 ) -> Raster:
     """Read a raster so that it covers exactly the extent of a reference grid, in its own resolution where that fits.
 
@@ -34,10 +35,10 @@ def read_on_extent(
     them has no place, both are taken to show the same extent.
 
     `grid` and `size` (height, width) are the reference's; the raster's size may differ, its extent does not. `nodata`
-    stands for nothing besides the declared value, `gaps` is told what each band lacks. Raises ValueError if the two do
-    not overlap, or, without georeferencing, have different proportions.
+    stands for nothing besides the declared value, `gaps` is told what each band lacks, `mask` hides pixels. Raises
+    ValueError if the two do not overlap, or, without georeferencing, have different proportions.
     """
-    missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "gaps": gaps}
+    missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "gaps": gaps, "mask": mask}
     check_extent(info, grid, size)
     if grid is None or info.georeference is None:
         return read_raster(info.path, bands=info.bands, **missing)

@@ -113,6 +113,7 @@ def read_raster(
     nodata: Sequence[float] = (),
     use_declared_nodata: bool = True,
     gaps: BandGaps | None = None,
+    mask: Any = None,
     window: tuple[int, int, int, int] | None = None,
     bands: BandSelection = ALL_BANDS,
     palette_as_indices: bool = False,
@@ -124,7 +125,7 @@ def read_raster(
     a value before scale and offset of the header are applied.
 
     `nodata` counts in all bands besides, as a value that is read; `use_declared_nodata` says whether the file counts.
-    `gaps` is told what each band lacks.
+    `gaps` is told what each band lacks. Where a `mask` (`sources.PixelMask`) hides the file, it holds no data.
     What lies outside the raster in a `window` holds no data. `bands` and `palette_as_indices` are those of
     `read_info`. Values keep the file's dtype (float64 and what is scaled becomes float32, int8 int16). Raises
     ValueError that names the file if it cannot be read.
@@ -133,8 +134,10 @@ def read_raster(
     if uses_pillow(path):
         raster = _read_with_pillow(path, bands, palette_as_indices=palette_as_indices)
         raster.valid = raster.valid & valid_pixels(raster.values, nodata, gaps=gaps)
+        if mask is not None:
+            mask.apply(raster, read_info(path, bands=bands))
         return raster if window is None else raster.crop(*window)
-    missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "gaps": gaps}
+    missing = {"nodata": nodata, "use_declared_nodata": use_declared_nodata, "gaps": gaps, "mask": mask}
     with RasterFile(path, bands, palette_as_indices=palette_as_indices, **missing) as file:
         return file.read(None if window is None else Window(*window))
 
@@ -168,6 +171,7 @@ class RasterFile(contextlib.AbstractContextManager):
         nodata: Sequence[float] = (),
         use_declared_nodata: bool = True,
         gaps: BandGaps | None = None,
+        mask: Any = None,
     ):
         self._rasterio = require_rasterio(path)
         self._path = path
@@ -192,7 +196,8 @@ class RasterFile(contextlib.AbstractContextManager):
             self._declared, self._masks = self._find_declared(use_declared_nodata)
             self._turn = 1 if self._has_place() else _turn(self._dataset, path)
             self.info = self._read_header(bands)
-            opened.pop_all()
+            self._hidden = None if mask is None else opened.enter_context(mask.over(self.info))
+            self._opened = opened.pop_all()
 
     def _has_place(self) -> bool:
         return not self._dataset.transform.is_identity
@@ -252,6 +257,8 @@ class RasterFile(contextlib.AbstractContextManager):
             with named_errors(self._path, ". The file is damaged; fetch or write it again."):
                 stored = unturned_window(inside, self.info.size, self._turn)
                 raster = Raster(*(turned(array, self._turn) for array in self._read_inside(stored)))
+                if self._hidden is not None:
+                    raster.valid &= ~self._hidden.hides(inside)
                 raster = raster.crop(*window.moved(-inside.top, -inside.left))
         else:
             raster = Raster.empty(window[2:], self.info.channels, self.info.dtype)
@@ -312,7 +319,7 @@ class RasterFile(contextlib.AbstractContextManager):
                 yield self._dataset.read(band, window=part)
 
     def __exit__(self, *exception: Any) -> None:
-        self._dataset.close()
+        self._opened.close()
 
 
 def _stored_dtype(dtype: str, path: Path) -> str:

@@ -28,7 +28,7 @@ from .raster import lonlat_bounds, metres_per_unit, parse_crs, refuse_unknown_wa
 
 logger = logging.get_logger(__name__)
 
-_SUFFIXES = (".gpkg", ".geojson", ".shp", ".fgb", ".kml", ".gml")
+_SUFFIXES = (".gpkg", ".geojson", ".shp", ".fgb")
 _NO_LABEL = int(np.iinfo(np.int32).min)  # in a raster that is being burnt, where nobody labelled
 _PIXELS_AT_ONCE = 2**24
 _EDGES = 64  # parts of a grid's diagonal; longer edges are split before they are brought into another CRS

@@ -4,6 +4,7 @@ Georeferenced files on another grid are warped as they are read (`sources.Warped
 Earth are taken to show the same extent.
 """
 
+import argparse
 import contextlib
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from ..data.command_line import Parser, did_you_mean
 from ..data.windows import Window
 from .alpha import check_alpha
 from .bands import ALL_BANDS, BandGaps, BandSelection, share_files
@@ -22,7 +24,7 @@ from .files import RasterFile, check_bands, read_info, uses_pillow
 from .grids import Grid, check_crs, footprint
 from .opening import as_source, is_npy, local_files, open_dataset
 from .raster import RasterInfo
-from .sources import RESAMPLINGS, Mosaic, read_npy
+from .sources import RESAMPLINGS, Mosaic, PixelMask, read_npy
 
 
 logger = logging.get_logger(__name__)
@@ -39,6 +41,7 @@ class RasterInput:
         Path | str
     )  # text where GDAL alone knows it by that name: `/vsizip/a.zip/b.tif`, `https://...`, `NETCDF:a.nc:b`
     bands: BandSelection = ALL_BANDS
+    mask: PixelMask | None = None  # what hides pixels of it
 
     @classmethod
     def parse(cls, text: str | os.PathLike) -> "RasterInput":
@@ -56,8 +59,56 @@ class RasterInput:
 
     @property
     def files(self) -> list[Path]:
-        """The files of this machine that hold it."""
-        return local_files(self.path)
+        """The files of this machine that hold it, and its mask."""
+        masks = [] if self.mask is None else self.mask.paths
+        return [file for path in (self.path, *masks) for file in local_files(path)]
+
+
+def masked(rasters: Any, masks: Any, values: Sequence[float]) -> list[RasterInput]:
+    """Files of a modality, one or several, hidden where `masks`, as many, hold `values`; None hides nothing.
+
+    Each is a name as `RasterInput.parse` reads it, a mask of one band.
+
+    Example:
+        >>> rasters = {"s2": masked("s2.tif", "scl.tif", [3, 8, 9, 10])}  # doctest: +SKIP
+    """
+    files, hiding = ([names] if isinstance(names, str | os.PathLike) else names or [] for names in (rasters, masks))
+    found = [RasterInput.parse(mask) for mask in hiding]
+    mask = PixelMask([(source.path, source.bands) for source in found], values) if found else None
+    return [replace(RasterInput.parse(file), mask=mask) for file in files]
+
+
+def add_mask_arguments(parser: Parser, what: str) -> None:
+    """Add the flags of masks; `what` is said to hold one."""
+    add = parser.add_argument_group("masks of clouds and the like").add_argument
+    mask = f"{what} of classes, some of which hide the modality; without a name, all modalities"
+    add("--mask", nargs="+", action="extend", default=[], metavar="[NAME=]FILE", help=mask)
+    values = "classes that hide, as in 3,8,9,10; what they hide is missing"
+    add("--mask_values", nargs="+", action="extend", default=[], metavar="[NAME=]VALUES", help=values)
+
+
+def mask_options(args: argparse.Namespace, modalities: Sequence[str]) -> dict[str, tuple[str, tuple[float, ...]]]:
+    """What those flags say: file and values by modality."""
+    masks = _by_modality("--mask", args.mask, modalities)
+    texts = _by_modality("--mask_values", args.mask_values, modalities)
+    if masks.keys() - texts or (texts and not masks):
+        raise ValueError("--mask and --mask_values go together: `--mask s2=scl.tif --mask_values s2=3,8,9,10`.")
+    try:
+        return {name: (file, tuple(map(float, texts[name].split(",")))) for name, file in masks.items()}
+    except ValueError as error:
+        raise ValueError(f"--mask_values {' '.join(args.mask_values)}: expected numbers, as in 3,8,9,10.") from error
+
+
+def _by_modality(flag: str, entries: Sequence[str], modalities: Sequence[str]) -> dict[str, str]:
+    """`NAME=TEXT` or, for all of them, `TEXT`."""
+    found = dict.fromkeys(modalities, "")
+    for entry in sorted(entries, key=lambda entry: "=" in entry):
+        name, equals, text = entry.rpartition("=")
+        if equals and name not in modalities:
+            near = did_you_mean(name, modalities) or "."
+            raise ValueError(f"{flag} {entry}: no modality is called {name!r}{near} They are {', '.join(modalities)}.")
+        found |= dict.fromkeys([name] if equals else modalities, text)
+    return {name: text for name, text in found.items() if text}
 
 
 class RasterScene(contextlib.AbstractContextManager):
@@ -95,6 +146,8 @@ class RasterScene(contextlib.AbstractContextManager):
             name: {"nodata": (nodata or {}).get(name, ()), "use_declared_nodata": name not in undeclared, "gaps": gaps}
             for name, gaps in self._gaps.items()
         }
+        for name, sources in self.inputs.items():
+            missing[name]["mask"] = next((source.mask for source in sources if source.mask is not None), None)
         self._files: dict[str, Mosaic] = {}
         with contextlib.ExitStack() as opened:
             infos: dict[str, list[RasterInfo]] = {}

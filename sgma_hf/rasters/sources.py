@@ -14,7 +14,7 @@ from ..data.windows import Window, cover
 from ..model.image_transforms_sgma import MINIMUM_SUPPORT, interpolation_weights, resample, valid_pixels
 from ..model.pictures_sgma import DECODE_ERRORS
 from .bands import BandSelection
-from .files import RasterFile, read_raster, uses_pillow
+from .files import RasterFile, read_info, read_raster, uses_pillow
 from .grids import (
     Grid,
     check_proportions,
@@ -143,6 +143,8 @@ class LoadedSource:
                 values = values[..., [band - 1 for band in info.bands.values]]
             valid = valid_pixels(values, missing.get("nodata", ()), gaps=missing.get("gaps"))
             self._raster = Raster(values, valid)
+            if missing.get("mask") is not None:
+                missing["mask"].apply(self._raster, info)
         else:
             self._raster = read_raster(info.path, bands=info.bands, **missing)
         self._grid, self._method, self._nodata = grid, method, missing.get("nodata", ())
@@ -162,6 +164,54 @@ class LoadedSource:
             )
             return Raster(self._raster.values[picked], self._raster.valid[picked])
         return _without_chance(interpolate(self._raster, self._grid.size, window), self._nodata)
+
+
+class PixelMask:
+    """Pixels of other files that are not to be used, by files of one band of classes: clouds, their shadows, snow.
+
+    Each pixel of a file is hidden where the class that its centre lies in is one of `values`, whatever the mask
+    declares as nodata; where there is no mask, none is. `paths` are files and, where they have several, their band.
+    """
+
+    def __init__(self, paths: Sequence[tuple[Path | str, BandSelection]], values: Sequence[float]):
+        self.paths, self.values = [path for path, _ in paths], tuple(values)
+        self._infos = [read_info(path, bands=bands, palette_as_indices=True) for path, bands in paths]
+        for info in self._infos:
+            if info.channels != 1:
+                raise ValueError(
+                    f"The mask {info.path} has {info.channels} bands; expected one. Choose it, as in {info.path}:1."
+                )
+
+    def over(self, info: RasterInfo) -> "_MaskOnFile":
+        """What it hides of a file, to be closed; ValueError if there is no telling, or it lies elsewhere."""
+        for own in self._infos:
+            if (own.georeference is None) != (info.georeference is None):
+                lost, placed = (own, info) if own.georeference is None else (info, own)
+                raise ValueError(
+                    f"{lost.path} has no georeferencing but {placed.path} has: there is no telling what is masked."
+                )
+        return _MaskOnFile(self._infos, info, self.values)
+
+    def apply(self, raster: Raster, info: RasterInfo) -> None:
+        """Let a whole file that is in memory hold no data where it is hidden."""
+        with self.over(info) as hidden:
+            raster.valid &= ~hidden.hides(Window(0, 0, *raster.size))
+
+
+class _MaskOnFile(Mosaic):
+    """A mask on the pixels of a file."""
+
+    def __init__(self, infos: Sequence[RasterInfo], info: RasterInfo, values: tuple[float, ...]):
+        grid = Grid(info.size, info.georeference)
+        super().__init__(infos, grid, "nearest", use_declared_nodata=False, palette_as_indices=True)
+        self._values = values
+
+    def hides(self, window: Window) -> np.ndarray:
+        """Bool (height, width), True for pixels of a window that are not to be used."""
+        raster = self.read(window)
+        if raster is None:
+            return np.zeros(window[2:], dtype=bool)
+        return raster.valid & np.isin(raster.values[..., 0], self._values)
 
 
 def interpolate(raster: Raster, size: tuple[int, int], window: Window, dtype: type = np.float32) -> Raster:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,31 @@ def test_a_folder_that_cannot_be_written_and_a_model_that_cannot_be_loaded(check
     assert predict(str(damaged), scenes, tmp_path / "maps") == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sgma-hf predict: ")]
     assert len(said) == 1 and f"--model {damaged} cannot be loaded: " in said[0]
+
+
+def test_what_masks_hide_is_missing_in_one_scene_and_in_many(checkpoint, scenes, tmp_path, caplog):
+    """The maps are those of heights that are NaN there; c has no heights, and d no mask."""
+    rasterio, holed = pytest.importorskip("rasterio"), tmp_path / "holed"
+    shutil.copytree(scenes / "a", scenes / "d")
+    shutil.copytree(scenes, holed)
+    for name in "ab":
+        clouds = np.random.default_rng(3).integers(0, 4, (1, 20, 24), dtype=np.uint8)
+        write_tiff(scenes / name / "scl.tif", clouds, pixel=2.0)
+        with rasterio.open(holed / name / "dsm.tif", "r+") as file:
+            file.write(np.where(np.kron(clouds, np.ones((1, 2, 2))) > 1, np.nan, file.read()).astype(np.float32))
+    flags = ["--mask", "dsm=scl", "--mask_values", "2,3"]
+    assert predict(checkpoint, scenes, tmp_path / "maps", *flags) == 0
+    assert "d has no mask for dsm: nothing of it is hidden" in caplog.text
+    assert predict(checkpoint, holed, tmp_path / "expected") == 0
+    one = ["--model", checkpoint, "--output", str(tmp_path / "one.tif"), "--device", "cpu", *flags]
+    one[one.index("dsm=scl")] = f"dsm={scenes / 'a' / 'scl.tif'}"
+    assert not main([*one, "--rgb", str(scenes / "a" / "rgb.tif"), "--dsm", str(scenes / "a" / "dsm.tif")])
+    maps = {path.name: path for path in (tmp_path / "maps").glob("*.tif")} | {"one.tif": tmp_path / "one.tif"}
+    assert sorted(maps) == ["a.tif", "b.tif", "c.tif", "d.tif", "one.tif"]
+    for name, path in maps.items():
+        with rasterio.open(path) as found, rasterio.open(tmp_path / "expected" / name.replace("one", "a")) as expected:
+            assert np.array_equal(found.read(), expected.read()), name
+    other = [*flags[:-1], "1"]
+    assert predict(checkpoint, scenes, tmp_path / "maps", *other, "--resume") == 0
+    with rasterio.open(tmp_path / "maps" / "a.tif") as found, rasterio.open(tmp_path / "expected" / "a.tif") as before:
+        assert not np.array_equal(found.read(), before.read())  # other values are another map

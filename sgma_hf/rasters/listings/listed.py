@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from ...data.rows import decode_row
 from ..bands import ALL_BANDS, BandSelection
+from ..scene import masked
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ListedScene:
         default_factory=dict
     )  # by modality, as `RasterInput.parse` reads them
     problem: str | None = None  # why it cannot be read
+    masks: Mapping[str, tuple[Sequence[str], Sequence[float]]] = field(default_factory=dict)  # see `scene.masked`
     row: tuple[Dataset, int, Mapping[str, str]] | None = None  # of a data set: rows, index and column by modality
 
     @property
@@ -33,15 +35,16 @@ class ListedScene:
         return list(self.rasters if self.row is None else self.row[2])
 
     @contextlib.contextmanager
-    def opened(self, first: str | None = None) -> Iterator[dict[str, Sequence[str]]]:
-        """The names of its rasters, of a row files that are there for so long; ValueError if there is a problem.
+    def opened(self, first: str | None = None) -> Iterator[dict[str, Sequence[Any]]]:
+        """Its rasters as `RasterScene` takes them, those of a row for so long; ValueError if there is a problem.
 
         `first` is the modality that comes first, if it is there: that gives a map its grid.
         """
         if self.problem is not None:
             raise ValueError(self.problem)
         if self.row is None:
-            yield {name: self.rasters[name] for name in sorted(self.rasters, key=lambda name: name != first)}
+            names = sorted(self.rasters, key=lambda name: name != first)
+            yield {name: masked(self.rasters[name], *self.masks.get(name, (None, ()))) for name in names}
             return
         rows, index, columns = self.row
         images, _ = decode_row(rows[index], list(columns.values()))
@@ -56,8 +59,9 @@ class ListedScene:
         if self.row is not None:
             rows, index, columns = self.row
             return [rows._fingerprint, index, dict(columns)]
-        files = []
-        for name, raster in ((name, raster) for name, rasters in self.rasters.items() for raster in rasters):
+        files = [[name, list(values)] for name, (_, values) in self.masks.items()]
+        named_files = [*self.rasters.items(), *((name, masks) for name, (masks, _) in self.masks.items())]
+        for name, raster in ((name, raster) for name, rasters in named_files for raster in rasters):
             path = Path(raster if Path(raster).exists() else BandSelection.parse(raster)[0])
             stat = path.stat() if path.exists() else None
             files.append([name, raster, stat and stat.st_size, stat and stat.st_mtime_ns])

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import get_dataset_split_names
+from transformers.utils import logging
 
 from ...data.metadata import METADATA_FILE
 from ...data.rows import SPLIT_ALIASES, load_rows, present_modalities
@@ -15,12 +17,18 @@ from .listed import ListedScene, file_name, named
 from .tables import scenes_of_table
 
 
+logger = logging.get_logger(__name__)
+
+_MASK = "mask of "  # a modality, in the place of a modality's name
+
+
 def list_scenes(
     source: str | os.PathLike,
     modalities: Sequence[str],
     *,
     assets: Mapping[str, str] | None = None,
     scene_by: str | None = None,
+    masks: Mapping[str, tuple[str, Sequence[float]]] | None = None,
 ) -> list[ListedScene]:
     """List the scenes of a source, sorted by name, each with the rasters that it has.
 
@@ -33,6 +41,8 @@ def list_scenes(
             "nir": "B08", "red": "rgbn:1"}`. It names a folder, stem or suffix of files, a column or an asset.
         scene_by: Column of a table that names the scenes; None takes `scene`, `id` or `name`. Of a catalogue a
             property: items of one value and date are one scene; None takes the items' ids.
+        masks: By modality what its masks are called there, as in `assets`, and which of their classes hide it. Where a
+            scene has no mask, nothing is hidden.
 
     Raises:
         ValueError: If the source holds nothing of the modalities.
@@ -43,8 +53,32 @@ def list_scenes(
     if unknown:
         raise ValueError(f"`assets` names {unknown}; the modalities are {list(modalities)}.")
     keys = {name: BandSelection.parse((assets or {}).get(name, name)) for name in modalities}
+    keys |= {_MASK + name: BandSelection.parse(key) for name, (key, _) in (masks or {}).items()}
+    found = _list(path, keys, scene_by)
+    return [_with_masks(scene, masks) for scene in found] if masks else found
+
+
+def _with_masks(scene: ListedScene, masks: Mapping[str, tuple[str, Sequence[float]]]) -> ListedScene:
+    """A scene whose masks were listed as rasters."""
+    rasters = {name: files for name, files in scene.rasters.items() if not name.startswith(_MASK)}
+    hiding = {
+        name: (scene.rasters[_MASK + name], values)
+        for name, (_, values) in masks.items()
+        if _MASK + name in scene.rasters
+    }
+    unmasked = [name for name in masks if name in rasters and name not in hiding]
+    if unmasked:
+        logger.warning(f"{scene.name} has no mask for {', '.join(unmasked)}: nothing of it is hidden.")
+    problem = scene.problem if rasters or scene.problem else f"{scene.name} has no raster beside its mask."
+    return replace(scene, rasters=rasters, masks=hiding, problem=problem)
+
+
+def _list(path: Path, keys: Mapping[str, tuple[str, BandSelection]], scene_by: str | None) -> list[ListedScene]:
+    """The scenes of a source with all that `keys` name."""
     if path.is_dir():
         is_data_set = (path / METADATA_FILE).is_file() or any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
+        if is_data_set and any(name.startswith(_MASK) for name in keys):
+            raise ValueError(f"{path} is a data set: it holds no masks, and what they hid is missing already.")
         return _scenes_of_rows(str(path), keys) if is_data_set else _scenes_of_folder(path, keys)
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet", ".json", ".geojson"):

@@ -43,6 +43,7 @@ output files, for --output DIR/map.tif or DIR/map.png:
   DIR/map.tif                          class ids, uint8; 255 where no modality covers, and below --min_confidence.
                                        Cloud Optimized GeoTIFF with colour table and class names, on the grid's CRS and
                                        transform
+  DIR/map.tif.aux.xml, DIR/map.qml     names and colours of the classes where GDAL and QGIS look for them
   DIR/map_confidence.tif               --extras confidence: probability of the class, and entropy from 0 to 1
   DIR/map_probabilities.tif            --extras probabilities: a band per class
   DIR/map_robustness.tif               --extras robustness: a band per modality, from 0 to 1: how much it was relied
@@ -54,11 +55,13 @@ output files, for --output DIR/map.tif or DIR/map.png:
                                        with a scene that is known to be good. Two alone agree equally with each other
   DIR/map.png                          class ids, 8 bit
   DIR/map_color.png                    PNG only: the same in colours, transparent where no modality covers
+  DIR/map_legend.png                   PNG only: the colours and their classes
+  DIR/map.pgw, DIR/map_color.pgw       PNG only: world files, where the rasters have a place; CRS in .aux.xml
   DIR/map_robustness_<modality>.png    PNG only: 0 to 255 for shares of 0 to 1
 Files of these names are replaced when all are written, and not touched if anything fails; other than the map itself,
-only if `predict` wrote them, else it refuses. Extras of an earlier run stay if they belong to the same map (model,
-rasters, options); those of another one are removed, and named. A run that dies leaves its strips in
-DIR/.map.tif.partial, from which the same command goes on with --resume.
+only if `predict` wrote them, else it refuses. A .qml that somebody else drew stays. Extras of an earlier run stay if
+they belong to the same map (model, rasters, options); those of another one are removed, and named. A run that dies
+leaves its strips in DIR/.map.tif.partial, from which the same command goes on with --resume.
 
 with --scenes SOURCE --output DIR the maps are DIR/SCENE.tif, and beside them:
   DIR/summary.csv, DIR/summary.parquet a row per scene: what was missing, hectares and share of each class, mean
@@ -222,8 +225,9 @@ def _report(prediction: Any, config: Any, *, is_sifted: bool) -> None:
         shown = (f"{name} {'-' if mean is None else f'{mean:.2f}'}" for name, mean in prediction.agreement.items())
         print(f"mean agreement of each modality alone with the others: {', '.join(shown)}")
     meanings = {
-        "labels": "class ids, 255 = no data" + (" (PNG: no georeference)" if "color" in prediction.files else ""),
+        "labels": "class ids, 255 = no data",
         "color": "the same in colours",
+        "legend": "the colours and their classes",
         "confidence": "bands: probability of the class; entropy, 0..1",
         "probabilities": f"bands: {', '.join(names)}",
         "robustness": "bands: reliance on each modality, 0..1",

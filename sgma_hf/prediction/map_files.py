@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..data.whole_files import check_replaceable
+from ..data.whole_files import check_replaceable, write_text
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.files import open_picture
@@ -20,6 +20,7 @@ from ..rasters.opening import open_dataset
 from ..rasters.raster import require_rasterio
 from ..visualization.palette import colorize, default_palette
 from . import EXTRAS
+from .side_files import draw_legend, is_drawn_by_hand, side_files, side_texts
 from .strips import Layer, StripStore
 
 
@@ -74,8 +75,8 @@ def _indices(name: str, band: str, palette: Sequence[Sequence[int]], tag: str, n
 class OutputPlan:
     """Which files a run writes."""
 
-    # What it holds -> file. Of a GeoTIFF its layers; of a PNG "labels", the map itself, "color" and
-    # "robustness_<modality>".
+    # What it holds -> file. Of a GeoTIFF its layers; of a PNG "labels", the map itself, "color", "legend" and
+    # "robustness_<modality>". What `side_files` names lies beside them.
     files: dict[str, Path]
     other_extras: dict[str, Path]  # the same, of what runs with other options write beside the map
 
@@ -104,7 +105,7 @@ def plan_outputs(
         unfit = [name for name in names if name != "robustness"]
         if unfit:
             raise ValueError(f"A PNG holds no {unfit[0]!r}; name the output .tif.")
-        names = ["color", *(f"robustness_{band}" for layer in layers[1:] for band in layer.bands)]
+        names = ["color", "legend", *(f"robustness_{band}" for layer in layers[1:] for band in layer.bands)]
         every, suffix = [f"robustness_{name}" for name in modalities], ".png"
     files = {_LABELS: out} | {name: out.with_name(f"{out.stem}_{name}{suffix}") for name in names}
     others = {name: out.with_name(f"{out.stem}_{name}{suffix}") for name in every if name not in names}
@@ -146,32 +147,51 @@ def publish(store: StripStore, plan: OutputPlan, grid: Grid) -> list[Path]:
             _write_cog(store, layer, staged[layer.name], grid)
     else:
         _write_pictures(store, staged)
+    indexed = {layer.name: layer for layer in store.layers if layer.palette}
     # The label map last: where it is, the others are.
     for name in sorted(staged, key=lambda name: name == _LABELS):
+        _put_beside(side_texts(indexed.get(name), staged[name], grid) if name != "legend" else {}, plan.files[name])
         os.replace(staged[name], plan.files[name])
     there = {name: path for name, path in plan.other_extras.items() if path.is_file()}
     stale = [path for name, path in there.items() if _run_of(path, name) not in (None, store.run)]
     for path in stale:
+        _put_beside({}, path)
         path.unlink()
     return stale
 
 
+def _put_beside(texts: Mapping[Path, str], path: Path) -> None:
+    """Write what lies beside a file, and remove what an earlier one has there, but for a style that somebody drew."""
+    written = {staged.suffix: text for staged, text in texts.items()}
+    for side in side_files(path):
+        if is_drawn_by_hand(side):
+            continue
+        if side.suffix in written:
+            write_text(side, written[side.suffix])
+        else:
+            side.unlink(missing_ok=True)
+
+
 def _write_pictures(store: StripStore, staged: Mapping[str, Path]) -> None:
-    def save(name: str, values: np.ndarray) -> None:
+    def save(name: str, picture: Image.Image) -> None:
         tags = PngInfo()
         for tag, text in {LAYER_TAG: name, RUN_TAG: store.run}.items():
             tags.add_text(tag, text)
-        Image.fromarray(values).save(staged[name], "PNG", pnginfo=tags)
+        picture.save(staged[name], "PNG", pnginfo=tags)
 
     labels = store.layers[0]
     label_map = np.concatenate([values[0] for _, values in store.rows(labels)])
-    save(_LABELS, label_map)
+    save(_LABELS, Image.fromarray(label_map))
     alpha = np.where(label_map == IGNORE_INDEX, 0, 255).astype(np.uint8)
-    save("color", np.dstack([colorize(label_map, labels.palette), alpha]))
+    save("color", Image.fromarray(np.dstack([colorize(label_map, labels.palette), alpha])))
+    shown = [index for index in np.unique(label_map).tolist() if index != IGNORE_INDEX]
+    names = list(labels.tags.values())
+    save("legend", draw_legend([names[index] for index in shown], [labels.palette[index] for index in shown]))
     for layer in store.layers[1:]:
         for band, name in enumerate(layer.bands):
             shares = np.concatenate([values[band] for _, values in store.rows(layer)])
-            save(f"robustness_{name}", np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8))
+            grey = np.rint(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8)
+            save(f"robustness_{name}", Image.fromarray(grey))
 
 
 def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
@@ -208,6 +228,7 @@ def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
                 # A mean of class ids is no class.
                 overview_resampling="NEAREST" if layer.dtype == "uint8" else "AVERAGE",
                 bigtiff="IF_SAFER",
+                statistics="YES",
                 num_threads="ALL_CPUS",
             )
             _check_written(rasterio, plain, path)

@@ -18,6 +18,7 @@ HEIGHT, WIDTH = 40, 56
 CLASSES = ["water", "ground", "grass", "tree", "roof"]
 PALETTE = [[0, 0, 200], [120, 120, 120], [100, 220, 100], [0, 90, 0], [200, 40, 40]]
 UTM = "EPSG:32631"
+BESIDE = ["map.png.aux.xml", "map.qml"]
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +95,8 @@ def test_map_is_what_the_model_says_without_the_modality_left_out(
     assert (color[..., 3] == 255).all()
     scaled = np.asarray(Image.open(tmp_path / "new" / "map_robustness_sar.png"))
     np.testing.assert_allclose(scaled / 255, shares[2], atol=0.5 / 255 + 1e-6)
-    names = ["map.png", "map_color.png", "map_robustness_rgb.png", "map_robustness_sar.png"]
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    names = ["map.png", "map_color.png", "map_legend.png", "map_robustness_rgb.png", "map_robustness_sar.png"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["map.png", *BESIDE, *names[1:]]
     printed = capsys.readouterr().out
     assert "40 x 56 pixels from rgb, sar; missing: dsm" in printed
     assert all(str(tmp_path / "new" / name) in printed for name in names)
@@ -111,8 +112,8 @@ def test_reliance_of_an_earlier_picture_is_removed_by_name_and_no_file_of_others
     theirs = tmp_path / "new" / "map_robustness_dsm.png"
     Image.new("L", (4, 4)).save(theirs)
     assert main(["--model", checkpoint, *flags(files, "rgb"), "--output", str(out)]) == 0
-    names = ["map.png", "map_color.png", "map_robustness_dsm.png", "map_robustness_rgb.png"]
-    assert sorted(path.name for path in out.parent.iterdir()) == names
+    names = ["map_color.png", "map_legend.png", "map_robustness_dsm.png", "map_robustness_rgb.png"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["map.png", *BESIDE, *names]
     assert (
         f"{out.parent / 'map_robustness_sar.png'}  removed: it belonged to an earlier map" in capsys.readouterr().out
     )
@@ -336,7 +337,7 @@ def test_earlier_files_stay_if_the_run_fails(checkpoint, rasters, tmp_path, caps
     outputs = tmp_path / "out"
     assert main(["--model", checkpoint, *flags(rasters[0], "rgb"), "--output", str(outputs / "map.png")]) == 0
     before = snapshot(outputs)
-    assert set(before) == {"map.png", "map_color.png", "map_robustness_rgb.png"}
+    assert set(before) == {"map.png", *BESIDE, "map_color.png", "map_legend.png", "map_robustness_rgb.png"}
     assert main(["--model", checkpoint, "--rgb", str(source), "--output", str(outputs / "map.png")]) == 2
     assert message in capsys.readouterr().err
     assert snapshot(outputs) == before
@@ -420,4 +421,9 @@ def test_model_without_robustness_says_so(rasters, tmp_path, capsys):
     out = tmp_path / "out" / "map.png"
     assert main(["--model", str(folder), *flags(files, "rgb"), "--output", str(out)]) == 0
     assert "no robustness maps: this checkpoint fuses by 'mean'" in capsys.readouterr().out
-    assert sorted(path.name for path in out.parent.iterdir()) == ["map.png", "map_color.png"]
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        "map.png",
+        *BESIDE,
+        "map_color.png",
+        "map_legend.png",
+    ]

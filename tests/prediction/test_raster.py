@@ -53,7 +53,7 @@ def test_map_of_a_pointwise_model_is_exact(tmp_path, size):
     np.testing.assert_array_equal(read_map(tmp_path / "map.tif"), height_classes(heights[0]))
     assert result.size == size
     assert result.class_pixels[:3].tolist() == np.bincount(height_classes(heights[0]).ravel(), minlength=3).tolist()
-    assert names_in(tmp_path) == ["dsm.tif", "map.tif"]
+    assert names_in(tmp_path) == ["dsm.tif", "map.qml", "map.tif", "map.tif.aux.xml"]
 
 
 def test_geotiff_says_where_what_and_in_which_colour(tmp_path):
@@ -374,11 +374,12 @@ def test_extras_stay_beside_the_map_they_belong_to_and_no_other(tmp_path):
     second = predict({"dsm": dsm}, out, extras=["probabilities"], batch_size=1)
     assert (first.removed, second.removed) == ([], [])
     maps = ["map.tif", "map_confidence.tif", "map_probabilities.tif"]
-    assert names_in(tmp_path) == ["dsm.tif", *maps]
+    beside = ["map.qml", "map.tif.aux.xml"]
+    assert names_in(tmp_path) == sorted(["dsm.tif", *maps, *beside])
     # Another map: its own extra is replaced, the other one would pass for one of its own.
     third = predict({"dsm": dsm}, out, extras=["probabilities"], tile_size=16)
     assert third.removed == [tmp_path / "map_confidence.tif"]
-    assert names_in(tmp_path) == ["dsm.tif", "map.tif", "map_probabilities.tif"]
+    assert names_in(tmp_path) == sorted(["dsm.tif", "map.tif", "map_probabilities.tif", *beside])
 
 
 def test_files_of_others_beside_the_map_are_not_touched(tmp_path):
@@ -409,7 +410,7 @@ def test_only_the_same_run_is_resumed(tmp_path):
     with pytest.raises(ValueError, match=r"differs from this one in \['model'\]"):
         predict({"dsm": dsm}, out, other, resume=True)
     predict({"dsm": dsm}, out, other)  # starts anew
-    assert names_in(tmp_path) == ["dsm.tif", "map.tif"]
+    assert names_in(tmp_path) == ["dsm.tif", "map.qml", "map.tif", "map.tif.aux.xml"]
     predict({"dsm": dsm}, out, other, resume=True)  # there is nothing to go on from
 
 

@@ -1,0 +1,91 @@
+"""What lies beside a map: names, colours, style and place, as GDAL and other programs read them."""
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from raster_scenes import CLASSES, PALETTE, HeightClasses, height_processor, write_tiff
+
+from sgma_hf.prediction.maps import predict_raster
+
+
+rasterio = pytest.importorskip("rasterio")
+COLORS = [f"#{bytes(color).hex()}" for color in PALETTE]
+
+
+def predict(folder, name, **options):
+    heights = np.random.default_rng(0).uniform(0, 20, (1, 40, 50)).astype(np.float32)
+    affine = rasterio.Affine(0.5, 0.1, 500000.0, 0.05, -0.4, 4800000.0)
+    dsm = write_tiff(folder / "dsm.tif", heights, transform=affine)
+    predict_raster(HeightClasses(), height_processor(), {"dsm": dsm}, folder / name, tile_size=32, **options)
+    return folder / name
+
+
+def as_gdal_reads(path):
+    """A VRT of a raster holds what GDAL knows of it."""
+    vrt = path.with_name(f"{path.name}.vrt")
+    rasterio.shutil.copy(path, vrt, driver="VRT")
+    band = ElementTree.fromstring(vrt.read_text()).find("VRTRasterBand")
+    vrt.unlink()
+    table = band.find("GDALRasterAttributeTable")
+    columns = [column.find("Name").text for column in table.findall("FieldDefn")]
+    rows = [[cell.text for cell in row.findall("F")] for row in table.findall("Row")]
+    return [entry.text for entry in band.find("CategoryNames")], columns, rows
+
+
+def style_of(path):
+    renderer = ElementTree.parse(path).getroot().find("pipe/rasterrenderer")
+    assert (renderer.get("type"), renderer.get("band")) == ("paletted", "1")
+    entries = renderer.findall("colorPalette/paletteEntry")
+    return [(int(entry.get("value")), entry.get("color"), entry.get("label")) for entry in entries]
+
+
+@pytest.mark.parametrize("name", ["map.tif", "map.png"])
+def test_gdal_and_qgis_find_names_and_colours_of_the_classes_alone(tmp_path, name):
+    path = predict(tmp_path, name)
+    names, columns, rows = as_gdal_reads(path)
+    assert names == CLASSES
+    assert columns == ["Value", "Class", "Red", "Green", "Blue", "Alpha"]
+    assert rows == [[str(i), CLASSES[i], *map(str, PALETTE[i]), "255"] for i in range(len(CLASSES))]
+    assert style_of(tmp_path / "map.qml") == list(zip(range(len(CLASSES)), COLORS, CLASSES, strict=True))
+
+
+def test_bands_of_extras_have_statistics(tmp_path):
+    predict(tmp_path, "map.tif", extras=["confidence"])
+    with rasterio.open(tmp_path / "map_confidence.tif") as file:
+        assert file.descriptions == ("probability of the class", "entropy")
+        for band in file.indexes:
+            values, tags = file.read(band), file.tags(band)
+            found = [float(tags[f"STATISTICS_{name}"]) for name in ("MINIMUM", "MAXIMUM", "MEAN", "STDDEV")]
+            np.testing.assert_allclose(found, [values.min(), values.max(), values.mean(), values.std()], rtol=1e-4)
+
+
+def test_pictures_lie_where_the_raster_does(tmp_path):
+    predict(tmp_path, "map.png")
+    with rasterio.open(tmp_path / "dsm.tif") as source:
+        for name in ("map.png", "map_color.png"):
+            with rasterio.open(tmp_path / name) as file:
+                assert file.crs == source.crs and file.transform == source.transform
+        a, d, b, e, x, y = map(float, (tmp_path / "map_color.pgw").read_text().split())
+        np.testing.assert_allclose([a, d, b, e], [0.5, 0.05, 0.1, -0.4])
+        np.testing.assert_allclose([x, y], source.xy(0, 0), rtol=1e-12)
+
+
+def test_legend_shows_the_classes_that_are_there(tmp_path):
+    predict(tmp_path, "map.png")
+    shown = {tuple(color) for color in np.asarray(Image.open(tmp_path / "map_legend.png")).reshape(-1, 3).tolist()}
+    present = np.unique(np.asarray(Image.open(tmp_path / "map.png")))
+    assert {index for index, color in enumerate(PALETTE) if tuple(color) in shown} == set(present.tolist())
+
+
+def test_a_style_drawn_by_hand_stays_and_what_is_out_of_date_goes(tmp_path):
+    path = predict(tmp_path, "map.tif")
+    (tmp_path / "map.qml").write_text("<qgis/>")
+    (tmp_path / "map.tif.aux.xml").write_text("<PAMDataset/>")  # statistics of another map, say
+    predict(tmp_path, "map.tif")
+    assert (tmp_path / "map.qml").read_text() == "<qgis/>"
+    assert as_gdal_reads(path)[0] == CLASSES
+    (tmp_path / "map_confidence.tif.aux.xml").write_text("<PAMDataset/>")
+    predict(tmp_path, "map.tif", extras=["confidence"])
+    assert not (tmp_path / "map_confidence.tif.aux.xml").exists()

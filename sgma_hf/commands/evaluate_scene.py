@@ -179,7 +179,8 @@ def _recorded_classes(model: str, names: list[str], label: str) -> "ClassMap | N
     if record.classes is None:
         return None
     classes = ClassMap.of_record(record.classes, names)
-    return None if classes.texts and not is_vector_file(label) else classes  # texts say nothing of a raster's numbers
+    # Texts say nothing of a raster's numbers, nor colours of polygons.
+    return None if (classes.by_colour if is_vector_file(label) else classes.texts) else classes
 
 
 def _score_map(args: argparse.Namespace, classes: "ClassMap | None") -> dict[str, Any]:

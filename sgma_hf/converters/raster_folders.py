@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,16 @@ from ..data.command_line import Parser, report_errors
 from ..data.metadata import DatasetMetadata
 from ..model.limits_sgma import check_modalities
 from ..publishing.push import add_push_arguments, push_as_asked
-from ..rasters.alpha import check_alpha
 from ..rasters.bands import BandGaps, BandSelection, share_files
 from ..rasters.extents import read_on_extent
-from ..rasters.files import read_info
 from ..rasters.grids import Grid, shared_sampling
-from ..rasters.listings.folders import SceneFiles, find_scenes, modality_entry
-from ..rasters.polygons import (
-    NothingLabelled,
-    PolygonLabels,
-    add_polygon_arguments,
-    is_vector_file,
-    polygon_options,
-    split_layer,
-)
-from ..rasters.raster import Georeference, RasterInfo
+from ..rasters.listings.folders import find_scenes, modality_entry
+from ..rasters.polygons import PolygonLabels, add_polygon_arguments, polygon_options
 from ..rasters.scene import add_mask_arguments, mask_options
-from ..rasters.sources import PixelMask
 from ..visualization.palette import default_palette
 from .folders.labels import map_label, survey_labels
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
+from .folders.scenes import Scene, burn_labels, mask_key, placed_files, read_headers, shared_layer
 from .folders.spatial_groups import choose_validation, group_scenes, least_gap
 from .folders.tiling import Tiling, cut
 from .writing.card import command_for_card
@@ -77,18 +67,6 @@ class ConversionOptions:
     overwrite: bool = False  # whether to replace an earlier dataset
 
 
-@dataclass
-class Scene:
-    """A scene with the headers of its files and its reference grid."""
-
-    files: SceneFiles
-    infos: dict[str, RasterInfo | None]
-    label: RasterInfo | None
-    grid: Georeference | None
-    size: tuple[int, int]
-    masks: dict[str, PixelMask] = field(default_factory=dict)  # by modality, what hides pixels of it
-
-
 def convert_rasters(
     source: str | os.PathLike,
     out: str | os.PathLike,
@@ -107,14 +85,17 @@ def convert_rasters(
     source, out, options = Path(source), Path(out), options or ConversionOptions()
     folders, bands = _parse_modalities(modalities)
     _check_options(source, out, list(folders), options)
-    layer = _shared_layer(source, options.label)
+    layer = shared_layer(source, options.label)
     label = options.label if layer is None else None
-    masks = {f"mask of {name}": BandSelection.parse(folder)[0] for name, (folder, _) in options.masks.items()}
+    masks = {mask_key(name): BandSelection.parse(folder)[0] for name, (folder, _) in options.masks.items()}
     found = find_scenes(source, folders | masks, label, split_names=options.split_names, absent=options.absent.keys())
     found = [files for files in found if files.label is not None or any(map(files.rasters.get, folders))]
-    scenes = [_read_headers(files, bands, options) for files in tqdm(found, desc="headers", unit="scene", leave=False)]
+    scenes = [
+        read_headers(files, bands, options.masks) for files in tqdm(found, desc="headers", unit="scene", leave=False)
+    ]
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
-        _burn_labels(scenes, layer, options, Path(folder))
+        classes = None if options.classes is None else ClassMap.load(options.classes)
+        burn_labels(scenes, layer, options.polygons, classes, Path(folder), ignore_unmapped=options.ignore_unmapped)
         return _convert(source, out, folders, bands, scenes, options, command)
 
 
@@ -229,82 +210,11 @@ def _check_options(source: Path, out: Path, modalities: list[str], options: Conv
     check_output(out, overwrite=options.overwrite)
 
 
-def _shared_layer(source: Path, label: str | None) -> str | None:
-    """The file of polygons, or layer of one, that labels all scenes; None if each has its own labels."""
-    if label is None or not is_vector_file(label):
-        return None
-    return label if split_layer(label)[0].exists() else str(source / label)
-
-
-def _burn_labels(scenes: Sequence[Scene], shared: str | None, options: ConversionOptions, folder: Path) -> None:
-    """Burn labels that are polygons into rasters in `folder`, each on the grid of its scene's finest raster."""
-    classes = None if options.classes is None else ClassMap.load(options.classes)
-    missed, burnt = None, 0
-    for index, scene in enumerate(tqdm(scenes, desc="polygons", unit="scene", leave=False)):
-        layer = shared or scene.files.label
-        if scene.label is not None or layer is None:
-            if scene.label is not None and classes is not None and classes.texts:
-                raise ValueError(
-                    f"{layer} is a raster, but --classes has texts for values, which polygons alone hold."
-                )
-            continue
-        path, labels = folder / f"{index}.tif", replace(options.polygons, source=layer)
-        try:
-            labels.burn(Grid(scene.size, scene.grid), path, classes, ignore_unmapped=options.ignore_unmapped)
-        except NothingLabelled as error:
-            missed = error
-            if shared is None:
-                raise
-        else:
-            scene.label, burnt = read_info(path), burnt + 1
-    if missed is not None and not burnt:
-        raise missed
-    if missed is None and not burnt and options.polygons != PolygonLabels():
-        raise ValueError("No label is a file of polygons, so leave out the flags that are about them, --label_...")
-
-
-def _read_headers(files: SceneFiles, bands: Mapping[str, BandSelection], options: ConversionOptions) -> Scene:
-    scene = _read_rasters(files, bands)
-    for name, (folder, values) in options.masks.items():
-        path, info = files.rasters.pop(f"mask of {name}"), scene.infos[name]
-        if path is not None and info is not None:
-            scene.masks[name] = PixelMask([(path, BandSelection.parse(folder)[1])], values)
-            scene.infos[name] = replace(info, has_mask=True)
-    return scene
-
-
-def _read_rasters(files: SceneFiles, bands: Mapping[str, BandSelection]) -> Scene:
-    infos: dict[str, RasterInfo | None] = {}
-    for name in bands:
-        path = files.rasters[name]
-        infos[name] = None if path is None else read_info(path, bands=bands[name])
-        if path is not None:
-            check_alpha(path, bands[name])
-    if files.label is None or is_vector_file(files.label):
-        if not any(infos.values()):
-            raise ValueError(
-                f"{files.label} labels a scene that has no raster of any modality. Remove it, or add one."
-            )
-        return make_scene(files, infos, None)
-    return make_scene(files, infos, read_info(files.label, palette_as_indices=True))
-
-
-def make_scene(files: SceneFiles, infos: Mapping[str, RasterInfo | None], label: RasterInfo | None) -> Scene:
-    """Put a scene together from the headers of its files, at least one, and choose its reference grid."""
-    reference = label or max(filter(None, infos.values()), key=lambda info: info.size[0] * info.size[1])
-    return Scene(files, dict(infos), label, reference.georeference, reference.size)
-
-
 def _plan(name: str, scenes: Sequence[Scene], options: ConversionOptions) -> ModalityPlan:
     option = options.nodata.get(name, NodataOption())
     if name in options.absent:  # float32 holds whatever may be added later
         return ModalityPlan(name, options.absent[name], "float32", option.values, fill=None, option=option)
     return plan_modality(name, placed_files(name, scenes), option)
-
-
-def placed_files(name: str, scenes: Sequence[Scene]) -> list[tuple[RasterInfo, Georeference | None, tuple[int, int]]]:
-    """Headers of a modality's files with the place and size of their scenes' grids, as `plan_modality` takes them."""
-    return [(info, scene.grid, scene.size) for scene in scenes if (info := scene.infos[name]) is not None]
 
 
 def _set_validation_aside(scenes: Sequence[Scene], options: ConversionOptions) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from datasets import load_dataset
 from vector_files import centres, write_vectors
 from workspace import write_scenes
 
+from sgma_hf.converters.folders.inspection import inspect_folder
 from sgma_hf.converters.raster_folders import main
 from sgma_hf.data.class_maps import ClassMap
 from sgma_hf.data.metadata import DatasetMetadata
@@ -130,6 +132,25 @@ def test_a_layer_that_is_of_no_scene_is_refused(folder, capsys):
     words = ["--source", str(folder / "scenes"), "--output", str(folder / "data"), "--modalities", "rgb"]
     assert main([*words, "--label", str(layer), "--label_attribute", "id"]) == 2
     assert "b.gpkg:areas labels no pixel of the rasters: it covers" in capsys.readouterr().err
+
+
+def test_without_the_extra_one_line_says_what_to_install(folder, capsys, monkeypatch):
+    layer = write_vectors(folder / "a.gpkg", [shapely.box(0, 0, 1, 1)], crs="EPSG:32631", id=[1])
+    monkeypatch.setitem(sys.modules, "pyogrio.raw", None)
+    words = ["--source", str(folder / "scenes"), "--output", str(folder / "data"), "--modalities", "rgb"]
+    assert main([*words, "--label", str(layer)]) == 2
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    assert "needs pyogrio and shapely, which are not installed" in said and "pip install 'sgma-hf[geo]'" in said
+
+
+def test_an_inspection_names_polygons_that_may_be_labels(folder):
+    for path in (folder / "scenes" / "label").iterdir():
+        shapes, ids = outlines(path)
+        write_vectors(path.with_suffix(".gpkg"), shapes, crs="EPSG:32631", id=ids)
+        path.unlink()
+    report = inspect_folder(folder / "scenes")
+    assert any("a.gpkg may hold labels, as polygons" in remark for remark in report.remarks)
+    assert "--label none" in report.command
 
 
 @pytest.mark.skipif("SGMA_TEST_DATA" not in os.environ, reason="SGMA_TEST_DATA does not name real rasters")

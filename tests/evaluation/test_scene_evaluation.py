@@ -346,6 +346,21 @@ def test_command_counts_label_values_as_training_did(tmp_path, capsys):
     assert scores("--label", label, "--classes", json.dumps(classes)) == right
     TrainingRecord(classes=classes).save(tmp_path / "model")
     assert scores("--label", label) == right
+    # Polygons by the name of a class, by a value, and, of a model that learned from colours, by the name.
+    with rasterio_open(dsm) as file:
+        west, south, east, north = file.bounds
+    roof = [shapely.box(west, south, west + 10, north), shapely.box(west + 10, south, east, north - 4)]
+    layer = str(write_vectors(tmp_path / "a.gpkg", roof, crs="EPSG:32631", use=["LABEL_1", "LABEL_0"], value=[255, 0]))
+    by_name = scores("--label", layer, "--label_attribute", "use")
+    assert by_name["pixels"] == 10 * 32 + 22 * 28
+    assert scores("--label", layer, "--label_attribute", "value") == by_name
+    colours = [{"name": "LABEL_0", "colors": [[0, 0, 0]]}, {"name": "LABEL_1", "colors": [[9, 9, 9]]}]
+    TrainingRecord(classes=colours).save(tmp_path / "model")
+    assert scores("--label", layer, "--label_attribute", "use") == by_name
+    # Texts say nothing of a raster's numbers, which are ids then.
+    texts = [{"name": "LABEL_0", "values": ["lawn"]}, {"name": "LABEL_1", "values": ["shed", "house"]}]
+    TrainingRecord(classes=texts).save(tmp_path / "model")
+    assert scores("--label", plain) == right
     classes[0]["name"], classes[1]["name"] = "LABEL_1", "LABEL_0"
     assert main([*arguments, "--label", label, "--classes", json.dumps(classes)]) == 2
     assert "'LABEL_1' is 0 there and 1 here" in capsys.readouterr().err

@@ -23,10 +23,11 @@ from ...rasters.extents import check_extent
 from ...rasters.files import read_info, read_raster, uses_pillow
 from ...rasters.grids import ground_sampling
 from ...rasters.listings.folders import SceneFiles, find_names, modality_entry, survey_scenes
+from ...rasters.polygons import is_vector_file
 from ...rasters.raster import RasterInfo, parse_crs
-from ..raster_folders import Scene, make_scene, placed_files
 from .labels import LabelSurvey, UnclearLabels, count_label, first_few, take_ids
 from .modality_plan import NodataOption, plan_modality
+from .scenes import Scene, make_scene, placed_files
 from .spatial_groups import group_scenes
 
 
@@ -119,6 +120,8 @@ def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
         if not labels or not infos[name].keys().isdisjoint(labels):
             usable.append(column)
     survey = _survey(list(labels.values()), notes)
+    if not labels:
+        notes.remarks += _remarks_on_polygons(source)
     if not usable:
         notes.remarks.append("No modality can be converted, so there is no command.")
     elif len(usable) < len(columns):
@@ -335,6 +338,16 @@ def _survey(infos: Sequence[RasterInfo], notes: _Notes) -> LabelSurvey | None:
         survey = LabelSurvey(files, ClassMap.load(error.classes), str(error), error.classes)
     notes.remarks.append(survey.note)
     return survey
+
+
+def _remarks_on_polygons(source: Path) -> list[str]:
+    """What files there are that may be labels, but are no rasters."""
+    found = sorted(path for path in source.rglob("*") if is_vector_file(path))
+    return [
+        f"{path} may hold labels, as polygons, which the command below does not take: `--label` names such files, "
+        f"`--label_attribute` what says the class."
+        for path in found[:1]
+    ]
 
 
 def _pairing(scenes: Sequence[Scene]) -> list[str]:

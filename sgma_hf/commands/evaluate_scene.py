@@ -33,6 +33,7 @@ from sgma_hf.publishing.tables import markdown_table
 if TYPE_CHECKING:
     from sgma_hf.data.class_maps import ClassMap
     from sgma_hf.rasters.polygons import PolygonLabels
+    from sgma_hf.rasters.scene import RasterInput
 
 
 _GIVEN = "The classes of `--classes`"
@@ -40,6 +41,7 @@ _GIVEN = "The classes of `--classes`"
 
 def _parser(modalities: Sequence[str]) -> Parser:
     from sgma_hf.rasters.polygons import add_polygon_arguments
+    from sgma_hf.rasters.scene import add_mask_arguments
 
     parser = Parser(
         prog="sgma-hf evaluate",
@@ -68,6 +70,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     add_precision(parser)
     add_polygon_arguments(parser)
+    add_mask_arguments(parser, "file")
     group = parser.add_argument_group("modalities of the checkpoint, one or more")
     for name in modalities:
         group.add_argument(f"--{name}", nargs="+", action="extend", metavar="FILE", default=argparse.SUPPRESS)
@@ -77,6 +80,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
 def main(argv: list[str]) -> None:
     """Evaluate, write the JSON file if one is named, and print the scores."""
     from sgma_hf.data.class_maps import ClassMap
+    from sgma_hf.rasters.scene import mask_options, masked
 
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
@@ -87,7 +91,9 @@ def main(argv: list[str]) -> None:
     parser.known_flags = f" (the modalities of {model_name} are {flags})" if modalities else ""
     args = parser.parse_args(argv)
     args.dtype = choose_dtype(parser, args)
-    rasters = {name: paths for name, paths in vars(args).items() if name in modalities}
+    given = {name: paths for name, paths in vars(args).items() if name in modalities}
+    masks = mask_options(args, list(given))
+    rasters = {name: masked(paths, *masks.get(name, (None, ()))) for name, paths in given.items()}
     _check_outputs(args, rasters)
     classes = None if args.classes is None else ClassMap.load(args.classes)
     if args.map is not None:
@@ -116,21 +122,21 @@ def main(argv: list[str]) -> None:
         plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(args.plot, dpi=200)
 
 
-def _check_outputs(args: argparse.Namespace, rasters: Mapping[str, list[str]]) -> None:
+def _check_outputs(args: argparse.Namespace, rasters: "Mapping[str, list[RasterInput]]") -> None:
     """Refuse what could not be written, or would replace a raster, before anything is computed."""
     from sgma_hf.rasters.polygons import is_vector_file, split_layer
     from sgma_hf.rasters.scene import RasterInput
 
-    named = [args.map, *(path for paths in rasters.values() for path in paths)]
     inputs = [split_layer(args.label)[0]] if is_vector_file(args.label) else RasterInput.parse(args.label).files
-    inputs += [file for text in named if text is not None for file in RasterInput.parse(text).files]
+    inputs += RasterInput.parse(args.map).files if args.map is not None else []
+    inputs += [file for sources in rasters.values() for source in sources for file in source.files]
     for output in filter(None, (args.output, args.plot)):
         check_replaceable(output, inputs)
         check_writable(output)
 
 
 def _score_model(
-    args: argparse.Namespace, rasters: Mapping[str, list[str]], classes: "ClassMap | None"
+    args: argparse.Namespace, rasters: "Mapping[str, list[RasterInput]]", classes: "ClassMap | None"
 ) -> dict[str, Any]:
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 

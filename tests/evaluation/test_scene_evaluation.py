@@ -346,6 +346,12 @@ def test_command_counts_label_values_as_training_did(tmp_path, capsys):
     assert scores("--label", label, "--classes", json.dumps(classes)) == right
     TrainingRecord(classes=classes).save(tmp_path / "model")
     assert scores("--label", label) == right
+    # What a mask hides is missing: no map, so those pixels are not scored.
+    clouds = write_tiff(
+        tmp_path / "clouds.tif", np.kron([[1, 0], [0, 0]], np.ones((8, 8))).astype(np.uint8)[None], pixel=2.0
+    )
+    clear = scores("--label", label, "--mask", clouds, "--mask_values", "1")
+    assert (clear["pixels"], clear["uncovered_share"]) == (28 * 32 - 16 * 12, pytest.approx(12 * 16 / (28 * 32)))
     # Polygons by the name of a class, by a value, and, of a model that learned from colours, by the name.
     with rasterio_open(dsm) as file:
         west, south, east, north = file.bounds

@@ -193,15 +193,11 @@ def _score_map(args: argparse.Namespace, classes: "ClassMap | None") -> dict[str
     """Scores of a map whose tags name its classes."""
     from sgma_hf.data.metadata import check_class_names
     from sgma_hf.evaluation.scenes import score_map
-    from sgma_hf.rasters.opening import open_dataset
+    from sgma_hf.prediction.map_files import read_classes
     from sgma_hf.rasters.scene import RasterInput
 
     path = RasterInput.parse(args.map).path
-    with open_dataset(path) as file:
-        tags = file.tags(1)
-    names = [tags[f"CLASS_{index}"] for index in range(256) if f"CLASS_{index}" in tags]
-    if not names:
-        raise ValueError(f"{args.map} does not name its classes (tags CLASS_0, CLASS_1, ...); `sgma-hf predict` does.")
+    names, _ = read_classes(path)
     robustness = Path(path).with_name(f"{Path(path).stem}_robustness.tif")
     if classes is not None:
         check_class_names(classes.names, names, _GIVEN)

@@ -134,6 +134,28 @@ def _run_of(path: Path, name: str) -> str | None:
     return tags.get(RUN_TAG) if tags.get(LAYER_TAG) == name else None
 
 
+def read_classes(path: str | Path) -> tuple[list[str], list[tuple[int, ...]]]:
+    """Names of a map's classes, and red, green and blue in 0..255 of each; ValueError if it does not name them."""
+    with open_dataset(path) as file:
+        tags = file.tags(1)
+        names = [tags[f"CLASS_{index}"] for index in range(256) if f"CLASS_{index}" in tags]
+        colors = file.colormap(1) if file.colorinterp[0].name == "palette" else {}
+    if not names:
+        raise ValueError(
+            f"{path} does not name its classes (tags CLASS_0, CLASS_1, ...); a .tif of `sgma-hf predict` does."
+        )
+    defaults = enumerate(default_palette(len(names)))
+    return names, [tuple(colors.get(index, color)[:3]) for index, color in defaults]
+
+
+def extras_beside(path: str | Path) -> dict[str, Path]:
+    """The rasters beside a map that belong to the same run, by their names in `EXTRAS`."""
+    path = Path(path)
+    run = _run_of(path, _LABELS)
+    beside = {name: path.with_name(f"{path.stem}_{name}{path.suffix}") for name in EXTRAS}
+    return {name: file for name, file in beside.items() if run and file.is_file() and _run_of(file, name) == run}
+
+
 def publish(store: StripStore, plan: OutputPlan, grid: Grid) -> list[Path]:
     """Make the files of a run from its strips, and give them their names when all of them are written and checked.
 

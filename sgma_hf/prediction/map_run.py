@@ -16,7 +16,7 @@ from ..data.windows import Window, window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
-from ..rasters.grids import Grid, pixel_area
+from ..rasters.grids import pixel_area
 from ..rasters.scene import RasterScene
 from ..rasters.specks import remove_specks
 from .agreement import modality_agreement
@@ -215,8 +215,7 @@ class MapRun:
     def _areas(self, pixels: np.ndarray, top: int, bottom: int) -> dict[str, np.ndarray]:
         """Square metres of so many pixels of rows of the map; nothing where nobody knows."""
         grid = self.scene.grid
-        place = grid.georeference and grid.georeference.window(top, 0)
-        area = pixel_area(Grid((bottom - top, grid.size[1]), place))
+        area = pixel_area(grid.part(Window(top, 0, bottom - top, grid.size[1])))
         return {} if area is None else {"areas": pixels * area}
 
     def _write(self, function: Callable, argument: Any) -> None:

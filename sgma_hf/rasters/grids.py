@@ -25,6 +25,10 @@ class Grid:
     size: tuple[int, int]  # (height, width)
     georeference: Georeference | None  # None if nobody knows where they lie
 
+    def part(self, window: Window) -> "Grid":
+        """The pixels of a window."""
+        return Grid(window[2:], self.georeference and self.georeference.window(window.top, window.left))
+
     def resampled(self, resolution: float) -> "Grid":
         """The same extent in pixels of so many metres; the last ones may reach beyond it."""
         metres = ground_sampling(self)

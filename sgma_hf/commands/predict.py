@@ -113,6 +113,8 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     sieve = "patches of one class below so many square metres become part of the largest one beside them"
     add("--sieve", type=float, default=0.0, metavar="M2", help=sieve)
     add("--allow_other_scale", action="store_true", help="predict although a raster is far from what was trained on")
+    colors = 'other colours: a file of classes, or JSON as in [{"name": "road", "color": "#808080"}]'
+    add("--classes", metavar="FILE_OR_JSON", help=colors)
     resume = "go on with the strips of a run that died; with --scenes make the maps that are not there"
     add("--resume", action="store_true", help=resume)
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
@@ -160,8 +162,11 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import predict_raster
     from sgma_hf.rasters.scene import mask_options, masked
+    from sgma_hf.visualization.palette import recolor
 
     config = AutoConfig.from_pretrained(args.model)
+    if args.classes is not None:
+        recolor(config, args.classes)
     processor = AutoImageProcessor.from_pretrained(args.model)
     extras = args.extras
     if extras is None:
@@ -173,8 +178,10 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     inputs = [file for inputs in sources.values() for source in inputs for file in source.files]
     layers = plan_layers(config, list(rasters), extras)
     check_writable(plan_outputs(args.output, layers, inputs, processor.modalities).label_map)
+    model = load_model(args.model, dtype=args.dtype, device=args.device)
+    model.config.palette = config.palette
     prediction = predict_raster(
-        load_model(args.model, dtype=args.dtype, device=args.device),
+        model,
         processor,
         sources,
         args.output,

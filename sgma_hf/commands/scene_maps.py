@@ -38,6 +38,7 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     from sgma_hf.prediction.scenes.summary import write_summary
     from sgma_hf.rasters.listings.sources import list_scenes
     from sgma_hf.rasters.scene import mask_options
+    from sgma_hf.visualization.palette import recolor
 
     output, suffix, is_first = Path(args.output), f".{args.format}", os.environ.get("RANK", "0") == "0"
     if output.suffix.lower() in (".tif", ".tiff", ".png") or output.is_file():
@@ -48,6 +49,8 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     found = list_scenes(args.scenes, modalities, **how)
     scenes = found[_shard(args.shard)]
     model = load_model(args.model, dtype=args.dtype, device=args.device)
+    if args.classes is not None:
+        recolor(model.config, args.classes)
     names = ("tile_size", "stride", "tta", "batch_size", "resolution", "resampling", "min_confidence", "sieve")
     options = {name: getattr(args, name) for name in (*names, "allow_other_scale")}
     maker = MapMaker(model, AutoImageProcessor.from_pretrained(args.model), **options)

@@ -32,7 +32,7 @@ from ..rasters.grids import Grid, shared_sampling
 from ..rasters.listings.folders import find_scenes, modality_entry
 from ..rasters.polygons import PolygonLabels, add_polygon_arguments, polygon_options
 from ..rasters.scene import add_mask_arguments, mask_options
-from ..visualization.palette import default_palette
+from ..visualization.palette import class_palette
 from .folders.labels import map_label, survey_labels
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
 from .folders.scenes import Scene, burn_labels, mask_key, placed_files, read_headers, shared_layer
@@ -171,11 +171,9 @@ def _notes_on_bands(
 
 def _described(class_map: ClassMap) -> dict[str, Any]:
     """What the metadata says of classes."""
-    defaults = default_palette(len(class_map.names))
-    palette = [colour or default for colour, default in zip(class_map.palette, defaults, strict=True)]
     return {
         "class_names": class_map.names,
-        "palette": palette,
+        "palette": class_palette(class_map.names, class_map.palette),
         "classes": class_map.entries() if class_map.is_given else [],
     }
 

@@ -18,7 +18,7 @@ from ..rasters.files import open_picture
 from ..rasters.grids import Grid
 from ..rasters.opening import open_dataset
 from ..rasters.raster import require_rasterio
-from ..visualization.palette import colorize, default_palette
+from ..visualization.palette import class_palette, colorize, default_palette
 from . import EXTRAS
 from .side_files import draw_legend, is_drawn_by_hand, side_files, side_texts
 from .strips import Layer, StripStore
@@ -50,7 +50,7 @@ def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -
             f"Output 'agreement' compares modalities with each other, but only {list(modalities)} is given; give "
             "another one, or leave it out."
         )
-    names, palette = config.class_names, config.palette or default_palette(config.num_labels)
+    names, palette = config.class_names, config.palette or class_palette(config.class_names)
     entropy = "of the class probabilities, divided by its largest value, log(number of classes)"
     reliance = "share of reliance on each modality, mean of the model's four stages"
     overlap = "overlap of the class probabilities from the modality alone with those from the others"

@@ -21,8 +21,8 @@ from .palette import (
     HATCH_COLOR,
     ROBUSTNESS_COLORMAP,
     add_colorbar,
+    class_palette,
     colorize,
-    default_palette,
     require_matplotlib,
 )
 
@@ -55,7 +55,7 @@ def plot_sample(
     their panel, class ids (height, width), 255 where there is none. With labels, the share of labelled pixels that are
     right is written below, and a panel shows the errors of the first prediction. `robustness` has shares in [0, 1],
     float (height, width), by heading of a row and title of a panel. `nodata` values and `units`, for the range below
-    the panel, are by modality. A palette of None takes `default_palette`, class names of None number the classes.
+    the panel, are by modality. A palette of None takes `class_palette`, class names of None number the classes.
     """
     if not images:
         raise ValueError("`images` is empty; give at least one modality, None for those that are missing.")
@@ -129,7 +129,7 @@ def plot_overlay(
     """Draw a label map (height, width) in its colours over an image, as `plot_sample` shows it, with a legend.
 
     The image is (height, width) or (height, width, channels), masked or not, and seen as it is where the map is 255;
-    `opacity` of the colours is in [0, 1]. A palette of None takes `default_palette`, class names of None number them.
+    `opacity` of the colours is in [0, 1]. A palette of None takes `class_palette`, class names of None number them.
     """
     label_map = np.asarray(label_map)
     if label_map.shape != np.shape(image)[:2]:
@@ -210,7 +210,7 @@ def plot_modality_board(
         nodata=dict(zip(processor.modalities, processor.nodata, strict=True)),
         units=units,
         class_names=config.class_names,
-        palette=getattr(config, "palette", None) or default_palette(config.num_labels),  # an extra key, may be absent
+        palette=getattr(config, "palette", None),  # an extra key, may be absent
         title=title,
     )
 
@@ -284,7 +284,7 @@ def _names_and_colors(
             f"A map holds class {highest}, but there are {count} names or colours; give one for each class."
         )
     names = [str(name) for name in class_names or (f"class {index}" for index in range(count))]
-    return names, default_palette(count) if palette is None else [list(color) for color in palette]
+    return names, class_palette(names) if not palette else [list(color) for color in palette]
 
 
 def _draw_board(

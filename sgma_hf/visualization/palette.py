@@ -1,11 +1,14 @@
 """Colours of classes, and of what has no class."""
 
 import colorsys
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..data.class_maps import ClassMap
+from ..data.command_line import did_you_mean
 from ..model.limits_sgma import IGNORE_INDEX
 
 
@@ -14,6 +17,30 @@ SAFE_COLORS = (
     (187, 187, 187), (213, 94, 0), (240, 228, 66), (0, 158, 115), (0, 114, 178),
     (204, 121, 167), (86, 180, 233), (230, 159, 0), (70, 70, 70),
 )  # fmt: skip
+# What people expect classes of these names to look like: of each name all words are in that of the class. The first
+# line that fits counts. Under the common colour blindnesses neighbours differ in lightness.
+KNOWN_COLORS = (
+    ("flooded vegetation, wetland, marsh, swamp, mangrove, peat, bog", (90, 175, 165)),
+    ("swimming pool, pool", (0, 200, 225)),
+    ("water, river, lake, sea, ocean, stream, flood, flooded", (50, 115, 205)),
+    ("high vegetation, tree, forest, wood, woodland", (0, 95, 55)),
+    ("shrub, shrubland, scrub, bush, medium vegetation", (110, 130, 50)),
+    ("weed", (200, 50, 150)),
+    ("crop, cropland, agriculture, agricultural, farmland, field", (235, 205, 110)),
+    ("grass, grassland, meadow, pasture, rangeland, low vegetation, vegetation, lawn", (160, 210, 100)),
+    ("car, vehicle, truck, bus", (255, 225, 0)),
+    ("railway, rail", (95, 75, 105)),
+    ("road, street, path, asphalt, pavement, paved, parking, impervious", (115, 115, 115)),
+    ("building, roof, house, built, urban, settlement", (220, 85, 60)),
+    ("snow, ice, glacier", (225, 240, 250)),
+    ("cloud", (215, 215, 225)),
+    ("shadow", (60, 60, 70)),
+    ("sand, beach, dune", (235, 215, 170)),
+    ("soil, bare, bareland, barren, earth, rock", (165, 125, 85)),
+    ("ground, background, clutter, other, unknown", SAFE_COLORS[0]),
+)
+_SHADES = ((0, 0.0), (255, 0.4), (0, 0.35), (255, 0.65), (0, 0.55))  # mixed in so far for more classes of one colour
+_APART = 60  # from the colours that are taken, of those for classes without a known name
 ROBUSTNESS_COLORMAP = "viridis"
 GAP_COLOR, HATCH_COLOR, HATCH = "#f2f2f2", "#a8a8a8", "////"
 
@@ -30,6 +57,57 @@ def default_palette(num_labels: int) -> list[list[int]]:
         hue = index * 0.618034 % 1.0  # golden ratio: neighbours in the list are far apart on the circle
         palette.append([round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.65)])
     return palette
+
+
+def class_palette(names: Sequence[str], given: Sequence[Sequence[int] | None] | None = None) -> list[list[int]]:
+    """[red, green, blue] per class, 0..255: as `given`, else as people expect of its name, or of `default_palette`.
+
+    A tree is green and water is blue; several classes of one kind have shades of its colour. Names that say what a
+    class is not have none.
+
+    Args:
+        names: Of the classes, in English.
+        given: The colours that somebody chose, None for classes without.
+
+    Example:
+        >>> class_palette(["water", "class 1"], [None, [9, 9, 9]])
+        [[50, 115, 205], [9, 9, 9]]
+    """
+    palette = [None if color is None else list(color) for color in given or [None] * len(names)]
+    for index, name in enumerate(names):
+        if palette[index] is None and (known := _known_color(name)):
+            shades = [[round(part + (to - part) * share) for part in known] for to, share in _SHADES]
+            palette[index] = next((shade for shade in shades if shade not in palette), None)
+    taken = np.array([color for color in palette if color is not None]).reshape(-1, 3)
+    spare = default_palette(4 * len(names) + 1)
+    free = [color for color in spare if (np.abs(taken - color).sum(axis=1) >= _APART).all()] + spare
+    return [free.pop(0) if color is None else color for color in palette]
+
+
+def recolor(config: Any, classes: str) -> None:
+    """Give classes of a checkpoint's configuration the colours that they have in `classes`, see `ClassMap.load`.
+
+    Raises ValueError if there are none, or of a class that the checkpoint does not have.
+    """
+    class_map, names = ClassMap.load(classes), config.class_names
+    for name in class_map.names:
+        if name not in names:
+            near = did_you_mean(name, names) or "."
+            raise ValueError(f"`--classes` has {name!r}{near} The checkpoint's classes are {names}.")
+    chosen = {name: color for name, color in zip(class_map.names, class_map.palette, strict=True) if color}
+    if not chosen:
+        raise ValueError('`--classes` has no colours; expected some as in [{"name": "road", "color": "#808080"}].')
+    own = config.palette or class_palette(names)
+    config.palette = [list(chosen.get(name, color)) for name, color in zip(names, own, strict=True)]
+
+
+def _known_color(name: str) -> tuple[int, int, int] | None:
+    words = re.findall("[^\\W\\d_]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
+    words = {*words, *(word.removesuffix("s") for word in words)}
+    if words & {"no", "non", "not", "without"}:
+        return None
+    fitting = (color for kinds, color in KNOWN_COLORS if any(words >= {*kind.split()} for kind in kinds.split(", ")))
+    return next(fitting, None)
 
 
 def colorize(

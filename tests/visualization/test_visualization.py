@@ -10,7 +10,7 @@ from tiny_models import tiny_model
 
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 from sgma_hf.visualization.boards import plot_modality_board, plot_overlay, plot_sample
-from sgma_hf.visualization.palette import colorize, default_palette
+from sgma_hf.visualization.palette import class_palette, colorize, default_palette, recolor
 
 
 PALETTE = [[1, 2, 3], [40, 50, 60]]
@@ -66,6 +66,31 @@ def test_default_palette_tells_any_number_of_classes_apart():
     assert all(0 <= part <= 255 for color in colors for part in color)
     assert len({tuple(color) for color in colors[:60]}) == 60
     assert colorize(np.array([[3]])).tolist() == [[[0, 158, 115]]]
+
+
+def test_classes_of_known_names_have_the_colours_that_people_expect():
+    water, ground, grass, tree, roof = class_palette(["water", "ground", "low_vegetation", "Trees", "BuildingRoof"])
+    assert max(water) == water[2] and max(grass) == grass[1] and max(tree) == tree[1] and max(roof) == roof[0]
+    assert sum(tree) < sum(grass) and len(set(ground)) == 1
+    assert class_palette(["class_0", "class_1"]) == default_palette(2)
+    assert class_palette(["no water"]) == default_palette(1)
+    first, second = class_palette(["oak forest", "pine forest"])
+    assert first != second and max(second) == second[1]
+    assert class_palette(["forest", "water"], [[1, 2, 3], None]) == [[1, 2, 3], water]
+    # What has no known name has none of the colours that are taken.
+    many = class_palette(["water", "roof", "soil", *(f"kind {index}" for index in range(60))])
+    assert len(set(map(tuple, many))) == 63
+
+
+def test_colours_of_a_checkpoint_are_changed_by_name():
+    names = ["road", "roof", "water", "tree", "car"]
+    config = tiny_model(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}).config
+    recolor(config, '[{"name": "roof", "color": "#010203"}]')
+    assert config.palette == [[1, 2, 3] if name == "roof" else class_palette([name])[0] for name in names]
+    with pytest.raises(ValueError, match="`--classes` has 'rood'; did you mean"):
+        recolor(config, '[{"name": "rood", "color": "#010203"}]')
+    with pytest.raises(ValueError, match="`--classes` has no colours"):
+        recolor(config, '["road"]')
 
 
 def test_first_colours_differ_in_lightness_or_hue_for_the_colour_blind():
@@ -186,7 +211,7 @@ def test_board_of_a_model_holds_what_the_model_predicts(sample):
     with torch.no_grad():
         outputs = model(**inputs)
     (expected,) = processor.post_process_semantic_segmentation(outputs)
-    palette = default_palette(model.config.num_labels)
+    palette = class_palette(model.config.class_names)
     covered = expected.numpy() != 255
     np.testing.assert_array_equal(
         shown(panel(figure, "without rgb"))[covered][:, :3], colorize(expected.numpy(), palette)[covered]

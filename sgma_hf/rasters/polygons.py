@@ -123,6 +123,11 @@ class PolygonLabels:
             raise ValueError(
                 f"{layer}: which attribute says the class, one of {classes.names}? Name it: --label_attribute. {has}"
             )
+        if self.attribute is None and layer.fields:
+            logger.warning_once(
+                f"{layer}: every feature counts as 1, and all else as 0. If an attribute says the class, name it: "
+                f"--label_attribute. {has}"
+            )
 
     def _reach(self, grid: Grid) -> Grid:
         """The grid with a border, from which buffers reach into it."""
@@ -136,11 +141,12 @@ class PolygonLabels:
     ) -> np.ndarray:
         """What to burn for each feature, int64; of one without a value, which nobody labelled, `_NO_LABEL`."""
         codes = {value: _code(value, classes) for value in set(values)} | {None: _NO_LABEL}
-        unknown = Counter(value for value in values if codes[value] is None)
-        if unknown and not (ignore_unmapped and classes is not None):
+        if None in codes.values() and not (ignore_unmapped and classes is not None):
+            values = layer.values(self.attribute)  # of the whole layer, so that all is said at once
+            unknown = Counter(value for value in values if value is not None and _code(value, classes) is None)
             shown = [f"{value!r} ({count} features)" for value, count in unknown.most_common(_MOST_NAMED)]
             shown += [f"and {len(unknown) - _MOST_NAMED} more"] * (len(unknown) > _MOST_NAMED)
-            said = f"{layer}: {self.attribute or 'features'} without a class: {', '.join(shown)}."
+            said = f"{layer}: {self.attribute} without a class: {', '.join(shown)}."
             if classes is None:
                 names = sorted({str(value) for value in values if value is not None})
                 suggested = json.dumps([{"name": name, "value": name} for name in names], ensure_ascii=False)
@@ -282,6 +288,12 @@ class _Layer:
         values = [1] * len(shapes) if attribute is None else [_plain(value) for value in columns[0]]
         order = order[there[order]]
         return shapes[order], [values[index] for index in order]
+
+    def values(self, attribute: str) -> list[Any]:
+        """The attribute of all features, as `read` has it."""
+        pyogrio, _ = require_vectors(self.path)
+        *_, columns = pyogrio.raw.read(self.path, self.name, columns=[attribute], read_geometry=False)
+        return list(map(_plain, columns[0]))
 
     def brought_to(self, grid: Grid, shapes: np.ndarray) -> np.ndarray:
         """Shapes in the CRS of a grid, with edges straight in their own; if that is another, cut to what is near."""

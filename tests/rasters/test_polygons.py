@@ -97,11 +97,13 @@ def test_touched_pixels_are_those_whose_square_a_shape_meets(tmp_path):
     assert np.array_equal(found == 1, shapely.intersects(shapely.box(x - 1, y - 1, x + 1, y + 1), ROOF))
 
 
-def test_without_an_attribute_shapes_are_one_and_all_else_that_was_digitised_is_zero(tmp_path):
-    layer = write_vectors(tmp_path / "a.gpkg", [ROOF])
+def test_without_an_attribute_shapes_are_one_and_all_else_that_was_digitised_is_zero(tmp_path, caplog):
+    layer = write_vectors(tmp_path / "a.gpkg", [ROOF], use=["house"])
     places = centres(PLACE, SIZE)
     expected = last_that_holds([ROOF], [1], *places, 0)
     assert np.array_equal(burn(tmp_path, PolygonLabels(layer)), expected)
+    (record,) = caplog.records
+    assert "a.gpkg:areas: every feature counts as 1, and all else as 0." in record.message
     sheet = shapely.Polygon([(500_010, 5_400_000), (500_100, 5_400_020), (500_100, 5_400_080), (500_030, 5_400_080)])
     extent = write_vectors(tmp_path / "sheets.fgb", [sheet], kind="Polygon")
     inside = last_that_holds([sheet], [1], *places, 0)
@@ -180,14 +182,14 @@ def test_what_the_layer_does_not_have_is_refused(tmp_path, options, expected):
         burn(tmp_path, PolygonLabels(layer, **options), CLASSES)
 
 
-def test_values_without_a_class_are_counted_and_the_classes_that_would_fit_are_given(tmp_path):
-    layer = write_vectors(tmp_path / "a.gpkg", [FIELD, ROOF, ROOF], landuse=["agri", "shed", "shed"])
-    with pytest.raises(
-        ValueError, match=r"landuse without a class: 'shed' \(2 features\)\. The classes are \['field'"
-    ):
+def test_values_without_a_class_are_counted_in_the_whole_layer_and_the_classes_that_would_fit_are_given(tmp_path):
+    far = shapely.box(0, 5_400_000, 9, 5_400_009)
+    layer = write_vectors(tmp_path / "a.gpkg", [FIELD, ROOF, ROOF, far], landuse=["agri", "shed", "shed", "lake"])
+    said = r"landuse without a class: 'shed' \(2 features\), 'lake' \(1 features\)\. The classes are \['field'"
+    with pytest.raises(ValueError, match=said):
         burn(tmp_path, PolygonLabels(layer, "landuse"), CLASSES)
     with pytest.raises(
-        ValueError, match=r'Name it: --classes .\[\{"name": "agri", "value": "agri"\}, \{"name": "shed"'
+        ValueError, match=r'Name it: --classes .\[\{"name": "agri", "value": "agri"\}, \{"name": "lake"'
     ):
         burn(tmp_path, PolygonLabels(layer, "landuse"))
     three = ClassMap.of_entries(["a", "b", "c"])

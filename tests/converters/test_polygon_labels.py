@@ -90,6 +90,21 @@ def test_rows_are_those_of_the_label_rasters_that_the_polygons_stand_for(folder,
     assert ClassMap.of_record(metadata.classes, metadata.class_names).code_of("wood") == 1
 
 
+@pytest.mark.parametrize("name", ["{scene}/{kind}", "{scene}_{kind}", "{kind}/{scene}_{kind}"])
+def test_a_shapefile_per_scene_is_found_in_every_layout(folder, name):
+    expected = labels_of(convert(folder, "from_rasters"))
+    (folder / "scenes").rename(folder / "before")
+    for path in sorted((folder / "before").glob("*/*.tif")):
+        target = folder / "scenes" / name.format(scene=path.stem, kind=path.parent.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.name == "label":
+            shapes, ids = outlines(path)
+            write_vectors(target.with_name(f"{target.name}.shp"), shapes, crs="EPSG:32631", kind="Polygon", id=ids)
+        else:
+            path.rename(target.with_name(f"{target.name}.tif"))
+    assert_equal(labels_of(convert(folder, "data", "--label_attribute", "id")), expected)
+
+
 def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     assert found.keys() == expected.keys()
     for name, label in found.items():

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shapely
 from PIL import Image
 from raster_scenes import HeightClasses, height_classes, height_processor, write_tiff
 from tiny_models import spread_weights, tiny_model
@@ -22,6 +21,7 @@ from sgma_hf.rasters.polygons import PolygonLabels
 
 
 rasterio_open = pytest.importorskip("rasterio").open
+shapely = pytest.importorskip("shapely")
 
 
 def test_map_is_scored_where_it_and_the_label_hold_something(tmp_path):

@@ -85,14 +85,14 @@ def _sentences(found: Mapping[str, Any]) -> Sequence[str]:
     for key in changed:
         kind, _, name = key.partition("_")
         if kind == "lost":
-            reasons[key] = f"the old map relied on {name}, which the new one did not have"
+            reasons[key] = f"the old map relied on {name}, of which the new one took nothing"
         if kind == "gained":
-            reasons[key] = f"the new map relied on {name}, which the old one did not have"
+            reasons[key] = f"the new map relied on {name}, of which the old one took nothing"
     for key, text in reasons.items():
         if changed.get(key) is not None and (changed[key] or unchanged[key]):
             still = "" if unchanged[key] is None else f", and in {unchanged[key]:.1%} of what did not change"
             lines.append(f"In {changed[key]:.1%} of it {text}{still}.")
-    if changed["unexplained"] is not None:
+    if changed.get("unexplained") is not None:
         lines.append(f"Nothing of that explains {changed['unexplained']:.1%} of it.")
     absent = [name for name in ("confidence", "robustness") if name not in found["known"]]
     if absent:

@@ -1,5 +1,6 @@
 """What changed from one map to another of the same place, and what may explain it beside the ground: `map_change`."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,11 +77,12 @@ def map_change(
 
     The new map is picked by nearest neighbour where its grid is another one. Pixels that are 255, nodata or not there
     in one of the maps are counted apart. Areas are on the ellipsoid, as `pixel_area` has it, that of the middle for
-    every 64 rows. Memory is bounded by such a strip.
+    every 64 rows, which are read at a time.
 
     Where `confidence` or `robustness` of the same run lies beside a map, it is said of how much of the area either map
     had a probability below `min_confidence`, and of each modality where one map relied on it, by a tenth of the fusion
-    or more, and the other did not have it: "lost" where the new one did not, "gained" where the old one did not.
+    or more, and the other took nothing of it, as it does where the modality has no data: "lost" where the new one took
+    nothing, "gained" where the old one did.
 
     Args:
         old: GeoTIFF as `predict_raster` writes it, which names its classes.
@@ -92,8 +94,9 @@ def map_change(
     Returns:
         `old`, `new`, `classes`, `min_confidence`, `share_of` ("area", or "pixels" where nobody knows areas), `known`:
         which extras both maps have; `transitions`, a row for each pair of classes, unknown ones last, with `from`,
-        `to`, `pixels`, `area_ha`, `share` of what both maps know, and of the row's area the shares `uncertain`,
-        `lost_<modality>`, `gained_<modality>` and `unexplained`; `changed` and `unchanged`, the same in total.
+        `to`, `pixels`, `area_ha`, `share` of what both maps know, and of the row's area, as far as known, the shares
+        `uncertain`, `lost_<modality>`, `gained_<modality>`, and `unexplained`, none of these; `changed` and
+        `unchanged`, the same in total.
 
     Raises:
         ValueError: If a file is no map, the classes differ, the two do not overlap, or `output` cannot be written.
@@ -108,25 +111,22 @@ def map_change(
             f"{new} has the classes {maps['new'].names}, {old} has {names}; {alone or 'repeated names'} is not in "
             "both. Give maps of the same classes."
         )
-    with bounded_cache(), _open_scene(maps) as scene:
-        store = plan = None
-        reasons = _Reasons(maps, min_confidence)
+    reasons, writer = _Reasons(maps, min_confidence), None
+    with bounded_cache(), contextlib.ExitStack() as opened:
+        scene = opened.enter_context(_open_scene(maps))
         if output is not None:
             layers = _layers(names, maps["old"].palette, with_reasons=bool(reasons.known))
             plan = plan_outputs(output, layers, scene.paths, [])
             made_of = {"old": str(old), "new": str(new), "min_confidence": min_confidence}
             store = StripStore(plan.label_map, scene.grid.size[1], layers, made_of)
+            opened.callback(store.remove)
             store.prepare(resume=False)
-        try:
-            counts, areas = _count(scene, maps, reasons, None if store is None else StripWriter(store, 0))
-            if store is not None:
-                publish(store, plan, scene.grid)
-        finally:
-            if store is not None:
-                store.remove()
+            writer = StripWriter(store, 0)
+        counts, areas = _count(scene, maps, reasons, writer)
+        if output is not None:
+            publish(store, plan, scene.grid)
     found = {"old": str(old), "new": str(new), "classes": names, "min_confidence": min_confidence}
-    found |= {"share_of": "pixels" if areas is None else "area", "known": reasons.known}
-    return found | _tables(names, counts, areas)
+    return found | {"known": reasons.known} | _tables(names, counts, areas)
 
 
 def change_codes(num_labels: int) -> np.ndarray:
@@ -210,7 +210,7 @@ class _Reasons:
         return found
 
     def _share(self, time: str, modality: str, images: Mapping[str, np.ma.MaskedArray], size: tuple) -> np.ndarray:
-        """Share of the fusion that a modality had in a map, 0 where it did not have it: (height, width)."""
+        """Share of the fusion that a modality had in a map, 0 where it has no data: (height, width)."""
         image, names = images.get(f"{time}_robustness"), self._maps[time].modalities
         if image is None or modality not in names:
             return np.zeros(size)
@@ -219,22 +219,23 @@ class _Reasons:
 
 def _count(
     scene: RasterScene, maps: Mapping[str, _Map], reasons: _Reasons, writer: StripWriter | None
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-    """Pixels and square metres of each pair of classes, (K + 1, K + 1), the last for unknown: all, and by reason."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Pixels, and square metres or NaN, of each pair of classes, (K + 1, K + 1), the last for unknown; by reason."""
     names = maps["old"].names
     side, codes = len(names) + 1, None if writer is None else change_codes(len(names))
     counts: dict[str, Any] = {}
-    areas: dict[str, Any] | None = {}
+    areas: dict[str, Any] = {}
     for strip in blocks(scene.grid.size, _ROWS_AT_ONCE):
         images, size = scene.read(*strip), strip[2:]
         old, new = (item.ids(images.get(time), names, size) for time, item in maps.items())
         found = reasons.find(images, size)
-        found["explained"] = np.any([np.zeros(size, dtype=bool), *found.values()], axis=0)
+        if found:
+            found["unexplained"] = ~np.any([*found.values()], axis=0)
         pairs, area = old * side + new, pixel_area(scene.grid.part(strip))
         for name, where in {"pixels": np.ones(size, dtype=bool), **found}.items():
             part = np.bincount(pairs[where], minlength=side**2).reshape(side, side)
             counts[name] = counts.get(name, 0) + part
-            areas = None if area is None or areas is None else areas | {name: areas.get(name, 0) + part * area}
+            areas[name] = areas.get(name, 0) + part * (np.nan if area is None else area)
         if writer is not None:
             is_changed = (old != new) & (old < side - 1) & (new < side - 1)
             sensors = [where for name, where in found.items() if name.startswith(("lost_", "gained_"))]
@@ -247,11 +248,10 @@ def _count(
     return counts, areas
 
 
-def _tables(
-    names: Sequence[str], counts: Mapping[str, np.ndarray], areas: Mapping[str, np.ndarray] | None
-) -> dict[str, Any]:
+def _tables(names: Sequence[str], counts: Mapping[str, np.ndarray], areas: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The rows of `map_change` of each pair of classes, and of what changed and what did not."""
-    weights = counts if areas is None else areas
+    has_areas = bool(np.isfinite(areas["pixels"]).all())
+    weights = areas if has_areas else counts
     side = len(names) + 1
     is_known = np.zeros((side, side), dtype=bool)
     is_known[:-1, :-1] = True
@@ -261,15 +261,11 @@ def _tables(
         weight, known = weights["pixels"][where].sum(), bool((where & is_known).any())
         line = {
             "pixels": int(counts["pixels"][where].sum()),
-            "area_ha": None if areas is None else float(weight / HECTARE),
+            "area_ha": float(weight / HECTARE) if has_areas else None,
             "share": float(weight / total) if known and total else None,
         }
-        shares = {
-            name: float(part[where].sum() / weight) if known and weight else None for name, part in weights.items()
-        }
-        line |= {name: share for name, share in shares.items() if name not in ("pixels", "explained")}
-        explained = shares["explained"]
-        return line | {"unexplained": None if explained is None or len(shares) == 2 else 1 - explained}
+        shares = {name: part[where].sum() for name, part in weights.items() if name != "pixels"}
+        return line | {name: float(part / weight) if known and weight else None for name, part in shares.items()}
 
     transitions = []
     for old, new in sorted(np.ndindex(side, side), key=lambda pair: side - 1 in pair):
@@ -279,6 +275,7 @@ def _tables(
         transitions.append({"from": texts[old], "to": texts[new], **row(where)})
     is_same = np.eye(side, dtype=bool)
     return {
+        "share_of": "area" if has_areas else "pixels",
         "changed": row(is_known & ~is_same),
         "unchanged": row(is_known & is_same),
         "transitions": transitions,

@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 from raster_scenes import CLASSES, PALETTE, write_tiff
+from tiny_models import spread_weights, tiny_model
 
+from sgma_hf import SgmaImageProcessor, predict_raster
 from sgma_hf.commands.change import main
 from sgma_hf.evaluation.change import change_codes, map_change
 
@@ -70,7 +72,7 @@ def test_pixels_and_hectares_are_those_of_numpy(tmp_path):
     )
     assert found["changed"]["pixels"] == known.sum() - np.trace(known)
     assert (found["known"], found["share_of"]) == ([], "area")
-    assert found["changed"]["unexplained"] is None
+    assert "unexplained" not in found["changed"]
 
 
 def test_another_grid_is_picked_by_nearest_neighbour_on_the_old_ones(tmp_path):
@@ -133,6 +135,27 @@ def test_what_may_explain_a_change_is_counted(tmp_path):
         reason = np.where(both & (old != new), uncertain + 2 * (lost | gained), 255)
         np.testing.assert_array_equal(file.read(1), reason)
         assert file.tags(1)["REASON_1"] == "low confidence"
+
+
+def test_of_predicted_maps_a_gap_of_a_sensor_is_found_where_it_is(tmp_path):
+    model = spread_weights(tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])).eval()
+    processor = SgmaImageProcessor(["rgb", "dsm"], [3, 1], nodata=[[], [-9999.0]], reference_level="none")
+    generator = np.random.default_rng(0)
+    rgb = write_tiff(tmp_path / "rgb.tif", generator.integers(0, 255, (3, 64, 96), dtype=np.uint8))
+    heights = generator.uniform(0, 1, (1, 64, 96)).astype(np.float32)
+    dsm = [write_tiff(tmp_path / "all.tif", heights)]
+    heights[:, :, 32:64] = -9999
+    dsm.append(write_tiff(tmp_path / "gap.tif", heights))
+    options = {"tile_size": 32, "extras": ["confidence", "robustness"], "allow_other_scale": True}
+    for name, height in zip(("old.tif", "new.tif"), dsm, strict=True):
+        predict_raster(model, processor, {"rgb": rgb, "dsm": height}, tmp_path / name, **options)
+    found = map_change(tmp_path / "old.tif", tmp_path / "new.tif", output=tmp_path / "change.tif")
+    assert found["known"] == ["confidence", "robustness"]
+    relied_on = rasterio.open(tmp_path / "old_robustness.tif").read(2) >= 0.1
+    rows = [row for row in found["transitions"] if row["pixels"]]
+    pixels = sum(row["pixels"] * row["lost_dsm"] for row in rows)
+    assert pixels == pytest.approx(relied_on[:, 32:64].sum()) and pixels > 1000
+    assert not any(row["gained_dsm"] or row["lost_rgb"] for row in rows)
 
 
 def test_a_modality_that_was_not_given_at_all_is_missing(tmp_path):

@@ -1,12 +1,27 @@
-"""Results of an evaluation as a Markdown table."""
+"""Results of an evaluation as tables, and as Markdown."""
 
+import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from .tables import markdown_table
+from .tables import Table, markdown_table
 
 
 _SCORES = ("miou", "f1", "accuracy", "kappa")  # records of version 0.3 have no kappa
+
+
+def read_results(path: str | os.PathLike) -> dict[str, Any]:
+    """Read what `sgma-hf evaluate` wrote of a checkpoint; ValueError in one line if the file is something else."""
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+        results_to_markdown(results)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} holds no scores of combinations. Give what `sgma-hf evaluate --model` wrote to its `--output`."
+        ) from error
+    return results
 
 
 def results_to_markdown(results: Mapping[str, Any]) -> str:
@@ -16,23 +31,23 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
     `results` is what `evaluate_modality_combinations` returned, or the same read back from JSON; under `agreement` it
     may hold what `evaluate_agreement` returned.
     """
+    scores, *others = (markdown_table(table.header, table.lines) for table in result_tables(results))
+    parts = [scores, "", *result_remarks(results)]
+    return "\n".join([*parts, *(f"\n{table}" for table in others)]) + "\n"
+
+
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The scores in percent: by combination, under each protocol, and by class for the largest combination."""
     ious = (f"IoU {name}" for name in results["class_names"])
     header = ["modalities", "mIoU", "F1", "accuracy", "kappa", *ious, "rows"]
     lines = [
         [name, *(_percent(scores.get(key)) for key in _SCORES), *map(_percent, scores["iou"]), scores["rows"]]
         for name, scores in results["combinations"].items()
     ]
-    top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
-    summary = (
-        f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
-        f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
-    )
-    tables = [*_protocol_table(results), *_class_table(results)]
-    parts = [markdown_table(header, lines), "", summary, *_remarks(results), *tables]
-    return "\n".join(parts) + "\n"
+    return [Table("scores", "Scores in %", header, lines), *_protocol_table(results), *_class_table(results)]
 
 
-def _protocol_table(results: Mapping[str, Any]) -> list[str]:
+def _protocol_table(results: Mapping[str, Any]) -> list[Table]:
     """The figures of the robustness protocols, where they were asked for."""
     found = results.get("protocols", {})
     means = {"EMM": found["emm"]} if "emm" in found else {}
@@ -41,25 +56,31 @@ def _protocol_table(results: Mapping[str, Any]) -> list[str]:
     lines += [[f"NM, {level}", scores["miou"], None, None, None] for level, scores in found.get("nm", {}).items()]
     lines = [[name, *map(_percent, scores)] for name, *scores in lines]
     header = ["mIoU under", "mean", *(f"expected, p = {p}" for p in ("0.2", "0.1", "0.05"))]
-    return ["", markdown_table(header, lines)] if lines else []
+    return [Table("protocols", "Damaged inputs, mIoU in %", header, lines)] if lines else []
 
 
-def _class_table(results: Mapping[str, Any]) -> list[str]:
+def _class_table(results: Mapping[str, Any]) -> list[Table]:
     """The scores of each class from as many modalities as there are, where they are known."""
     name, scores = list(results["combinations"].items())[-1]
     if scores.get("users_accuracy") is None or scores["miou"] is None:
         return []
     header = [f"class, from {name}", "IoU", "F1", "user's accuracy", "producer's accuracy"]
     columns = [map(_percent, scores[key]) for key in ("iou", "f1_per_class", "users_accuracy", "producers_accuracy")]
-    return ["", markdown_table(header, zip(results["class_names"], *columns, strict=True))]
+    lines = list(zip(results["class_names"], *columns, strict=True))
+    return [Table("classes", "Scores of each class in %", header, lines)]
 
 
 def _percent(score: float | None) -> str:
     return "–" if score is None else f"{100 * score:.2f}"
 
 
-def _remarks(results: Mapping[str, Any]) -> list[str]:
-    remarks = []
+def result_remarks(results: Mapping[str, Any]) -> list[str]:
+    """What sums the scores up, and what has to be known to read them."""
+    top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
+    remarks = [
+        f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
+        f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
+    ]
     if results["missing"] == "zero":
         remarks.append("Modalities that are not in a combination were shown to the model as zeros.")
     if not isinstance(results["scored_classes"], str):

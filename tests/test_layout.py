@@ -195,7 +195,9 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     pytest.importorskip("build")
     tree = tmp_path / "tree"
     ignored = {".venv", "build", "dist", "__pycache__"}
-    data = [PACKAGE / "py.typed", PACKAGE / "publishing" / "model_card_template.md"]
+    data = [
+        PACKAGE / name for name in ("py.typed", "publishing/model_card_template.md", "prediction/report/page.html")
+    ]
     data += (PACKAGE / "commands" / "recipes").glob("*.yaml")
     for path in [*_python_files(*CODE_FOLDERS), *ROOT.glob("*.*"), ROOT / "LICENSE", *data]:
         relative = path.relative_to(ROOT)

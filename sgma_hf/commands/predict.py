@@ -9,6 +9,7 @@ many scenes.
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -152,6 +153,7 @@ def main(argv: list[str] | None = None) -> int | None:
         parser.error(f"no raster given; give at least one of {flags}, or a folder of many by --scenes")
     args.dtype, args.resampling = choose_dtype(parser, args), _resampling(args.resampling or ["bilinear"])
     args.device = choose_device(args.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+    args.command = shlex.join(["sgma-hf", "predict", *argv])
     return predict_folder(args, modalities) if args.scenes else _predict(args, rasters)
 
 

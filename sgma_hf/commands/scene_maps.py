@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sgma_hf
 from sgma_hf.commands.checkpoint_arguments import load_model
 from sgma_hf.data.command_line import Parser
 
@@ -61,8 +62,9 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
             bar.update()
             if record.error is not None:
                 bar.write(f"{record.scene}: {record.error}", file=sys.stderr)
-    everything = [scene.name for scene in found]
-    rows, files = write_summary(SceneLedger(output, suffix), everything, model.config.class_names, modalities)
+    ledger, everything = SceneLedger(output, suffix), [scene.name for scene in found]
+    ledger.note_command(args.command, args.model, sgma_hf.__version__)
+    rows, files = write_summary(ledger, everything, model.config.class_names, modalities)
     own = {scene.name for scene in scenes}
     failed = [row["scene"] for row in rows if row["error"] is not None and row["scene"] in own]
     if is_first:

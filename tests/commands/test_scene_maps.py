@@ -74,6 +74,9 @@ def test_maps_the_table_and_a_scene_that_fails(checkpoint, scenes, tmp_path, cap
     (scenes / "d" / "rgb.tif").unlink()
     assert predict(checkpoint, scenes, output, "--extras", "agreement", "--resume") == 0
     assert "3 of 3 scenes have a map" in capsys.readouterr().out
+    known = json.loads((output / ".scenes" / "command.json").read_text())
+    assert known["checkpoint"] == checkpoint and known["command"].startswith("sgma-hf predict --model ")
+    assert known["command"].endswith(" --extras agreement --resume --device cpu")
 
 
 def test_shards_share_the_scenes_and_the_last_one_knows_all(checkpoint, scenes, tmp_path, capsys):

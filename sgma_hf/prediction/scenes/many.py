@@ -16,6 +16,7 @@ from .claims import Claims
 
 
 FOLDER = ".scenes"  # in that of the maps: what is known of each scene, and who has which
+RUN_FILE, COMMAND_FILE = "run.json", "command.json"  # there: what decides the pixels, and for people how it was asked
 WAIT_SECONDS = 0.5  # before it is looked again whether another process has ended
 
 
@@ -49,7 +50,7 @@ class SceneLedger:
         `joins` says that others of the same launch may have begun it.
         """
         check_writable(self.output / "map")
-        path = self.folder / "run.json"
+        path = self.folder / RUN_FILE
         if not path.is_file():
             write_json(path, identity)
             return
@@ -67,6 +68,11 @@ class SceneLedger:
             )
         records = [record for scene in scenes if (record := self.record(scene.name)) is not None]
         self._failed = {record.scene: self._noted(record.scene) for record in records if record.error is not None}
+
+    def note_command(self, command: str, checkpoint: str, version: str) -> None:
+        """Keep the command line of the run, the latest one where it was gone on with, for a report."""
+        made = {"command": command, "checkpoint": checkpoint, "version": version}
+        write_json(self.folder / COMMAND_FILE, made)
 
     def map_of(self, name: str) -> Path:
         """The map of a scene."""

@@ -32,8 +32,8 @@ def write_summary(
     files = [ledger.output / name for name in ("summary.csv", "summary.parquet", "least_certain.csv")]
     written = None
     while (records := _records(ledger, names)) != written:  # again, if another process has ended meanwhile
-        rows = [_row(ledger, record, classes, modalities) for record in records]
-        header = list(_row(ledger, SceneRecord("", []), classes, modalities))
+        rows = [scene_row(ledger, record, classes, modalities) for record in records]
+        header = list(scene_row(ledger, SceneRecord("", []), classes, modalities))
         write_text(files[0], _csv(header, rows))
         with replace_file(files[1]) as path:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_schema(header)), path)
@@ -52,9 +52,10 @@ def _records(ledger: SceneLedger, names: Sequence[str]) -> list[SceneRecord]:
     return [record for name in names if (record := ledger.record(name)) is not None]
 
 
-def _row(
+def scene_row(
     ledger: SceneLedger, record: SceneRecord, classes: Sequence[str], modalities: Sequence[str]
 ) -> dict[str, Any]:
+    """The row of a scene in the table, see `write_summary`."""
     pixels, areas = record.class_pixels[:-1], (record.class_areas or ())[:-1]
     mapped, hectares = sum(pixels), [area / HECTARE for area in areas]
     row: dict[str, Any] = {

@@ -145,7 +145,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     """All runs, seed by seed, after a check of everything that can be checked without training."""
     preset = PRESETS[args.preset]
     arms = select_arms(args.arms or preset["arms"])
-    from sgma_hf.comparison.runs import Run, backbone_from_file, check_device, pretrained_config
+    from sgma_hf.comparison.runs import Run, backbone_from_file, check_arm, check_device, pretrained_config
     from sgma_hf.evaluation.metrics import check_scored_classes
 
     check_device(args.device)
@@ -172,7 +172,10 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
         with_label_column(load_rows(args.dataset, split), settings.label_column or "label")
     check_scored_classes(settings.score_classes or "union", metadata.class_names)
     seeds = preset["seeds"] if args.seeds is None else args.seeds
-    return [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
+    runs = [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
+    for run in {run.arm.name: run for run in runs}.values():
+        check_arm(run)
+    return runs
 
 
 def _try_models(runs: "list[Run]", *, keeps: bool) -> None:

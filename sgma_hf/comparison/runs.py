@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
+from ..data.command_line import did_you_mean
 from ..data.evaluation_mode import evaluating
 from ..data.metadata import DatasetMetadata
 from ..data.processor_fitting import colour_modalities, fit_processor, normalize_as_encoder
@@ -35,6 +36,7 @@ from ..model.image_processing_sgma import SgmaImageProcessor
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import dataset_name, hardware_name, package_commit, package_versions
 from ..training.arguments import SgmaTrainingArguments
+from ..training.collator import collator_of
 from ..training.progress import PlainLog
 from ..training.trainer import SgmaTrainer
 from .arms import COMMON_TRAINING, Arm
@@ -101,22 +103,39 @@ def _backbone_config(settings: RunSettings) -> dict[str, Any] | PreTrainedConfig
 
 def _training_arguments(settings: RunSettings, folder: str, **changes: Any) -> SgmaTrainingArguments:
     """What all arms are trained with, and what differs for one."""
-    return SgmaTrainingArguments(
-        output_dir=folder,
-        max_steps=settings.max_steps,
-        per_device_train_batch_size=settings.batch_size,
-        crop_size=settings.crop_size,
-        learning_rate=settings.learning_rate,
-        use_cpu=settings.device == "cpu",
-        dataloader_pin_memory=settings.device != "cpu",
-        bf16=settings.bf16,
-        logging_steps=max(1, settings.max_steps // 10),
-        eval_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        **{**COMMON_TRAINING, **changes},
-    )
+    values = {
+        "max_steps": settings.max_steps,
+        "per_device_train_batch_size": settings.batch_size,
+        "crop_size": settings.crop_size,
+        "learning_rate": settings.learning_rate,
+        "use_cpu": settings.device == "cpu",
+        "dataloader_pin_memory": settings.device != "cpu",
+        "bf16": settings.bf16,
+        "logging_steps": max(1, settings.max_steps // 10),
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    return SgmaTrainingArguments(output_dir=folder, **{**values, **COMMON_TRAINING, **changes})
+
+
+def check_arm(run: Run) -> None:
+    """Raise a ValueError, of one line, if an arm changes fields that there are not, or to what they do not take."""
+    name, metadata = run.arm.name, load_metadata(run.dataset)
+    unknown = [] if run.arm.build is not None else SgmaConfig.unknown_fields(run.arm.config)
+    if unknown:
+        raise ValueError(
+            f"The arm {name}: `config` has {unknown[0]!r}, which is no field of SgmaConfig"
+            f"{did_you_mean(unknown[0], SgmaConfig.__annotations__) or '; correct its name.'}"
+        )
+    try:
+        processor = SgmaImageProcessor(metadata.modalities, metadata.modality_channels)
+        _config(run.arm, run.settings, metadata)
+        arguments = _training_arguments(run.settings, "unused", seed=run.seed, **run.arm.training)
+        collator_of(arguments, processor, None, len(metadata.class_names))
+    except Exception as error:  # of many kinds, in transformers' own words
+        raise ValueError(f"The arm {name}: {' '.join(str(error).split())}") from error
 
 
 def check_device(name: str) -> None:

@@ -176,8 +176,12 @@ class SgmaConfig(PreTrainedConfig):
         kwargs["custom_pipelines"] = custom_pipelines()
         if kwargs.pop("fusion_residual", False):
             raise ValueError("`fusion_residual` is true, which is gone: train anew without it, or use sgma_hf 0.1.0.")
-        declared = {item.name for item in dataclasses.fields(self)} | {"encoder_groups", "shared_encoder"}
-        _warn_about_unknown_fields(kwargs, declared)
+        unknown = self.unknown_fields(kwargs)
+        if unknown:
+            logger.warning(
+                f"SgmaConfig does not know the fields {unknown}; they are kept and have no effect. Correct their "
+                "names, or update the package if a newer version wrote them."
+            )
         _check_labels(self.id2label, kwargs.get("num_labels"))
         if isinstance(self.dtype, str) and self.dtype not in DTYPES:
             raise ValueError(f"`dtype` is {self.dtype!r}; expected one of {list(DTYPES)}.")
@@ -193,6 +197,12 @@ class SgmaConfig(PreTrainedConfig):
         if not self.label2id:  # transformers derives only one of the two when the other is given
             self.label2id = {name: index for index, name in self.id2label.items()}
         self._check_values()
+
+    @classmethod
+    def unknown_fields(cls, names):
+        """Names that are no fields of a configuration, sorted."""
+        known = {item.name for item in dataclasses.fields(cls)} | {"encoder_groups", "shared_encoder"}
+        return sorted(name for name in names if name not in known | SERVICE_FIELDS and not name.startswith("_"))
 
     def _check_values(self):
         check_num_labels(self.num_labels)
@@ -333,15 +343,6 @@ def custom_pipelines() -> dict:
     entry = {"impl": "pipeline_sgma.SgmaPipeline", "pt": ["AutoModelForSemanticSegmentation"]}
     kind = dict if is_remote_code(__name__) else RegisteredPipelines
     return kind({PIPELINE_TASK: {**entry, "type": "multimodal", "default": None}})
-
-
-def _warn_about_unknown_fields(given, declared):
-    unknown = sorted(name for name in given if name not in declared | SERVICE_FIELDS and not name.startswith("_"))
-    if unknown:
-        logger.warning(
-            f"SgmaConfig does not know the fields {unknown}; they are kept and have no effect. Correct their names, "
-            "or update the package if a newer version wrote them."
-        )
 
 
 def _check_labels(id2label, num_labels):

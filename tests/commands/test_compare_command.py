@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import re
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from killed_processes import killed, lingering
 from sgma_hf.commands import compare
 from sgma_hf.comparison import runs
 from sgma_hf.comparison.run_records import FORMAT_VERSION, append_row, prepare_file, read_rows
+from sgma_hf.comparison.settings import RunSettings
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +267,34 @@ def test_a_spawned_process_gives_the_figures_of_this_one(scenes, tmp_path, monke
     (here,), (there,) = (read_rows(tmp_path / f"{place}.jsonl") for place in ("here", "there"))
     assert here["results"] == there["results"]
     assert here["losses"] == there["losses"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            "config={'mas_loss_weigth': 0.5}",
+            "`config` has 'mas_loss_weigth', which is no field of SgmaConfig; did you",
+        ),
+        ("config={'decoder_hidden_size': 'wide'}", "Field 'decoder_hidden_size' expected int, got str"),
+        ("training={'modality_dropuot': [0.3]}", "unexpected keyword argument 'modality_dropuot'"),
+        ("training={'modality_dropout': [2.0]}", "`modality_dropout` is [2.0]; expected one number"),
+    ],
+)
+def test_an_arm_of_ones_own_with_wrong_fields_is_told_before_any_training(
+    scenes, executed, tmp_path, monkeypatch, capsys, fields, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mistaken", raising=False)
+    imported = "from sgma_hf.comparison.arms import Arm"
+    (tmp_path / "mistaken.py").write_text(f"{imported}\nARM = Arm('x', 'x', {fields})\n")
+    assert run(scenes, tmp_path / "results.jsonl", "--arms", "mean", "mistaken:ARM") == 2
+    error = capsys.readouterr().err
+    assert "The arm mistaken:ARM: " in error and message in error and error.count("\n") == 1
+    assert not executed and not (tmp_path / "results.jsonl").exists()
+
+
+def test_an_arm_may_have_a_learning_rate_of_its_own():
+    settings = RunSettings(learning_rate=1e-3)
+    assert runs._training_arguments(settings, "unused", learning_rate=1e-4).learning_rate == 1e-4

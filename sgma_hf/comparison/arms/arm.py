@@ -27,7 +27,8 @@ class Arm:
         name: What `--arms` and the tables call it; an arm of your own goes by `package.module:ARM` instead.
         description: One line, for the reader of a table.
         config: Fields of `SgmaConfig` that differ from the package's defaults.
-        training: Fields of `SgmaTrainingArguments` that differ from `COMMON_TRAINING` and the settings of a run.
+        training: Fields of `SgmaTrainingArguments` that differ from `COMMON_TRAINING` and the settings of a run, for
+            instance `learning_rate`.
         build: Makes the network from the run's `SgmaConfig` (`modalities`, `modality_channels`, `num_labels`,
             `backbone_config`, `decoder_hidden_size` and so on), with weights from torch's global random state. None
             is SGMA as `config` has it. The network is an `nn.Module` that is called as

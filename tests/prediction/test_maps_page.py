@@ -189,6 +189,26 @@ def test_pictures_have_the_colours_and_names_of_their_summary(maps, tmp_path):
     assert [list(map(list, one.classes.values())) for one in shown] == [PALETTE] * 2
 
 
+def test_shares_of_maps_without_a_place_are_those_of_their_pixels(tmp_path):
+    for seed, name in enumerate(SCENES):
+        (tmp_path / "scenes" / name).mkdir(parents=True)
+        write_tiff(tmp_path / "scenes" / name / "dsm.tif", heights_of(seed)[:, : 10 * (seed + 1)], crs=None)
+    page = Page(maps_page(read_maps(made(tmp_path, ".tif")), "Maps"))
+    classes = [height_classes(heights_of(seed)[0, : 10 * (seed + 1)]).ravel() for seed in range(3)]
+    counts = np.bincount(np.concatenate(classes), minlength=3)
+    for name, count in zip(NAMES, counts.tolist(), strict=True):
+        start = page.cells.index(name)
+        assert page.cells[start + 1 : start + 3] == ["–", f"{count / counts.sum():.1%}"]
+    assert "3 maps" in page.text and " ha" not in page.text.split("Areas and legend")[0].split("3 maps")[1]
+
+
+def test_a_folder_where_every_scene_failed_is_shown(maps):
+    for name in ("a.tif", "b&<i>.tif"):
+        (maps / name).unlink()
+    page = Page(maps_page(read_maps(maps), "Maps"))
+    assert "0 maps, 3 failed" in page.text and "a.tif is not there" in page.text
+
+
 def test_a_map_that_is_gone_is_named(maps):
     (maps / "a.tif").unlink()
     rows = {one.row["scene"]: one.row["error"] for one in read_maps(maps).maps}

@@ -62,18 +62,19 @@ def _overview(maps: Sequence[ShownMap], done: Sequence[ShownMap]) -> Html:
 def _totals(done: Sequence[ShownMap]) -> list[Table]:
     """What all maps show together, and what is known of each modality."""
     colors = {name: color for one in reversed(done) for name, color in one.classes.items()}
-    areas = {name: sum(one.row.get(f"area_ha_{name}") or 0 for one in done) for name in colors}
-    total = sum(areas.values())
+    rows = [one.row for one in done]
+    on_earth = all(row["area_ha"] is not None for row in rows)
+    parts = {name: sum(_part(row, name, on_earth=on_earth) for row in rows) for name in colors}
+    total = sum(parts.values())
     lines = [
         [
             joined(_swatch(colors[name]), name),
-            _hectares(area, total) if total else _UNKNOWN,
-            _percent(total and area / total),
+            _hectares(part, total) if on_earth else _UNKNOWN,
+            _percent(part / total if total else None),
         ]
-        for name, area in sorted(areas.items(), key=lambda pair: -pair[1])
+        for name, part in sorted(parts.items(), key=lambda pair: -pair[1])
     ]
-    tables = [Table("classes", "Areas and legend", ["class", "ha", "share"], lines)]
-    rows = [one.row for one in done]
+    tables = [Table("classes", "Areas and legend", ["class", "ha", "share"], lines)] if lines else []
     lines = [
         [
             name,
@@ -85,6 +86,13 @@ def _totals(done: Sequence[ShownMap]) -> list[Table]:
     ]
     header = ["modality", "missing in", "mean reliance", "mean agreement"]
     return [*tables, Table("modalities", "Modalities", header, lines)] if lines else tables
+
+
+def _part(row: Mapping[str, Any], name: str, *, on_earth: bool) -> float:
+    """Hectares of a class in a scene, or its pixels, where some scene has no place on Earth."""
+    if on_earth:
+        return row.get(f"area_ha_{name}") or 0
+    return (row.get(f"share_{name}") or 0) * (1 - row["share_unmapped"]) * row["height"] * row["width"]
 
 
 def _failed(maps: Sequence[ShownMap]) -> Html:

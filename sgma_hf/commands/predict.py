@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import (
@@ -54,6 +55,8 @@ output files, for --output DIR/map.tif or DIR/map.png:
                                        from it alone agrees with that from the others; low where it is noisy, out of
                                        register or of another place. Fragile modalities agree less by nature: compare
                                        with a scene that is known to be good. Two alone agree equally with each other
+  DIR/map_areas.csv, DIR/map_areas.json   --areas: pixels, hectares on the ellipsoid and share of each class
+  DIR/map_zones.csv, DIR/map_zones.json   --zones: the same in each polygon
   DIR/map.png                          class ids, 8 bit
   DIR/map_color.png                    PNG only: the same in colours, transparent where no modality covers
   DIR/map_legend.png                   PNG only: the colours and their classes
@@ -114,6 +117,11 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     sieve = "patches of one class below so many square metres become part of the largest one beside them"
     add("--sieve", type=float, default=0.0, metavar="M2", help=sieve)
     add("--allow_other_scale", action="store_true", help="predict although a raster is far from what was trained on")
+    areas = "write hectares of each class to <map>_areas.csv and .json; with --scenes the summary has them"
+    add("--areas", action="store_true", help=areas)
+    zones = "polygons: hectares of each class in each of them, to <map>_zones.csv and .json"
+    add("--zones", metavar="FILE", help=zones)
+    add("--zone_by", metavar="NAME", help="attribute of --zones that says the zone; default: each polygon is one")
     colors = 'other colours: a file of classes, or JSON as in [{"name": "road", "color": "#808080"}]'
     add("--classes", metavar="FILE_OR_JSON", help=colors)
     resume = "go on with the strips of a run that died; with --scenes make the maps that are not there"
@@ -151,6 +159,11 @@ def main(argv: list[str] | None = None) -> int | None:
         parser.error(f"--scenes says where the rasters are; leave out --{next(iter(rasters))}")
     if not args.scenes and not rasters:
         parser.error(f"no raster given; give at least one of {flags}, or a folder of many by --scenes")
+    one_map = {"zones": args.zones, "areas": args.areas}
+    if args.scenes and any(one_map.values()):
+        parser.error(f"--{next(filter(one_map.get, one_map))} is of one map; of many, the summary has areas")
+    if args.zone_by is not None and args.zones is None:
+        parser.error("--zone_by is an attribute of --zones, which is not given")
     args.dtype, args.resampling = choose_dtype(parser, args), _resampling(args.resampling or ["bilinear"])
     args.device = choose_device(args.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     args.command = shlex.join(["sgma-hf", "predict", *argv])
@@ -161,8 +174,9 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     from transformers import AutoConfig, AutoImageProcessor
 
     from sgma_hf.model.fusion_sgma import find_fusion
-    from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
+    from sgma_hf.prediction.map_files import PNG_SUFFIXES, TIFF_SUFFIXES, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import predict_raster
+    from sgma_hf.rasters.polygons import check_layer
     from sgma_hf.rasters.scene import mask_options, masked
     from sgma_hf.visualization.palette import recolor
 
@@ -176,6 +190,10 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
         extras = ["robustness"] if is_picture and find_fusion(config).has_robustness else []
     masks = mask_options(args, list(rasters))
     sources = {name: masked(paths, *masks.get(name, (None, ()))) for name, paths in rasters.items()}
+    if args.zones is not None:
+        if not args.output.lower().endswith(TIFF_SUFFIXES):
+            raise ValueError(f"`--zones` are laid over a map that has a place, but {args.output} is a picture: .tif.")
+        check_layer(args.zones, args.zone_by)
     # What cannot be written is said before gigabytes of weights are loaded.
     inputs = [file for inputs in sources.values() for source in inputs for file in source.files]
     layers = plan_layers(config, list(rasters), extras)
@@ -203,6 +221,21 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     )
     if os.environ.get("RANK", "0") == "0":
         _report(prediction, config, is_sifted=args.min_confidence > 0)
+        for path in _write_tables(args, prediction, config.class_names):
+            print(path)
+
+
+def _write_tables(args: argparse.Namespace, prediction: Any, names: list[str]) -> list[Path]:
+    """Write what is asked for beside the map."""
+    from sgma_hf.prediction.area_tables import write_areas, write_zone_areas
+    from sgma_hf.rasters.maps.areas import ClassCounts
+
+    label_map, written = prediction.files["labels"], []
+    if args.areas:
+        written += write_areas(label_map, names, ClassCounts(prediction.class_pixels, prediction.class_areas))
+    if args.zones is not None:
+        written += write_zone_areas(label_map, names, args.zones, args.zone_by)
+    return written
 
 
 def _resampling(texts: list[str]) -> str | dict[str, str]:

@@ -16,6 +16,7 @@ from ..prediction.map_files import extras_beside, plan_outputs, publish, read_cl
 from ..prediction.strips import Layer, StripStore, StripWriter
 from ..rasters.bands import BandSelection
 from ..rasters.grids import pixel_area
+from ..rasters.maps.areas import HECTARE
 from ..rasters.opening import open_dataset
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterInput, RasterScene
@@ -24,7 +25,6 @@ from .metrics import check_class_ids
 
 RELIED_ON = 0.1  # share of the fusion from which on a modality was relied on
 UNKNOWN = "(unknown)"
-HECTARE = 10_000  # square metres
 
 _ROWS_AT_ONCE = 64  # of which the middle pixel stands for the area of all
 _REASONS = {"nothing known": (120, 120, 120), "low confidence": (230, 159, 0), "a sensor": (86, 180, 233)}

@@ -16,7 +16,7 @@ from ..data.windows import Window, window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
-from ..rasters.grids import pixel_area
+from ..rasters.maps.areas import count_classes
 from ..rasters.scene import RasterScene
 from ..rasters.specks import remove_specks
 from .agreement import modality_agreement
@@ -204,19 +204,13 @@ class MapRun:
         return torch.cat(parts, dim=1)
 
     def _finish_strip(self, strip: int) -> None:
-        top, bottom = self.tiles.tops[strip], self.tiles.bottom(strip)
+        bottom = self.tiles.bottom(strip)
         writer, totals = StripWriter(self.store, strip), dict[str, np.ndarray]()
         for rows in self._blender.finish(bottom).split(max(1, PIXELS_AT_ONCE // self.tiles.grid_size[1]), dim=1):
             values, sums = self._values(rows)
             totals = {name: totals.get(name, 0) + part for name, part in sums.items()}
             self._write(writer.append, values)
-        self._write(writer.commit, totals | self._areas(totals["pixels"], top, bottom))
-
-    def _areas(self, pixels: np.ndarray, top: int, bottom: int) -> dict[str, np.ndarray]:
-        """Square metres of so many pixels of rows of the map; nothing where nobody knows."""
-        grid = self.scene.grid
-        area = pixel_area(grid.part(Window(top, 0, bottom - top, grid.size[1])))
-        return {} if area is None else {"areas": pixels * area}
+        self._write(writer.commit, totals)
 
     def _write(self, function: Callable, argument: Any) -> None:
         self._waiting.append(self._writer.submit(function, argument))
@@ -237,7 +231,6 @@ class MapRun:
         is_known = covered & (probability >= self._min_confidence)
         values = {"labels": labels.to(torch.uint8).masked_fill(~is_known, IGNORE_INDEX)}
         sums = {
-            "pixels": torch.bincount(values["labels"].flatten().int(), minlength=256),
             "covered": covered.sum(),
             "confidence": (probability * covered).sum(dtype=torch.float64),
         }
@@ -268,7 +261,9 @@ class MapRun:
         """Let the main process give the files their names, once all strips are there; says what they hold."""
         sums = self.store.sums()
         if self._smallest_patch > 1:
-            sums |= self._remove_specks()
+            self._remove_specks()
+        rows = (((top, 0), values[0]) for top, values in self.store.rows(self.store.layers[0]))
+        counts = count_classes(rows, self.scene.grid)
         removed = publish(self.store, self.plan, self.scene.grid) if is_main else []
         covered = int(sums["covered"])
         reliance = (sums["reliance"] / covered).tolist() if covered and "reliance" in sums else []
@@ -277,8 +272,8 @@ class MapRun:
         return RasterPrediction(
             files=self.plan.files,
             size=self.scene.grid.size,
-            class_pixels=sums["pixels"],
-            class_areas=sums.get("areas"),
+            class_pixels=counts.pixels,
+            class_areas=counts.areas,
             modalities=self.scene.modalities,
             confidence=float(sums["confidence"]) / covered if covered else None,
             reliance=dict(zip(self._names, reliance, strict=False)),
@@ -287,16 +282,10 @@ class MapRun:
             seconds=time.monotonic() - self._began,
         )
 
-    def _remove_specks(self) -> dict[str, np.ndarray]:
-        """Sieve the classes of the whole map; returns the new sums over its pixels."""
+    def _remove_specks(self) -> None:
+        """Sieve the classes of the whole map."""
         labels = np.concatenate([values[0] for _, values in self.store.rows(self.store.layers[0])])
         self.store.labels = remove_specks(labels, self._smallest_patch, IGNORE_INDEX)
-        parts = []
-        for strip, top in enumerate(self.tiles.tops):
-            bottom = self.tiles.bottom(strip)
-            pixels = np.bincount(self.store.labels[top:bottom].ravel(), minlength=256)
-            parts.append({"pixels": pixels, **self._areas(pixels, top, bottom)})
-        return {name: np.sum([part[name] for part in parts], axis=0) for name in parts[0]}
 
     def abandon(self, error: Exception | None = None, *, is_shared: bool) -> Exception | None:
         """Keep the strips if there are some to go on from; returns the error, with what to do about a full disk."""

@@ -71,6 +71,15 @@ def csv_text(tables: Mapping[str, Sequence[Table]]) -> str:
     return output.getvalue()
 
 
+def rows_as_csv(header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows, by the names of their columns, as CSV; columns that `header` leaves out are left out."""
+    output = io.StringIO()
+    writer = csv.DictWriter(output, header, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return output.getvalue()
+
+
 def _plain(cell: Any) -> str:
     """A cell's text without Markdown."""
     return re.sub(r"\*\*|`", "", str(cell))

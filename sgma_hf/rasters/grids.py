@@ -52,7 +52,8 @@ def ground_sampling(raster: Grid | RasterInfo) -> tuple[float, float] | None:
     place = raster.georeference
     if place is None or place.crs is None:
         return None
-    unit, ground = metres_per_unit(place.crs), _ground_steps(raster)
+    unit, ground = metres_per_unit(place.crs), _ground_steps(raster, *np.array(raster.size).reshape(2, 1) / 2)
+    ground = None if ground is None else ground[..., 0]
     nominal = None if unit is None else unit * _steps(place)
     if nominal is None or (ground is not None and np.abs(_lengths(ground) / _lengths(nominal) - 1).max() > 0.02):
         nominal = ground
@@ -64,13 +65,19 @@ def pixel_area(raster: Grid | RasterInfo) -> float | None:
 
     It is that on the ellipsoid, whatever the CRS calls a metre; the CRS counts where it has no place on Earth.
     """
+    areas = pixel_areas(raster, *np.array(raster.size).reshape(2, 1) / 2)
+    return None if areas is None else float(areas[0])
+
+
+def pixel_areas(raster: Grid | RasterInfo, rows: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
+    """The same of pixels whose middle is at these rows and columns, float64 (places,); pixel 0 spans 0..1."""
     place = raster.georeference
     if place is None or place.crs is None:
         return None
-    steps, unit = _ground_steps(raster), metres_per_unit(place.crs)
+    steps, unit = _ground_steps(raster, rows, columns), metres_per_unit(place.crs)
     if steps is None:
-        steps = None if unit is None else unit * _steps(place)
-    return None if steps is None else float(abs(np.linalg.det(steps)))
+        steps = None if unit is None else np.repeat(unit * _steps(place)[..., None], len(rows), axis=2)
+    return None if steps is None else np.abs(steps[0, 0] * steps[1, 1] - steps[0, 1] * steps[1, 0])
 
 
 def _steps(place: Georeference) -> np.ndarray:
@@ -83,18 +90,19 @@ def _lengths(steps: np.ndarray) -> np.ndarray:
     return np.hypot(*steps)
 
 
-def _ground_steps(raster: Grid | RasterInfo) -> np.ndarray | None:
-    """Metres to the east and to the north, (2, 2), as `_steps` in the middle; None if it is not on Earth."""
-    crs, (row, column) = raster.georeference.crs, (side / 2 for side in raster.size)
-    x, y = raster.georeference.affine @ (np.array([column, column, column + 1]), np.array([row, row + 1, row]))
+def _ground_steps(raster: Grid | RasterInfo, rows: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
+    """Metres to the east and to the north, (2, 2, places), as `_steps` at places; None if one is not on Earth."""
+    crs = raster.georeference.crs
+    x, y = raster.georeference.affine @ (np.stack([columns, columns, columns + 1]), np.stack([rows, rows + 1, rows]))
     warp = require_rasterio("coordinate reference systems").warp
     try:
         with refuse_unknown_way("A raster", crs, 'GEOGCRS["WGS 84"]'):
-            longitudes, latitudes = np.array(warp.transform(parse_crs(crs), "EPSG:4326", x.tolist(), y.tolist()))
+            found = warp.transform(parse_crs(crs), "EPSG:4326", x.ravel().tolist(), y.ravel().tolist())
     except ValueError:
         return None
-    if not np.isfinite([longitudes, latitudes]).all():
+    if not np.isfinite(found).all():
         return None
+    longitudes, latitudes = np.array(found).reshape(2, *x.shape)
     angle = np.deg2rad(latitudes[0])
     # Metres per degree on the ellipsoid of WGS 84, to a metre.
     north, east = 111_132.95 - 559.85 * np.cos(2 * angle), 111_412.88 * np.cos(angle) - 93.5 * np.cos(3 * angle)

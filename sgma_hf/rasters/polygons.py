@@ -111,11 +111,9 @@ class PolygonLabels:
     def _check(self, layer: "_Layer", classes: ClassMap | None) -> None:
         """Refuse what the layer cannot give, whatever the grid."""
         has = f"It has {', '.join(layer.fields) or 'none'}."
+        layer.check_attribute(self.attribute)
         if not 0 <= self.buffer < math.inf:
             raise ValueError(f"The buffer of labels is {self.buffer:g} metres; expected 0 or more.")
-        if self.attribute is not None and self.attribute not in layer.fields:
-            near = did_you_mean(self.attribute, layer.fields) or "."
-            raise ValueError(f"{layer} has no attribute {self.attribute!r}{near} {has}")
         if classes is not None and classes.by_colour:
             raise ValueError(f"{layer} holds no colours, but the classes are given by colour. Give `value`.")
         is_mask = classes is None or (len(classes.names) < 3 and None not in map(classes.code_of, (0, 1)))
@@ -207,9 +205,21 @@ class PolygonLabels:
             return layer.brought_to(grid, np.array([shapely.convex_hull(shapely.geometrycollections(every))]))
         if not is_vector_file(self.extent):
             raise ValueError(f"`--label_extent {self.extent}`: expected `hull`, `bounds`, or a file of polygons.")
-        other = _Layer.open(self.extent)
-        _check_place(other, grid)
-        return other.brought_to(grid, other.read(grid, None)[0])
+        return read_shapes(self.extent, grid)[0]
+
+
+def check_layer(source: str | os.PathLike, attribute: str | None = None) -> None:
+    """Raise ValueError if a layer cannot be read, is empty, or has no such attribute."""
+    _Layer.open(source).check_attribute(attribute)
+
+
+def read_shapes(source: str | os.PathLike, grid: Grid, attribute: str | None = None) -> tuple[np.ndarray, list[Any]]:
+    """Shapes of a layer near a grid, in its CRS, and the attribute of each; ValueError if it cannot be used there."""
+    layer = _Layer.open(source)
+    layer.check_attribute(attribute)
+    _check_place(layer, grid)
+    shapes, values = layer.read(grid, attribute)
+    return layer.brought_to(grid, shapes), values
 
 
 @dataclass(frozen=True)
@@ -250,6 +260,12 @@ class _Layer:
             raise ValueError(f"{path}:{name} is empty: it holds no shape. Leave it out, or give the file that does.")
         crs = header["crs"] and require_rasterio(path).crs.CRS.from_user_input(header["crs"]).to_wkt()
         return cls(path, name, crs, list(header["fields"]), tuple(bounds))
+
+    def check_attribute(self, name: str | None) -> None:
+        """Raise ValueError that names the attributes if there is none of this name."""
+        if name is not None and name not in self.fields:
+            near = did_you_mean(name, self.fields) or "."
+            raise ValueError(f"{self} has no attribute {name!r}{near} It has {', '.join(self.fields) or 'none'}.")
 
     def reaches(self, grid: Grid) -> bool:
         """Whether the layer's bounds meet those of a grid."""

@@ -427,3 +427,32 @@ def test_model_without_robustness_says_so(rasters, tmp_path, capsys):
         "map_color.png",
         "map_legend.png",
     ]
+
+
+def test_tables_of_areas_lie_beside_the_map(checkpoint, tmp_path, capsys):
+    rasterio = pytest.importorskip("rasterio")
+    values = np.random.default_rng(0).integers(0, 255, (3, HEIGHT, WIDTH)).astype(np.uint8)
+    profile = {"driver": "GTiff", "height": HEIGHT, "width": WIDTH, "count": 3, "dtype": "uint8", "crs": UTM}
+    with rasterio.open(tmp_path / "a.tif", "w", transform=rasterio.Affine(2, 0, 5e5, 0, -2, 5e6), **profile) as file:
+        file.write(values)
+    box = [[5e5, 5e6], [500060, 5e6], [500060, 5e6 - 40], [5e5, 5e6 - 40], [5e5, 5e6]]
+    feature = {
+        "type": "Feature",
+        "properties": {"name": "north"},
+        "geometry": {"type": "Polygon", "coordinates": [box]},
+    }
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32631"}}
+    zones = tmp_path / "zones.geojson"
+    zones.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": [feature]}))
+    given = ["--model", checkpoint, "--rgb", str(tmp_path / "a.tif"), "--output", str(tmp_path / "map.tif")]
+    assert main([*given, "--areas", "--zones", str(zones), "--zone_by", "name"]) == 0
+    rows = json.loads((tmp_path / "map_areas.json").read_text())
+    assert [row["name"] for row in rows] == [*CLASSES, None]
+    assert sum(row["pixels"] for row in rows) == HEIGHT * WIDTH
+    assert sum(row["area_ha"] for row in rows) == pytest.approx(HEIGHT * WIDTH * 4e-4, rel=2e-3)
+    lines = (tmp_path / "map_zones.csv").read_text().splitlines()
+    assert lines[0] == "zone,class,name,pixels,area_ha,share" and len(lines) == 7
+    assert sum(int(line.split(",")[3]) for line in lines[1:]) == 30 * 20
+    assert str(tmp_path / "map_zones.json") in capsys.readouterr().out
+    assert main([*given, "--zones", str(zones), "--zone_by", "nam"]) == 2
+    assert "has no attribute 'nam'; did you mean name?" in capsys.readouterr().err

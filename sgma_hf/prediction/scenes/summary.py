@@ -1,7 +1,5 @@
 """The table of many maps: what each holds, what it relied on and how sure it is; `write_summary`."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +9,11 @@ import pyarrow
 import pyarrow.parquet
 
 from ...data.whole_files import replace_file, write_text
+from ...publishing.tables import rows_as_csv
+from ...rasters.maps.areas import HECTARE
 from .many import SceneLedger, SceneRecord
 
 
-HECTARE = 10_000  # square metres
 LEAST_CERTAIN, FEWEST = 0.1, 10  # share of the scenes that are proposed for labelling, and at least so many
 _TEXTS, _NUMBERS = ("scene", "map", "modalities", "missing", "error"), ("height", "width")
 
@@ -34,10 +33,10 @@ def write_summary(
     while (records := _records(ledger, names)) != written:  # again, if another process has ended meanwhile
         rows = [scene_row(ledger, record, classes, modalities) for record in records]
         header = list(scene_row(ledger, SceneRecord("", []), classes, modalities))
-        write_text(files[0], _csv(header, rows))
+        write_text(files[0], rows_as_csv(header, rows))
         with replace_file(files[1]) as path:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_schema(header)), path)
-        write_text(files[2], _csv(["scene", "map", "confidence"], least_certain(rows)))
+        write_text(files[2], rows_as_csv(["scene", "map", "confidence"], least_certain(rows)))
         written = records
     return rows, files
 
@@ -76,14 +75,6 @@ def scene_row(
     row |= {f"reliance_{name}": record.reliance.get(name) for name in modalities}
     row |= {f"agreement_{name}": record.agreement.get(name) for name in modalities}
     return row | {"error": record.error}
-
-
-def _csv(header: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, header, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _schema(header: Sequence[str]) -> pyarrow.Schema:

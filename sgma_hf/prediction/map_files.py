@@ -197,7 +197,7 @@ def _put_beside(texts: Mapping[Path, str], path: Path) -> None:
 def _write_pictures(store: StripStore, staged: Mapping[str, Path]) -> None:
     def save(name: str, picture: Image.Image) -> None:
         tags = PngInfo()
-        for tag, text in {LAYER_TAG: name, RUN_TAG: store.run}.items():
+        for tag, text in {LAYER_TAG: name, RUN_TAG: store.run, **(labels.tags if name == _LABELS else {})}.items():
             tags.add_text(tag, text)
         picture.save(staged[name], "PNG", pnginfo=tags)
 

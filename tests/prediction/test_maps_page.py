@@ -26,7 +26,7 @@ from sgma_hf.visualization.palette import colorize
 
 pytest.importorskip("rasterio")
 
-NAMES = ["<i>low</i>", "middle & co", 'high" onclick="x']
+NAMES = ["<i>low</i>", "mittel & größer 中", 'high" onclick="x']
 SCENES = ["a", "b&<i>", "c"]
 SIZE = 40
 COMMAND = "sgma-hf predict --scenes 'a <i> b'"
@@ -183,8 +183,10 @@ def test_means_of_extras_are_over_pixels_with_data(tmp_path):
     assert shown.row["share_unmapped"] == 0.25
 
 
-def test_pictures_have_the_colours_and_names_of_their_summary(maps, tmp_path):
-    shown = [one for one in read_maps(made(tmp_path, ".png")).maps if one.classes]
+def test_pictures_say_their_classes_and_their_colours(maps, tmp_path):
+    folder = made(tmp_path, ".png")
+    (folder / "summary.parquet").unlink()
+    shown = read_maps(folder).maps
     assert [list(one.classes) for one in shown] == [NAMES] * 2
     assert [list(map(list, one.classes.values())) for one in shown] == [PALETTE] * 2
 

@@ -75,10 +75,11 @@ def _totals(done: Sequence[ShownMap]) -> list[Table]:
         for name, part in sorted(parts.items(), key=lambda pair: -pair[1])
     ]
     tables = [Table("classes", "Areas and legend", ["class", "ha", "share"], lines)] if lines else []
+    missing = [row["missing"].split() for row in rows if row["missing"] is not None]
     lines = [
         [
             name,
-            sum(name in (row["missing"] or "").split() for row in rows),
+            sum(name in found for found in missing) if missing else _UNKNOWN,
             _percent(_mean(row.get(f"reliance_{name}") for row in rows)),
             _share(_mean(row.get(f"agreement_{name}") for row in rows)),
         ]

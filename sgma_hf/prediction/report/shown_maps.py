@@ -13,7 +13,7 @@ from PIL import Image
 
 from ...data.windows import Window, blocks
 from ...model.limits_sgma import IGNORE_INDEX
-from ...rasters.files import read_info
+from ...rasters.files import open_picture, read_info
 from ...rasters.grids import Grid, pixel_area
 from ...rasters.opening import open_dataset
 from ...visualization.palette import class_palette
@@ -107,7 +107,7 @@ def _made(folder: Path) -> dict[str, str]:
 
 def _shown(folder: Path, path: Path, extras: Mapping[str, Path], row: Mapping[str, Any] | None) -> ShownMap:
     with open_dataset(path) as file:
-        names, colors = read_classes(path) if file.driver != "PNG" else _picture_classes(file, extras, row or {})
+        names, colors = read_classes(path) if file.driver != "PNG" else _picture_classes(path, file, extras)
         if row is None:
             row = _row(folder, path, file, extras, names)
         pictures = {"classes": _picture(_small(file, MAP_SIDE)[0], colors)}
@@ -142,9 +142,10 @@ def _titles(layer: str, file: Any) -> list[str]:
     return [f"{words} {name}" for name in ([modality] if modality else file.descriptions)]
 
 
-def _picture_classes(file: Any, extras: Mapping[str, Path], row: Mapping[str, Any]) -> tuple[list[str], list[Color]]:
-    """The classes of a PNG: names by the summary, colours as they are in the picture beside it."""
-    names = [name.removeprefix("share_") for name in row if name.startswith("share_")][:-1]
+def _picture_classes(path: Path, file: Any, extras: Mapping[str, Path]) -> tuple[list[str], list[Color]]:
+    """The classes of a PNG: names by its texts, colours as they are in the picture beside it."""
+    with open_picture(path) as image:
+        names = [image.info[f"CLASS_{index}"] for index in range(IGNORE_INDEX) if f"CLASS_{index}" in image.info]
     there, first = np.unique(file.read(1), return_index=True)
     names += [f"class {index}" for index in range(len(names), max(there[there < IGNORE_INDEX], default=-1) + 1)]
     colors: list[Color] = class_palette(names)

@@ -14,7 +14,8 @@ from PIL import Image
 from ...data.windows import Window, blocks
 from ...model.limits_sgma import IGNORE_INDEX
 from ...rasters.files import open_picture, read_info
-from ...rasters.grids import Grid, pixel_area
+from ...rasters.grids import Grid
+from ...rasters.maps.areas import count_classes
 from ...rasters.opening import open_dataset
 from ...visualization.palette import class_palette
 from ..map_files import LAYER_TAG, PNG_SUFFIXES, RUN_TAG, TIFF_SUFFIXES, read_classes
@@ -160,12 +161,9 @@ def _picture_classes(path: Path, file: Any, extras: Mapping[str, Path]) -> tuple
 
 def _row(folder: Path, path: Path, file: Any, extras: Mapping[str, Path], classes: Sequence[str]) -> dict[str, Any]:
     """The row of a map that is in no summary, as far as its files tell."""
-    info, pixels, areas = read_info(path, palette_as_indices=True), np.zeros(256, np.int64), np.zeros(256)
-    grid = Grid(info.size, info.georeference)
-    for rows in blocks(file.shape, _ROWS):
-        counts = np.bincount(_read(file, rows).ravel(), minlength=256)
-        area = pixel_area(grid.part(rows))
-        pixels, areas = pixels + counts, areas + counts * (np.nan if area is None else area)
+    info = read_info(path, palette_as_indices=True)
+    parts = ((rows[:2], _read(file, rows)[0]) for rows in blocks(file.shape, _ROWS))
+    counts = count_classes(parts, Grid(info.size, info.georeference))
     means = {name: _means(extras[name]) for name in ("confidence", "robustness", "agreement") if name in extras}
     reliance, agreement = means.get("robustness", {}), means.get("agreement", {})
     kept = [*range(len(classes)), IGNORE_INDEX]
@@ -174,8 +172,8 @@ def _row(folder: Path, path: Path, file: Any, extras: Mapping[str, Path], classe
         version=[],
         size=list(file.shape),
         modalities=list(reliance or agreement),
-        class_pixels=pixels[kept].tolist(),
-        class_areas=None if np.isnan(areas).any() else areas[kept].tolist(),
+        class_pixels=counts.pixels[kept].tolist(),
+        class_areas=None if counts.areas is None else counts.areas[kept].tolist(),
         confidence=next(iter(means.get("confidence", {}).values()), None),
         reliance=reliance,
         agreement=agreement,

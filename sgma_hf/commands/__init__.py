@@ -61,8 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: that of the command, or 2 where no known command is named or a module cannot be imported.
     """
     argv = sys.argv[1:] if argv is None else argv
-    while len(argv) > 1 and argv[0] == "--import":
+    while argv and argv[0] == "--import":
         try:
+            if len(argv) == 1:
+                raise ValueError("--import names no module; expected `--import MODULE` in front of the command")
             import_own_module(argv[1])
         except ValueError as error:
             print(f"sgma-hf: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ With `--sweep`, again for other numbers of modalities and classes, sizes, and sh
 from dataclasses import dataclass, field, fields
 
 from sgma_hf.commands.arguments import DataclassParser
+from sgma_hf.commands.checkpoint_arguments import choose_device
 from sgma_hf.data.command_line import report_errors
 from sgma_hf.data.whole_files import write_json
 from sgma_hf.training import PVT_V2_SIZES
@@ -70,6 +71,11 @@ class BenchmarkArguments:
         metadata={"help": "Compile the models by torch.compile; only time and memory are measured."},
     )
 
+    def __post_init__(self):
+        for name in ("size", "batch_size", "num_modalities", "num_labels", "repeats", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` is {getattr(self, name)}; expected at least 1.")
+
 
 @report_errors("sgma-hf benchmark", on_stop="--output holds what was measured so far")
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     from sgma_hf.publishing.record import hardware_name
 
     torch.set_num_threads(args.threads)
-    processor = hardware_name(torch.device(args.device))
+    processor = hardware_name(torch.device(choose_device(args.device)))
     machine = {"processor": processor, "torch": torch.__version__, "threads": args.threads}
     given = vars(args) | {"backbone_config": {"model_type": "pvt_v2", **PVT_V2_SIZES[args.backbone_config]}}
     case = BenchmarkCase(**{item.name: given[item.name] for item in fields(BenchmarkCase) if item.name in given})

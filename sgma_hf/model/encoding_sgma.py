@@ -214,7 +214,7 @@ def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], image_size
         raise TypeError(f"`{name}` is {mask.dtype}; expected bool, True where there is data.")
 
 
-def check_labels(config: SgmaConfig, labels: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
     """Return labels as int64, their shape and type checked."""
     expected = (pixel_values.shape[0], *pixel_values.shape[-2:])
     if tuple(labels.shape) != expected:

@@ -304,7 +304,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         ```
         """
         if labels is not None:
-            labels = check_labels(self.config, labels, pixel_values)
+            labels = check_labels(labels, pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         encoding = self.encode(pixel_values, modality_mask, host_mask=host_mask, labels=labels)

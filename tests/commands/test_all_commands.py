@@ -66,6 +66,12 @@ def test_a_flag_that_there_is_not_is_one_line(command, capsys):
     assert said == f"sgma-hf {command}: there is no flag --no_such_flag\n"
 
 
+def test_an_import_of_nothing_is_one_line(capsys):
+    assert main(["--import"]) == 2
+    said = capsys.readouterr().err
+    assert said == "sgma-hf: --import names no module; expected `--import MODULE` in front of the command\n"
+
+
 def test_help_and_refusals_come_without_torch():
     program = (
         "import contextlib, os, sys\n"

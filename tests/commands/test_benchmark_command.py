@@ -40,6 +40,7 @@ def test_benchmark_compares_every_variant_and_checks_the_combinations(tmp_path, 
 
 
 def test_figures_name_the_device_that_they_were_measured_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sgma_hf.commands.benchmark.choose_device", lambda name: name)  # there need not be a GPU
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
     monkeypatch.setattr(
         "sgma_hf.commands.benchmark_sections.measure_sections",
@@ -49,6 +50,19 @@ def test_figures_name_the_device_that_they_were_measured_on(tmp_path, monkeypatc
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["machine"]["processor"], figures["device of the models"]) == ("a GPU at cuda:1", "cuda:1")
     assert capsys.readouterr().out.startswith("a GPU at cuda:1, torch ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "nosuch"], "`--device nosuch` cannot be used: "),
+        (["--repeats", "0"], "`--repeats` is 0; expected at least 1."),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(flags, message, capsys):
+    assert main(flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"sgma-hf benchmark: {message}") and said.count("\n") == 1
 
 
 def test_sweep_varies_one_number_at_a_time(tmp_path, capsys):

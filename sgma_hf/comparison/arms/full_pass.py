@@ -148,7 +148,7 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
     ) -> SgmaSemanticSegmenterOutput:
         """Segment a batch, see [`SgmaForSemanticSegmentation.forward`]; what only SGMA has a use for is ignored."""
         if labels is not None:
-            labels = check_labels(self.config, labels, pixel_values)
+            labels = check_labels(labels, pixel_values)
         encoding = self.encode(pixel_values, modality_mask, host_mask=host_mask, labels=labels)
         covered = _covered(encoding)
         coverage = covered.any(1)

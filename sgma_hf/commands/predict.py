@@ -25,7 +25,7 @@ from sgma_hf.commands.checkpoint_arguments import (
 )
 from sgma_hf.commands.scene_maps import add_scene_arguments, predict_folder
 from sgma_hf.data.command_line import Parser, report_errors
-from sgma_hf.data.whole_files import check_writable
+from sgma_hf.data.whole_files import check_replaceable, check_writable
 from sgma_hf.prediction import EXTRAS
 
 
@@ -122,6 +122,9 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     zones = "polygons: hectares of each class in each of them, to <map>_zones.csv and .json"
     add("--zones", metavar="FILE", help=zones)
     add("--zone_by", metavar="NAME", help="attribute of --zones that says the zone; default: each polygon is one")
+    polygons = "write the patches of each class as polygons: .gpkg, .geojson or .fgb"
+    add("--polygons", metavar="FILE", help=polygons)
+    add("--min_area", type=float, default=0.0, metavar="M2", help="of --polygons, leave out those below; default: 0")
     colors = 'other colours: a file of classes, or JSON as in [{"name": "road", "color": "#808080"}]'
     add("--classes", metavar="FILE_OR_JSON", help=colors)
     resume = "go on with the strips of a run that died; with --scenes make the maps that are not there"
@@ -159,9 +162,11 @@ def main(argv: list[str] | None = None) -> int | None:
         parser.error(f"--scenes says where the rasters are; leave out --{next(iter(rasters))}")
     if not args.scenes and not rasters:
         parser.error(f"no raster given; give at least one of {flags}, or a folder of many by --scenes")
-    one_map = {"zones": args.zones, "areas": args.areas}
+    one_map = {"zones": args.zones, "areas": args.areas, "polygons": args.polygons}
     if args.scenes and any(one_map.values()):
-        parser.error(f"--{next(filter(one_map.get, one_map))} is of one map; of many, the summary has areas")
+        parser.error(f"--{next(filter(one_map.get, one_map))} is of one map; of many, the summary has the areas")
+    if args.min_area and args.polygons is None:
+        parser.error("--min_area is of --polygons, which are not asked for")
     if args.zone_by is not None and args.zones is None:
         parser.error("--zone_by is an attribute of --zones, which is not given")
     args.dtype, args.resampling = choose_dtype(parser, args), _resampling(args.resampling or ["bilinear"])
@@ -174,9 +179,8 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     from transformers import AutoConfig, AutoImageProcessor
 
     from sgma_hf.model.fusion_sgma import find_fusion
-    from sgma_hf.prediction.map_files import PNG_SUFFIXES, TIFF_SUFFIXES, plan_layers, plan_outputs
+    from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import predict_raster
-    from sgma_hf.rasters.polygons import check_layer
     from sgma_hf.rasters.scene import mask_options, masked
     from sgma_hf.visualization.palette import recolor
 
@@ -190,10 +194,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
         extras = ["robustness"] if is_picture and find_fusion(config).has_robustness else []
     masks = mask_options(args, list(rasters))
     sources = {name: masked(paths, *masks.get(name, (None, ()))) for name, paths in rasters.items()}
-    if args.zones is not None:
-        if not args.output.lower().endswith(TIFF_SUFFIXES):
-            raise ValueError(f"`--zones` are laid over a map that has a place, but {args.output} is a picture: .tif.")
-        check_layer(args.zones, args.zone_by)
+    _check_vectors(args)
     # What cannot be written is said before gigabytes of weights are loaded.
     inputs = [file for inputs in sources.values() for source in inputs for file in source.files]
     layers = plan_layers(config, list(rasters), extras)
@@ -225,16 +226,36 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
             print(path)
 
 
+def _check_vectors(args: argparse.Namespace) -> None:
+    """Refuse layers that cannot be read or written, before anything is computed."""
+    from sgma_hf.prediction.map_files import TIFF_SUFFIXES
+    from sgma_hf.rasters.maps.shapes import check_polygons
+    from sgma_hf.rasters.polygons import check_layer
+
+    if (args.zones or args.polygons) and not args.output.lower().endswith(TIFF_SUFFIXES):
+        raise ValueError(f"`--zones` and `--polygons` need a map that has a place: name {args.output} .tif.")
+    if args.zones is not None:
+        check_layer(args.zones, args.zone_by)
+    if args.polygons is not None:
+        check_polygons(args.polygons, args.min_area)
+        check_replaceable(args.polygons, [] if args.zones is None else [Path(args.zones)])
+        check_writable(args.polygons)
+
+
 def _write_tables(args: argparse.Namespace, prediction: Any, names: list[str]) -> list[Path]:
     """Write what is asked for beside the map."""
     from sgma_hf.prediction.area_tables import write_areas, write_zone_areas
     from sgma_hf.rasters.maps.areas import ClassCounts
+    from sgma_hf.rasters.maps.shapes import write_polygons
 
     label_map, written = prediction.files["labels"], []
     if args.areas:
         written += write_areas(label_map, names, ClassCounts(prediction.class_pixels, prediction.class_areas))
     if args.zones is not None:
         written += write_zone_areas(label_map, names, args.zones, args.zone_by)
+    if args.polygons is not None:
+        write_polygons(label_map, args.polygons, names, min_area=args.min_area)
+        written.append(Path(args.polygons))
     return written
 
 

@@ -208,6 +208,27 @@ class PolygonLabels:
         return read_shapes(self.extent, grid)[0]
 
 
+def ground_areas(shapes: np.ndarray, grid: Grid) -> np.ndarray | None:
+    """Square metres on the ellipsoid of shapes in the CRS of a grid, float64; None where nobody knows.
+
+    The CRS counts where it has no place on Earth.
+    """
+    _, shapely = require_vectors("polygons")
+    place = grid.georeference
+    if place.crs is None:
+        return None
+    try:
+        west, south, east, north = lonlat_bounds(place, grid.size)
+    except ValueError:
+        unit = metres_per_unit(place.crs)
+        return None if unit is None else shapely.area(shapes) * unit**2
+    middle = f"+lat_0={(south + north) / 2} +lon_0={(west + (east - west) % 360 / 2 + 180) % 360 - 180}"
+    crs = require_rasterio("polygons").crs.CRS.from_string(f"+proj=laea {middle} +datum=WGS84").to_wkt()
+    box = place.bounds(grid.size)
+    edges = shapely.segmentize(shapes, math.dist(box[:2], box[2:]) / _EDGES)
+    return shapely.area(_transformed(edges, place.crs, crs, "polygons"))
+
+
 def check_layer(source: str | os.PathLike, attribute: str | None = None) -> None:
     """Raise ValueError if a layer cannot be read, is empty, or has no such attribute."""
     _Layer.open(source).check_attribute(attribute)

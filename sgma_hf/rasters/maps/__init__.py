@@ -1,1 +1,1 @@
-"""What a map of classes tells: areas of all of it and inside polygons."""
+"""What a map of classes tells: its areas, of all of it and inside polygons, and its patches as polygons."""

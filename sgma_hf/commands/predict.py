@@ -57,6 +57,7 @@ output files, for --output DIR/map.tif or DIR/map.png:
                                        with a scene that is known to be good. Two alone agree equally with each other
   DIR/map_areas.csv, DIR/map_areas.json   --areas: pixels, hectares on the ellipsoid and share of each class
   DIR/map_zones.csv, DIR/map_zones.json   --zones: the same in each polygon
+  FILE.gpkg, .geojson or .fgb          --polygons FILE: a polygon per patch of a class, with its area
   DIR/map.png                          class ids, 8 bit
   DIR/map_color.png                    PNG only: the same in colours, transparent where no modality covers
   DIR/map_legend.png                   PNG only: the colours and their classes

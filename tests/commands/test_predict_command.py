@@ -454,5 +454,14 @@ def test_tables_of_areas_lie_beside_the_map(checkpoint, tmp_path, capsys):
     assert lines[0] == "zone,class,name,pixels,area_ha,share" and len(lines) == 7
     assert sum(int(line.split(",")[3]) for line in lines[1:]) == 30 * 20
     assert str(tmp_path / "map_zones.json") in capsys.readouterr().out
+    polygons = tmp_path / "map.geojson"
+    assert main([*given, "--polygons", str(polygons), "--min_area", "8"]) == 0
+    found = [feature["properties"] for feature in json.loads(polygons.read_text())["features"]]
+    assert found and all(entry["area_m2"] >= 8 and CLASSES[entry["class_id"]] == entry["class"] for entry in found)
+    capsys.readouterr()
+    assert main([*given, "--polygons", str(tmp_path / "map.kml")]) == 2
+    assert "expected a name that ends in .gpkg, .geojson, .fgb" in capsys.readouterr().err
+    picture = [*given[:-1], str(tmp_path / "map.png"), "--polygons", str(polygons)]
+    assert main(picture) == 2 and "need a map that has a place" in capsys.readouterr().err
     assert main([*given, "--zones", str(zones), "--zone_by", "nam"]) == 2
     assert "has no attribute 'nam'; did you mean name?" in capsys.readouterr().err

@@ -22,7 +22,7 @@ GROUPS = {
     "Rows": "load_rows decode_row encode_raster",
     "Training": "SgmaTrainer SgmaTrainingArguments SgmaDataCollator",
     "Evaluation": "evaluate_modality_combinations modality_combinations evaluate_protocols evaluate_agreement "
-    "evaluate_scene segmentation_scores confusion_matrix SgmaMeanIou",
+    "evaluate_scene map_change segmentation_scores confusion_matrix SgmaMeanIou",
     "Prediction": "predict_raster sliding_window_logits modality_agreement explain_pixel",
     "Pictures": "plot_modality_board colorize",
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .data.codec import encode_raster
     from .data.rows import decode_row, load_rows
     from .evaluation.agreement_scores import evaluate_agreement
+    from .evaluation.change import map_change
     from .evaluation.combinations import evaluate_modality_combinations, modality_combinations
     from .evaluation.mean_iou_metric import SgmaMeanIou
     from .evaluation.metrics import confusion_matrix, segmentation_scores
@@ -68,6 +69,7 @@ _MODULES = {
     "evaluate_scene": "evaluation.scenes",
     "explain_pixel": "prediction.explanation",
     "load_rows": "data.rows",
+    "map_change": "evaluation.change",
     "modality_agreement": "prediction.agreement",
     "modality_aware_sampling": "model.losses_sgma",
     "modality_combinations": "evaluation.combinations",
@@ -215,6 +217,7 @@ __all__ = [
     "evaluate_scene",
     "explain_pixel",
     "load_rows",
+    "map_change",
     "modality_agreement",
     "modality_aware_sampling",
     "modality_combinations",

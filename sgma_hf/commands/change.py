@@ -9,15 +9,13 @@ ground: where a map was not sure, and where one of them had a modality that the 
 """
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json, write_text
-from sgma_hf.publishing.tables import markdown_table
+from sgma_hf.publishing.tables import markdown_table, rows_as_csv
 
 
 def _parser() -> Parser:
@@ -52,11 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.output is not None:
         write_json(args.output, found)
     if args.table is not None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(found["transitions"][0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found["transitions"])
-        write_text(args.table, text.getvalue())
+        write_text(args.table, rows_as_csv(list(found["transitions"][0]), found["transitions"]))
     print("\n".join([_matrix(found), "", *_sentences(found)]))
 
 

@@ -144,7 +144,7 @@ def read_classes(path: str | Path) -> tuple[list[str], list[tuple[int, ...]]]:
         raise ValueError(
             f"{path} does not name its classes (tags CLASS_0, CLASS_1, ...); a .tif of `sgma-hf predict` does."
         )
-    defaults = enumerate(default_palette(len(names)))
+    defaults = enumerate(class_palette(names))
     return names, [tuple(colors.get(index, color)[:3]) for index, color in defaults]
 
 

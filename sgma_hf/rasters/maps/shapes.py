@@ -69,7 +69,8 @@ def write_polygons(label_map: Path, output: str | os.PathLike, names: Sequence[s
                 driver=driver,
                 geometry_type="Polygon",
                 crs=info.georeference.crs,
-                layer_options={"RFC7946": "YES"} if driver == "GeoJSON" else {},
+                # Seven decimals, the default, are a centimetre, which pixels of a drone may be.
+                layer_options={"RFC7946": "YES", "COORDINATE_PRECISION": "9"} if driver == "GeoJSON" else {},
             )
         except pyogrio.errors.DataSourceError as error:
             raise OSError(f"Cannot write {output}: {error}") from error

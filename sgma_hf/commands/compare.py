@@ -31,6 +31,7 @@ from sgma_hf.comparison.settings import RunSettings, setting
 from sgma_hf.data.command_line import check_folder_or_id, report_errors
 from sgma_hf.data.incomplete_rows import parse_shares
 from sgma_hf.data.rows import labelled_rows, load_rows, present_modalities, with_label_column
+from sgma_hf.training import PVT_V2_SIZES
 
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ class CompareArguments(RunSettings):
     missing: str = setting(
         "", "Make training rows incomplete: NAME=SHARE[,NAME=SHARE...] of rows that lose a modality."
     )
-    backbone_config: str | None = setting(None, "JSON, or a file of it, of another encoder than the small PVT-v2.")
+    backbone_config: str | None = setting(
+        None, f"Another encoder than the small PVT-v2: {', '.join(PVT_V2_SIZES)}, or JSON, or a file of it."
+    )
     keep_models: str | None = setting(
         None,
         "Folder to keep each run's model in, as `evaluate` and `predict` read it; what is there is not trained again.",
@@ -145,8 +148,9 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     """All runs, seed by seed, after a check of everything that can be checked without training."""
     preset = PRESETS[args.preset]
     arms = select_arms(args.arms or preset["arms"])
-    from sgma_hf.comparison.runs import Run, backbone_from_file, check_arm, check_device, pretrained_config
+    from sgma_hf.comparison.runs import Run, check_arm, check_device, pretrained_config
     from sgma_hf.evaluation.metrics import check_scored_classes
+    from sgma_hf.training.fine_tuning.encoder_arguments import encoder_from_text
 
     check_device(args.device)
     metadata = load_metadata(args.dataset)
@@ -161,7 +165,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
         values["backbone_config"] = pretrained_config(args.backbone)
         values.setdefault("learning_rate", PRETRAINED_LEARNING_RATE)
     elif args.backbone_config is not None:
-        values["backbone_config"] = backbone_from_file(args.backbone_config)
+        values["backbone_config"] = encoder_from_text(args.backbone_config)
     if args.epochs is not None:
         rows = labelled_rows(load_rows(args.dataset, args.train_split))
         usable = int(present_modalities(rows, metadata.modalities).any(1).sum())

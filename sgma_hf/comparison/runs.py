@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -316,15 +315,3 @@ def pretrained_config(name_or_path: str) -> dict[str, Any]:
     config = read_backbone_config(name_or_path)
     others = ("id2label", "label2id", "num_labels", "architectures", "transformers_version", "dtype", "_name_or_path")
     return {name: value for name, value in config.to_diff_dict().items() if name not in others}
-
-
-def backbone_from_file(path: str) -> dict[str, Any]:
-    """Read an encoder's configuration: JSON with a "model_type", or a file of it; else a ValueError."""
-    is_file = not path.lstrip().startswith("{") and Path(path).is_file()
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8") if is_file else path)
-    except ValueError:
-        config = None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ValueError(f'`backbone_config` is {path!r}; expected JSON, or a file of it, with a "model_type".')
-    return config

@@ -116,7 +116,7 @@ def check_scored_classes(scored_classes: ScoredClasses, class_names: Sequence[st
         return
     for name in scored_classes:
         if name not in class_names:
-            hint = did_you_mean(str(name), class_names)
+            hint = did_you_mean(str(name), class_names) or "."
             raise ValueError(f"Class to score {name!r} is none of the classes {list(class_names)}{hint}")
     if not scored_classes or len(set(scored_classes)) < len(scored_classes):
         raise ValueError(f"Classes to score are {list(scored_classes)}; expected some, each once.")

@@ -328,7 +328,7 @@ class RunArguments:
     )
     backbone_config: list[str] | None = HfArg(
         default=None,
-        help=f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or a JSON file of its configuration; or one for "
+        help=f"Encoder of a new model: {', '.join(PVT_V2_SIZES)}, or JSON, or a file of it; or one for "
         "each group of modalities that `--backbone` does not name, as in sar=pvt_v2_b0; default: pvt_v2_b2.",
     )
     encoder_groups: list[str] | None = HfArg(

@@ -322,7 +322,7 @@ def test_what_cannot_be_trained_is_refused_with_a_remedy(arguments, capsys, chan
     ("content", "message"),
     [
         ("[1, 2]", "backbone.json holds a list; expected fields by name."),
-        ('{"model_type":', "backbone.json is no JSON file: Expecting value"),
+        ('{"model_type":', "backbone.json is no JSON: Expecting value"),
         ('{"model_type": "pvt_v2", "hidden_sizes": "wide"}', "Field 'hidden_sizes' with value 'wide' doesn't match"),
     ],
 )

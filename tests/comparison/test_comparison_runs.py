@@ -18,7 +18,6 @@ from sgma_hf.comparison.kept_models import model_folder
 from sgma_hf.comparison.runs import (
     Run,
     RunSettings,
-    backbone_from_file,
     build_model,
     execute_run,
     finite,
@@ -28,6 +27,7 @@ from sgma_hf.comparison.runs import (
 from sgma_hf.data.processor_fitting import fit_processor
 from sgma_hf.evaluation.metrics import segmentation_scores
 from sgma_hf.training.arguments import SgmaTrainingArguments
+from sgma_hf.training.fine_tuning.encoder_arguments import encoder_from_text
 
 
 pytestmark = pytest.mark.long
@@ -232,7 +232,9 @@ def test_wrong_input_is_refused_before_any_training(scenes, tmp_path):
             RunSettings(**wrong)
     for text in ("nothing.json", "{}", '{"hidden_sizes": [1]}'):
         with pytest.raises(ValueError, match="model_type"):
-            backbone_from_file(text)
+            encoder_from_text(text)
+    assert encoder_from_text("pvt_v2_b0")["model_type"] == "pvt_v2"
+    assert encoder_from_text('{"model_type": "resnet"}') == {"model_type": "resnet"}
 
 
 def test_multiply_accumulates_are_counted_by_hand():

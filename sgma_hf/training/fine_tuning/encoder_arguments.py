@@ -35,11 +35,11 @@ def encoders_from_new_weights(arguments: RunArguments, groups: Sequence[str]) ->
 
 
 def encoder_fields(arguments: RunArguments) -> dict[str, Any]:
-    """Fields of `SgmaConfig` that describe the encoders: those of the pretrained ones, presets, or files."""
+    """Fields of `SgmaConfig` that describe the encoders: those of the pretrained ones, presets, JSON, or files."""
     pretrained, configs = pretrained_encoders(arguments), _values(arguments.backbone_config, "--backbone_config")
     by_group: dict[str, Any] = {}
     if isinstance(configs, dict):
-        by_group |= {group: _from_preset_or_file(value) for group, value in configs.items()}
+        by_group |= {group: encoder_from_text(value) for group, value in configs.items()}
     if isinstance(pretrained, dict):
         twice = sorted(by_group.keys() & pretrained.keys())
         if twice:
@@ -50,7 +50,7 @@ def encoder_fields(arguments: RunArguments) -> dict[str, Any]:
     elif pretrained is not None:
         one = read_backbone_config(pretrained)
     else:
-        one = _from_preset_or_file(configs or "pvt_v2_b2")
+        one = encoder_from_text(configs or "pvt_v2_b2")
     return {"backbone_config": one, "encoder_groups": arguments.encoder_groups}
 
 
@@ -58,7 +58,7 @@ def _values(given: Sequence[str] | None, flag: str) -> str | dict[str, str] | No
     """One value for all modalities, or values by groups of them; a ValueError about a mixture."""
     if given is None:
         return None
-    found = [None if Path(text).exists() else _BY_GROUP.fullmatch(text) for text in given]
+    found = [None if _is_json(text) or Path(text).exists() else _BY_GROUP.fullmatch(text) for text in given]
     if all(found):
         return {match[1]: match[2] for match in found}
     if len(given) == 1:
@@ -69,20 +69,30 @@ def _values(given: Sequence[str] | None, flag: str) -> str | dict[str, str] | No
     )
 
 
-def _from_preset_or_file(value: str) -> dict[str, Any]:
-    """Configuration of an encoder by the name of a preset, or from a JSON file."""
+def encoder_from_text(value: str) -> dict[str, Any]:
+    """Configuration of an encoder: that of a preset, JSON with a "model_type", or a file of it.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
     if value in PVT_V2_SIZES:
         return {"model_type": "pvt_v2", **PVT_V2_SIZES[value]}
-    path = Path(value)
-    if not path.is_file():
+    is_text = _is_json(value)
+    if not is_text and not Path(value).is_file():
         raise ValueError(
-            f"`--backbone_config` is {value!r}; expected one of {list(PVT_V2_SIZES)} or a JSON file with a "
-            '"model_type" and its fields.'
+            f"`--backbone_config` is {value!r}; expected one of {list(PVT_V2_SIZES)}, or JSON with a "
+            '"model_type" and its fields, or a file of it.'
         )
     try:
-        backbone = json.loads(path.read_text(encoding="utf-8"))
+        backbone = json.loads(value if is_text else Path(value).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"`--backbone_config` {path} is no JSON file: {error}") from error
+        raise ValueError(f"`--backbone_config` {value} is no JSON: {error}") from error
     if not isinstance(backbone, dict):
-        raise ValueError(f"`--backbone_config` {path} holds a {type(backbone).__name__}; expected fields by name.")
+        raise ValueError(f"`--backbone_config` {value} holds a {type(backbone).__name__}; expected fields by name.")
+    if "model_type" not in backbone:
+        raise ValueError(f'`--backbone_config` {value} has no "model_type", as in {{"model_type": "pvt_v2"}}.')
     return backbone
+
+
+def _is_json(text: str) -> bool:
+    return text.lstrip().startswith("{")

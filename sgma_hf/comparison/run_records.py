@@ -24,6 +24,8 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     A last line that is not whole, left by a machine that went down, is left out with a warning.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; name the file of JSON lines, such as {Path(path, 'runs.jsonl')}.")
     return _parse(Path(path).read_bytes(), path)[0] if Path(path).exists() else []
 
 

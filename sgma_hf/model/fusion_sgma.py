@@ -198,10 +198,8 @@ def register_fusion(name: str) -> Callable[[type[SgmaFusion]], type[SgmaFusion]]
         if not isinstance(fusion, type) or not issubclass(fusion, SgmaFusion):
             raise TypeError(f"{fusion!r} is registered as fusion {name!r}; expected a subclass of SgmaFusion.")
         known = FUSIONS.get(name, fusion)
-        if (known.__module__, known.__qualname__) != (
-            fusion.__module__,
-            fusion.__qualname__,
-        ):  # a module may be reloaded
+        # By their names: a module may be reloaded.
+        if (known.__module__, known.__qualname__) != (fusion.__module__, fusion.__qualname__):
             raise ValueError(
                 f"Fusion {name!r} is {known.__module__}.{known.__qualname__} already; register "
                 f"{fusion.__qualname__} under another name."

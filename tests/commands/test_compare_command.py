@@ -295,6 +295,11 @@ def test_an_arm_of_ones_own_with_wrong_fields_is_told_before_any_training(
     assert not executed and not (tmp_path / "results.jsonl").exists()
 
 
+def test_an_output_that_is_a_folder_is_told_in_one_line(scenes, executed, tmp_path, capsys):
+    assert run(scenes, tmp_path, "--arms", "mean") == 2
+    assert f"{tmp_path} is a folder; name the file of JSON lines" in capsys.readouterr().err
+
+
 def test_an_arm_may_have_a_learning_rate_of_its_own():
     settings = RunSettings(learning_rate=1e-3)
     assert runs._training_arguments(settings, "unused", learning_rate=1e-4).learning_rate == 1e-4

@@ -72,8 +72,9 @@ def load_model(name: str, *, dtype: str, device: str) -> Any:
     return model.to(device).eval()
 
 
-def add_precision(parser: Parser) -> None:
-    """Add `--bf16` and `--fp16`, which `choose_dtype` reads."""
+def add_device(parser: Parser) -> None:
+    """Add `--device`, which `choose_device` reads, and `--bf16` and `--fp16`, which `choose_dtype` reads."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
     parser.add_switch("--bf16", help="compute in bfloat16, instead of float32")
     parser.add_switch("--fp16", help="compute in float16, instead of float32")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sgma_hf.commands import evaluate_scene
 from sgma_hf.commands.checkpoint_arguments import (
-    add_precision,
+    add_device,
     add_score_classes,
     add_turns,
     check_checkpoint,
@@ -55,8 +55,7 @@ def row_parser() -> Parser:
     )
     parser.add_switch("--agreement", help=agreement)
     parser.add_switch("--allow_other_scale", help="score although the rows are far from what was trained on")
-    add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
-    add_precision(parser)
+    add_device(parser)
     add("--dtype", choices=["float32", "float16", "bfloat16"], help=argparse.SUPPRESS)  # what it was called before
     add("--num_workers", type=int, default=0, help="processes that read rows; 0, the default, reads in this one")
     return parser

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgma_hf.commands.checkpoint_arguments import (
-    add_precision,
+    add_device,
     add_score_classes,
     add_turns,
     check_checkpoint,
@@ -66,9 +66,8 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile")
     add_turns(parser)
     add("--batch_size", type=int, help="tiles per forward pass; default: 4, on a CPU 1")
-    add("--allow_other_scale", action="store_true", help="score although a raster is far from what was trained on")
-    add("--device", default=None, help="cpu, cuda, cuda:1, ...; CUDA where there is some")
-    add_precision(parser)
+    parser.add_switch("--allow_other_scale", help="score although a raster is far from what was trained on")
+    add_device(parser)
     add_polygon_arguments(parser)
     add_mask_arguments(parser, "file")
     group = parser.add_argument_group("modalities of the checkpoint, one or more")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import (
-    add_precision,
+    add_device,
     add_turns,
     check_checkpoint,
     choose_device,
@@ -117,9 +117,9 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--min_confidence", type=float, default=0.0, metavar="SHARE", help=unknown)
     sieve = "patches of one class below so many square metres become part of the largest one beside them"
     add("--sieve", type=float, default=0.0, metavar="M2", help=sieve)
-    add("--allow_other_scale", action="store_true", help="predict although a raster is far from what was trained on")
+    parser.add_switch("--allow_other_scale", help="predict although a raster is far from what was trained on")
     areas = "write hectares of each class to <map>_areas.csv and .json; with --scenes the summary has them"
-    add("--areas", action="store_true", help=areas)
+    parser.add_switch("--areas", help=areas)
     zones = "polygons: hectares of each class in each of them, to <map>_zones.csv and .json"
     add("--zones", metavar="FILE", help=zones)
     add("--zone_by", metavar="NAME", help="attribute of --zones that says the zone; default: each polygon is one")
@@ -129,9 +129,8 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     colors = 'other colours: a file of classes, or JSON as in [{"name": "road", "color": "#808080"}]'
     add("--classes", metavar="FILE_OR_JSON", help=colors)
     resume = "go on with the strips of a run that died; with --scenes make the maps that are not there"
-    add("--resume", action="store_true", help=resume)
-    add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
-    add_precision(parser)
+    parser.add_switch("--resume", help=resume)
+    add_device(parser)
     add_scene_arguments(parser)
     add_mask_arguments(parser, "file, or with --scenes what finds it as --assets does,")
     group = parser.add_argument_group("modalities, one or more")

@@ -474,7 +474,8 @@ def test_two_processes_write_the_same_files(tmp_path):
     run = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("150 x 70 pixels from rgb") == 1  # one process speaks
-    assert names_in(tmp_path / "one") == names_in(tmp_path / "two") == ["map.tif", "map_confidence.tif"]
+    names = ["map.qml", "map.tif", "map.tif.aux.xml", "map_confidence.tif"]
+    assert names_in(tmp_path / "one") == names_in(tmp_path / "two") == names
     assert_same_classes(*(read_map(tmp_path / name / "map.tif") for name in ("one", "two")))
     # Another number of threads may add up in another order.
     one, two = (rasterio.open(tmp_path / name / "map_confidence.tif") for name in ("one", "two"))

@@ -48,7 +48,6 @@ CONTEST_TRAIN = (
     *"6_7 6_8 6_9 6_10 6_11 6_12 7_7 7_8 7_9 7_10 7_11 7_12".split(),
 )
 CONTEST_TEST = tuple("2_13 2_14 3_13 3_14 4_13 4_14 4_15 5_13 5_14 5_15 6_13 6_14 6_15 7_13".split())
-TILES = (*CONTEST_TRAIN, *CONTEST_TEST)
 # sstary/SSRS, MFNet/utils.py and CMFNet/trainAndtest.py.
 SSRS_TEST = ("4_10", "5_11", "2_11", "3_10", "6_11", "7_12")
 # Sherrah, "Fully Convolutional Networks for Dense Semantic Labelling", arXiv:1606.02585.

@@ -64,7 +64,8 @@ def test_demo_trains_evaluates_reloads_predicts_and_draws(small_training, tmp_pa
     assert ids.shape == (256, 256) and ids.max() < 5
     color = np.asarray(Image.open(out / "map_color.png"))
     np.testing.assert_array_equal(color[..., :3], np.array(model.config.palette)[ids])
-    maps = ["map.png", "map_color.png", "map_robustness_nir.png", "map_robustness_rgb.png"]
+    robustness = ["map_robustness_nir.png", "map_robustness_rgb.png"]
+    maps = ["map.png", "map_color.png", "map_legend.png", *robustness]
     assert results["demo"]["prediction_with_a_modality_missing"] == maps
 
 

@@ -13,7 +13,6 @@ from sgma_hf.comparison.run_records import read_rows
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 PUBLISHED = sorted((CARDS / "results").glob("*.jsonl"))
-FORMER = {"demo_scenes", "trees", "weedmap"}  # cards of 0.1.0, whose lines were not kept; no other may lack its own
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +78,10 @@ def test_card_is_what_the_command_writes(lines, tmp_path):
     )
 
 
-def test_every_card_has_its_lines_once_some_are_published():
+def test_every_card_has_its_lines():
     names = {path.stem for path in PUBLISHED}
     cards = {path.stem.removeprefix("results_") for path in CARDS.glob("results_*.md")}
-    assert names <= cards and cards - names <= FORMER
+    assert names == cards
 
 
 def test_lines_whose_scores_are_not_those_of_their_counts_are_refused(made, tmp_path, capsys):

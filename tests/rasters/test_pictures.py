@@ -264,11 +264,11 @@ def test_pictures_of_any_size_are_read(tmp_path, monkeypatch):
 
 def test_large_pictures_of_an_earlier_map_are_replaced(tmp_path, monkeypatch):
     pytest.importorskip("rasterio")
-    dsm = write_tiff(tmp_path / "dsm.tif", np.full((1, 20, 30), 5, dtype=np.float32))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    dsm = write_tiff(tmp_path / "dsm.tif", np.full((1, 40, 60), 5, dtype=np.float32))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # a word of the legend is drawn as a picture of some hundreds
     for _ in range(2):
         predict_height_classes({"dsm": dsm}, tmp_path / "map.png")
-    assert read_info(tmp_path / "map_color.png").size == (20, 30)
+    assert read_info(tmp_path / "map_color.png").size == (40, 60)
 
 
 def test_large_pictures_are_read_by_windows(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from isprs_fixtures import (
 from sgma_hf.converters.benchmarks.check import CheckReport, check_scenes, survey_source
 from sgma_hf.converters.benchmarks.dataset import ConversionOptions
 from sgma_hf.converters.isprs import decode_isprs_label
-from sgma_hf.converters.isprs_potsdam import DESCRIPTION, SPLIT_TILES, TILES, IsprsPotsdam, Potsdam, main
+from sgma_hf.converters.isprs_potsdam import DESCRIPTION, SPLIT_TILES, IsprsPotsdam, Potsdam, main
 from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.data.windows import Window
 
@@ -68,13 +68,14 @@ def stitched(rows, tile, column, *, size=SIZE):
 
 
 def test_named_splits_have_the_published_tiles():
-    assert len(TILES) == len(set(TILES)) == 38
+    tiles = {*POTSDAM_TRAIN, *POTSDAM_TEST}
+    assert len(tiles) == len(POTSDAM_TRAIN) + len(POTSDAM_TEST) == 38
     assert [*SPLIT_TILES["official"]["train"]] == POTSDAM_TRAIN
     assert sorted(SPLIT_TILES["official"]["test"]) == sorted(POTSDAM_TEST)
     for name, splits in SPLIT_TILES.items():
         assert {split: len(tiles) for split, tiles in splits.items()} == DESCRIPTION.splits[name].num_scenes, name
         listed = [tile for tiles in splits.values() for tile in tiles]
-        assert len(listed) == len(set(listed)) and set(listed) <= set(TILES), name
+        assert len(listed) == len(set(listed)) and set(listed) <= tiles, name
     assert set(SPLIT_TILES["ssrs"]["train"]) == set(
         "6_10 7_10 2_12 3_11 2_10 7_8 5_10 3_12 5_12 7_11 7_9 6_9 7_7 4_12 6_8 6_12 6_7 4_11".split()
     )

@@ -1,5 +1,5 @@
 # make demo   train, evaluate and predict on procedural scenes, from nothing to a picture
-# make test   the tests; make test-fast leaves out those that take long, and needs two minutes on two cores
+# make test   the tests; make test-fast leaves out those that take long, and needs three minutes on two cores
 # make lint   ruff
 # make docs   docs/api.md, from the docstrings, and the tables of recipes in docs/reproducibility.md
 #

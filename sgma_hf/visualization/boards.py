@@ -116,41 +116,6 @@ def plot_predictions(
     return _draw_board(rows, legend, title=title, aspect=label.shape[0] / label.shape[1])
 
 
-def plot_overlay(
-    image: np.ndarray,
-    label_map: np.ndarray,
-    palette: Sequence[Sequence[int]] | None = None,
-    class_names: Sequence[str] | None = None,
-    *,
-    opacity: float = 0.5,
-    nodata: Sequence[float] = (),
-    title: str | None = None,
-) -> "Figure":
-    """Draw a label map (height, width) in its colours over an image, as `plot_sample` shows it, with a legend.
-
-    The image is (height, width) or (height, width, channels), masked or not, and seen as it is where the map is 255;
-    `opacity` of the colours is in [0, 1]. A palette of None takes `class_palette`, class names of None number them.
-    """
-    label_map = np.asarray(label_map)
-    if label_map.shape != np.shape(image)[:2]:
-        raise ValueError(
-            f"`label_map` has shape {label_map.shape} and `image` {np.shape(image)}; expected one height and width."
-        )
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"`opacity` is {opacity}; expected a number in [0, 1].")
-    names, palette = _names_and_colors([label_map], class_names, palette)
-    values, shown = np.atleast_3d(np.ma.getdata(image)), valid_pixels(image, nodata)
-    picture, _ = stretch(values[..., bands_to_show(values.shape[2])], shown)
-    labelled = label_map != IGNORE_INDEX
-    weight = (opacity * labelled)[..., None]
-    weight[labelled & ~shown] = 1  # nothing to see below
-    picture = np.rint((1 - weight) * picture + weight * colorize(label_map, palette)).astype(np.uint8)
-    legend = [(names[index], palette[index]) for index in np.unique(label_map[labelled]).tolist()]
-    panel = ("", partial(_show, colors=picture, shown=shown | labelled))
-    aspect = label_map.shape[0] / label_map.shape[1]
-    return _draw_board([(title or "", [panel])], legend, title=None, aspect=aspect, panel_inches=5.0)
-
-
 def plot_modality_board(
     model: Any,
     processor: Any,

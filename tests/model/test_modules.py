@@ -77,11 +77,13 @@ def shard(rank, folder):
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
         torch.testing.assert_close(logits(sharded.eval()), logits(copy.deepcopy(whole).eval()), rtol=1e-4, atol=1e-5)
     torch.distributed.destroy_process_group()
+    (folder / f"equal_{rank}").touch()
 
 
 def test_stages_and_single_layers_are_sharded_over_two_processes(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     torch.multiprocessing.spawn(shard, (tmp_path,), nprocs=2)  # raises what an assertion in a process raises
+    assert {path.name for path in tmp_path.glob("equal_*")} == {"equal_0", "equal_1"}
 
 
 @pytest.mark.parametrize("targets", [PROJECTIONS, "all-linear"])

@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_model
 
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
-from sgma_hf.visualization.boards import plot_modality_board, plot_overlay, plot_sample
+from sgma_hf.visualization.boards import plot_modality_board, plot_sample
 from sgma_hf.visualization.palette import class_palette, colorize, default_palette, recolor
 
 
@@ -245,22 +245,6 @@ def test_board_shows_errors_and_reliance_by_stage(sample):
     assert errors.get_xlabel() == "33.3% wrong (orange)"
     assert shown(errors)[..., 3].tolist() == [[255, 255], [255, 0]]
     assert shown(errors)[0, 0, :3].tolist() == shown(errors)[1, 0, :3].tolist() != shown(errors)[0, 1, :3].tolist()
-
-
-def test_overlay_blends_colours_over_the_image_with_a_legend():
-    image = np.full((2, 2, 3), 100, dtype=np.uint8)
-    figure = plot_overlay(image, np.array([[0, 2], [255, 0]]), [[200, 0, 50], [1, 2, 3], [0, 200, 250]], "abc")
-    assert shown(figure.axes[0])[0, 0, :3].tolist() == [150, 50, 75]
-    assert shown(figure.axes[0])[0, 1, :3].tolist() == [50, 150, 175]
-    assert shown(figure.axes[0])[1, 0].tolist() == [100, 100, 100, 255]  # nothing over it
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "c", "no data"]
-    masked = np.ma.masked_equal(np.array([[0, 7], [7, 7]]), 0)
-    colors = shown(plot_overlay(masked, np.array([[0, 255], [0, 0]]), [[9, 8, 7]]).axes[0])
-    assert colors[0, 0].tolist() == [9, 8, 7, 255]  # no image below
-    with pytest.raises(ValueError, match=r"shape \(2, 3\) and `image` \(2, 2, 3\)"):
-        plot_overlay(image, np.zeros((2, 3), dtype=int))
-    with pytest.raises(ValueError, match="`opacity` is 2"):
-        plot_overlay(image, np.zeros((2, 2), dtype=int), opacity=2)
 
 
 def test_board_takes_the_subsets_that_are_asked_for_and_keeps_the_mode(sample):

@@ -12,6 +12,7 @@ RESERVED_MODALITY_NAMES = frozenset(
     "resampling resolution resume robustness scene_by scenes score_classes scoring_label seed shard sieve source "
     "split stride tile tile_size tta zone_by zones".split()
 )
+DATES_SUFFIX = "_dates"  # of the column that says when the rasters of a modality's series were taken
 MAX_MODALITIES = 64
 MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred bands
 IGNORE_INDEX = 255  # of a pixel without a label; label maps are uint8
@@ -36,7 +37,7 @@ def check_modalities(modalities, modality_channels):
             raise ValueError(
                 f"Modality name {name!r} is malformed; use lower-case letters, digits and underscores, letter first."
             )
-        if name in RESERVED_MODALITY_NAMES:
+        if name in RESERVED_MODALITY_NAMES or name.endswith(DATES_SUFFIX):
             raise ValueError(f"Modality name {name!r} is reserved for a column or a flag; choose another name.")
     repeated = sorted({name for name in modalities if list(modalities).count(name) > 1})
     if repeated:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging
 
-from ..model.limits_sgma import check_modalities
+from ..model.limits_sgma import DATES_SUFFIX, check_modalities
 from .codec import SUPPORTED_DTYPES, uses_image_column
 from .rows import SPLIT_ALIASES
 from .whole_files import read_dataclass, write_json
@@ -33,6 +33,7 @@ class DatasetMetadata:
         modality_channels: Bands of each.
         modality_dtypes: Stored dtype of each, one of `SUPPORTED_DTYPES`.
         nodata: Values that stand for "no data here", per modality (NaN always does and is not listed).
+        series: Whether each modality is a list of rasters, with their dates in a column `<name>_dates`; None: none is.
         units: Unit of the values per modality (`"m"`, `"dB"`, `"reflectance x 10000"`), None where unknown.
         class_names: Names of the label ids 0, 1, ...; 255 is "ignore" and has no name.
         palette: [red, green, blue] in 0..255 per class.
@@ -52,6 +53,7 @@ class DatasetMetadata:
     modality_channels: list[int]
     modality_dtypes: list[str]
     nodata: list[list[float]] = field(default_factory=list)
+    series: list[bool] | None = None
     units: list[str | None] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     palette: list[list[int]] = field(default_factory=list)
@@ -71,11 +73,13 @@ class DatasetMetadata:
         check_modalities(list(self.modalities), list(self.modality_channels))
         self.nodata = self.nodata or [[] for _ in self.modalities]
         self.units = self.units or [None] * len(self.modalities)
-        for name in ("modality_channels", "modality_dtypes", "nodata", "units"):
+        lists = ["modality_channels", "modality_dtypes", "nodata", "units", *(["series"] if self.series else [])]
+        for name in lists:
             if len(getattr(self, name)) != len(self.modalities):
                 raise ValueError(
                     f"`{name}` is {getattr(self, name)}: expected one entry for each of {self.modalities}."
                 )
+        self.series = list(self.series) if self.series and any(self.series) else None
         for name, dtype in zip(self.modalities, self.modality_dtypes, strict=True):
             if dtype not in SUPPORTED_DTYPES:
                 raise ValueError(
@@ -84,13 +88,23 @@ class DatasetMetadata:
         if self.palette and len(self.palette) != len(self.class_names):
             raise ValueError(f"`palette` has {len(self.palette)} colours for {len(self.class_names)} classes.")
 
+    def is_series(self, name: str) -> bool:
+        """Whether a modality has many dates in a row."""
+        return self.series is not None and self.series[self.modalities.index(name)]
+
     def features(self) -> "Features":
-        """Columns: `id`, the modalities in order, `label`, and `scoring_label` and `preview` if there are any."""
-        from datasets import Features, Image, Value
+        """Columns: `id`, the modalities in order, `label`, and `scoring_label` and `preview` if there are any.
+
+        That of a series is a list of what the cell of one raster holds, and its dates come after it.
+        """
+        from datasets import Features, Image, List, Value
 
         columns: dict[str, Any] = {"id": Value("string")}
         for name, channels, dtype in zip(self.modalities, self.modality_channels, self.modality_dtypes, strict=True):
             columns[name] = Image() if uses_image_column(channels, dtype) else Value("binary")
+            if self.is_series(name):
+                columns[name] = List(columns[name])
+                columns[name + DATES_SUFFIX] = List(Value("timestamp[ms]"))
         further = [name for name in ("scoring_label", "preview") if getattr(self, name)]
         return Features({**columns, "label": Image(), **{name: Image() for name in further}})
 
@@ -101,7 +115,7 @@ class DatasetMetadata:
     def save(self, directory: str | os.PathLike) -> Path:
         """Write `sgma_dataset.json` into `directory`, whole or not at all."""
         path = Path(directory) / METADATA_FILE
-        write_json(path, asdict(self))
+        write_json(path, {name: value for name, value in asdict(self).items() if name != "series" or value})
         return path
 
     @classmethod

@@ -1,7 +1,8 @@
 """The one row format of all datasets: an id, one nullable column per modality, a nullable label.
 
 A row is `{"id": str, <modality>: value | None, ..., "label": value | None}`; None means that the sensor did not see
-this place (or that nobody labelled it). `codec` says how a value holds a raster.
+this place (or that nobody labelled it). `codec` says how a value holds a raster. A series is a list of values, with
+the days that they were taken on in `<modality>_dates`.
 """
 
 import os
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Image, Value, get_dataset_split_names, load_dataset
+from datasets import Dataset, Features, Image, List, Value, get_dataset_split_names, load_dataset
 from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
+from ..model.dates_sgma import is_series, observations, read_dates
+from ..model.limits_sgma import DATES_SUFFIX
 from .codec import decode_raster
 from .command_line import check_folder_or_id, did_you_mean
 
@@ -58,11 +62,26 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
     rows = load_dataset(source, split=chosen)
     if len(rows) == 0:
         raise ValueError(f"Split {chosen!r} of dataset {source!r} has no rows.")
-    for name, feature in rows.features.items():
-        if isinstance(feature, Image):
-            rows = rows.cast_column(name, Image(mode=feature.mode, decode=False))
-            _refuse_foreign_files(rows, name, source)
+    pictures = [name for name, feature in rows.features.items() if isinstance(_cell(feature), Image)]
+    rows = _undecoded(rows, pictures)
+    for name in pictures:
+        _refuse_foreign_files(rows, name, source)
     return rows
+
+
+def _cell(feature: Any) -> Any:
+    """What a column, or each entry of a column of series, holds."""
+    return feature.feature if isinstance(feature, List) else feature
+
+
+def _undecoded(rows: Dataset, pictures: Sequence[str]) -> Dataset:
+    """Leave the files in columns of pictures as they are; `cast_column` would copy the whole data set for a list."""
+    info = rows.info.copy()
+    info.features = Features(rows.features)
+    for name in pictures:
+        cell = Image(mode=_cell(rows.features[name]).mode, decode=False)
+        info.features[name] = List(cell) if isinstance(rows.features[name], List) else cell
+    return Dataset(rows.data, info=info, split=rows.split)
 
 
 def _refuse_foreign_files(rows: Dataset, column: str, source: str) -> None:
@@ -73,6 +92,7 @@ def _refuse_foreign_files(rows: Dataset, column: str, source: str) -> None:
     allowed = [Path(folder).resolve() for folder in (source, HF_CACHE_HOME, HF_DATASETS_CACHE, HF_HUB_CACHE)]
     for batch in rows.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         cells = batch[column].combine_chunks()
+        cells = pc.list_flatten(cells) if isinstance(rows.features[column], List) else cells
         only_path = pc.and_(pc.is_null(pc.struct_field(cells, "bytes")), pc.is_valid(pc.struct_field(cells, "path")))
         for path in pc.struct_field(cells, "path").filter(only_path).to_pylist():
             if not any(Path(path).resolve().is_relative_to(folder) for folder in allowed):
@@ -109,7 +129,7 @@ def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
     if not missing:
         return rows
     known = ("id", "label", "scoring_label", "preview", *modalities)
-    others = [name for name, feature in rows.features.items() if name not in known and _holds_rasters(feature)]
+    others = [name for name, feature in rows.features.items() if name not in known and _holds_rasters(name, feature)]
     if others or len(missing) == len(modalities):
         raise ValueError(
             f"The data set has no columns {missing} of the modalities {list(modalities)}, and has {others}. Name the "
@@ -125,8 +145,10 @@ def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
     return rows
 
 
-def _holds_rasters(feature: Any) -> bool:
-    """Whether a column may hold rasters: images, bytes or nested values, but no plain text and no numbers."""
+def _holds_rasters(name: str, feature: Any) -> bool:
+    """Whether a column may hold rasters: images, bytes or nested values, but no dates, no text and no numbers."""
+    if name.endswith(DATES_SUFFIX):
+        return False
     return not isinstance(feature, Value) or feature.dtype in ("binary", "large_binary")
 
 
@@ -137,21 +159,31 @@ def row_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [row.get("id", str(index)) for index, row in enumerate(rows)]
 
 
-def present_modalities(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
-    """Which modalities, or other columns, each row has, bool (num_rows, num_modalities), without decoding any.
+def count_dates(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
+    """How many rasters of each modality, or other column, each row has, int (num_rows, num_modalities); none decoded.
 
-    Rows are those of `load_rows`, or a sequence of mappings of that form.
+    One that is no series is one. Rows are those of `load_rows`, or a sequence of mappings of that form.
     """
     if not isinstance(rows, Dataset):
-        return np.array([[row.get(name) is not None for name in modalities] for row in rows], dtype=bool)
+        counts = [[len(observations(row, name)) for name in modalities] for row in rows]
+        return np.array(counts, dtype=int).reshape(len(rows), len(modalities))
     batches = rows.select_columns(list(modalities)).with_format("arrow").iter(batch_size=256)
-    parts = [[batch[name].is_valid().to_numpy() for name in modalities] for batch in batches]
-    return np.concatenate([np.stack(part, axis=1) for part in parts])
+    return np.concatenate([np.stack([_counts(batch[name]) for name in modalities], axis=1) for batch in batches])
 
 
-def decode_row(
-    row: Mapping[str, Any], modalities: Sequence[str]
-) -> tuple[dict[str, np.ndarray | None], np.ndarray | None]:
+def _counts(column: Any) -> np.ndarray:
+    """Entries in each cell of a column of lists; whether there is one in those of another."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(int)
+    return column.is_valid().to_numpy().astype(int)
+
+
+def present_modalities(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
+    """Which modalities, or other columns, each row has, bool; as `count_dates` finds, which decodes none."""
+    return count_dates(rows, modalities) > 0
+
+
+def decode_row(row: Mapping[str, Any], modalities: Sequence[str]) -> tuple[dict[str, Any], np.ndarray | None]:
     """Decode the modalities and the label of one row.
 
     Args:
@@ -160,7 +192,8 @@ def decode_row(
 
     Returns:
         The rasters by name, (height, width) or (height, width, channels), None where missing; and the label
-        (height, width), None where there is none.
+        (height, width), None where there is none. A series is a list of rasters, or None if it has none, and its days
+        since 2000-01-01, NaN where unknown, are under `<name>_dates`.
 
     Raises:
         ValueError: If the row lacks a column, or a cell cannot be decoded; it names the row and the column.
@@ -172,7 +205,9 @@ def decode_row(
             f"Row {row_id!r} has no column for {absent}; its columns are {list(row)}. A modality missing in a row "
             "is None, not left out: rename the columns, change the modalities, or see `with_modality_columns`."
         )
-    images = {name: _decode_cell(row[name], row_id, name, is_label=False) for name in modalities}
+    images: dict[str, Any] = {}
+    for name in modalities:
+        images |= _decode_modality(row, name, row_id)
     label = _decode_cell(row.get("label"), row_id, "label", is_label=True)
     if label is not None and label.ndim == 3 and label.shape[2] == 1:
         label = label[..., 0]
@@ -182,6 +217,18 @@ def decode_row(
             "Convert colour-coded labels with `sgma-hf convert-rasters --classes`."
         )
     return images, label
+
+
+def _decode_modality(row: Mapping[str, Any], name: str, row_id: Any) -> dict[str, Any]:
+    """The entries of a row that are of one modality, decoded."""
+    try:
+        dates = read_dates(row, name)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"Row {row_id!r}: {error}") from error
+    rasters = [_decode_cell(value, row_id, name, is_label=False) for value in observations(row, name)]
+    if is_series(row[name]) or row.get(name + DATES_SUFFIX) is not None:
+        return {name: rasters, name + DATES_SUFFIX: dates} if rasters else {name: None}
+    return {name: rasters[0] if rasters else None}
 
 
 def _decode_cell(value: Any, row_id: Any, column: str, *, is_label: bool) -> np.ndarray | None:

@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -54,11 +55,8 @@ def build_card(
     version of this one, would be answered with the old rows. `license` is the Hub's identifier, or `other`. Further
     `sections` stand before the example.
     """
-    from datasets import Image
-
     num_rows = sum(item.num_rows for item in statistics.values())
     size = next((name for limit, name in _SIZES if num_rows < limit), "n>1M")
-    kinds = {name: "image" if isinstance(kind, Image) else kind.dtype for name, kind in metadata.features().items()}
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in statistics]
     head = {
         "pretty_name": title,
@@ -68,7 +66,7 @@ def build_card(
         "size_categories": [size],
         "dataset_info": {
             "config_name": "default",
-            "features": [{"name": name, "dtype": kind} for name, kind in kinds.items()],
+            "features": [{"name": name, **_kind(feature)} for name, feature in metadata.features().items()],
         },
         "configs": [{"config_name": "default", "description": f"content {fingerprint}", "data_files": files}],
     }
@@ -90,6 +88,15 @@ def build_card(
         f"Made by\n\n```\n{command}\n```" if command else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _kind(feature: Any) -> dict[str, str]:
+    """A column's type as the card's head names it."""
+    from datasets import Image, List
+
+    if isinstance(feature, List):
+        return {"list": _kind(feature.feature)["dtype"]}
+    return {"dtype": "image" if isinstance(feature, Image) else feature.dtype}
 
 
 def _modality_table(metadata: DatasetMetadata, statistics: Mapping[str, SplitStatistics]) -> str:

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 from ...data.codec import encode_raster
 from ...data.metadata import METADATA_FILE, DatasetMetadata
 from ...data.whole_files import check_writable, write_text
-from ...model.limits_sgma import IGNORE_INDEX
+from ...model.dates_sgma import from_days, is_series, observations, read_dates
+from ...model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from .card import build_card
 from .preview import encode_preview
 from .statistics import SplitStatistics
@@ -110,16 +112,15 @@ class ParquetDatasetWriter:
         (self._temporary / "data").mkdir(parents=True)
         return self
 
-    def write(
-        self, split: str, row_id: str, images: Mapping[str, np.ndarray | None], label: np.ndarray | None
-    ) -> None:
+    def write(self, split: str, row_id: str, images: Mapping[str, Any], label: np.ndarray | None) -> None:
         """Add one row.
 
         Args:
             split: `train`, `validation`, `test`, or another word.
             row_id: Unique in its split.
             images: One entry per modality, (height, width) or (height, width, channels) in the declared dtype; None
-                where missing.
+                where missing. A series is a list of them, with a list of dates, as `to_days` takes them, or nothing
+                under `<name>_dates`.
             label: uint8 (height, width) of class ids, 255 ignored; None where nobody labelled.
 
         Raises:
@@ -170,34 +171,55 @@ class ParquetDatasetWriter:
 def encode_row(
     metadata: DatasetMetadata,
     row_id: str,
-    images: Mapping[str, np.ndarray | None],
+    images: Mapping[str, Any],
     label: np.ndarray | None,
     scoring_label: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Turn arrays into a row of the dataset; a ValueError names the row and the column that are not as declared."""
-    if set(images) != set(metadata.modalities):
+    days = {name + DATES_SUFFIX for name in metadata.modalities if metadata.is_series(name)}
+    if set(images) - days != set(metadata.modalities):
         raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
-    for array in (label, scoring_label):
+    for name, array in (("label", label), ("scoring_label", scoring_label)):
         if array is not None:
             _check_label(array, row_id, len(metadata.class_names))
-    for name, array in {**images, "label": label, "scoring_label": scoring_label}.items():
-        if array is not None and (array.shape[0] * array.shape[1] > _MOST_PIXELS or array.nbytes > _MOST_BYTES):
-            raise ValueError(
-                f"Row {row_id!r}, column {name!r}: {array.shape[1]} x {array.shape[0]} pixels of {array.nbytes} bytes "
-                f"are too many: `datasets` opens {_MOST_PIXELS} pixels and {_MOST_BYTES} bytes in one cell. Cut the "
-                "scenes by --tile_size."
-            )
+            _check_size(array, row_id, name)
     row: dict[str, Any] = {"id": row_id}
     declared = zip(metadata.modalities, metadata.modality_channels, metadata.modality_dtypes, strict=True)
     for name, channels, dtype in declared:
+        for array in observations(images, name):
+            _check_size(array, row_id, name)
         try:
-            row[name] = encode_raster(images[name], channels=channels, dtype=dtype)
-        except ValueError as error:
-            raise ValueError(f"Row {row_id!r}, column {name!r}: {error}") from error
+            row |= _encode_modality(images, name, channels, dtype, series=metadata.is_series(name))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"Row {row_id!r}, column {name!r}: {error}") from error
     row["label"] = encode_raster(label)
     if metadata.scoring_label:
         row["scoring_label"] = encode_raster(scoring_label)
     return row | {"preview": encode_preview(metadata, images)} if metadata.preview else row
+
+
+def _encode_modality(
+    images: Mapping[str, Any], name: str, channels: int, dtype: str, *, series: bool
+) -> dict[str, Any]:
+    """The cells of one modality; both of a series are null if it has no date, and its dates if all are unknown."""
+    if is_series(images[name]) and not series:
+        raise ValueError("a list of rasters in a column that is no series; set `series` of the metadata.")
+    days = read_dates(images, name)
+    cells = [encode_raster(array, channels=channels, dtype=dtype) for array in observations(images, name)]
+    if not series:
+        return {name: cells[0] if cells else None}
+    known = not np.isnan(days).all()
+    return {name: cells or None, name + DATES_SUFFIX: [from_days(day) for day in days] if cells and known else None}
+
+
+def _check_size(array: np.ndarray | None, row_id: str, column: str) -> None:
+    """Refuse what readers do not open."""
+    if array is not None and (array.shape[0] * array.shape[1] > _MOST_PIXELS or array.nbytes > _MOST_BYTES):
+        raise ValueError(
+            f"Row {row_id!r}, column {column!r}: {array.shape[1]} x {array.shape[0]} pixels of {array.nbytes} bytes "
+            f"are too many: `datasets` opens {_MOST_PIXELS} pixels and {_MOST_BYTES} bytes in one cell. Cut the "
+            "scenes by --tile_size."
+        )
 
 
 def _check_label(label: np.ndarray, row_id: str, num_classes: int) -> None:
@@ -214,10 +236,12 @@ def _check_label(label: np.ndarray, row_id: str, num_classes: int) -> None:
 
 
 def _contents(row: Mapping[str, Any]) -> Iterator[bytes]:
-    """The bytes of each cell of an encoded row."""
+    """The bytes of each cell of an encoded row, and of each entry of a series."""
     for value in row.values():
-        content = value["bytes"] if isinstance(value, dict) else value
-        yield content.encode() if isinstance(content, str) else content or b""
+        for cell in value if isinstance(value, list) else [value]:
+            content = cell["bytes"] if isinstance(cell, dict) else cell
+            content = content.isoformat() if isinstance(content, datetime) else content
+            yield content.encode() if isinstance(content, str) else content or b""
 
 
 def digest_row(digest: Any, row: Mapping[str, Any]) -> None:

@@ -8,22 +8,27 @@ import numpy as np
 from PIL import Image
 
 from ...data.metadata import DatasetMetadata
+from ...model.dates_sgma import observations
 from ...model.image_transforms_sgma import valid_pixels
 
 
 PREVIEW_PIXELS = 128  # longer side of a modality at most: aerial scenes grow by 2.6 %
 
 
-def encode_preview(metadata: DatasetMetadata, images: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
-    """The modalities side by side, as JPEG: from the 2nd to the 98th percentile of each; black where none is there."""
+def encode_preview(metadata: DatasetMetadata, images: Mapping[str, Any]) -> dict[str, Any]:
+    """The modalities side by side, as JPEG: from the 2nd to the 98th percentile of each; black where none is there.
+
+    Of a series, the date with the most valid pixels is shown.
+    """
     from ...visualization.boards import bands_to_show, stretch  # takes torch along
 
-    size = next(_thinned(array).shape[:2] for array in images.values() if array is not None)
+    rasters = {name: [_thinned(array) for array in observations(images, name)] for name in metadata.modalities}
+    size = next(array.shape[:2] for arrays in rasters.values() for array in arrays)
     panels = []
     for name, nodata in zip(metadata.modalities, metadata.nodata, strict=True):
         panel = np.zeros((*size, 3), np.uint8)
-        if images[name] is not None:
-            values = _thinned(images[name])
+        if rasters[name]:
+            values = max(rasters[name], key=lambda array: valid_pixels(array, nodata).sum())
             shown = valid_pixels(values, nodata)
             panel = stretch(values[..., bands_to_show(values.shape[2])], shown)[0] * shown[..., None]
         panels.append(panel)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...data.metadata import DatasetMetadata
+from ...model.dates_sgma import observations
 from ...model.image_transforms_sgma import Moments, valid_pixels
 from ...model.limits_sgma import IGNORE_INDEX
 
@@ -21,11 +22,13 @@ class _ModalityStatistics:
         self.pixels = 0
         self.missing_rows = 0
 
-    def update(self, array: np.ndarray | None) -> None:
-        """Add one row's raster, (height, width) or (height, width, channels), or None."""
-        if array is None:
-            self.missing_rows += 1
-            return
+    def update(self, rasters: Sequence[np.ndarray]) -> None:
+        """Add one row's rasters, (height, width) or (height, width, channels): one, those of a series, or none."""
+        self.missing_rows += not len(rasters)
+        for array in rasters:
+            self._add(array)
+
+    def _add(self, array: np.ndarray) -> None:
         valid = valid_pixels(array, self.nodata)
         self.pixels += valid.size
         if valid.any():
@@ -100,11 +103,11 @@ class SplitStatistics:
         self.num_rows += state["num_rows"]
         self.unlabelled_rows += state["unlabelled_rows"]
 
-    def update(self, images: Mapping[str, np.ndarray | None], label: np.ndarray | None) -> None:
+    def update(self, images: Mapping[str, Any], label: np.ndarray | None) -> None:
         """Add one row."""
         self.num_rows += 1
         for name, statistics in self.modalities.items():
-            statistics.update(images[name])
+            statistics.update(observations(images, name))
         if label is None:
             self.unlabelled_rows += 1
             return

@@ -17,8 +17,8 @@ from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.maps.areas import count_classes
+from ..rasters.maps.specks import remove_specks
 from ..rasters.scene import RasterScene
-from ..rasters.specks import remove_specks
 from .agreement import modality_agreement
 from .map_files import OutputPlan, publish
 from .scene_levels import SceneLevels

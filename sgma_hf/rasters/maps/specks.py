@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 
-from .raster import require_rasterio
+from ..raster import require_rasterio
 
 
 def remove_specks(labels: np.ndarray, size: int, ignored: int) -> np.ndarray:

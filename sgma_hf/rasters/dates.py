@@ -1,0 +1,190 @@
+"""When a raster was taken: by its name, its own tags, a STAC item beside it, or a table. Never by a guess."""
+
+import contextlib
+import csv
+import functools
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from .files import uses_pillow
+from .opening import as_source, is_npy, open_dataset
+
+
+# What stands around the date of acquisition in names. A number of days of the year, and a month alone,
+# count only where a known kind of name has them: a number that could be anything is no date.
+_DATE = re.compile(
+    r"""
+    (?: (?<!\d) | (?<=L[COTEM]0\d{7}) )                                   # after path and row of Landsat's bulk orders
+    (?P<year>(?:19|20)\d\d) (?P<gap>[-_.]?) (?P<month>\d\d) (?P=gap) (?P<day>\d\d)
+    (?: (?:T|[-_](?=\d{6}(?!\d)))?                                       # T105021, and 105021 behind - or _
+        (?P<hour>[01]\d|2[0-3])(?P<minute>[0-5]\d) (?:(?P<second>[0-5]\d)\d?)? Z? )?
+    (?: (?!\d) | (?=\d\dT\d) )
+    |                                                                     # MODIS, AppEEARS, HLS, Landsat until 2016
+    (?: (?<=[._]A) | (?<=doy) | (?<!\d)(?=\d{7}T\d{6}) | (?<=L[COTEM]\d{7})(?=\d{7}[A-Z]{3}\d\d) )
+    (?P<doy>(?:19|20)\d{5}(?:T\d{6})?) (?!\d)
+    |                                                                     # monthly mosaics: of Planet, SpaceNet 7
+    (?<!\d) (?P<mosaic>(?:19|20)\d\d[-_]\d\d) (?=(?:[-_]\d{4}[-_]\d\d)?_mosaic)
+    |                                                                     # ASTER
+    (?<=AST_L1[AT]_00\d) (?P<aster>\d{4}(?:19|20)\d\d) (?:\d{6})
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+# Sentinel-2 until 2016 says first when it was processed, and behind _V when it was taken, if at all.
+_PROCESSED_FIRST = re.compile(r"S2[AB]_OPER_.*?(?:_V(?=\d{8}T)|$)")
+_TAGS = (("IMAGERY", "ACQUISITIONDATETIME"), (None, "ACQUISITIONDATETIME"), (None, "TIFFTAG_DATETIME"))
+
+
+class Dated(NamedTuple):
+    """When a raster was taken, and what says so."""
+
+    time: datetime  # UTC, without a zone
+    source: str  # "name", "tag", "STAC item" or "table"
+
+
+def date_of(path: str | Path, table: "DateTable | None" = None) -> Dated:
+    """When a raster was taken.
+
+    A table that names it counts first. Else it is the first date of the calendar in the name of the file, which is
+    that of acquisition in the names of all agencies; a number that is no date counts for nothing. Else it is what the
+    file's own tags say, `ACQUISITIONDATETIME` or `TIFFTAG_DATETIME`, and else the `datetime` of a STAC item beside it.
+
+    Raises:
+        ValueError: If none of them says.
+    """
+    source = as_source(path)
+    given = None if table is None else table.find(source)
+    if given is not None:
+        return Dated(given, "table")
+    named = date_in_name(Path(str(source)).name)
+    if named is not None:
+        return Dated(named, "name")
+    tagged = None if is_npy(source) or uses_pillow(source) else _date_in_tags(source)
+    if tagged is not None:
+        return Dated(tagged, "tag")
+    if isinstance(source, Path):
+        items = _items_beside(source.parent, source.parent.stat().st_mtime_ns)
+        item = items.get(source.name) or items.get(source.stem)
+        if item is not None:
+            return Dated(item, "STAC item")
+    raise ValueError(
+        f"Nobody says when {path} was taken: neither its name (as in x_2019-03-02.tif) nor its tags nor a STAC item "
+        "beside it. Put the date into the name, or give a table with the columns file and date: `--dates dates.csv`."
+    )
+
+
+def date_in_name(name: str) -> datetime | None:
+    """The first date of the calendar in a file's name, UTC; of a monthly mosaic the first day. None if there is none.
+
+    Example:
+        >>> date_in_name("S2A_MSIL2A_20190302T105021_N0211_R051_T31UFR_20190302T135231.SAFE")
+        datetime.datetime(2019, 3, 2, 10, 50, 21)
+        >>> date_in_name("MOD09A1.A2019057.h18v04.061.2020288062301.hdf")
+        datetime.datetime(2019, 2, 26, 0, 0)
+    """
+    found = _find_in_name(name)
+    return found and found[0]
+
+
+def name_without_date(name: str) -> str | None:
+    """What is left of a name without the date of `date_in_name` and what joins it: `a_20190302_b` is `a_b`.
+
+    None if there is no date.
+    """
+    found = _find_in_name(name)
+    if found is None:
+        return None
+    before, behind = name[: found[1]].rstrip("-_. "), name[found[2] :].lstrip("-_. ")
+    return "_".join(filter(None, [before, behind]))
+
+
+def _find_in_name(name: str) -> tuple[datetime, int, int] | None:
+    """The date in a name, and where it begins and ends there."""
+    skipped = _PROCESSED_FIRST.match(name)
+    for match in _DATE.finditer(name, 0 if skipped is None else skipped.end()):
+        parts = match.groupdict()
+        try:
+            if parts["doy"]:
+                time = datetime.strptime(parts["doy"], "%Y%j" if len(parts["doy"]) == 7 else "%Y%jT%H%M%S")
+                if time.strftime("%Y%j") != parts["doy"][:7]:  # day 366 of another year
+                    continue
+            elif parts["mosaic"]:
+                time = datetime.strptime(parts["mosaic"].replace("-", "_"), "%Y_%m")
+            elif parts["aster"]:
+                time = datetime.strptime(parts["aster"], "%m%d%Y")
+            else:
+                fields = ("year", "month", "day", "hour", "minute", "second")
+                time = datetime(*(int(parts[field] or 0) for field in fields))
+        except ValueError:  # 20190230 is no date
+            continue
+        return time, match.start(), match.end()
+    return None
+
+
+class DateTable:
+    """When files were taken, by a `.csv` with the columns `file` and `date`.
+
+    A file is named by its path, by the end of it, by its name, or by its name without the suffix; the longest of these
+    that the table has counts.
+    """
+
+    def __init__(self, path: str | Path):
+        self._dates: dict[str, datetime] = {}
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            if not {"file", "date"} <= set(reader.fieldnames or ()):
+                raise ValueError(
+                    f"{path} has the columns {reader.fieldnames}; expected file and date, as in x.tif,2019-03-02."
+                )
+            for number, row in enumerate(reader, start=2):
+                name, time = Path(row["file"].strip()).as_posix(), _read(row["date"], f"{path}, line {number}")
+                if self._dates.setdefault(name, time) != time:
+                    raise ValueError(f"{path} has two dates for {name}: {self._dates[name]} and {time}. Keep one.")
+
+    def find(self, path: str | Path) -> datetime | None:
+        """The date of a file, None if the table does not name it."""
+        parts = Path(str(path)).parts
+        ends = [Path(*parts[start:]) for start in range(len(parts))]
+        names = [name for end in ends for name in (end.as_posix(), end.with_suffix("").as_posix())]
+        return next((self._dates[name] for name in names if name in self._dates), None)
+
+
+def _date_in_tags(source: str | Path) -> datetime | None:
+    with open_dataset(source) as dataset:
+        for domain, tag in _TAGS:
+            # TIFF writes 2019:03:02 10:50:21. Some programs write zeros, or what is no date.
+            text = re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", dataset.tags(ns=domain).get(tag, ""))
+            with contextlib.suppress(ValueError):
+                return _read(text, tag)
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _items_beside(folder: Path, changed: int) -> dict[str, datetime]:
+    """The dates of the STAC items of a folder, which was `changed` then, by names of the files that they are about."""
+    dates: dict[str, datetime] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            item = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if not isinstance(item, dict) or item.get("type") != "Feature" or "stac_version" not in item:
+            continue
+        properties = item.get("properties") or {}
+        text = properties.get("datetime") or properties.get("start_datetime")
+        if text:
+            time = _read(text, f"The datetime of {path}")
+            hrefs = [str(asset.get("href", "")) for asset in (item.get("assets") or {}).values()]
+            dates |= dict.fromkeys([path.stem, *(Path(href).name for href in hrefs)], time)
+    return dates
+
+
+def _read(text: str, where: str) -> datetime:
+    """A date of ISO 8601, UTC without a zone; ValueError that says where it stands."""
+    try:
+        time = datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise ValueError(f"{where} is {text!r}, which is no date; expected one such as 2019-03-02.") from error
+    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)

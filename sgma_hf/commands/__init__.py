@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("sgma_hf.commands.evaluate", "score a checkpoint on every combination of its modalities"),
     "predict": ("sgma_hf.commands.predict", "predict a label map from the rasters at hand"),
     "change": ("sgma_hf.commands.change", "say what changed between two maps of a place, and what may explain it"),
+    "recolour": ("sgma_hf.commands.recolour", "give classes other colours, in a checkpoint or in maps"),
     "report": ("sgma_hf.commands.report", "write a page of maps, areas and scores that opens anywhere"),
     "demo": ("sgma_hf.commands.demo", "train, evaluate and predict on procedural scenes"),
     "reproduce": (

@@ -45,7 +45,8 @@ output files, for --output DIR/map.tif or DIR/map.png:
   DIR/map.tif                          class ids, uint8; 255 where no modality covers, and below --min_confidence.
                                        Cloud Optimized GeoTIFF with colour table and class names, on the grid's CRS and
                                        transform
-  DIR/map.tif.aux.xml, DIR/map.qml     names and colours of the classes where GDAL and QGIS look for them
+  DIR/map.tif.aux.xml, DIR/map.qml, DIR/map.sld
+                                       names and colours of the classes where GDAL, QGIS and others look for them
   DIR/map_confidence.tif               --extras confidence: probability of the class, and entropy from 0 to 1
   DIR/map_probabilities.tif            --extras probabilities: a band per class
   DIR/map_robustness.tif               --extras robustness: a band per modality, from 0 to 1: how much it was relied
@@ -64,7 +65,7 @@ output files, for --output DIR/map.tif or DIR/map.png:
   DIR/map.pgw, DIR/map_color.pgw       PNG only: world files, where the rasters have a place; CRS in .aux.xml
   DIR/map_robustness_<modality>.png    PNG only: 0 to 255 for shares of 0 to 1
 Files of these names are replaced when all are written, and not touched if anything fails; other than the map itself,
-only if `predict` wrote them, else it refuses. A .qml that somebody else drew stays. Extras of an earlier run stay if
+only if `predict` wrote them, else it refuses. A style that somebody else drew stays. Extras of an earlier run stay if
 they belong to the same map (model, rasters, options); those of another one are removed, and named. A run that dies
 leaves its strips in DIR/.map.tif.partial, from which the same command goes on with --resume.
 
@@ -186,7 +187,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
 
     config = AutoConfig.from_pretrained(args.model)
     if args.classes is not None:
-        recolor(config, args.classes)
+        config.palette = recolor(config.class_names, config.palette, args.classes)
     processor = AutoImageProcessor.from_pretrained(args.model)
     extras = args.extras
     if extras is None:

@@ -51,7 +51,8 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     scenes = found[_shard(args.shard)]
     model = load_model(args.model, dtype=args.dtype, device=args.device)
     if args.classes is not None:
-        recolor(model.config, args.classes)
+        config = model.config
+        config.palette = recolor(config.class_names, config.palette, args.classes)
     names = ("tile_size", "stride", "tta", "batch_size", "resolution", "resampling", "min_confidence", "sieve")
     options = {name: getattr(args, name) for name in (*names, "allow_other_scale")}
     maker = MapMaker(model, AutoImageProcessor.from_pretrained(args.model), **options)

@@ -14,11 +14,11 @@ from PIL.PngImagePlugin import PngInfo
 from ..data.whole_files import check_replaceable, write_text
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
-from ..rasters.files import open_picture
+from ..rasters.files import open_picture, read_info
 from ..rasters.grids import Grid
 from ..rasters.opening import open_dataset
 from ..rasters.raster import require_rasterio
-from ..visualization.palette import class_palette, colorize, default_palette
+from ..visualization.palette import class_palette, colorize, default_palette, recolor
 from . import EXTRAS
 from .side_files import draw_legend, is_drawn_by_hand, side_files, side_texts
 from .strips import Layer, StripStore
@@ -138,14 +138,57 @@ def read_classes(path: str | Path) -> tuple[list[str], list[tuple[int, ...]]]:
     """Names of a map's classes, and red, green and blue in 0..255 of each; ValueError if it does not name them."""
     with open_dataset(path) as file:
         tags = file.tags(1)
-        names = [tags[f"CLASS_{index}"] for index in range(256) if f"CLASS_{index}" in tags]
         colors = file.colormap(1) if file.colorinterp[0].name == "palette" else {}
+        if file.driver == "PNG":
+            tags, colors = _read_picture(Path(path), file.read(1))
+    names = [tags[f"CLASS_{index}"] for index in range(256) if f"CLASS_{index}" in tags]
     if not names:
-        raise ValueError(
-            f"{path} does not name its classes (tags CLASS_0, CLASS_1, ...); a .tif of `sgma-hf predict` does."
-        )
+        raise ValueError(f"{path} does not name its classes (tags CLASS_0, CLASS_1, ...); a map of `predict` does.")
     defaults = enumerate(class_palette(names))
     return names, [tuple(colors.get(index, color)[:3]) for index, color in defaults]
+
+
+def _read_picture(path: Path, label_map: np.ndarray) -> tuple[dict[str, str], dict[int, tuple[int, ...]]]:
+    """Texts of a map that is a PNG, and the colours of the classes that are seen in the picture beside it."""
+    with open_picture(path) as image:
+        tags = dict(image.info)
+    painted = path.with_name(f"{path.stem}_color.png")
+    if not painted.is_file() or _run_of(painted, "color") != tags.get(RUN_TAG):
+        return tags, {}
+    with open_picture(painted) as image:
+        pixels = np.asarray(image).reshape(label_map.size, -1)
+    values, first = np.unique(label_map, return_index=True)
+    return tags, dict(zip(values.tolist(), map(tuple, pixels[first, :3].tolist()), strict=True))
+
+
+def recolor_map(path: Path, classes: str | os.PathLike) -> list[Path]:
+    """Give a map, and what lies beside it to show it, other colours; returns its files.
+
+    Args:
+        path: Of a map that `publish` wrote.
+        classes: Colours by class, see `ClassMap.load`.
+
+    Raises:
+        ValueError: If it is no such map, or `classes` has no colours or knows another class.
+    """
+    run = _run_of(path, _LABELS)
+    if run is None:
+        raise ValueError(f"{path} is no map that `sgma-hf predict` wrote.")
+    names, colors = read_classes(path)
+    labels = _indices(_LABELS, "class", recolor(names, colors, classes), "CLASS", names)
+    info = read_info(path, palette_as_indices=True)
+    with open_dataset(path) as file:
+        label_map = file.read(1)
+    beside = path.with_name(f"{path.name}.colours")  # a run that died may have left its strips under the map's name
+    store = StripStore(beside, info.size[1], [labels], {}, in_memory=True)
+    store.labels, store.run = label_map, run
+    plan = plan_outputs(path, [labels], [], [])
+    try:
+        store.prepare(resume=False)
+        publish(store, plan, Grid(info.size, info.georeference))
+    finally:
+        store.remove()
+    return list(plan.files.values())
 
 
 def extras_beside(path: str | Path) -> dict[str, Path]:

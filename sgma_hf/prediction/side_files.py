@@ -13,25 +13,26 @@ from .strips import Layer
 
 # Columns of a raster attribute table: name, and GDAL's numbers of type (0 whole, 2 text) and of use.
 _COLUMNS = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8), ("Alpha", 0, 9))
+_STYLES = (".qml", ".sld")
 _STYLE_MARK = "sgma-hf"  # in the styles that are written here
 _ROW, _FONT_SIZE = 24, 14  # of a legend, in pixels
 
 
 def side_files(path: Path) -> list[Path]:
-    """GDAL's file of what a raster's own has no place for, QGIS's of its style, and of a PNG the world file."""
-    world = [path.with_suffix(".pgw")] if path.suffix.lower() == ".png" else []
-    return [path.with_name(f"{path.name}.aux.xml"), path.with_suffix(".qml"), *world]
+    """GDAL's file of what a raster's own has no place for, the styles of QGIS and of OGC, of a PNG the world file."""
+    suffixes = (".qml", ".sld", *([".pgw"] if path.suffix.lower() == ".png" else []))
+    return [path.with_name(f"{path.name}.aux.xml"), *map(path.with_suffix, suffixes)]
 
 
 def side_texts(layer: Layer | None, path: Path, grid: Grid) -> dict[Path, str]:
     """The files to write beside a raster, and what is in them. `layer` is None if its values have no names."""
-    auxiliary, style, *world = side_files(path)
+    auxiliary, qgis_style, ogc_style, *world = side_files(path)
     place = grid.georeference if world else None  # a GeoTIFF says itself where it lies
     texts = {}
     if layer is not None or place is not None:
         texts[auxiliary] = _auxiliary(layer, place and grid)
     if layer is not None:
-        texts[style] = _style(layer)
+        texts[qgis_style], texts[ogc_style] = _qgis_style(layer), _ogc_style(layer, path.stem)
     if place is not None:
         a, b, c, d, e, f = tuple(place.affine)[:6]
         numbers = (a, d, b, e, c + (a + b) / 2, f + (d + e) / 2)  # the place of a pixel is its middle
@@ -41,7 +42,7 @@ def side_texts(layer: Layer | None, path: Path, grid: Grid) -> dict[Path, str]:
 
 def is_drawn_by_hand(path: Path) -> bool:
     """Whether this is a style that somebody drew: not to be replaced."""
-    return path.suffix == ".qml" and path.exists() and _STYLE_MARK not in path.read_text("utf-8", errors="replace")
+    return path.suffix in _STYLES and path.exists() and _STYLE_MARK not in path.read_text("utf-8", errors="replace")
 
 
 def draw_legend(names: Sequence[str], colors: Sequence[Sequence[int]]) -> Image.Image:
@@ -81,7 +82,7 @@ def _auxiliary(layer: Layer | None, grid: Grid | None) -> str:
     return _text(root)
 
 
-def _style(layer: Layer) -> str:
+def _qgis_style(layer: Layer) -> str:
     """The colours of the values and what they mean, as QGIS keeps a style."""
     root = ElementTree.Element("qgis", {"styleCategories": "Symbology", "version": "3.22"})
     root.append(ElementTree.Comment(f" by {_STYLE_MARK} "))
@@ -91,6 +92,19 @@ def _style(layer: Layer) -> str:
     for value, name, color in _entries(layer):
         _add(palette, "paletteEntry", value=value, color=f"#{bytes(color).hex()}", alpha=255, label=name)
     return _text(root, "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n")
+
+
+def _ogc_style(layer: Layer, name: str) -> str:
+    """The same as a Styled Layer Descriptor 1.0.0, which GeoServer and others take."""
+    root = ElementTree.Element("StyledLayerDescriptor", {"xmlns": "http://www.opengis.net/sld", "version": "1.0.0"})
+    root.append(ElementTree.Comment(f" by {_STYLE_MARK} "))
+    named = _add(root, "NamedLayer")
+    _add(named, "Name", name)
+    rule = _add(_add(_add(named, "UserStyle"), "FeatureTypeStyle"), "Rule")
+    colors = _add(_add(rule, "RasterSymbolizer"), "ColorMap", type="values")
+    for value, label, color in _entries(layer):
+        _add(colors, "ColorMapEntry", color=f"#{bytes(color).hex()}", quantity=value, label=label, opacity="1")
+    return _text(root, '<?xml version="1.0" encoding="UTF-8"?>\n')
 
 
 def _entries(layer: Layer) -> list[tuple[int, str, tuple[int, ...]]]:

@@ -1,6 +1,7 @@
 """Colours of classes, and of what has no class."""
 
 import colorsys
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -84,21 +85,23 @@ def class_palette(names: Sequence[str], given: Sequence[Sequence[int] | None] | 
     return [free.pop(0) if color is None else color for color in palette]
 
 
-def recolor(config: Any, classes: str) -> None:
-    """Give classes of a checkpoint's configuration the colours that they have in `classes`, see `ClassMap.load`.
+def recolor(
+    names: Sequence[str], palette: Sequence[Sequence[int]] | None, classes: str | os.PathLike
+) -> list[list[int]]:
+    """The palette of the classes called `names`, with the colours that some have in `classes`, see `ClassMap.load`.
 
-    Raises ValueError if there are none, or of a class that the checkpoint does not have.
+    Raises ValueError if there are none, or of a class that is not among the names.
     """
-    class_map, names = ClassMap.load(classes), config.class_names
+    class_map = ClassMap.load(classes)
     for name in class_map.names:
         if name not in names:
             near = did_you_mean(name, names) or "."
-            raise ValueError(f"`--classes` has {name!r}{near} The checkpoint's classes are {names}.")
+            raise ValueError(f"`--classes` has {name!r}{near} The classes here are {list(names)}.")
     chosen = {name: color for name, color in zip(class_map.names, class_map.palette, strict=True) if color}
     if not chosen:
         raise ValueError('`--classes` has no colours; expected some as in [{"name": "road", "color": "#808080"}].')
-    own = config.palette or class_palette(names)
-    config.palette = [list(chosen.get(name, color)) for name, color in zip(names, own, strict=True)]
+    own = palette or class_palette(names)
+    return [list(chosen.get(name, color)) for name, color in zip(names, own, strict=True)]
 
 
 def _known_color(name: str) -> tuple[int, int, int] | None:

@@ -18,7 +18,7 @@ HEIGHT, WIDTH = 40, 56
 CLASSES = ["water", "ground", "grass", "tree", "roof"]
 PALETTE = [[0, 0, 200], [120, 120, 120], [100, 220, 100], [0, 90, 0], [200, 40, 40]]
 UTM = "EPSG:32631"
-BESIDE = ["map.png.aux.xml", "map.qml"]
+BESIDE = ["map.png.aux.xml", "map.qml", "map.sld"]
 
 
 @pytest.fixture(scope="module")

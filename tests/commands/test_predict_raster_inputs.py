@@ -247,7 +247,7 @@ def test_full_disk_in_the_middle_keeps_what_is_done(tmp_path, monkeypatch):
     predict_height_classes({"dsm": dsm}, out, resume=True)
     with rasterio.open(out) as file:
         np.testing.assert_array_equal(file.read(1), height_classes(heights[0]))
-    assert sorted(path.name for path in out.parent.iterdir()) == ["map.qml", "map.tif", "map.tif.aux.xml"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["map.qml", "map.sld", "map.tif", "map.tif.aux.xml"]
 
 
 def _limit_file_size():

@@ -53,7 +53,7 @@ def test_map_of_a_pointwise_model_is_exact(tmp_path, size):
     np.testing.assert_array_equal(read_map(tmp_path / "map.tif"), height_classes(heights[0]))
     assert result.size == size
     assert result.class_pixels[:3].tolist() == np.bincount(height_classes(heights[0]).ravel(), minlength=3).tolist()
-    assert names_in(tmp_path) == ["dsm.tif", "map.qml", "map.tif", "map.tif.aux.xml"]
+    assert names_in(tmp_path) == ["dsm.tif", "map.qml", "map.sld", "map.tif", "map.tif.aux.xml"]
 
 
 def test_geotiff_says_where_what_and_in_which_colour(tmp_path):
@@ -374,7 +374,7 @@ def test_extras_stay_beside_the_map_they_belong_to_and_no_other(tmp_path):
     second = predict({"dsm": dsm}, out, extras=["probabilities"], batch_size=1)
     assert (first.removed, second.removed) == ([], [])
     maps = ["map.tif", "map_confidence.tif", "map_probabilities.tif"]
-    beside = ["map.qml", "map.tif.aux.xml"]
+    beside = ["map.qml", "map.sld", "map.tif.aux.xml"]
     assert names_in(tmp_path) == sorted(["dsm.tif", *maps, *beside])
     # Another map: its own extra is replaced, the other one would pass for one of its own.
     third = predict({"dsm": dsm}, out, extras=["probabilities"], tile_size=16)
@@ -410,7 +410,7 @@ def test_only_the_same_run_is_resumed(tmp_path):
     with pytest.raises(ValueError, match=r"differs from this one in \['model'\]"):
         predict({"dsm": dsm}, out, other, resume=True)
     predict({"dsm": dsm}, out, other)  # starts anew
-    assert names_in(tmp_path) == ["dsm.tif", "map.qml", "map.tif", "map.tif.aux.xml"]
+    assert names_in(tmp_path) == ["dsm.tif", "map.qml", "map.sld", "map.tif", "map.tif.aux.xml"]
     predict({"dsm": dsm}, out, other, resume=True)  # there is nothing to go on from
 
 
@@ -474,7 +474,7 @@ def test_two_processes_write_the_same_files(tmp_path):
     run = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("150 x 70 pixels from rgb") == 1  # one process speaks
-    names = ["map.qml", "map.tif", "map.tif.aux.xml", "map_confidence.tif"]
+    names = ["map.qml", "map.sld", "map.tif", "map.tif.aux.xml", "map_confidence.tif"]
     assert names_in(tmp_path / "one") == names_in(tmp_path / "two") == names
     assert_same_classes(*(read_map(tmp_path / name / "map.tif") for name in ("one", "two")))
     # Another number of threads may add up in another order.

@@ -1,5 +1,6 @@
 """What lies beside a map: names, colours, style and place, as GDAL and other programs read them."""
 
+import json
 from xml.etree import ElementTree
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 from raster_scenes import CLASSES, PALETTE, HeightClasses, height_processor, write_tiff
 
+from sgma_hf.prediction.map_files import read_classes, recolor_map
 from sgma_hf.prediction.maps import predict_raster
 
 
@@ -41,6 +43,16 @@ def style_of(path):
     return [(int(entry.get("value")), entry.get("color"), entry.get("label")) for entry in entries]
 
 
+def ogc_style_of(path):
+    space = {"sld": "http://www.opengis.net/sld"}
+    where = "sld:NamedLayer/sld:UserStyle/sld:FeatureTypeStyle/sld:Rule/sld:RasterSymbolizer/sld:ColorMap"
+    (colors,) = ElementTree.parse(path).getroot().findall(where, space)
+    assert colors.get("type") == "values"
+    entries = colors.findall("sld:ColorMapEntry", space)
+    assert {entry.get("opacity") for entry in entries} == {"1"}
+    return [(int(entry.get("quantity")), entry.get("color"), entry.get("label")) for entry in entries]
+
+
 @pytest.mark.parametrize("name", ["map.tif", "map.png"])
 def test_gdal_and_qgis_find_names_and_colours_of_the_classes_alone(tmp_path, name):
     path = predict(tmp_path, name)
@@ -48,7 +60,8 @@ def test_gdal_and_qgis_find_names_and_colours_of_the_classes_alone(tmp_path, nam
     assert names == CLASSES
     assert columns == ["Value", "Class", "Red", "Green", "Blue", "Alpha"]
     assert rows == [[str(i), CLASSES[i], *map(str, PALETTE[i]), "255"] for i in range(len(CLASSES))]
-    assert style_of(tmp_path / "map.qml") == list(zip(range(len(CLASSES)), COLORS, CLASSES, strict=True))
+    expected = list(zip(range(len(CLASSES)), COLORS, CLASSES, strict=True))
+    assert style_of(tmp_path / "map.qml") == ogc_style_of(tmp_path / "map.sld") == expected
 
 
 def test_bands_of_extras_have_statistics(tmp_path):
@@ -82,10 +95,39 @@ def test_legend_shows_the_classes_that_are_there(tmp_path):
 def test_a_style_drawn_by_hand_stays_and_what_is_out_of_date_goes(tmp_path):
     path = predict(tmp_path, "map.tif")
     (tmp_path / "map.qml").write_text("<qgis/>")
+    (tmp_path / "map.sld").write_text("<StyledLayerDescriptor/>")
     (tmp_path / "map.tif.aux.xml").write_text("<PAMDataset/>")  # statistics of another map, say
     predict(tmp_path, "map.tif")
     assert (tmp_path / "map.qml").read_text() == "<qgis/>"
+    assert (tmp_path / "map.sld").read_text() == "<StyledLayerDescriptor/>"
     assert as_gdal_reads(path)[0] == CLASSES
     (tmp_path / "map_confidence.tif.aux.xml").write_text("<PAMDataset/>")
     predict(tmp_path, "map.tif", extras=["confidence"])
     assert not (tmp_path / "map_confidence.tif.aux.xml").exists()
+
+
+@pytest.mark.parametrize("name", ["map.tif", "map.png"])
+def test_a_map_gets_other_colours_and_is_the_same_map_in_its_own(tmp_path, name):
+    options = {"extras": ["confidence"]} if name == "map.tif" else {}
+    path = predict(tmp_path, name, **options)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    recolor_map(path, '[{"name": "high", "color": "#010203"}]')
+    assert set(tmp_path.iterdir()) == set(before)
+    names, colors = read_classes(path)
+    assert (names, colors) == (CLASSES, [*map(tuple, PALETTE[:2]), (1, 2, 3)])
+    assert style_of(tmp_path / "map.qml")[2] == ogc_style_of(tmp_path / "map.sld")[2] == (2, "#010203", "high")
+    if name == "map.png":
+        painted = np.asarray(Image.open(tmp_path / "map_color.png"))[np.asarray(Image.open(path)) == 2]
+        assert (painted == [1, 2, 3, 255]).all()
+    recolor_map(path, json.dumps([{"name": "high", "color": PALETTE[2]}]))
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_what_is_no_map_or_has_no_such_class_keeps_its_colours(tmp_path):
+    path = predict(tmp_path, "map.tif")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"dsm\.tif is no map that `sgma-hf predict` wrote"):
+        recolor_map(tmp_path / "dsm.tif", '[{"name": "high", "color": "#010203"}]')
+    with pytest.raises(ValueError, match="`--classes` has 'hihg'; did you mean high"):
+        recolor_map(path, '[{"name": "hihg", "color": "#010203"}]')
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -82,15 +82,15 @@ def test_classes_of_known_names_have_the_colours_that_people_expect():
     assert len(set(map(tuple, many))) == 63
 
 
-def test_colours_of_a_checkpoint_are_changed_by_name():
+def test_colours_are_changed_by_name():
     names = ["road", "roof", "water", "tree", "car"]
-    config = tiny_model(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}).config
-    recolor(config, '[{"name": "roof", "color": "#010203"}]')
-    assert config.palette == [[1, 2, 3] if name == "roof" else class_palette([name])[0] for name in names]
+    palette = recolor(names, None, '[{"name": "roof", "color": "#010203"}]')
+    assert palette == [[1, 2, 3] if name == "roof" else class_palette([name])[0] for name in names]
+    assert recolor(names, palette, '[{"name": "car", "color": "#040506"}]') == [*palette[:4], [4, 5, 6]]
     with pytest.raises(ValueError, match="`--classes` has 'rood'; did you mean"):
-        recolor(config, '[{"name": "rood", "color": "#010203"}]')
+        recolor(names, None, '[{"name": "rood", "color": "#010203"}]')
     with pytest.raises(ValueError, match="`--classes` has no colours"):
-        recolor(config, '["road"]')
+        recolor(names, None, '["road"]')
 
 
 def test_first_colours_differ_in_lightness_or_hue_for_the_colour_blind():

@@ -13,11 +13,10 @@ from PIL import Image
 
 from ...data.windows import Window, blocks
 from ...model.limits_sgma import IGNORE_INDEX
-from ...rasters.files import open_picture, read_info
+from ...rasters.files import read_info
 from ...rasters.grids import Grid
 from ...rasters.maps.areas import count_classes
 from ...rasters.opening import open_dataset
-from ...visualization.palette import class_palette
 from ..map_files import LAYER_TAG, PNG_SUFFIXES, RUN_TAG, TIFF_SUFFIXES, read_classes
 from ..scenes.many import COMMAND_FILE, FOLDER, RUN_FILE, SceneLedger, SceneRecord
 from ..scenes.summary import scene_row
@@ -108,7 +107,7 @@ def _made(folder: Path) -> dict[str, str]:
 
 def _shown(folder: Path, path: Path, extras: Mapping[str, Path], row: Mapping[str, Any] | None) -> ShownMap:
     with open_dataset(path) as file:
-        names, colors = read_classes(path) if file.driver != "PNG" else _picture_classes(path, file, extras)
+        names, colors = read_classes(path)
         if row is None:
             row = _row(folder, path, file, extras, names)
         pictures = {"classes": _picture(_small(file, MAP_SIDE)[0], colors)}
@@ -141,22 +140,6 @@ def _titles(layer: str, file: Any) -> list[str]:
     kind, _, modality = layer.partition("_")  # of a PNG, which has one band
     words = {"robustness": "reliance on", "agreement": "agreement of"}[kind]
     return [f"{words} {name}" for name in ([modality] if modality else file.descriptions)]
-
-
-def _picture_classes(path: Path, file: Any, extras: Mapping[str, Path]) -> tuple[list[str], list[Color]]:
-    """The classes of a PNG: names by its texts, colours as they are in the picture beside it."""
-    with open_picture(path) as image:
-        names = [image.info[f"CLASS_{index}"] for index in range(IGNORE_INDEX) if f"CLASS_{index}" in image.info]
-    there, first = np.unique(file.read(1), return_index=True)
-    names += [f"class {index}" for index in range(len(names), max(there[there < IGNORE_INDEX], default=-1) + 1)]
-    colors: list[Color] = class_palette(names)
-    if "color" in extras:
-        with open_dataset(extras["color"]) as picture:
-            painted = picture.read((1, 2, 3)).reshape(3, -1).T
-        for index, at in zip(there.tolist(), first.tolist(), strict=True):
-            if index != IGNORE_INDEX:
-                colors[index] = painted[at].tolist()
-    return names, colors
 
 
 def _row(folder: Path, path: Path, file: Any, extras: Mapping[str, Path], classes: Sequence[str]) -> dict[str, Any]:

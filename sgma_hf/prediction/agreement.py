@@ -4,6 +4,7 @@ Robustness maps say what the fused prediction relies on. They are made by compar
 it takes part in, and do not notice a modality that shows something else than the others. Its own prediction does.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,11 @@ from ..model.modeling_sgma import SgmaForSemanticSegmentation
 
 @torch.no_grad()
 def modality_agreement(
-    model: SgmaForSemanticSegmentation, encoding: SgmaEncoding, modalities: Sequence[int] | None = None
+    model: SgmaForSemanticSegmentation,
+    encoding: SgmaEncoding,
+    modalities: Sequence[int] | None = None,
+    *,
+    among: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Compare the prediction from each modality alone with that from all the others.
 
@@ -24,12 +29,13 @@ def modality_agreement(
     less by nature: compare a modality with itself on scenes that are known to be good. It takes three modalities to
     tell which one is wrong: two have the same agreement with each other.
 
-    Everything is fused from the one encoding, twice for each modality.
+    Everything is fused from the one encoding, twice for each modality, and of two modalities once for each.
 
     Args:
         model: An SGMA model with a segmentation head, in eval mode, or a baseline with the same `fuse_and_decode`.
         encoding: What `model.encode` returned.
         modalities: Indices of those to compare with their others. None: all.
+        among: Indices of those that are there, as if the encoding had no others. None: all.
 
     Returns:
         float32 in [0, 1], (batch_size, num_modalities, ceil(height / 4), ceil(width / 4)); NaN in cells without a
@@ -39,14 +45,22 @@ def modality_agreement(
     rows, columns = grid_size(encoding.image_size, LOGITS_STRIDE)
     agreement = torch.full((encoding.present.shape[0], count, rows, columns), float("nan"), device=model.device)
     alone = torch.eye(count, dtype=torch.bool, device=encoding.present.device)
+    present = encoding.present & alone[range(count) if among is None else list(among)].any(0)
+
+    @functools.cache
+    def predict(indices: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = model.fuse_and_decode(encoding, alone[list(indices)].any(0))
+        return outputs.logits.float().log_softmax(1), outputs.coverage
+
     for modality in range(count) if modalities is None else modalities:
-        others = encoding.present & ~alone[modality]
-        if not bool((encoding.present[:, modality] & others.any(1)).any()):
+        others = present & ~alone[modality]
+        if not bool((present[:, modality] & others.any(1)).any()):
             continue
-        own, rest = (model.fuse_and_decode(encoding, subset) for subset in (alone[modality], ~alone[modality]))
-        overlap = (0.5 * (own.logits.float().log_softmax(1) + rest.logits.float().log_softmax(1))).exp().sum(1)
+        own, covered_by_own = predict((modality,))
+        rest, covered_by_rest = predict(tuple(others.any(0).nonzero().flatten().tolist()))
+        overlap = (0.5 * (own + rest)).exp().sum(1)
         if tuple(overlap.shape[-2:]) != (rows, columns):  # logits of every pixel: the mean of those of a cell
             overlap = torch.nn.functional.avg_pool2d(overlap, LOGITS_STRIDE, ceil_mode=True)
-        covered = touched_cells((own.coverage & rest.coverage).unsqueeze(1), LOGITS_STRIDE).squeeze(1)
+        covered = touched_cells((covered_by_own & covered_by_rest).unsqueeze(1), LOGITS_STRIDE).squeeze(1)
         agreement[:, modality] = torch.where(covered, overlap.clamp(max=1), float("nan"))
     return agreement

@@ -3,7 +3,7 @@
 import errno
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from ..data.windows import Window, window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
+from ..model.encoding_sgma import SgmaEncoding
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
 from ..rasters.maps.areas import count_classes
@@ -77,6 +78,66 @@ class Batch:
     share: float  # of the row's tiles
 
 
+class BlendedMaps:
+    """What of a tile is blended with its neighbours, and what a pixel is when it is.
+
+    These are, each for every pixel: the logits, whether it is covered, and for each modality in `given` (indices) its
+    share of reliance, if the model tells, and its agreement with the others and whether that is known, if it is asked
+    for.
+    """
+
+    def __init__(self, model: Any, processor: Any, given: Sequence[int], *, with_agreement: bool):
+        self._model, self._processor, self._given = model, processor, torch.tensor(given)
+        self._with_agreement = with_agreement
+        self._with_shares = find_fusion(model.config).has_robustness
+        self.count = model.config.num_labels + 1 + (self._with_shares + 2 * with_agreement) * len(given)
+
+    def of_inputs(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
+        """The maps of tiles, (tiles, `count`, height, width), from what the processor made of them."""
+        if self._with_agreement:
+            return self.of_encoding(self._model.encode(pixel_values, modality_mask), modality_mask)
+        return self._of(self._model(pixel_values=pixel_values, modality_mask=modality_mask), modality_mask)
+
+    def of_encoding(self, encoding: SgmaEncoding, modality_mask: torch.Tensor) -> torch.Tensor:
+        """The same from what `model.encode` made of that, of the modalities given alone."""
+        subset = torch.zeros(modality_mask.shape[1], dtype=torch.bool).index_fill(0, self._given, True)
+        outputs = self._model.fuse_and_decode(encoding, subset.to(self._model.device))
+        maps = self._of(outputs, modality_mask & subset.view(1, -1, *[1] * (modality_mask.ndim - 2)))
+        if not self._with_agreement:
+            return maps
+        given = self._given.tolist()
+        agreement = modality_agreement(self._model, encoding, given, among=given)[:, self._given.to(maps.device)]
+        agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, maps.shape[-2:])
+        # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
+        return torch.cat([maps, agreement.nan_to_num(0), (~agreement.isnan()).float()], dim=1)
+
+    def _of(self, outputs: Any, modality_mask: torch.Tensor) -> torch.Tensor:
+        parts = [pixel_logits(outputs.logits, outputs.coverage.shape[-2:]), outputs.coverage.unsqueeze(1).float()]
+        if self._with_shares:
+            shares = torch.stack(self._processor.post_process_robustness(outputs, modality_mask=modality_mask))
+            parts.append(shares[:, self._given.to(shares.device)])
+        return torch.cat(parts, dim=1)
+
+    def values(self, maps: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Blended maps (`count`, rows, width) -> what they say, each (bands, rows, width).
+
+        `labels` int64 and their `probability`; the `logits`; `covered` bool (rows, width); `robustness` and
+        `agreement`, with a band for each modality given, the latter NaN where it is not known.
+        """
+        num_labels, given = self._model.config.num_labels, len(self._given)
+        logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
+        best, labels = logits.max(0, keepdim=True)  # `argmax` takes eight times as long along the first axis
+        values = {"logits": logits, "covered": covered, "labels": labels}
+        values["probability"] = 1 / (logits - best).exp_().sum(0, keepdim=True)
+        if self._with_shares:
+            shares, others = others[:given], others[given:]
+            values["robustness"] = shares / shares.sum(0, keepdim=True).clamp_min(1e-12)
+        if self._with_agreement:
+            agreement, known = others[:given], others[given:]
+            values["agreement"] = torch.where((known > 0) & covered, agreement / known, float("nan"))
+        return values
+
+
 class MapRun:
     """One process's part of a map: `batches` in one thread, `add` for each of them in another, `publish` at the end.
 
@@ -111,11 +172,9 @@ class MapRun:
         while self._first < self._end and store.has(self._first):  # of an earlier run
             self._first += 1
         given = [index for index, name in enumerate(processor.modalities) if name in scene.modalities]
-        self._given, self._names = torch.tensor(given), [processor.modalities[index] for index in given]
+        self._names = [processor.modalities[index] for index in given]
         self._extras = {layer.name for layer in store.layers[1:]}
-        # What is blended: logits, coverage, shares of reliance, and agreement and where it is known.
-        self._with_shares = find_fusion(model.config).has_robustness
-        self._with_agreement = "agreement" in self._extras
+        self._maps = BlendedMaps(model, processor, given, with_agreement="agreement" in self._extras)
         self._blender: TileBlender | None = None
         self._writer, self._waiting = writer, deque[Future]()
 
@@ -157,10 +216,8 @@ class MapRun:
     def add(self, batch: Batch) -> float:
         """Predict a batch of tiles and blend it in, or finish its row; returns the megapixels that are done by it."""
         if self._blender is None:
-            per_modality = self._with_shares + 2 * self._with_agreement
-            num_maps = self._model.config.num_labels + 1 + per_modality * len(self._given)
             width, top = self.tiles.grid_size[1], self.tiles.tops[self._first]
-            self._blender = TileBlender(num_maps, self.tiles.size, width, top=top)
+            self._blender = TileBlender(self._maps.count, self.tiles.size, width, top=top)
         if batch.inputs is not None:
             for left, tile in zip(batch.lefts, self._predict(batch.inputs), strict=True):
                 self._blender.add(tile, self.tiles.tops[batch.row], left)
@@ -180,28 +237,10 @@ class MapRun:
         modality_mask = inputs["modality_mask"]  # on the CPU, where the model reads it without waiting
 
         def predict(turn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-            return self._maps(turn(pixel_values), turn(modality_mask) if modality_mask.ndim == 4 else modality_mask)
+            mask = turn(modality_mask) if modality_mask.ndim == 4 else modality_mask
+            return self._maps.of_inputs(turn(pixel_values), mask)
 
         return average_over_turns(predict, self._tta).cpu()
-
-    def _maps(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-        model, size = self._model, pixel_values.shape[-2:]
-        if self._with_agreement:
-            encoding = model.encode(pixel_values, modality_mask)
-            outputs = model.fuse_and_decode(encoding)
-        else:
-            outputs = model(pixel_values=pixel_values, modality_mask=modality_mask)
-        parts = [pixel_logits(outputs.logits, size), outputs.coverage.unsqueeze(1).float()]
-        if self._with_shares:
-            shares = torch.stack(self._processor.post_process_robustness(outputs, modality_mask=modality_mask))
-            parts.append(shares[:, self._given.to(shares.device)])
-        if self._with_agreement:
-            given = self._given.to(model.device)
-            agreement = modality_agreement(model, encoding, self._given.tolist())[:, given]
-            agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, size)
-            # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
-            parts += [agreement.nan_to_num(0), (~agreement.isnan()).float()]
-        return torch.cat(parts, dim=1)
 
     def _finish_strip(self, strip: int) -> None:
         bottom = self.tiles.bottom(strip)
@@ -223,32 +262,26 @@ class MapRun:
             self._waiting.popleft().result()
 
     def _values(self, maps: torch.Tensor) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Blended maps, in the order of `_predict`, -> values of every layer, (bands, rows, width), and their sums."""
-        num_labels, given = self._model.config.num_labels, len(self._given)
-        logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
-        best, labels = logits.max(0, keepdim=True)  # `argmax` takes eight times as long along the first axis
-        probability = 1 / (logits - best).exp_().sum(0, keepdim=True)
+        """Blended maps -> values of every layer, (bands, rows, width), and their sums."""
+        values = self._maps.values(maps)
+        covered, probability = values["covered"], values["probability"]
         is_known = covered & (probability >= self._min_confidence)
-        values = {"labels": labels.to(torch.uint8).masked_fill(~is_known, IGNORE_INDEX)}
+        values["labels"] = values["labels"].to(torch.uint8).masked_fill(~is_known, IGNORE_INDEX)
         sums = {
             "covered": covered.sum(),
             "confidence": (probability * covered).sum(dtype=torch.float64),
         }
         if self._extras & {"confidence", "probabilities"}:
-            scores = logits.log_softmax(0)
+            scores = values["logits"].log_softmax(0)
             values["probabilities"] = scores.exp()
-            entropy = -(values["probabilities"] * scores).sum(0, keepdim=True) / np.log(num_labels)
+            entropy = -(values["probabilities"] * scores).sum(0, keepdim=True) / np.log(len(scores))
             values["confidence"] = torch.cat([probability, entropy.clamp(0, 1)])
-        if self._with_shares:
-            shares, others = others[:given], others[given:]
-            values["robustness"] = shares / shares.sum(0, keepdim=True).clamp_min(1e-12)
-            if "decision" in self._extras:
-                decision = shares.max(0, keepdim=True).indices
-                values["decision"] = decision.to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)
+        if "robustness" in values:
             sums["reliance"] = (values["robustness"] * covered).sum((1, 2), dtype=torch.float64)
-        if self._with_agreement:
-            agreement, known = others[:given], others[given:]
-            values["agreement"] = torch.where((known > 0) & covered, agreement / known, float("nan"))
+        if "decision" in self._extras:
+            decision = values["robustness"].max(0, keepdim=True).indices
+            values["decision"] = decision.to(torch.uint8).masked_fill(~covered, IGNORE_INDEX)
+        if "agreement" in values:
             sums["agreement"] = values["agreement"].nansum((1, 2), dtype=torch.float64)
             sums["agreeing"] = (~values["agreement"].isnan()).sum((1, 2))
         for layer in self.store.layers:

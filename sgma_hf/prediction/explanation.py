@@ -1,11 +1,12 @@
 """Why a pixel got its class: what it was relied on for, what it resembles, and what each modality changes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
 from ..model.cells_sgma import STAGE_STRIDES, pixel_logits
+from ..model.encoding_sgma import SgmaEncoding
 
 
 @torch.no_grad()
@@ -40,23 +41,40 @@ def explain_pixel(
         ValueError: If the pixel lies outside the image, or no modality covers it.
     """
     inputs = processor(images=[dict(images)], do_resize=False, return_tensors="pt")
-    pixel_values = inputs["pixel_values"].to(model.device, model.dtype)
-    mask = inputs["modality_mask"].to(model.device)
-    height, width = pixel_values.shape[-2:]
+    encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"])
+    return explain_encoding(model, encoding, x, y, num_prototypes=num_prototypes)
+
+
+@torch.no_grad()
+def explain_encoding(
+    model: Any,
+    encoding: SgmaEncoding,
+    x: int,
+    y: int,
+    *,
+    among: Collection[str] | None = None,
+    num_prototypes: int = 3,
+) -> dict[str, Any]:
+    """What `explain_pixel` says, of what `model.encode` made of one sample.
+
+    `among` are the modalities that are there, as if the encoding had no others; None: all.
+    """
+    height, width = encoding.image_size
     if not (0 <= x < width and 0 <= y < height):
         raise ValueError(f"Pixel (x={x}, y={y}) lies outside the image of {width} x {height} pixels.")
-    modalities = list(processor.modalities)
-    covering = mask[0, :, y, x] if mask.ndim == 4 else mask[0]
-    covering = [name for name, covers in zip(modalities, covering.tolist(), strict=True) if covers]
+    modalities = list(model.config.modalities)
+    there = encoding.present[0] if encoding.pixel_coverage is None else encoding.pixel_coverage[0, :, y, x]
+    covering = [name for name, covers in zip(modalities, there.tolist(), strict=True) if covers]
+    covering = [name for name in covering if among is None or name in among]
     if not covering:
         raise ValueError(f"No modality covers pixel (x={x}, y={y}); there is nothing to explain.")
-    encoding = model.encode(pixel_values, mask)
-    outputs = model.fuse_and_decode(encoding, output_prototypes=True)
-    without: dict[str, Any] = {}
-    for left_out in covering:
-        rest = [name for name in covering if name != left_out]
-        subset = torch.tensor([name != left_out for name in modalities], device=model.device)
-        without[left_out] = _scores(model, model.fuse_and_decode(encoding, subset), x, y) if rest else None
+
+    def fuse(left_out: str | None, **kwargs: Any) -> Any:
+        subset = [name != left_out and (among is None or name in among) for name in modalities]
+        return model.fuse_and_decode(encoding, torch.tensor(subset, device=model.device), **kwargs)
+
+    outputs = fuse(None, output_prototypes=True)
+    without = {name: _scores(model, fuse(name), x, y) if len(covering) > 1 else None for name in covering}
 
     def shares(values: torch.Tensor) -> dict[str, float]:
         return dict(zip(modalities, values.tolist(), strict=True))
@@ -65,7 +83,9 @@ def explain_pixel(
         {
             "stride": stride,
             "robustness": outputs.robustness and shares(outputs.robustness[stage][0, :, y // stride, x // stride]),
-            "nearest_prototypes": _nearest(model, encoding, outputs, stage, x // stride, y // stride, num_prototypes),
+            "nearest_prototypes": _nearest(
+                model, encoding, outputs, stage, x // stride, y // stride, num_prototypes, among
+            ),
         }
         for stage, stride in enumerate(STAGE_STRIDES)
     ]
@@ -82,7 +102,14 @@ def _scores(model: Any, outputs: Any, x: int, y: int) -> dict[str, Any]:
 
 
 def _nearest(
-    model: Any, encoding: Any, outputs: Any, stage: int, column: int, row: int, count: int
+    model: Any,
+    encoding: SgmaEncoding,
+    outputs: Any,
+    stage: int,
+    column: int,
+    row: int,
+    count: int,
+    among: Collection[str] | None,
 ) -> dict[str, list[dict[str, Any]]] | None:
     """Per modality that is there, the classes whose prototypes are nearest to its feature in a cell."""
     if outputs.prototypes is None:
@@ -93,10 +120,38 @@ def _nearest(
     for index, modality in enumerate(model.config.modalities):
         pair = int(encoding.position[0, index])
         covered = encoding.fractions is None or bool(encoding.fractions[stage][0, index, row, column] > 0)
-        if pair < 0 or not covered:
+        if pair < 0 or not covered or (among is not None and modality not in among):
             continue
         feature = tokens.tokens[pair, cell].float().unsqueeze(0)
         similarity = torch.nn.functional.cosine_similarity(feature, prototypes.float())  # (K,)
         best = similarity.argsort(descending=True)[:count].tolist()
         found[modality] = [{"class": names[label], "similarity": float(similarity[label])} for label in best]
     return found
+
+
+def explanation_in_words(explanation: Mapping[str, Any]) -> list[str]:
+    """Sentences that say what `explain_pixel` found, the most important first.
+
+    Example:
+        >>> found = {"x": 7, "y": 3, "modalities": ["rgb"], "class": "tree", "scores": {"tree": 0.75, "road": 0.25}}
+        >>> explanation_in_words({**found, "without": {"rgb": None}, "stages": []})
+        ['Pixel x 7, y 3 is tree (75%), before road (25%).', 'Nothing but rgb covers it.']
+    """
+    best, *others = sorted(explanation["scores"].items(), key=lambda pair: -pair[1])
+    before = f", before {others[0][0]} ({others[0][1]:.0%})" if others else ""
+    lines = [f"Pixel x {explanation['x']}, y {explanation['y']} is {best[0]} ({best[1]:.0%}){before}."]
+    covering, stages = explanation["modalities"], explanation["stages"]
+    if len(covering) == 1:
+        return [*lines, f"Nothing but {covering[0]} covers it."]
+    if stages[0]["robustness"] is not None:
+        shares = {name: sum(stage["robustness"][name] for stage in stages) / len(stages) for name in covering}
+        ranked = sorted(shares.items(), key=lambda pair: -pair[1])
+        lines.append("It relies " + ", ".join(f"{share:.0%} on {name}" for name, share in ranked) + ".")
+    for name, rest in explanation["without"].items():
+        decides = f": {name} decides" if rest["class"] != best[0] else ""
+        would = "would be" if decides else "would still be"
+        lines.append(f"Without {name} it {would} {rest['class']} ({rest['scores'][rest['class']]:.0%}){decides}.")
+    if stages[0]["nearest_prototypes"]:
+        nearest = [f"{found[0]['class']} in {name}" for name, found in stages[0]["nearest_prototypes"].items()]
+        lines.append(f"It looks most like {', '.join(nearest)}.")
+    return lines

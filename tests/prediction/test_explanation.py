@@ -9,7 +9,7 @@ from tiny_models import spread_weights, tiny_model
 
 from sgma_hf import SgmaImageProcessor
 from sgma_hf.model.cells_sgma import upsample_to_pixels
-from sgma_hf.prediction.explanation import explain_pixel
+from sgma_hf.prediction.explanation import explain_encoding, explain_pixel, explanation_in_words
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,49 @@ def test_one_modality_has_no_prototypes_and_mean_fusion_no_robustness(model, pro
     assert all(stage["robustness"]["rgb"] == 1 for stage in alone["stages"])
     mean = explain_pixel(tiny_model(fusion="mean"), processor, images, 45, 11)
     assert all(stage["robustness"] is None for stage in mean["stages"])
+
+
+def test_an_encoding_is_explained_as_if_it_had_some_modalities_alone(model, processor, images):
+    images["sar"] = np.ones((50, 60, 2), np.float32)
+    with torch.no_grad():
+        encoding = model.encode(**processor(images))
+    found = explain_encoding(model, encoding, 45, 11, among=["rgb", "dsm"])
+    expected = explain_pixel(model, processor, {**images, "sar": None}, 45, 11)
+    assert (found["modalities"], found["class"]) == (expected["modalities"], expected["class"])
+    assert found["scores"] == pytest.approx(expected["scores"], abs=1e-4)
+    for name in ("rgb", "dsm"):
+        assert found["without"][name]["scores"] == pytest.approx(expected["without"][name]["scores"], abs=1e-4)
+    for stage, other in zip(found["stages"], expected["stages"], strict=True):
+        assert stage["robustness"] == pytest.approx(other["robustness"], abs=1e-4)
+        for name, nearest in other["nearest_prototypes"].items():
+            pairs = [(entry["class"], pytest.approx(entry["similarity"], abs=1e-3)) for entry in nearest]
+            assert [(entry["class"], entry["similarity"]) for entry in stage["nearest_prototypes"][name]] == pairs
+    with pytest.raises(ValueError, match=r"No modality covers pixel \(x=3, y=11\)"):
+        explain_encoding(model, encoding, 3, 11, among=["dsm"])
+
+
+def test_an_explanation_in_words():
+    def scores(tree):
+        return {"class": "tree" if tree > 0.5 else "road", "scores": {"road": 1 - tree, "tree": tree, "car": 0.0}}
+
+    found = {"x": 7, "y": 3, "modalities": ["rgb", "dsm"], **scores(0.75)}
+    stage = {
+        "robustness": {"rgb": 0.25, "dsm": 0.75, "sar": 0.0},
+        "nearest_prototypes": {"rgb": [{"class": "road"}], "dsm": [{"class": "tree"}]},
+    }
+    coarse = {**stage, "robustness": {"rgb": 0.35, "dsm": 0.65, "sar": 0.0}}
+    two = {**found, "without": {"rgb": scores(0.9), "dsm": scores(0.2)}, "stages": [stage, coarse]}
+    assert explanation_in_words(two) == [
+        "Pixel x 7, y 3 is tree (75%), before road (25%).",
+        "It relies 70% on dsm, 30% on rgb.",
+        "Without rgb it would still be tree (90%).",
+        "Without dsm it would be road (80%): dsm decides.",
+        "It looks most like road in rgb, tree in dsm.",
+    ]
+    without_robustness = [{"robustness": None, "nearest_prototypes": None}]
+    assert len(explanation_in_words({**two, "stages": without_robustness})) == 3
+    alone = {**found, "modalities": ["dsm"], "without": {"dsm": None}, "stages": [stage]}
+    assert explanation_in_words(alone)[1:] == ["Nothing but dsm covers it."]
 
 
 def test_pixels_that_are_not_there_are_refused(model, processor, images):

@@ -292,10 +292,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _one_line(row: dict[str, Any]) -> str:
+    from sgma_hf.comparison.card.added import worst_pair
+
     results = row["results"][row["settings"]["report_split"]]
     figures = " / ".join(
         "–" if results[name] is None else f"{100 * results[name]:.1f}"
         for name in ("average_miou", "last1_miou", "top1_miou")
     )
+    worst = worst_pair(results["combinations"])
+    added = "" if worst is None else f"; the least that a sensor brings is {100 * worst[0]:+.1f}, {worst[1]}"
     spent = sum(row["seconds"].values())
-    return f"{row['arm']}, seed {row['seed']}: Average / Last-1 / Top-1 {figures} in {spent:.0f} s"
+    return f"{row['arm']}, seed {row['seed']}: Average / Last-1 / Top-1 {figures}{added}; {spent:.0f} s"

@@ -70,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.output is not None:
         write_text(args.output, getattr(card, FORMATS[Path(args.output).suffix])())
         print(f"{args.output}: {len(rows)} runs")
+        for heading, tables in card.tables.items():
+            for table in (table for table in tables if table.name == "added"):
+                print(f"\n{table.title}{heading and f', {heading}'}\n{table.markdown()}\n")
     for name, figure in figures.items():
         path = Path(args.figures, f"{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,10 @@ class Table:
     note: str = ""  # what has to be known to read it
     text_columns: int = 1  # they come first
 
+    def markdown(self) -> str:
+        """The lines alone, see `markdown_table`."""
+        return markdown_table(self.header, self.lines, text_columns=self.text_columns)
+
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[Any]], *, text_columns: int = 1) -> str:
     """Write a table; the columns of text come first, those after them are aligned to the right."""

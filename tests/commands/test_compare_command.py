@@ -28,7 +28,8 @@ def executed(monkeypatch):
 
     def pretend(run, **options):
         done.append((run.arm.name, run.seed))
-        scores = {"average_miou": 0.5, "last1_miou": None, "top1_miou": 0.75}
+        combinations = {name: {"miou": miou} for name, miou in (("rgb", 0.75), ("dsm", None), ("rgb+dsm", 0.7))}
+        scores = {"combinations": combinations, "average_miou": 0.5, "last1_miou": None, "top1_miou": 0.75}
         identity = run.identity(compare.content_fingerprint(run.dataset))
         row = identity | {"results": {run.settings.report_split: scores}, "seconds": {"train": 1.0}}
         row["results"] |= {run.settings.choosing_split: scores} if run.settings.choosing_split else {}
@@ -47,7 +48,8 @@ def test_runs_go_seed_by_seed_and_those_recorded_are_skipped(scenes, executed, t
     output = tmp_path / "runs" / "results.jsonl"
     assert run(scenes, output, "--arms", "sgma", "mean", "--seeds", "0", "1") == 0
     assert executed == [("sgma", 0), ("mean", 0), ("sgma", 1), ("mean", 1)]
-    assert "Average / Last-1 / Top-1 50.0 / – / 75.0" in capsys.readouterr().out
+    said = "Average / Last-1 / Top-1 50.0 / – / 75.0; the least that a sensor brings is -5.0, dsm to `rgb`; 1 s"
+    assert said in capsys.readouterr().out
     executed.clear()
     assert run(scenes, output, "--arms", "mean", "early", "--seeds", "1", "2") == 0
     assert executed == [("early", 1), ("mean", 2), ("early", 2)]

@@ -253,7 +253,8 @@ def test_command_writes_the_card_of_one_data_set(tmp_path, capsys):
     assert not output.exists()
     assert command.main([*arguments, "--dataset", "fields"]) == 0
     assert output.read_text() == results_card(three_seeds())
-    assert "9 runs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "9 runs" in out and "What an added sensor brings\n| arm | split | worst pair |" in out
     for name, write in (("fields.tex", "latex"), ("fields.csv", "csv")):
         output = tmp_path / name
         flags = ["--results", str(results), "--output", str(output), "--dataset", "fields", "--tables", "results"]

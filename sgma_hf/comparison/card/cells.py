@@ -40,18 +40,25 @@ def tile_bounds(resampled: np.ndarray | None) -> tuple[float, float] | None:
 
 
 def difference_cells(experiment: Experiment, pairs: Sequence[tuple[str, str]], score: str) -> list[Cell]:
-    """A cell for the difference of each pair of arms, first - second, in points, with what tells it from 0.
+    """A cell for the difference of each pair of arms, first - second; see `tested_cells`."""
+    column = list(SCORES.values()).index(score)
+    resampled = (experiment.resampled(*pair) for pair in pairs)
+    return tested_cells(
+        [experiment.difference(*pair, experiment.score(score)) for pair in pairs],
+        [None if values is None else values[:, column] for values in resampled],
+    )
 
-    `s` is the t-test over seeds and `t` the paired bootstrap over tiles, each corrected for all pairs that have it;
-    bold are differences with both. The interval of the cell is that over seeds.
+
+def tested_cells(found: Sequence[Spread | None], resampled: Sequence[np.ndarray | None]) -> list[Cell]:
+    """A cell for each difference, in points, with what tells it from 0: over seeds, and over resamples of the tiles.
+
+    `s` is the t-test over seeds and `t` the paired bootstrap over tiles, each corrected for all that have it; bold are
+    differences with both. The interval of the cell is that over seeds.
     """
-    found = [experiment.difference(*pair, experiment.score(score)) for pair in pairs]
     tested = [index for index, one in enumerate(found) if one is not None and one.deviation is not None]
     seeds = dict(zip(tested, holm([found[index].p_value for index in tested]), strict=True))
-    column = list(SCORES.values()).index(score)
-    resampled = {index: experiment.resampled(*pair) for index, pair in enumerate(pairs)}
-    known = {index: values[:, column] for index, values in resampled.items() if values is not None}
-    tiles = dict(zip(known, holm([tile_interval(values).p_value for values in known.values()]), strict=True))
+    known = [index for index, values in enumerate(resampled) if values is not None]
+    tiles = dict(zip(known, holm([tile_interval(resampled[index]).p_value for index in known]), strict=True))
     cells = []
     for index, one in enumerate(found):
         if one is None:

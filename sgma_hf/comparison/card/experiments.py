@@ -10,7 +10,15 @@ import numpy as np
 
 from ..arms import ARMS
 from ..identity import definition, training_settings
-from .statistics import Spread, paired_difference, resampled_weights, spread, weighted_scores
+from .statistics import (
+    Spread,
+    paired_difference,
+    resampled_weights,
+    spread,
+    summed_up,
+    weighted_miou,
+    weighted_scores,
+)
 
 
 Figure = Callable[[Mapping[str, Any]], float | None]
@@ -104,13 +112,20 @@ class Experiment:
         return found
 
     @cached_property
-    def resamples(self) -> dict[str, dict[int, np.ndarray]]:
-        """`SCORES` of resampled tiles, (resamples, 3), the same ones for all runs, by arm and seed."""
+    def resampled_miou(self) -> dict[str, dict[int, np.ndarray]]:
+        """Scores of resampled tiles, mIoU (resamples, combinations), the same tiles for all runs, by arm and seed."""
         num_tiles = max((len(counts) for seeds in self.tiles.values() for counts in seeds.values()), default=0)
         weights = resampled_weights(num_tiles) if num_tiles else None
         return {
-            arm: {seed: weighted_scores(counts, weights, self.classes) for seed, counts in seeds.items()}
+            arm: {seed: weighted_miou(counts, weights, self.classes) for seed, counts in seeds.items()}
             for arm, seeds in self.tiles.items()
+        }
+
+    @cached_property
+    def resamples(self) -> dict[str, dict[int, np.ndarray]]:
+        """`SCORES` of `resampled_miou`, (resamples, 3), by arm and seed."""
+        return {
+            arm: {seed: summed_up(miou) for seed, miou in seeds.items()} for arm, seeds in self.resampled_miou.items()
         }
 
     def resampled(self, arm: str, other: str | None = None) -> np.ndarray | None:
@@ -126,9 +141,20 @@ class Experiment:
 
     def holding(self, key: str) -> "Experiment | None":
         """The runs that hold figures of a kind, `corruptions` for instance; None if there is none."""
-        runs = {arm: {seed: run for seed, run in seeds.items() if key in run} for arm, seeds in self.runs.items()}
+        return self._part(self.settings, lambda run: key in run)
+
+    def choosing(self) -> "list[Experiment]":
+        """The runs that were scored on each split to choose recipes by, as if that were reported."""
+        splits = sorted({split for run in self.all_runs for split in run["results"]} - {self.settings["report_split"]})
+        return [
+            self._part(self.settings | {"report_split": split}, lambda run, split=split: split in run["results"])
+            for split in splits
+        ]
+
+    def _part(self, settings: dict[str, Any], keeps: Callable[[Mapping[str, Any]], bool]) -> "Experiment | None":
+        runs = {arm: {seed: run for seed, run in seeds.items() if keeps(run)} for arm, seeds in self.runs.items()}
         runs = {arm: seeds for arm, seeds in runs.items() if seeds}
-        return Experiment(self.dataset, self.settings, self.training, runs) if runs else None
+        return Experiment(self.dataset, settings, self.training, runs) if runs else None
 
 
 def group_runs(rows: Sequence[Mapping[str, Any]]) -> list[Experiment]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from itertools import combinations as pairs_of
 from typing import Any
 
-from ...publishing.tables import Cell, Table, csv_text, latex_table, markdown_table
+from ...publishing.tables import Cell, Table, csv_text, latex_table
 from ..arms import ARMS
+from .added import added_tables
 from .cells import difference_cells, interval, number, percent, tile_bounds
 from .experiments import SCORES, Experiment, Figure, at, group_runs
 from .extras import corruption_tables, reliance_tables
-from .statistics import NUM_RESAMPLES, spread
+from .statistics import NUM_RESAMPLES
 
 
 # What a part of the method earns: (what, the arm with it, the arm without it).
@@ -72,7 +73,7 @@ class Card:
                 parts.append(f"{'###' if heading else '##'} {table.title}")
                 parts += [table.note] if table.note not in said else []
                 said.add(table.note)
-                parts.append(markdown_table(table.header, table.lines, text_columns=table.text_columns))
+                parts.append(table.markdown())
         return "\n\n".join(parts) + "\n"
 
     def latex(self) -> str:
@@ -117,6 +118,7 @@ def tables_of(experiment: Experiment) -> Iterator[Table]:
     scored = experiment.results(experiment.all_runs[0])["combinations"]
     figures = {name: experiment.score("combinations", name, "miou") for name in scored}
     yield _arm_table("combinations", "mIoU of all combinations of the modalities", experiment, figures)
+    yield from added_tables(experiment)
     yield from _scored_on(experiment)
     yield from _wins(experiment)
     yield from _parts(experiment)
@@ -247,13 +249,13 @@ def _arms(experiment: Experiment) -> Table:
 
 def _choosing(experiment: Experiment) -> Iterator[Table]:
     """The scores of splits that choices between recipes may use."""
-    lines = []
-    for arm, runs in experiment.runs.items():
-        splits = {split for run in runs.values() for split in run["results"]} - {experiment.settings["report_split"]}
-        for split in sorted(splits):
-            found = [run["results"][split] for run in runs.values() if split in run["results"]]
-            figures = [percent(spread([results[key] for results in found])) for key in SCORES.values()]
-            lines.append([f"`{arm}`", f"`{split}`", *figures])
+    lines = [
+        [f"`{arm}`", f"`{part.settings['report_split']}`"]
+        + [percent(part.spread(arm, part.score(key))) for key in SCORES.values()]
+        for arm in experiment.runs
+        for part in experiment.choosing()
+        if arm in part.runs
+    ]
     if lines:
         note = "Choices between recipes may use these figures; no claim does."
         yield Table("choosing", "On the choosing split", ["arm", "split", *SCORES], lines, note, text_columns=2)

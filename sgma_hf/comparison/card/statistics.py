@@ -111,8 +111,8 @@ def resampled_weights(num_tiles: int, num_resamples: int = NUM_RESAMPLES, seed: 
     return np.random.default_rng(seed).multinomial(num_tiles, share, size=num_resamples).astype(np.float64)
 
 
-def weighted_scores(confusion: np.ndarray, weights: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
-    """Score weighted sums of tiles, as `segmentation_scores` and `summarize_combinations` score their plain sum.
+def weighted_miou(confusion: np.ndarray, weights: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
+    """Score weighted sums of tiles, as `segmentation_scores` scores their plain sum.
 
     Args:
         confusion: Counts of every tile and combination, integer, shape (tiles, combinations, K, K).
@@ -120,27 +120,38 @@ def weighted_scores(confusion: np.ndarray, weights: np.ndarray, classes: Sequenc
         classes: Ids of those that the means run over; None takes all.
 
     Returns:
-        Average, Last-1 and Top-1 of mIoU over the combinations, shape (sums, 3), NaN where nothing was counted.
+        mIoU of each combination, shape (sums, combinations), NaN where nothing was counted.
     """
     flat = confusion.reshape(len(confusion), -1).astype(np.float64)
     step = max(1, _MOST_NUMBERS // flat.shape[1])
     parts = (weights[start : start + step] @ flat for start in range(0, len(weights), step))
-    return np.concatenate([_scores(part.reshape(-1, *confusion.shape[1:]), classes) for part in parts])
+    return np.concatenate([_miou(part.reshape(-1, *confusion.shape[1:]), classes) for part in parts])
 
 
-def _scores(sums: np.ndarray, classes: Sequence[int] | None) -> np.ndarray:
-    """Average, Last-1 and Top-1 of confusion matrices (sums, combinations, K, K)."""
+def _miou(sums: np.ndarray, classes: Sequence[int] | None) -> np.ndarray:
+    """Mean IoU of confusion matrices (sums, combinations, K, K)."""
     hits = np.diagonal(sums, axis1=2, axis2=3)
     union = sums.sum(2) + sums.sum(3) - hits
     if classes is not None:
         hits, union = hits[..., list(classes)], union[..., list(classes)]
     scored = union > 0
     iou = np.divide(hits, union, out=np.zeros_like(hits), where=scored)
-    known = scored.any(2)
-    miou = np.where(known, iou.sum(2) / np.maximum(scored.sum(2), 1), np.nan)  # (sums, combinations)
-    nothing = ~known.any(1)
-    miou[nothing] = 0
-    scores = np.stack([np.nanmean(miou, 1), np.nanmin(miou, 1), np.nanmax(miou, 1)], axis=1)
+    return np.where(scored.any(2), iou.sum(2) / np.maximum(scored.sum(2), 1), np.nan)
+
+
+def weighted_scores(confusion: np.ndarray, weights: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
+    """Average, Last-1 and Top-1 of weighted sums of tiles, (sums, 3); see `weighted_miou` and `summed_up`."""
+    return summed_up(weighted_miou(confusion, weights, classes))
+
+
+def summed_up(miou: np.ndarray) -> np.ndarray:
+    """Average, Last-1 and Top-1 over the combinations, (sums, combinations) -> (sums, 3), as `weighted_miou` has them.
+
+    Those of which nothing was counted are left out; NaN without any.
+    """
+    nothing = np.isnan(miou).all(1)
+    known = np.where(nothing[:, None], 0, miou)
+    scores = np.stack([np.nanmean(known, 1), np.nanmin(known, 1), np.nanmax(known, 1)], axis=1)
     scores[nothing] = np.nan
     return scores
 
@@ -154,7 +165,10 @@ class TileInterval(NamedTuple):
 
 
 def tile_interval(resampled: np.ndarray) -> TileInterval:
-    """Percentile interval of one figure's resamples, shape (num_resamples,)."""
+    """Percentile interval of one figure's resamples, shape (num_resamples,), those that are NaN left out."""
+    resampled = resampled[~np.isnan(resampled)]
+    if not len(resampled):
+        return TileInterval(math.nan, math.nan, 1.0)
     low, high = np.quantile(resampled, (LEVEL / 2, 1 - LEVEL / 2)).tolist()
     least = min(np.count_nonzero(resampled <= 0), np.count_nonzero(resampled >= 0))
     return TileInterval(low, high, min(1.0, 2 * (least + 1) / (len(resampled) + 1)))

@@ -4,13 +4,13 @@
     sgma-hf evaluate --map map.tif --label truth.tif
 
 The checkpoint is scored on every non-empty combination of the rasters that are given, on the label's grid. With
-`--plot matrix.png`, which modality it relies on for which class is drawn as well (extra `viz`).
+`--plot matrix.png`, which modality it, or the run that made the map, relies on for which class is drawn as well (extra
+`viz`).
 
 Label values count as they did in training, where the checkpoint recorded that; `--classes` says otherwise.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from sgma_hf.commands.checkpoint_arguments import (
 )
 from sgma_hf.data.command_line import Parser
 from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
-from sgma_hf.publishing.results import results_to_markdown
+from sgma_hf.publishing.results import map_scores_to_markdown, results_to_markdown
 from sgma_hf.publishing.tables import markdown_table
 
 
@@ -96,16 +96,14 @@ def main(argv: list[str]) -> None:
     _check_outputs(args, rasters)
     classes = None if args.classes is None else ClassMap.load(args.classes)
     if args.map is not None:
-        if args.plot is not None:
-            parser.error("`--plot` takes a checkpoint, `--model`; a map does not name its modalities")
         results = _score_map(args, classes)
-        text = json.dumps(results, indent=2)
+        text = map_scores_to_markdown(results)
     else:
         if not rasters:
             parser.error(f"no raster given; give at least one of {flags}")
         results = _score_model(args, rasters, classes)
-        unlabelled = f"Pixels without a label, left out: {results['unlabelled_share']:.2%}.\n"
-        text = results_to_markdown(results) + unlabelled + _robustness_table(results)
+        text = results_to_markdown(results)
+    text += f"Pixels without a label, left out: {results['unlabelled_share']:.2%}.\n{_robustness_table(results)}"
     if args.output is not None:
         write_json(args.output, results)
     print(text)
@@ -113,7 +111,7 @@ def main(argv: list[str]) -> None:
         if not any((results["robustness_per_class"] or {}).values()):
             raise ValueError(
                 "`--plot` has nothing to draw: reliance takes a checkpoint that fuses by 'sgf', two modalities or "
-                "more, and labelled pixels."
+                "more, and labelled pixels; of a map, what `predict --extras robustness` leaves beside it."
             )
         from sgma_hf.visualization.charts import plot_robustness_matrix
 
@@ -192,18 +190,24 @@ def _score_map(args: argparse.Namespace, classes: "ClassMap | None") -> dict[str
     """Scores of a map whose tags name its classes."""
     from sgma_hf.data.metadata import check_class_names
     from sgma_hf.evaluation.scenes import score_map
-    from sgma_hf.prediction.map_files import read_classes
+    from sgma_hf.prediction.map_files import extras_beside, read_classes
+    from sgma_hf.rasters.opening import open_dataset
     from sgma_hf.rasters.scene import RasterInput
 
     path = RasterInput.parse(args.map).path
     names, _ = read_classes(path)
-    robustness = Path(path).with_name(f"{Path(path).stem}_robustness.tif")
+    shares = extras_beside(path).get("robustness")
     if classes is not None:
         check_class_names(classes.names, names, _GIVEN)
-    shares = robustness if robustness.is_file() else None
     scored = {"scored_classes": args.score_classes, "class_names": names}
     scores = score_map(args.map, _label(args), len(names), robustness=shares, classes=classes, **scored)
-    return {"map": args.map, "label": args.label} | scored | scores
+    found = scores.pop("robustness_per_class", None)
+    if shares is not None:
+        with open_dataset(shares) as file:
+            modalities = file.descriptions
+        rows = zip(names, found, strict=True)
+        found = {name: row and dict(zip(modalities, row, strict=True)) for name, row in rows}
+    return {"map": args.map, "label": args.label} | scored | scores | {"robustness_per_class": found}
 
 
 def _robustness_table(results: Mapping[str, Any]) -> str:

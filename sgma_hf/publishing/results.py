@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,32 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """The scores in percent: by combination, under each protocol, and by class for the largest combination."""
     ious = (f"IoU {name}" for name in results["class_names"])
-    header = ["modalities", "mIoU", "F1", "accuracy", "kappa", *ious, "rows"]
+    header = ["modalities", "mIoU", "F1", "accuracy", "kappa", *ious, _unit(results)]
     lines = [
         [name, *(_percent(scores.get(key)) for key in _SCORES), *map(_percent, scores["iou"]), scores["rows"]]
         for name, scores in results["combinations"].items()
     ]
-    return [Table("scores", "Scores in %", header, lines), *_protocol_table(results), *_class_table(results)]
+    tables = [Table("scores", "Scores in %", header, lines), *_protocol_table(results)]
+    name, scores = list(results["combinations"].items())[-1]  # from as many modalities as there are
+    if scores.get("users_accuracy") is not None and scores["miou"] is not None:
+        tables.append(_class_table(f"class, from {name}", scores, results["class_names"]))
+    return tables
+
+
+def map_scores_to_markdown(scores: Mapping[str, Any]) -> str:
+    """Write the scores of a map as Markdown, see `score_map`; `class_names` are there as well."""
+    tables = [] if scores["miou"] is None else [_class_table("class", scores, scores["class_names"])]
+    means = zip(("mIoU", "F1", "accuracy", "kappa"), _SCORES, strict=True)
+    lines = [*(f"{markdown_table(table.header, table.lines)}\n" for table in tables)]
+    lines.append(f"{', '.join(f'{name} {_percent(scores[key])}' for name, key in means)}: in %.")
+    if scores["uncovered_share"]:
+        lines.append(f"Labelled pixels that the map does not know, left out: {scores['uncovered_share']:.2%}.")
+    return "\n".join(lines) + "\n"
+
+
+def _unit(results: Mapping[str, Any]) -> str:
+    """What is counted: rows, or the windows that they were cut into."""
+    return "rows" if results.get("windows", results["rows"]) == results["rows"] else "windows"
 
 
 def _protocol_table(results: Mapping[str, Any]) -> list[Table]:
@@ -59,15 +79,11 @@ def _protocol_table(results: Mapping[str, Any]) -> list[Table]:
     return [Table("protocols", "Damaged inputs, mIoU in %", header, lines)] if lines else []
 
 
-def _class_table(results: Mapping[str, Any]) -> list[Table]:
-    """The scores of each class from as many modalities as there are, where they are known."""
-    name, scores = list(results["combinations"].items())[-1]
-    if scores.get("users_accuracy") is None or scores["miou"] is None:
-        return []
-    header = [f"class, from {name}", "IoU", "F1", "user's accuracy", "producer's accuracy"]
+def _class_table(first: str, scores: Mapping[str, Any], class_names: Sequence[str]) -> Table:
+    """The scores of each class; `first` heads their names."""
+    header = [first, "IoU", "F1", "user's accuracy", "producer's accuracy"]
     columns = [map(_percent, scores[key]) for key in ("iou", "f1_per_class", "users_accuracy", "producers_accuracy")]
-    lines = list(zip(results["class_names"], *columns, strict=True))
-    return [Table("classes", "Scores of each class in %", header, lines)]
+    return Table("classes", "Scores of each class in %", header, list(zip(class_names, *columns, strict=True)))
 
 
 def _percent(score: float | None) -> str:
@@ -104,17 +120,18 @@ def result_remarks(results: Mapping[str, Any]) -> list[str]:
     if results["unscored_combinations"]:
         names = ", ".join(results["unscored_combinations"])
         remarks.append(f"Without data, so not scored and no part of the average: {names}.")
-    skipped = results["rows_without_label"], results["rows_without_modality"]
+    skipped, unit = (results["rows_without_label"], results["rows_without_modality"]), _unit(results)
     if any(skipped):
-        parts = f"{results['windows']} {'rows' if results['window_size'] is None else 'windows'}"
-        remarks.append(f"Of {parts} {skipped[0]} have no label and {skipped[1]} no modality; skipped.")
+        counted = f"{results['windows']} {unit}"
+        remarks.append(f"Of {counted} {skipped[0]} have no label and {skipped[1]} no modality; skipped.")
     incomplete = [
         f"{name} {scores['rows'] - scores['rows_complete']}"
         for name, scores in results["combinations"].items()
         if scores["rows"] > scores["rows_complete"]
     ]
     if incomplete:
-        remarks.append(f"Rows with a part of a combination only, predicted from that: {', '.join(incomplete)}.")
+        parts = f"{unit.capitalize()} with a part of a combination only"
+        remarks.append(f"{parts}, predicted from that: {', '.join(incomplete)}.")
     uncovered = [
         f"{name} {_percent(scores['uncovered_share'])} %"
         for name, scores in results["combinations"].items()

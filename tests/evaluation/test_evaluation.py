@@ -379,6 +379,10 @@ def test_markdown_is_a_table_in_percent_with_what_was_left_out():
     assert "Rows with a part of a combination only, predicted from that: red+nir 1." in lines
     # JSON keeps everything that the table needs
     assert results_to_markdown(json.loads(json.dumps(results))).splitlines() == lines
+    cut = evaluate_modality_combinations(model, _plain_processor(["red", "nir"]), rows, window_size=4)
+    lines = results_to_markdown(cut).splitlines()
+    assert lines[0].endswith("| windows |") and lines[3].endswith("| 8 |")
+    assert "Windows with a part of a combination only, predicted from that: red+nir 4." in lines
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from raster_scenes import HeightClasses, height_classes, height_processor, write_tiff
+from raster_scenes import CLASSES, HeightClasses, height_classes, height_processor, write_tiff
 from tiny_models import spread_weights, tiny_model
 from vector_files import write_vectors
 
@@ -139,9 +139,20 @@ def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
     dsm = write_tiff(tmp_path / "dsm.tif", heights)
     label = write_tiff(tmp_path / "truth.tif", height_classes(heights))
     predict_raster(HeightClasses(), height_processor(), {"dsm": dsm}, tmp_path / "map.tif", tile_size=32)
-    assert main(["--map", str(tmp_path / "map.tif"), "--label", label]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert (printed["accuracy"], printed["class_names"]) == (1, ["low", "middle", "high"])
+    scored = ["--map", str(tmp_path / "map.tif"), "--label", label]
+    assert main([*scored, "--output", str(tmp_path / "map.json")]) == 0
+    perfect = [f"| {name} | 100.00 | 100.00 | 100.00 | 100.00 |" for name in CLASSES]
+    assert capsys.readouterr().out.splitlines() == [
+        "| class | IoU | F1 | user's accuracy | producer's accuracy |",
+        "|---|---:|---:|---:|---:|",
+        *perfect,
+        "",
+        "mIoU 100.00, F1 100.00, accuracy 100.00, kappa 100.00: in %.",
+        "Pixels without a label, left out: 0.00%.",
+        "",
+    ]
+    written = json.loads((tmp_path / "map.json").read_text())
+    assert (written["accuracy"], written["class_names"], written["robustness_per_class"]) == (1, CLASSES, None)
     model = tiny_model(modalities=["rgb", "dsm"], modality_channels=[3, 1])
     model.save_pretrained(tmp_path / "model")
     SgmaImageProcessor(["rgb", "dsm"], [3, 1]).save_pretrained(tmp_path / "model")
@@ -223,9 +234,31 @@ def test_command_draws_the_matrix_of_reliance(tmp_path, capsys):
     plot.unlink()
     assert main([*arguments, *model]) == 2 and not plot.exists()
     assert "two modalities or more" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*arguments, "--map", dsm])
-    assert "takes a checkpoint" in capsys.readouterr().err
+
+
+def test_reliance_of_a_map_is_that_of_its_own_run(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    heights = np.random.default_rng(0).uniform(0, 20, (1, 32, 32)).astype(np.float32)
+    dsm, rgb = write_tiff(tmp_path / "dsm.tif", heights), write_tiff(tmp_path / "rgb.tif", np.repeat(heights, 3, 0))
+    label = write_tiff(tmp_path / "truth.tif", height_classes(heights))
+    model = tiny_model(
+        modalities=["rgb", "dsm"], modality_channels=[3, 1], num_labels=3, id2label=dict(enumerate(CLASSES))
+    ).eval()
+    processor = SgmaImageProcessor(["rgb", "dsm"], [3, 1])
+    how = {"extras": ["robustness"], "tile_size": 32, "allow_other_scale": True}
+    predict_raster(model, processor, {"rgb": rgb, "dsm": dsm}, tmp_path / "map.tif", **how)
+    arguments = ["--map", str(tmp_path / "map.tif"), "--label", label, "--output", str(tmp_path / "map.json")]
+    assert main([*arguments, "--plot", str(tmp_path / "matrix.png")]) == 0
+    assert "| reliance on | rgb | dsm |" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "map.json").read_text())["robustness_per_class"].values()
+    assert all(list(row) == ["rgb", "dsm"] and sum(row.values()) == pytest.approx(1, abs=1e-5) for row in rows)
+    # What another run has left there is not of this map.
+    predict_raster(model, processor, {"rgb": rgb}, tmp_path / "one.tif", tile_size=32, allow_other_scale=True)
+    (tmp_path / "map_robustness.tif").rename(tmp_path / "one_robustness.tif")
+    other = ["--map", str(tmp_path / "one.tif"), *arguments[2:], "--plot", str(tmp_path / "no.png")]
+    assert main(other) == 2
+    assert "`--plot` has nothing to draw" in capsys.readouterr().err
+    assert json.loads((tmp_path / "map.json").read_text())["robustness_per_class"] is None
 
 
 def test_matrix_of_reliance_is_drawn():

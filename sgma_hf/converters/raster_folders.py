@@ -9,11 +9,12 @@ See `rasters.listings.folders` for the folders it understands, `read_on_extent` 
 resolution or extent, `folders.labels` for labels and `--classes`. A scene is held in memory whole.
 """
 
+import contextlib
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,30 @@ from tqdm.auto import tqdm
 from ..data.class_maps import ClassMap
 from ..data.command_line import Parser, report_errors
 from ..data.metadata import DatasetMetadata
-from ..model.limits_sgma import check_modalities
+from ..model.dates_sgma import observations
+from ..model.limits_sgma import DATES_SUFFIX, check_modalities
 from ..publishing.push import add_push_arguments, push_as_asked
 from ..rasters.bands import BandGaps, BandSelection, share_files
+from ..rasters.dates import DateTable
 from ..rasters.extents import read_on_extent
 from ..rasters.grids import Grid, shared_sampling
 from ..rasters.listings.folders import find_scenes, modality_entry
 from ..rasters.polygons import PolygonLabels, add_polygon_arguments, polygon_options
+from ..rasters.raster import Raster
 from ..rasters.scene import add_mask_arguments, mask_options
 from ..visualization.palette import class_palette
 from .folders.labels import map_label, survey_labels
 from .folders.modality_plan import ModalityPlan, NodataOption, plan_modality
-from .folders.scenes import Scene, burn_labels, mask_key, placed_files, read_headers, shared_layer
+from .folders.scenes import (
+    Scene,
+    burn_labels,
+    describe_dates,
+    mask_key,
+    placed_files,
+    read_headers,
+    series_of,
+    shared_layer,
+)
 from .folders.spatial_groups import choose_validation, group_scenes, least_gap
 from .folders.tiling import Tiling, cut
 from .writing.card import command_for_card
@@ -60,6 +73,8 @@ class ConversionOptions:
     val_fraction: float | None = None  # share of the training rows to set aside as `validation`; None sets none aside
     group_distance: float | None = None  # scenes closer than so many metres stay on one side
     group_regex: str | None = None  # scenes whose names give the same match stay on one side
+    series: bool = False  # whether files that differ by date alone are one scene, whatever else there is
+    dates: str | os.PathLike | None = None  # a table of dates, see `DateTable`
     seed: int = 0  # decides what is set aside
     split_names: Mapping[str, str] = field(default_factory=dict)  # other names for split folders: {"valid": "test"}
     split_notes: Mapping[str, str] = field(default_factory=dict)  # by split, how it was made, where the user knows
@@ -88,15 +103,18 @@ def convert_rasters(
     layer = shared_layer(source, options.label)
     label = options.label if layer is None else None
     masks = {mask_key(name): BandSelection.parse(folder)[0] for name, (folder, _) in options.masks.items()}
-    found = find_scenes(source, folders | masks, label, split_names=options.split_names, absent=options.absent.keys())
+    how = {"split_names": options.split_names, "absent": options.absent.keys(), "series": options.series}
+    found = find_scenes(source, folders | masks, label, **how)
     found = [files for files in found if files.label is not None or any(map(files.rasters.get, folders))]
-    scenes = [
-        read_headers(files, bands, options.masks) for files in tqdm(found, desc="headers", unit="scene", leave=False)
-    ]
+    series, table = series_of(found, folders), None if options.dates is None else DateTable(options.dates)
+    if table is not None and not series:
+        raise ValueError(f"--dates {options.dates}: no modality of {source} has several dates in a scene.")
+    watched = tqdm(found, desc="headers", unit="scene", leave=False)
+    scenes = [read_headers(files, bands, options.masks, series, table) for files in watched]
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
         classes = None if options.classes is None else ClassMap.load(options.classes)
         burn_labels(scenes, layer, options.polygons, classes, Path(folder), ignore_unmapped=options.ignore_unmapped)
-        return _convert(source, out, folders, bands, scenes, options, command)
+        return _convert(source, out, folders, bands, scenes, series, options, command)
 
 
 def _convert(
@@ -105,6 +123,7 @@ def _convert(
     folders: Mapping[str, str],
     bands: Mapping[str, BandSelection],
     scenes: Sequence[Scene],
+    series: Collection[str],
     options: ConversionOptions,
     command: str,
 ) -> str:
@@ -120,6 +139,7 @@ def _convert(
         modality_channels=[plan.channels for plan in plans],
         modality_dtypes=[plan.dtype for plan in plans],
         nodata=[list(plan.nodata) for plan in plans],
+        series=[name in series for name in folders],
         units=[options.units.get(name) for name in folders],
         resolution=shared_sampling([Grid(scene.size, scene.grid) for scene in scenes]),
         preview=options.preview,
@@ -135,10 +155,11 @@ def _convert(
         overwrite=options.overwrite,
     )
     rows, empty, gaps = 0, 0, {name: BandGaps() for name in folders}
+    tiling = Tiling(options.tile, options.stride)
     with writer:
         for scene in tqdm(scenes, desc="converting", unit="scene"):
-            for row_id, images, label in _rows(scene, plans, class_map, Tiling(options.tile, options.stride), gaps):
-                if all(array is None for array in images.values()):
+            for row_id, images, label in _rows(scene, plans, class_map, tiling, gaps, writer.out.parent):
+                if not any(observations(images, name) for name in folders):
                     empty += 1
                 else:
                     writer.write(scene.files.split, row_id, images, label)
@@ -151,9 +172,11 @@ def _convert(
         said.append(f"{empty} tiles without data in any modality were left out.")
     said += notes
     for name in options.masks:
-        lacking = sum(scene.infos[name] is not None and name not in scene.masks for scene in scenes)
+        lacking = sum(seen.mask is None for scene in scenes for seen in scene.observations[name])
         if lacking:
-            said.append(f"{lacking} scenes have no mask for {name}: nothing of it is hidden there.")
+            what = "dates" if name in series else "scenes"
+            said.append(f"{lacking} {what} have no mask for {name}: nothing of it is hidden there.")
+    said += [f"{name}: {describe_dates(scene.observations[name] for scene in scenes)}" for name in series]
     if survey is not None:
         said += [survey.table(), survey.note]
     return "\n".join(line for line in said if line)
@@ -278,27 +301,49 @@ def _rows(
     class_map: ClassMap | None,
     tiling: Tiling,
     gaps: Mapping[str, BandGaps],
-) -> Iterator[tuple[str, dict[str, np.ndarray | None], np.ndarray | None]]:
-    """Id, rasters (None where there is no data) and label of each tile of a scene; `gaps` are told what bands lack."""
-    rasters = {}
-    for plan in plans:
-        info, nodata = scene.infos[plan.name], plan.option
-        if info is not None:
-            missing = {"nodata": nodata.values, "use_declared_nodata": nodata.use_declared, "gaps": gaps[plan.name]}
-            missing["mask"] = scene.masks.get(plan.name)
-            rasters[plan.name] = read_on_extent(info, scene.grid, scene.size, **missing)
-    label = None
-    if scene.label is not None:
-        label = map_label(scene.label, class_map)
-    for window in tiling.windows(scene.size, scene.files.split):
-        images = dict.fromkeys(scene.infos)
-        for plan in plans:
-            if plan.name in rasters:
-                part = cut(rasters[plan.name], scene.size, window)
-                images[plan.name] = plan.store(part, scene.files.rasters[plan.name])
-        place = "" if tiling.tile is None else f"_y{window.top:05d}_x{window.left:05d}"
-        part = None if label is None else tiling.label(label[window.slices], window, scene.files.split)
-        yield scene.files.name + place, images, part
+    spill: Path,
+) -> Iterator[tuple[str, dict[str, Any], np.ndarray | None]]:
+    """Id, rasters as a writer takes them and label of each tile of a scene.
+
+    A raster without data in the tile is None, a date without it is left out. `gaps` are told what bands lack, and in
+    `spill` are the dates that memory does not hold.
+    """
+    label = None if scene.label is None else map_label(scene.label, class_map)
+    with contextlib.ExitStack() as kept:
+        rasters = {plan.name: _read(scene, plan, gaps[plan.name], spill, kept) for plan in plans}
+        for window in tiling.windows(scene.size, scene.files.split):
+            images: dict[str, Any] = {}
+            for plan in plans:
+                seen = zip(scene.observations[plan.name], rasters[plan.name], strict=True)
+                stored = [(o.dated, plan.store(cut(raster, scene.size, window), o.info.path)) for o, raster in seen]
+                stored = [(dated, array) for dated, array in stored if array is not None]
+                images[plan.name] = [array for _, array in stored] or None
+                if stored and stored[0][0] is None:
+                    images[plan.name] = stored[0][1]
+                elif stored:
+                    images[plan.name + DATES_SUFFIX] = [dated.time for dated, _ in stored]
+            place = "" if tiling.tile is None else f"_y{window.top:05d}_x{window.left:05d}"
+            part = None if label is None else tiling.label(label[window.slices], window, scene.files.split)
+            yield scene.files.name + place, images, part
+
+
+def _read(scene: Scene, plan: ModalityPlan, gaps: BandGaps, spill: Path, kept: contextlib.ExitStack) -> list[Raster]:
+    """The rasters of a modality on the extent of a scene; of several dates, all but one at a time are in files."""
+    rasters, several = [], scene.observations[plan.name]
+    if len(several) > 1:
+        folder = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix=".dates-", dir=spill)))
+    for index, seen in enumerate(several):
+        missing = {"nodata": plan.option.values, "use_declared_nodata": plan.option.use_declared, "gaps": gaps}
+        raster = read_on_extent(seen.info, scene.grid, scene.size, mask=seen.mask, **missing)
+        if len(several) > 1:
+            arrays = []
+            for what, array in (("values", raster.values), ("valid", raster.valid)):
+                path = folder / f"{index}_{what}.npy"
+                np.save(path, array)
+                arrays.append(np.load(path, mmap_mode="r"))
+            raster = Raster(*arrays)
+        rasters.append(raster)
+    return rasters
 
 
 def _pairs(
@@ -367,6 +412,9 @@ def _parser() -> Parser:
     add("--val_fraction", type=float, help="share of the training rows to set aside as validation, by whole scenes")
     add("--group_distance", type=float, metavar="METRES", help="scenes closer than this stay on one side")
     add("--group_regex", help="scenes whose names give the same match (its first group) stay on one side")
+    dated = "a scene whose files differ by their date alone is one, also where no label or other file says so"
+    parser.add_switch("--series", help=dated)
+    add("--dates", metavar="CSV", help="when files were taken, columns file and date; default: by name, tag or STAC")
     add("--seed", type=int, default=0, help="decides which scenes are set aside (default: 0)")
     add("--split_as", dest="split_names", **several, metavar="FOLDER=SPLIT", help="e.g. valid=test")
     how = 'how a split was made, for cards and evaluations: test="a random part of the training fields"'
@@ -395,7 +443,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     options = ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
     command = command_for_card(
-        "sgma-hf convert-rasters", argv, ("--source", "--output", "--classes", "--label", "--label_extent")
+        "sgma-hf convert-rasters", argv, ("--source", "--output", "--classes", "--label", "--label_extent", "--dates")
     )
     summary = convert_rasters(
         arguments.source, arguments.output, arguments.modalities, options=options, command=command

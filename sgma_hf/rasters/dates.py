@@ -5,7 +5,8 @@ import csv
 import functools
 import json
 import re
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,35 @@ class Dated(NamedTuple):
     source: str  # "name", "tag", "STAC item" or "table"
 
 
-def date_of(path: str | Path, table: "DateTable | None" = None) -> Dated:
+class DateTable:
+    """When files were taken, by a `.csv` with the columns `file` and `date`.
+
+    A file is named by its path, by the end of it, by its name, or by its name without the suffix; the longest of these
+    that the table has counts.
+    """
+
+    def __init__(self, path: str | Path):
+        self._dates: dict[str, datetime] = {}
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            if not {"file", "date"} <= set(reader.fieldnames or ()):
+                raise ValueError(
+                    f"{path} has the columns {reader.fieldnames}; expected file and date, as in x.tif,2019-03-02."
+                )
+            for number, row in enumerate(reader, start=2):
+                name, time = Path(row["file"].strip()).as_posix(), _read(row["date"], f"{path}, line {number}")
+                if self._dates.setdefault(name, time) != time:
+                    raise ValueError(f"{path} has two dates for {name}: {self._dates[name]} and {time}. Keep one.")
+
+    def find(self, path: str | Path) -> datetime | None:
+        """The date of a file, None if the table does not name it."""
+        parts = Path(str(path)).parts
+        ends = [Path(*parts[start:]) for start in range(len(parts))]
+        names = [name for end in ends for name in (end.as_posix(), end.with_suffix("").as_posix())]
+        return next((self._dates[name] for name in names if name in self._dates), None)
+
+
+def date_of(path: str | Path, table: DateTable | None = None) -> Dated:
     """When a raster was taken.
 
     A table that names it counts first. Else it is the first date of the calendar in the name of the file, which is
@@ -54,6 +83,17 @@ def date_of(path: str | Path, table: "DateTable | None" = None) -> Dated:
     Raises:
         ValueError: If none of them says.
     """
+    known = _known_date(path, table)
+    if known is None:
+        raise ValueError(
+            f"Nobody says when {path} was taken: neither its name (as in x_2019-03-02.tif) nor its tags nor a STAC "
+            "item beside it. Put the date into the name, or give a table with the columns file and date: `--dates "
+            "dates.csv`."
+        )
+    return known
+
+
+def _known_date(path: str | Path, table: DateTable | None) -> Dated | None:
     source = as_source(path)
     given = None if table is None else table.find(source)
     if given is not None:
@@ -69,10 +109,39 @@ def date_of(path: str | Path, table: "DateTable | None" = None) -> Dated:
         item = items.get(source.name) or items.get(source.stem)
         if item is not None:
             return Dated(item, "STAC item")
-    raise ValueError(
-        f"Nobody says when {path} was taken: neither its name (as in x_2019-03-02.tif) nor its tags nor a STAC item "
-        "beside it. Put the date into the name, or give a table with the columns file and date: `--dates dates.csv`."
-    )
+    return None
+
+
+def match_dates(
+    times: Sequence[datetime | None], paths: Sequence[Path | str], table: DateTable | None = None
+) -> list[Path | str | None]:
+    """Which of some files goes with each raster of a series: that of its time, else the only one of its day.
+
+    One file goes with all rasters if nobody says when it was taken, or the raster is no series (None).
+
+    Raises:
+        ValueError: If one of several files has no date, or there is no telling which of one day is meant.
+    """
+    if not paths or (len(paths) == 1 and (None in times or _known_date(paths[0], table) is None)):
+        return [paths[0] if paths else None] * len(times)
+    if None in times:
+        raise ValueError(f"{paths[0]} and {paths[1]} are masks of several dates of a raster that has none.")
+    by_time: dict[datetime, Path | str] = {}
+    by_day: dict[date, list[Path | str]] = {}
+    for path in paths:
+        time = date_of(path, table).time
+        by_time[time] = path
+        by_day.setdefault(time.date(), []).append(path)
+    matched = []
+    for time in times:
+        same_day = by_day.get(time.date(), [])
+        if time not in by_time and len(same_day) > 1:
+            raise ValueError(
+                f"{same_day[0]} and {same_day[1]} are of one day, and none has the time {time.time()} of the raster "
+                "that they may belong to. Put the times into the names, as in x_20190302T105021.tif."
+            )
+        matched.append(by_time.get(time, next(iter(same_day), None)))
+    return matched
 
 
 def date_in_name(name: str) -> datetime | None:
@@ -121,34 +190,6 @@ def _find_in_name(name: str) -> tuple[datetime, int, int] | None:
             continue
         return time, match.start(), match.end()
     return None
-
-
-class DateTable:
-    """When files were taken, by a `.csv` with the columns `file` and `date`.
-
-    A file is named by its path, by the end of it, by its name, or by its name without the suffix; the longest of these
-    that the table has counts.
-    """
-
-    def __init__(self, path: str | Path):
-        self._dates: dict[str, datetime] = {}
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            if not {"file", "date"} <= set(reader.fieldnames or ()):
-                raise ValueError(
-                    f"{path} has the columns {reader.fieldnames}; expected file and date, as in x.tif,2019-03-02."
-                )
-            for number, row in enumerate(reader, start=2):
-                name, time = Path(row["file"].strip()).as_posix(), _read(row["date"], f"{path}, line {number}")
-                if self._dates.setdefault(name, time) != time:
-                    raise ValueError(f"{path} has two dates for {name}: {self._dates[name]} and {time}. Keep one.")
-
-    def find(self, path: str | Path) -> datetime | None:
-        """The date of a file, None if the table does not name it."""
-        parts = Path(str(path)).parts
-        ends = [Path(*parts[start:]) for start in range(len(parts))]
-        names = [name for end in ends for name in (end.as_posix(), end.with_suffix("").as_posix())]
-        return next((self._dates[name] for name in names if name in self._dates), None)
 
 
 def _date_in_tags(source: str | Path) -> datetime | None:

@@ -19,6 +19,7 @@ from ...model.normalization_sgma import HEIGHT_NODATA, default_normalization
 from ...publishing.tables import markdown_table
 from ...rasters.alpha import DoubtfulAlpha, check_alpha
 from ...rasters.bands import ALL_BANDS, BandGaps, BandSelection
+from ...rasters.dates import date_of
 from ...rasters.extents import check_extent
 from ...rasters.files import read_info, read_raster, uses_pillow
 from ...rasters.grids import ground_sampling
@@ -27,7 +28,7 @@ from ...rasters.polygons import is_vector_file
 from ...rasters.raster import RasterInfo, parse_crs
 from .labels import LabelSurvey, UnclearLabels, count_label, first_few, take_ids
 from .modality_plan import NodataOption, plan_modality
-from .scenes import Scene, make_scene, placed_files
+from .scenes import Observation, Scene, describe_dates, make_scene, placed_files, series_of
 from .spatial_groups import group_scenes
 
 
@@ -54,6 +55,7 @@ class Column:
     crs: dict[str, int]
     bands: dict[str, int]  # "3 x uint8"
     nodata: dict[str, int]  # as declared
+    dates: str = ""  # of a series: how many, and from when to when
     stored: str = ""  # type and nodata in the data set
     gap_share: float | None = None  # of the pixels, by what the files declare
     minimum: list[float] = field(default_factory=list)  # by band, without `undeclared`
@@ -86,6 +88,7 @@ class FolderReport:
         splits = ", ".join(f"{split} {count}" for split, count in self.splits.items())
         columns = [*self.modalities, *([self.label] if self.label else [])]
         parts = [f"{self.source}: {sum(self.splits.values())} scenes ({splits})", _table(columns)]
+        parts.append("\n".join(f"{column.name}: {column.dates}" for column in columns if column.dates))
         parts += ["\n".join(self.pairing), self.label_table, "\n".join(self.remarks)]
         if self.problems:
             parts.append("\n- ".join(["Not usable as it is:", *first_few(self.problems, _MOST_PROBLEMS)]))
@@ -103,21 +106,24 @@ def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
     notes = _Notes()
     files, notes.problems = survey_scenes(source, {name: name for name in names}, label)
     headers = {name: _read_headers(name, files, notes) for name in names}
-    folders = _modality_names({name: infos for name, infos in headers.items() if infos})
-    infos = {name: headers[folder] for name, folder in folders.items()}
+    series = series_of(files, names)
+    folders = _modality_names({name: _all(seen) for name, seen in headers.items() if seen})
+    seen = {name: headers[folder] for name, folder in folders.items()}
     labelled = [(index, scene.label) for index, scene in enumerate(files) if scene.label is not None]
     labels = notes.read_infos("label", labelled, palette_as_indices=True)
-    scenes = _make_scenes(files, infos, labels, notes)
+    scenes = _make_scenes(files, seen, labels, notes)
     columns, usable = [], []
     for name, folder in folders.items():
-        column = _describe(name, folder, list(infos[name].values()))
+        column = _describe(name, folder, _all(seen[name]))
         columns.append(column)
+        if folder in series:
+            column.dates = describe_dates(scene.observations[name] for scene in scenes)
         plan = notes.attempt(plan_modality, name, placed_files(name, scenes), NodataOption())
         if plan is None:
             continue
         column.stored = ", ".join([plan.dtype, *(f"nodata {value:g}" for value in plan.nodata)])
-        _measure(column, list(infos[name].values()), notes)
-        if not labels or not infos[name].keys().isdisjoint(labels):
+        _measure(column, _all(seen[name]), notes)
+        if not labels or not seen[name].keys().isdisjoint(labels):
             usable.append(column)
     survey = _survey(list(labels.values()), notes)
     if not labels:
@@ -163,47 +169,59 @@ class _Notes:
         return {index: info for index, info in infos.items() if info is not None}
 
 
-def _read_headers(name: str, scenes: Sequence[SceneFiles], notes: _Notes) -> dict[int, RasterInfo]:
-    """Headers of a modality's files by scene, with all bands as values where alpha is in doubt."""
-    paths = [(index, path) for index, scene in enumerate(scenes) if (path := scene.rasters[name]) is not None]
-    infos = notes.read_infos(name, paths)
-    for index, info in list(infos.items()):
+def _read_headers(name: str, scenes: Sequence[SceneFiles], notes: _Notes) -> dict[int, list[Observation]]:
+    """A modality's files by scene, with all bands as values where alpha is in doubt, and with dates of a series."""
+    paths = [(index, path) for index, scene in enumerate(scenes) for path in scene.files_of(name)]
+    infos = notes.read_infos(name, list(enumerate(path for _, path in paths)))
+    for number, info in list(infos.items()):
         try:
             check_alpha(info.path)
         except DoubtfulAlpha as error:
             bands = BandSelection(tuple(range(1, info.channels + 2)))
             notes.remarks.append(f"{error} The command below takes it as values.")
-            return notes.read_infos(name, paths, bands=bands)
+            infos = notes.read_infos(name, list(enumerate(path for _, path in paths)), bands=bands)
+            break
         except ValueError as error:
             notes.problems.append(str(error))
-            del infos[index]
-    return infos
+            del infos[number]
+    found: dict[int, list[Observation]] = defaultdict(list)
+    is_series = bool(series_of(scenes, [name]))
+    for number, info in infos.items():
+        dated = notes.attempt(date_of, info.path) if is_series else None
+        if dated is not None or not is_series:
+            found[paths[number][0]].append(Observation(info, dated=dated))
+    return dict(found)
+
+
+def _all(seen: Mapping[int, Sequence[Observation]]) -> list[RasterInfo]:
+    """The headers of a modality's files of all scenes."""
+    return [one.info for several in seen.values() for one in several]
 
 
 def _make_scenes(
     files: Sequence[SceneFiles],
-    infos: Mapping[str, Mapping[int, RasterInfo]],
+    seen: Mapping[str, Mapping[int, Sequence[Observation]]],
     labels: Mapping[int, RasterInfo],
     notes: _Notes,
 ) -> list[Scene]:
     """The scenes of which a file can be read; what does not lie on a scene's reference grid is a problem."""
     scenes = []
     for index, scene_files in enumerate(files):
-        found = {name: by_scene.get(index) for name, by_scene in infos.items()}
+        found = {name: by_scene.get(index, []) for name, by_scene in seen.items()}
         if index in labels or any(found.values()):
             scene = make_scene(scene_files, found, labels.get(index))
-            for info in filter(None, found.values()):
-                notes.attempt(check_extent, info, scene.grid, scene.size)
+            for one in (one for several in found.values() for one in several):
+                notes.attempt(check_extent, one.info, scene.grid, scene.size)
             scenes.append(scene)
     return scenes
 
 
-def _modality_names(found: Mapping[str, Mapping[int, RasterInfo]]) -> dict[str, str]:
+def _modality_names(found: Mapping[str, Sequence[RasterInfo]]) -> dict[str, str]:
     """Folder by the name that a modality may have."""
     folders: dict[str, str] = {}
     for folder, infos in found.items():
         name = re.sub("[^a-z0-9]+", "_", folder.lower()).strip("_")
-        if name in RESERVED_MODALITY_NAMES and next(iter(infos.values())).channels == 3:
+        if name in RESERVED_MODALITY_NAMES and infos[0].channels == 3:
             name = "rgb"
         if not re.match("[a-z]", name) or name in RESERVED_MODALITY_NAMES:
             name = f"m_{name}".rstrip("_")
@@ -354,10 +372,10 @@ def _pairing(scenes: Sequence[Scene]) -> list[str]:
     """Which scenes lack what."""
     lacking: dict[str, list[str]] = defaultdict(list)
     for scene in scenes:
-        for name, info in scene.infos.items():
-            lacking[f"without {name}"] += [scene.files.name] * (info is None)
+        for name, several in scene.observations.items():
+            lacking[f"without {name}"] += [scene.files.name] * (not several)
         lacking["without a label"] += [scene.files.name] * (scene.label is None)
-        lacking["labels that no modality goes with"] += [scene.files.name] * (not any(scene.infos.values()))
+        lacking["labels that no modality goes with"] += [scene.files.name] * (not any(scene.observations.values()))
     return [
         f"{what}: {len(names)} of {len(scenes)} scenes ({', '.join(first_few(names, _LISTED))})"
         for what, names in lacking.items()

@@ -1,7 +1,8 @@
 """Scenes of a folder by the headers of their files, with what hides pixels, and with polygons burnt into labels."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -9,6 +10,7 @@ from tqdm.auto import tqdm
 from ...data.class_maps import ClassMap
 from ...rasters.alpha import check_alpha
 from ...rasters.bands import BandSelection
+from ...rasters.dates import Dated, DateTable, date_of, match_dates
 from ...rasters.files import read_info
 from ...rasters.grids import Grid
 from ...rasters.listings.folders import SceneFiles
@@ -17,16 +19,24 @@ from ...rasters.raster import Georeference, RasterInfo
 from ...rasters.sources import PixelMask
 
 
+@dataclass(frozen=True)
+class Observation:
+    """A file of a modality by its header, what hides pixels of it, and when it was taken if it is one of a series."""
+
+    info: RasterInfo
+    mask: PixelMask | None = None
+    dated: Dated | None = None
+
+
 @dataclass
 class Scene:
     """A scene with the headers of its files and its reference grid."""
 
     files: SceneFiles
-    infos: dict[str, RasterInfo | None]
+    observations: dict[str, list[Observation]]  # by modality: those of a series in their order, one, or none
     label: RasterInfo | None
     grid: Georeference | None
     size: tuple[int, int]
-    masks: dict[str, PixelMask] = field(default_factory=dict)  # by modality, what hides pixels of it
 
 
 def mask_key(modality: str) -> str:
@@ -34,44 +44,73 @@ def mask_key(modality: str) -> str:
     return f"mask of {modality}"
 
 
+def series_of(scenes: Sequence[SceneFiles], modalities: Iterable[str]) -> list[str]:
+    """The modalities of which some scene has dates."""
+    return [name for name in modalities if any(name in files.series for files in scenes)]
+
+
 def read_headers(
-    files: SceneFiles, bands: Mapping[str, BandSelection], masks: Mapping[str, tuple[str, tuple[float, ...]]]
+    files: SceneFiles,
+    bands: Mapping[str, BandSelection],
+    masks: Mapping[str, tuple[str, tuple[float, ...]]],
+    series: Collection[str] = (),
+    table: DateTable | None = None,
 ) -> Scene:
-    """The headers of a scene's files; `masks` are folder and values by modality, listed as rasters by `mask_key`."""
-    scene = _read_rasters(files, bands)
+    """The headers of a scene's files; `masks` are folder and values by modality, listed as rasters by `mask_key`.
+
+    The files of modalities in `series` are sorted by their dates, and each is hidden by the mask of its own.
+    """
+    observations = {name: [_observe(path, bands[name]) for path in files.files_of(name)] for name in bands}
+    for name in series:
+        dated = [replace(seen, dated=date_of(seen.info.path, table)) for seen in observations[name]]
+        observations[name] = sorted(dated, key=lambda seen: seen.dated.time)
     for name, (folder, values) in masks.items():
-        path, info = files.rasters.pop(mask_key(name)), scene.infos[name]
-        if path is not None and info is not None:
-            scene.masks[name] = PixelMask([(path, BandSelection.parse(folder)[1])], values)
-            scene.infos[name] = replace(info, has_mask=True)
-    return scene
-
-
-def _read_rasters(files: SceneFiles, bands: Mapping[str, BandSelection]) -> Scene:
-    infos: dict[str, RasterInfo | None] = {}
-    for name in bands:
-        path = files.rasters[name]
-        infos[name] = None if path is None else read_info(path, bands=bands[name])
-        if path is not None:
-            check_alpha(path, bands[name])
+        times = [seen.dated and seen.dated.time for seen in observations[name]]
+        paths = match_dates(times, files.files_of(mask_key(name)), table)
+        files.rasters.pop(mask_key(name))
+        chosen = BandSelection.parse(folder)[1]
+        for index, (seen, path) in enumerate(zip(observations[name], paths, strict=True)):
+            if path is not None:
+                mask, info = PixelMask([(path, chosen)], values), replace(seen.info, has_mask=True)
+                observations[name][index] = replace(seen, mask=mask, info=info)
     if files.label is None or is_vector_file(files.label):
-        if not any(infos.values()):
+        if not any(observations.values()):
             raise ValueError(
                 f"{files.label} labels a scene that has no raster of any modality. Remove it, or add one."
             )
-        return make_scene(files, infos, None)
-    return make_scene(files, infos, read_info(files.label, palette_as_indices=True))
+        return make_scene(files, observations, None)
+    return make_scene(files, observations, read_info(files.label, palette_as_indices=True))
 
 
-def make_scene(files: SceneFiles, infos: Mapping[str, RasterInfo | None], label: RasterInfo | None) -> Scene:
+def _observe(path: Path, bands: BandSelection) -> Observation:
+    info = read_info(path, bands=bands)
+    check_alpha(path, bands)
+    return Observation(info)
+
+
+def make_scene(
+    files: SceneFiles, observations: Mapping[str, Sequence[Observation]], label: RasterInfo | None
+) -> Scene:
     """Put a scene together from the headers of its files, at least one, and choose its reference grid."""
-    reference = label or max(filter(None, infos.values()), key=lambda info: info.size[0] * info.size[1])
-    return Scene(files, dict(infos), label, reference.georeference, reference.size)
+    infos = [seen.info for several in observations.values() for seen in several]
+    reference = label or max(infos, key=lambda info: info.size[0] * info.size[1])
+    own = {name: list(several) for name, several in observations.items()}
+    return Scene(files, own, label, reference.georeference, reference.size)
 
 
 def placed_files(name: str, scenes: Sequence[Scene]) -> list[tuple[RasterInfo, Georeference | None, tuple[int, int]]]:
     """Headers of a modality's files with the place and size of their scenes' grids, as `plan_modality` takes them."""
-    return [(info, scene.grid, scene.size) for scene in scenes if (info := scene.infos[name]) is not None]
+    return [(seen.info, scene.grid, scene.size) for scene in scenes for seen in scene.observations[name]]
+
+
+def describe_dates(scenes: Iterable[Sequence[Observation]]) -> str:
+    """How many dates some scenes have of a modality, from when to when, and what says so."""
+    scenes = [several for several in scenes if several]
+    counts, dated = sorted(map(len, scenes)), [seen.dated for several in scenes for seen in several]
+    many = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
+    first, last = (pick(dated).time.date() for pick in (min, max))
+    says = ", ".join(f"{source} ({count})" for source, count in Counter(one.source for one in dated).most_common())
+    return f"{many} dates a scene, {first} to {last}, by {says}"
 
 
 def shared_layer(source: Path, label: str | None) -> str | None:

@@ -6,17 +6,21 @@ Three layouts, each with or without split folders (`train`, `valid`, `test`, ...
   the folder's name in that of every file: `nir/x_nir.png`, `label/x_label.png`, or in front, `nir/nir_x.png`);
 - a folder per scene: `x/nir.tif`, `x/label.tif`;
 - one folder: `x_nir.tif`, `x_label.tif`, or `nir_x.tif`, `label_x.tif`.
+
+A series of dates is several files with a date in their names in the place of one (`nir/x_20190302.png`,
+`x/nir_20190302.tif`, `x_nir_20190302.tif`), or a folder of them (`nir/x/20190302.png`, `x/nir/20190302.tif`).
 """
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from ...data.rows import SPLIT_ALIASES
 from ...model.normalization_sgma import default_normalization
+from ..dates import name_without_date
 from ..opening import is_raster_file
 from ..polygons import is_vector_file
 
@@ -30,8 +34,14 @@ class SceneFiles:
 
     name: str  # unique in its split: the files' common stem, or the scene folder's name
     split: str  # `train`, `validation`, `test`
-    rasters: dict[str, Path | None]  # by modality
+    rasters: dict[str, Path | None]  # by modality; of a series one of them
     label: Path | None
+    series: dict[str, list[Path]] = field(default_factory=dict)  # all files of modalities of which there are dates
+
+    def files_of(self, modality: str) -> list[Path]:
+        """Its files: those of a series, one, or none."""
+        path = self.rasters[modality]
+        return self.series.get(modality, [] if path is None else [path])
 
 
 def find_scenes(
@@ -41,6 +51,7 @@ def find_scenes(
     *,
     split_names: Mapping[str, str] | None = None,
     absent: Collection[str] | None = (),
+    series: bool = False,
 ) -> list[SceneFiles]:
     """Find the scenes of a folder, by split and name; those in no split folder are `train`.
 
@@ -50,8 +61,10 @@ def find_scenes(
         label: Folder or stem of the labels, None if there are none.
         split_names: What a split folder is to be called, where not as usual: `{"valid": "test"}`.
         absent: Modalities that must have no file at all; all others must have one. None: any may have none.
+        series: Whether files that differ by their date alone are one scene also where no file without a date, a label
+            above all, says so. Else each of those is a scene.
     """
-    scenes, problems = survey_scenes(source, folders, label, split_names=split_names, absent=absent)
+    scenes, problems = survey_scenes(source, folders, label, split_names=split_names, absent=absent, series=series)
     if problems:
         raise ValueError(problems[0])
     return scenes
@@ -64,11 +77,13 @@ def survey_scenes(
     *,
     split_names: Mapping[str, str] | None = None,
     absent: Collection[str] | None = (),
+    series: bool = False,
 ) -> tuple[list[SceneFiles], list[str]]:
     """The scenes of `find_scenes`, and why they cannot be what was meant; of files of one name the first counts."""
     roots = _split_roots(source, split_names)
     clashes: list[str] = []
-    scenes = [scene for root, split in roots for scene in _scenes_of_root(root, split, folders, label, clashes)]
+    how = {"series": series, "clashes": clashes}
+    scenes = [scene for root, split in roots for scene in _scenes_of_root(root, split, folders, label, **how)]
     scenes.sort(key=lambda scene: (scene.split, scene.name))
     return scenes, [*clashes, *_problems(source, roots[0][0], scenes, folders, label, absent)]
 
@@ -166,13 +181,23 @@ def _best_names(source: Path, labels: Sequence[str]) -> set[str]:
     folders, stems, ends, starts = set(), set(), set(), set()
     for root, _ in _split_roots(source):
         for path in filter(is_raster_file, root.iterdir()):
-            parts = re.split("[_-]", path.stem.lower())
+            parts = re.split("[_-]", _undated(path.stem).lower())
             ends, starts = ends | set(parts[1:][-1:]), starts | set(parts[:-1][:1])
         for folder in _folders(root):
             folders |= {folder.name.lower()} if any(map(is_raster_file, folder.rglob("*"))) else set()
-            stems |= {path.stem.lower() for path in folder.iterdir() if is_raster_file(path)}
+            stems |= {_undated(path.stem).lower() for path in folder.iterdir() if is_raster_file(path)}
+            stems |= {path.name.lower() for path in _folders(folder) if any(map(_is_dated, path.iterdir()))}
     found = [names for names in (folders, stems, ends, starts) if names]
     return min(found, key=lambda names: (names.isdisjoint(labels), -_num_usual(names), len(names)), default=set())
+
+
+def _undated(stem: str) -> str:
+    """A name without its date, if it has one and is more than that."""
+    return name_without_date(stem) or stem
+
+
+def _is_dated(path: Path) -> bool:
+    return name_without_date(path.stem) is not None and is_raster_file(path)
 
 
 def _num_usual(names: Iterable[str]) -> int:
@@ -180,10 +205,11 @@ def _num_usual(names: Iterable[str]) -> int:
 
 
 def _scenes_of_root(
-    root: Path, split: str, folders: Mapping[str, str], label: str | None, clashes: list[str]
+    root: Path, split: str, folders: Mapping[str, str], label: str | None, *, series: bool, clashes: list[str]
 ) -> list[SceneFiles]:
     kinds = dict.fromkeys(_wanted(folders, label), is_raster_file) | ({label: _is_label_file} if label else {})
     homes = {name: _folder_of(root, name) for name in kinds}
+    dated: dict[str, dict[str, list[Path]]] = {name: {} for name in kinds}
     if any(home is not None for home in homes.values()):
         found = {name: _files_below(home, kinds[name]) for name, home in homes.items()}
         files = _by_scene_names({name: _by_name(pairs, clashes) for name, pairs in found.items()})
@@ -192,15 +218,57 @@ def _scenes_of_root(
             name: [*_files_of(root, name, is_file), *_suffixed(root, name, kinds)] for name, is_file in kinds.items()
         }
         files = {name: _by_name(pairs, clashes) for name, pairs in named.items()}
+        for name in dict.fromkeys(folders.values()):
+            for scene, path in (*_dated_files_of(root, name), *_suffixed(root, name, kinds, dated=True)):
+                dated[name].setdefault(scene, []).append(path)
+    for name in folders.values():
+        for scene, paths in _take_series(files, name, label, series=series).items():
+            dated[name].setdefault(scene, []).extend(paths)
     return [
         SceneFiles(
             name=name,
             split=split,
-            rasters={modality: files[folder].get(name) for modality, folder in folders.items()},
+            rasters={
+                modality: files[folder].get(name) or next(iter(dated[folder].get(name, ())), None)
+                for modality, folder in folders.items()
+            },
             label=files[label].get(name) if label else None,
+            series={
+                modality: [*filter(None, [files[folder].get(name)]), *dated[folder][name]]
+                for modality, folder in folders.items()
+                if name in dated[folder]
+            },
         )
-        for name in sorted({name for found in files.values() for name in found})
+        for name in sorted({name for found in (*files.values(), *dated.values()) for name in found})
     ]
+
+
+def _take_series(
+    files: dict[str, dict[str, Path]], key: str, label: str | None, *, series: bool
+) -> dict[str, list[Path]]:
+    """Take the files of a modality out that are dates of one scene: those by scene.
+
+    They are, by the name without its date or by the folder, what a label is called (without labels, a file of another
+    modality that has no date), while nothing is called as they are. With `series`, nothing else has to be.
+    """
+    found = files[key]
+    others = [names for other, names in files.items() if other != key] if label is None else [files[label]]
+    anchors = {name for names in others for name in names if label or name_without_date(Path(name).name) is None}
+    own, by_name, by_folder = re.escape(Path(key).name), defaultdict(list), defaultdict(list)
+    for name in (name for name in found if name not in anchors):
+        path = PurePosixPath(name)
+        folder, rest = path.parent.as_posix(), name_without_date(path.name)
+        if folder != ".":
+            by_folder[folder].append(name)
+        if rest is not None:
+            rest = re.sub(rf"^{own}[_-]|[_-]{own}$", "", rest, flags=re.IGNORECASE)
+            by_name[(path.parent / rest).as_posix()].append(name)
+    hits = [len(groups.keys() & anchors) for groups in (by_name, by_folder)]
+    if not any(hits) and not series:
+        return {}
+    is_by_name = hits[0] > hits[1] if any(hits) else len(by_name) < sum(map(len, by_name.values())) or not by_folder
+    groups = by_name if is_by_name else by_folder
+    return {scene: [found.pop(name) for name in names] for scene, names in groups.items()}
 
 
 def _folder_of(root: Path, name: str) -> Path | None:
@@ -231,15 +299,31 @@ def _files_of(root: Path, stem: str, is_file: Callable[[Path], bool]) -> Iterato
             yield scene.name, path
 
 
-def _suffixed(root: Path, name: str, kinds: Mapping[str, Callable[[Path], bool]]) -> Iterator[tuple[str, Path]]:
+def _dated_files_of(root: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """Scene and file of the dates in scenes' folders: those in a folder of a modality, and `rgb_20190302.tif`."""
+    for scene in _folders(root):
+        for _, path in _files_below(_folder_of(scene, name), is_raster_file):
+            yield scene.name, path
+        for path in filter(is_raster_file, sorted(scene.iterdir())):
+            if (name_without_date(path.stem) or "").lower() == name.lower():
+                yield scene.name, path
+
+
+def _suffixed(
+    root: Path, name: str, kinds: Mapping[str, Callable[[Path], bool]], *, dated: bool = False
+) -> Iterator[tuple[str, Path]]:
     """Scene and file of those files in one folder whose names end or begin as a modality's: `a_rgb.tif`, `rgb_a.tif`.
 
-    Of several modalities, that with the longest name is meant.
+    Of several modalities, that with the longest name is meant. With `dated`, those that do so only without their date.
     """
     patterns = {key: re.compile(rf"(.+)[_-]{re.escape(key)}|{re.escape(key)}[_-](.+)", re.I) for key in kinds}
     for path in filter(kinds[name], sorted(root.iterdir())):
-        if name == max((key for key in kinds if patterns[key].fullmatch(path.stem)), key=len, default=None):
-            yield "".join(patterns[name].fullmatch(path.stem).groups("")), path
+        stem = path.stem
+        if dated:
+            is_whole = any(pattern.fullmatch(stem) for pattern in patterns.values())
+            stem = "" if is_whole else name_without_date(stem) or ""
+        if name == max((key for key in kinds if patterns[key].fullmatch(stem)), key=len, default=None):
+            yield "".join(patterns[name].fullmatch(stem).groups("")), path
 
 
 def _by_name(named: Iterable[tuple[str, Path]], clashes: list[str]) -> dict[str, Path]:

@@ -7,10 +7,13 @@ taking from one modality more leaves the others as they are.
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..model.dates_sgma import is_series, observations
 from ..model.image_transforms_sgma import valid_pixels
+from ..model.limits_sgma import DATES_SUFFIX
 from .metadata import DatasetMetadata
 
 
@@ -52,8 +55,8 @@ class RowWithholder:
             if unknown:
                 raise ValueError(f"{flag} names {unknown}; the modalities are {metadata.modalities}.")
 
-    def apply(self, row_id: str, images: Mapping[str, np.ndarray | None]) -> tuple[dict, list[str]]:
-        """Make one row's rasters by modality, None where missing, incomplete.
+    def apply(self, row_id: str, images: Mapping[str, Any]) -> tuple[dict, list[str]]:
+        """Make one row's rasters by modality, None where missing, incomplete; a series as one, all its dates alike.
 
         Returns them, and what was taken: `dsm` for a whole modality, `dsm (part)` for one that now ends inside.
         """
@@ -62,7 +65,7 @@ class RowWithholder:
         names = self.metadata.modalities
         lost, ends, keeper = (rng.random(len(names)) for _ in range(3))
         angles, shares = rng.uniform(0, 2 * np.pi, len(names)), rng.uniform(_MIN_COVERED, _MAX_COVERED, len(names))
-        present = np.array([images[name] is not None for name in names])
+        present = np.array([len(observations(images, name)) > 0 for name in names])
         gone = present & (lost < [self.missing.get(name, 0.0) for name in names])
         cut = present & ~gone & (ends < [self.coverage.get(name, 0.0) for name in names])
         if present.any() and not (present & ~gone & ~cut).any():
@@ -71,12 +74,13 @@ class RowWithholder:
         result, taken = dict(images), []
         for index, name in enumerate(names):
             if gone[index]:
-                result[name] = None
+                result |= {name: None, name + DATES_SUFFIX: None} if is_series(images[name]) else {name: None}
                 taken.append(name)
             elif cut[index]:
-                part = self._cut(index, images[name], float(angles[index]), float(shares[index]))
-                if part is not None:
-                    result[name] = part
+                line = float(angles[index]), float(shares[index])
+                parts = [self._cut(index, array, *line) for array in observations(images, name)]
+                if all(part is not None for part in parts):
+                    result[name] = parts if is_series(images[name]) else parts[0]
                     taken.append(f"{name} (part)")
         return result, taken
 

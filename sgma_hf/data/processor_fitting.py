@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import cached_file
 
+from ..model.dates_sgma import observations
 from ..model.image_processing_sgma import SgmaImageProcessor
 from .rows import decode_row
 
@@ -127,21 +128,25 @@ def _encoder_statistics(backbone: str) -> tuple[list[float], list[float], str]:
 def rasters_as_trained_on(
     rows: Iterable[Mapping[str, Any]], processor: BaseImageProcessor, *, crop_size: int | None
 ) -> Iterator[Mapping[str, Any]]:
-    """Rasters by name: each row's whole ones, then the crops of those with a reference level one by one."""
+    """Rasters, or series of them, by name: each row's whole ones, then crops of those with a reference level."""
     levels = zip(processor.modalities, processor.reference_level, strict=True)
     levelled = [name for name, level in levels if level != "none"]
     for row in rows:
         images, label = decode_row(row, processor.modalities)
-        sizes = [image.shape[:2] for image in images.values() if image is not None]
+        sizes = [image.shape[:2] for name in processor.modalities for image in observations(images, name)]
         size = max(sizes, default=(0, 0)) if label is None else label.shape
         cropped = {} if crop_size is None else {name: images[name] for name in levelled if images[name] is not None}
         yield {"id": row.get("id"), **images, **dict.fromkeys(cropped)}
-        for name, image in cropped.items():
-            vertical, horizontal = (
-                _even_cuts(side, crop_size, cells) for side, cells in zip(size, image.shape[:2], strict=True)
-            )
-            for cut in itertools.product(vertical, horizontal):
-                yield {"id": row.get("id"), name: image[cut]}
+        for name in cropped:
+            cuts = [_cuts(size, crop_size, image) for image in observations(images, name)]
+            for crops in zip(*cuts, strict=True):  # of one place, on all dates
+                yield {"id": row.get("id"), name: list(crops)}
+
+
+def _cuts(size: tuple[int, int], crop_size: int, image: np.ndarray) -> Iterator[np.ndarray]:
+    """Crops of a raster that spans a grid of so many pixels."""
+    axes = zip(size, image.shape[:2], strict=True)
+    return (image[cut] for cut in itertools.product(*(_even_cuts(side, crop_size, cells) for side, cells in axes)))
 
 
 def _even_cuts(side: int, crop_size: int, cells: int) -> list[slice]:

@@ -1,12 +1,14 @@
 """Whether rasters hold values of the scale that a model was trained on: metres and not feet, 8 and not 16 bit."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import BaseImageProcessor
 
-from ..model.image_transforms_sgma import find_covered, measure_level
+from ..model.dates_sgma import observations
+from ..model.image_transforms_sgma import find_covered, shared_level
 from ..model.image_transforms_sgma import read_raster as decode
 from .processor_fitting import rasters_as_trained_on
 from .windows import Window
@@ -35,34 +37,33 @@ class ValueScale:
         levels: Mapping[str, np.ndarray] | None = None,
         windows: Sequence[Window] | None = None,
     ) -> None:
-        """Add windows of rasters by modality, channels last, masked or not, or None; `levels` as for the processor.
+        """Add windows of rasters or series by modality, channels last, masked or not; `levels` as for the processor.
 
         `windows` None takes the rasters as one.
         """
         processor = self._processor
         for m, (name, channels) in enumerate(zip(processor.modalities, processor.modality_channels, strict=True)):
-            if images.get(name) is None:
-                continue
-            raster = decode(images[name], channels, layout="channels_last", where=f"modality {name!r}")
-            covered = find_covered(raster, processor.nodata[m])
-            if covered is None:
-                covered = np.ones(raster.size, dtype=bool)
+            rasters = []
+            for value in observations(images, name):
+                raster = decode(value, channels, layout="channels_last", where=f"modality {name!r}")
+                covered = find_covered(raster, processor.nodata[m])
+                rasters.append((raster.values, np.ones(raster.size, dtype=bool) if covered is None else covered))
             level = None if levels is None else levels.get(name)
             whole = []  # windows without a gap, which are measured at once
-            for place in [w.slices for w in windows or [Window(0, 0, *raster.size)]]:
-                inside, pixels = covered[place], raster.values[:, *place].astype(np.float64)
-                if not inside.any():
+            for place in [window.slices for window in windows] if windows else [(slice(None), slice(None))]:
+                cuts = [(values[:, *place].astype(np.float64), covered[place]) for values, covered in rasters]
+                cuts = [(pixels, inside) for pixels, inside in cuts if inside.any()]
+                if not cuts:
                     continue
-                pixels -= (
-                    measure_level(pixels, inside, processor.reference_level[m]) if level is None else level[place]
-                )
-                pixels *= processor.rescale_factor[m]
-                if inside.all():
-                    whole.append(pixels.reshape(channels, -1))
-                else:
-                    self._windows[name].append(_measure(pixels[:, inside]))
-            if whole:
-                self._windows[name].extend(_measure(np.stack(whole)))
+                above = shared_level(cuts, processor.reference_level[m]) if level is None else level[place]
+                for pixels, inside in cuts:
+                    pixels = (pixels - above) * processor.rescale_factor[m]
+                    if inside.all():
+                        whole.append(pixels.reshape(channels, -1))
+                    else:
+                        self._windows[name].append(_measure(pixels[:, inside]))
+            for _, alike in itertools.groupby(whole, key=np.shape):
+                self._windows[name].extend(_measure(np.stack(list(alike))))
 
     def others(self) -> dict[str, str]:
         """The modalities that are on another scale, and for each what was seen and what was expected."""

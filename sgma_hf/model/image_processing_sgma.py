@@ -1,29 +1,22 @@
 """Image processor of SGMA: named rasters, some of them missing, in; one packed tensor and its mask out."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
+from .dates_sgma import observations
 from .image_transforms_sgma import (
     REFERENCE_LEVELS,
     Moments,
-    Raster,
     ValueSample,
     find_covered,
-    interpolation_weights,
-    measure_level,
-    pick_nearest,
-    read_label,
     read_raster,
-    resample,
-    same_extent,
-    subtract,
+    shared_level,
 )
-from .limits_sgma import IGNORE_INDEX, MAX_IMAGE_SIDE, check_modalities, check_num_labels
+from .limits_sgma import MAX_IMAGE_SIDE, check_modalities, check_num_labels
 from .modalities_sgma import SgmaProcessorModalitiesMixin
 from .normalization_sgma import (
     RANGE_SHARES,
@@ -34,24 +27,12 @@ from .normalization_sgma import (
     value_ranges,
 )
 from .post_processing_sgma import SgmaPostProcessingMixin
+from .rows_sgma import SgmaRowsMixin
 from .saving_sgma import SgmaPushToHubMixin
 
 
 # What `transformers` itself writes to `preprocessor_config.json` or passes on while loading.
 SERVICE_KEYS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
-
-
-@dataclass
-class _Row:
-    """One decoded sample: its rasters by modality, its label, the grid, the window of it, and the output size."""
-
-    rasters: list[Raster | None]
-    label: np.ndarray | None
-    grid: tuple[int, int]
-    window: tuple[int, int, int, int]
-    size: tuple[int, int]
-    levels: Mapping[str, float | np.ndarray]
-    coverage: list[np.ndarray | bool] = field(default_factory=list)
 
 
 class SgmaImageProcessorKwargs(TypedDict, total=False):
@@ -70,21 +51,6 @@ class SgmaImageProcessorKwargs(TypedDict, total=False):
     do_resize: bool
     size: dict[str, int]
     num_labels: int | None
-
-
-def _check_window(window: Sequence[int] | None, grid: tuple[int, int], *, index: int) -> tuple[int, int, int, int]:
-    """Check a window (top, left, height, width) in pixels of the grid; None is all of it."""
-    if window is None:
-        return 0, 0, *grid
-    if len(window) != 4:
-        raise ValueError(f"`windows[{index}]` is {window!r}; expected (top, left, height, width) in pixels.")
-    top, left, height, width = (int(number) for number in window)
-    if min(top, left) < 0 or min(height, width) < 1 or top + height > grid[0] or left + width > grid[1]:
-        raise ValueError(
-            f"`windows[{index}]` is (top, left, height, width) = {(top, left, height, width)}, which does not lie in "
-            f"the {grid[0]} x {grid[1]} pixels of the row. Shrink or move it; smaller rows are padded in the batch."
-        )
-    return top, left, height, width
 
 
 def _as_list(value: Any, count: int, *, is_single: bool, name: str) -> list:
@@ -117,7 +83,7 @@ def _check_size(size: Any) -> dict[str, int]:
 
 
 class SgmaImageProcessor(
-    SgmaProcessorModalitiesMixin, SgmaPostProcessingMixin, SgmaPushToHubMixin, BaseImageProcessor
+    SgmaProcessorModalitiesMixin, SgmaRowsMixin, SgmaPostProcessingMixin, SgmaPushToHubMixin, BaseImageProcessor
 ):
     r"""Turns samples with named, possibly missing rasters into the packed input of SGMA.
 
@@ -126,6 +92,11 @@ class SgmaImageProcessor(
     `.npy` file or one that PIL reads, or an undecoded cell of `datasets`; bool, integers or floating point; (height,
     width) for one band, else channels first or last, told by the modality's channel count. Where both ends fit, they
     are first in a tensor and last in an array, unless `input_data_format` says otherwise. None is a missing modality.
+
+    **Series.** A list of rasters, or an array of four axes with time first, is a series of dates of one modality.
+    `<name>_dates` has a date for each: ISO text, a datetime, days since 2000-01-01, or None where it is unknown; it
+    may be left out. Series may be of any lengths, and of some rows and modalities only. An empty one is a missing
+    modality.
 
     **Missing values.** NaN, infinities, magnitudes from 3.4e38 on and the modality's `nodata` values, in any band,
     become False in the mask, never numbers; so do transparent pixels (an alpha channel beyond the modality's own, a
@@ -139,8 +110,8 @@ class SgmaImageProcessor(
     nearest neighbour. Sizes whose proportions differ by more than a cell of the coarser grid are refused.
 
     **Normalisation**, per modality: `((raster - level) * rescale_factor - image_mean) / image_std`. `level` is that of
-    the window's own pixels (source pixels, before resampling; one level for all bands), so that heights in metres
-    above sea level are comparable between places.
+    the window's own pixels (source pixels, before resampling; one level for all bands and dates), so that heights in
+    metres above sea level are comparable between places.
 
     Without statistics of your own, a modality gets defaults by its name, or by the first part of it at underscores
     that is known (`dsm_2019` is a `dsm`):
@@ -285,6 +256,9 @@ class SgmaImageProcessor(
             `modality_mask`: bool, (batch_size, num_modalities) if every modality that is there covers all pixels, else
             (batch_size, num_modalities, height, width). A row whose given modalities hold nothing but nodata is
             False throughout in the latter.
+            `dates`: float32 (batch_size, T, num_modalities), days since 2000-01-01, NaN where unknown; only if any row
+            has a series. Then the two above have T after batch_size, the length of the longest series, and False in
+            the mask beyond the end of others. Slots of different modalities have nothing to do with each other.
             `labels`: int64 (batch_size, height, width), 255 where ignored or padded; only with `segmentation_maps`.
 
         Raises:
@@ -322,118 +296,6 @@ class SgmaImageProcessor(
         ]
         return BatchFeature(data=self._pack(rows, with_labels=with_labels), tensor_type=return_tensors)
 
-    def _read_row(
-        self,
-        sample: Mapping[str, Any],
-        label: Any,
-        window: Sequence[int] | None,
-        levels: Mapping[str, float | np.ndarray] | None,
-        target: dict[str, int] | None,
-        *,
-        index: int,
-        layout: str | None,
-    ) -> _Row:
-        """Decode one sample and settle its grid, window and output size."""
-        for name in sample:
-            if name not in (*self.modalities, "id", "label", "scoring_label", "preview"):
-                raise ValueError(
-                    f"`images[{index}]` has modality {name!r}; this processor knows {self.modalities}. Rename it, "
-                    "leave it out, or add it to the processor and the model."
-                )
-        rasters = [
-            None
-            if sample.get(name) is None
-            else read_raster(sample[name], channels, layout=layout, where=f"`images[{index}][{name!r}]`")
-            for name, channels in zip(self.modalities, self.modality_channels, strict=True)
-        ]
-        given = {name: raster.size for name, raster in zip(self.modalities, rasters, strict=True) if raster}
-        if not given:
-            raise ValueError(
-                f"`images[{index}]` has no modality: none of {self.modalities} is there. Leave the row out, or give "
-                "at least one raster."
-            )
-        label = read_label(label, num_labels=self.num_labels, index=index)
-        grid = max(given.values(), key=lambda size: size[0] * size[1]) if label is None else label.shape
-        for name, size in given.items():
-            if not same_extent(grid, size):
-                raise ValueError(
-                    f"`images[{index}][{name!r}]` has {size[0]} x {size[1]} pixels, which does not fit the "
-                    f"{grid[0]} x {grid[1]} of {'the label' if label is not None else 'the largest modality'}: they "
-                    "are to span the same ground with square pixels. Crop them to one extent first."
-                )
-        top, left, height, width = _check_window(window, grid, index=index)
-        size = (height, width) if target is None else (target["height"], target["width"])
-        return _Row(rasters, label, grid, (top, left, height, width), size, levels or {})
-
-    def _pack(self, rows: list[_Row], *, with_labels: bool) -> dict[str, np.ndarray]:
-        """Normalise and stack the rows, padded to the largest."""
-        height, width = (max(row.size[axis] for row in rows) for axis in (0, 1))
-        bounds = np.cumsum([0, *self.modality_channels])
-        pixel_values = np.zeros((len(rows), int(bounds[-1]), height, width), dtype=np.float32)
-        for index, row in enumerate(rows):
-            for m, raster in enumerate(row.rasters):
-                view = pixel_values[index, bounds[m] : bounds[m + 1], : row.size[0], : row.size[1]]
-                row.coverage.append(False if raster is None else self._normalize(raster, row, m, view))
-        data = {"pixel_values": pixel_values, "modality_mask": self._mask(rows, (height, width))}
-        if with_labels:
-            labels = np.full((len(rows), height, width), IGNORE_INDEX, dtype=np.int64)
-            for index, row in enumerate(rows):
-                if row.label is not None:
-                    labels[index, : row.size[0], : row.size[1]] = pick_nearest(row.label, row.window, row.size)
-            data["labels"] = labels
-        return data
-
-    def _mask(self, rows: list[_Row], size: tuple[int, int]) -> np.ndarray:
-        """The modality mask: per row if that says it all, else per pixel."""
-        whole = all(isinstance(covered, bool) for row in rows for covered in row.coverage)
-        if whole and all(row.size == size and any(row.coverage) for row in rows):
-            return np.array([row.coverage for row in rows], dtype=bool)
-        mask = np.zeros((len(rows), len(self.modalities), *size), dtype=bool)
-        for index, row in enumerate(rows):
-            for m, covered in enumerate(row.coverage):
-                mask[index, m, : row.size[0], : row.size[1]] = covered
-        return mask
-
-    def _normalize(self, raster: Raster, row: _Row, m: int, out: np.ndarray) -> np.ndarray | bool:
-        """Write the window of modality m, normalised and on the output grid, over zeros; return what it covers.
-
-        True if all of the window is covered, False if nothing is (`out` stays 0), else bool (height, width).
-        """
-        top, left, height, width = row.window
-        resampling = raster.size != row.grid or row.size != (height, width)
-        slices = slice(top, top + height), slice(left, left + width)
-        if resampling:
-            rows, columns = (
-                interpolation_weights(cells, start * cells / whole, length * cells / whole, new)
-                for cells, start, length, whole, new in zip(
-                    raster.size, row.window[:2], row.window[2:], row.grid, row.size, strict=True
-                )
-            )
-            slices = rows.cells, columns.cells
-        source = Raster(raster.values[:, *slices], None if raster.valid is None else raster.valid[slices])
-        covered = find_covered(source, self.nodata[m])
-        if covered is not None and not covered.any():
-            return False
-        level = row.levels.get(self.modalities[m])
-        if level is None:
-            level = measure_level(source.values, covered, self.reference_level[m])
-        elif np.ndim(level):
-            level = level[slices]
-        values = np.empty(source.values.shape, dtype=np.float32) if resampling else out
-        mean = np.asarray(self.image_mean[m]) / self.rescale_factor[m]
-        subtract(source.values, level, mean, out=values)
-        if covered is not None:
-            np.copyto(values, 0, where=~covered)
-        scale = self.rescale_factor[m] / np.asarray(self.image_std[m])
-        values *= scale.astype(np.float32)[:, None, None]
-        if resampling:  # last: the target is often far larger, a hundredfold for a hyperspectral sensor beside RGB
-            covered = resample(values, covered, rows, columns, out=out)
-            if covered is not None:
-                np.copyto(out, 0, where=~covered)
-                if not covered.any():
-                    return False
-        return True if covered is None else covered
-
     @classmethod
     def fit(
         cls,
@@ -450,7 +312,7 @@ class SgmaImageProcessor(
         with a warning.
 
         Args:
-            rows: Any iterable of dicts from modality name to raster or None. Other columns are not looked at.
+            rows: Any iterable of dicts from modality name to raster, series or None. Other columns are not looked at.
             modalities: Names, as for the class.
             modality_channels: Bands of each, as for the class.
             **kwargs: Other fields of the processor: `nodata`, `reference_level`, `rescale_factor`, ... Mean and
@@ -474,15 +336,17 @@ class SgmaImageProcessor(
             num_rows += 1
             columns.update(row)
             for m, (name, channels) in enumerate(zip(modalities, modality_channels, strict=True)):
-                if row.get(name) is None:
-                    continue
                 where = f"row {row.get('id', index)!r}, modality {name!r}"
-                raster = read_raster(row[name], channels, layout=None, where=where)
-                covered = find_covered(raster, processor.nodata[m])
-                if covered is None or covered.any():
-                    level = measure_level(raster.values, covered, processor.reference_level[m])
-                    moments[m].update(raster.values, covered, level)
-                    samples[m].update(raster.values, covered, level)
+                parts = []
+                for value in observations(row, name):
+                    raster = read_raster(value, channels, layout=None, where=where)
+                    covered = find_covered(raster, processor.nodata[m])
+                    if covered is None or covered.any():
+                        parts.append((raster.values, covered))
+                level = shared_level(parts, processor.reference_level[m]) if parts else None
+                for values, covered in parts:
+                    moments[m].update(values, covered, level)
+                    samples[m].update(values, covered, level)
         if num_rows == 0:
             raise ValueError("`rows` is empty; statistics need at least one row.")
         absent = [name for name in modalities if name not in columns]

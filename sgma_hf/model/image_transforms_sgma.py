@@ -202,6 +202,16 @@ def measure_level(values: np.ndarray, covered: np.ndarray | None, kind: str) -> 
     return float(np.partition(pool, middle, axis=None)[middle].mean(dtype=np.float64))
 
 
+def shared_level(parts: Sequence[tuple[np.ndarray, np.ndarray | None]], kind: str) -> float:
+    """Reference level of one or more rasters together, as `measure_level` takes them: of the dates of a series."""
+    if len(parts) == 1 or kind == "none":
+        return measure_level(*parts[0], kind)
+    pools = [
+        values[:, slice(None) if covered is None else covered].reshape(len(values), -1) for values, covered in parts
+    ]
+    return measure_level(np.concatenate(pools, axis=1), None, kind)
+
+
 def subtract(values: np.ndarray, level: float | np.ndarray, mean: np.ndarray, *, out: np.ndarray) -> None:
     """Write (values - level) - mean to a float32 array; `mean` holds one number per band, `level` one, or per pixel.
 

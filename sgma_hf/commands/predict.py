@@ -23,7 +23,7 @@ from sgma_hf.commands.checkpoint_arguments import (
     choose_dtype,
     load_model,
 )
-from sgma_hf.commands.scene_maps import add_scene_arguments, predict_folder
+from sgma_hf.commands.scene_maps import add_scene_arguments, map_options, predict_folder
 from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.whole_files import check_replaceable, check_writable
 from sgma_hf.prediction import EXTRAS
@@ -105,6 +105,8 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
         metavar="METRES",
         help="side of the map's pixels on the ground; default: the grid's",
     )
+    bbox = "map this part alone, for a corner first: its coordinates in the CRS of the map"
+    add("--bbox", nargs=4, type=float, metavar=("WEST", "SOUTH", "EAST", "NORTH"), help=bbox)
     extras = "more files to write; PNG: robustness, which is the default there"
     add("--extras", nargs="+", action="extend", choices=EXTRAS, help=extras)
     tile_size = "side of the tiles; default: that of the training crops"
@@ -163,9 +165,9 @@ def main(argv: list[str] | None = None) -> int | None:
         parser.error(f"--scenes says where the rasters are; leave out --{next(iter(rasters))}")
     if not args.scenes and not rasters:
         parser.error(f"no raster given; give at least one of {flags}, or a folder of many by --scenes")
-    one_map = {"zones": args.zones, "areas": args.areas, "polygons": args.polygons}
+    one_map = {"zones": args.zones, "areas": args.areas, "polygons": args.polygons, "bbox": args.bbox}
     if args.scenes and any(one_map.values()):
-        parser.error(f"--{next(filter(one_map.get, one_map))} is of one map; of many, the summary has the areas")
+        parser.error(f"--{next(filter(one_map.get, one_map))} is of one map, and --scenes makes many")
     if args.min_area and args.polygons is None:
         parser.error("--min_area is of --polygons, which are not asked for")
     if args.zone_by is not None and args.zones is None:
@@ -181,14 +183,15 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
 
     from sgma_hf.model.fusion_sgma import find_fusion
     from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
-    from sgma_hf.prediction.maps import predict_raster
+    from sgma_hf.prediction.maps import check_options, predict_raster
     from sgma_hf.rasters.scene import mask_options, masked
     from sgma_hf.visualization.palette import recolor
 
-    config = AutoConfig.from_pretrained(args.model)
+    config, processor = AutoConfig.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
     if args.classes is not None:
         config.palette = recolor(config.class_names, config.palette, args.classes)
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    options = map_options(args)
+    check_options(config, processor, **options)
     extras = args.extras
     if extras is None:
         is_picture = args.output.lower().endswith(PNG_SUFFIXES)
@@ -202,25 +205,8 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     check_writable(plan_outputs(args.output, layers, inputs, processor.modalities).label_map)
     model = load_model(args.model, dtype=args.dtype, device=args.device)
     model.config.palette = config.palette
-    prediction = predict_raster(
-        model,
-        processor,
-        sources,
-        args.output,
-        like=args.like,
-        resolution=args.resolution,
-        extras=extras,
-        tile_size=args.tile_size,
-        stride=args.stride,
-        tta=args.tta,
-        batch_size=args.batch_size,
-        resampling=args.resampling,
-        min_confidence=args.min_confidence,
-        sieve=args.sieve,
-        allow_other_scale=args.allow_other_scale,
-        resume=args.resume,
-        progress_bar=True,
-    )
+    how = {"like": args.like, "bbox": args.bbox, "extras": extras, "resume": args.resume, "progress_bar": True}
+    prediction = predict_raster(model, processor, sources, args.output, **how, **options)
     if os.environ.get("RANK", "0") == "0":
         _report(prediction, config, is_sifted=args.min_confidence > 0)
         for path in _write_tables(args, prediction, config.class_names):

@@ -31,10 +31,10 @@ def add_scene_arguments(parser: Parser) -> None:
 
 def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     """Make the maps, say what failed, and write the table; 1 if a scene has failed."""
-    from transformers import AutoImageProcessor
+    from transformers import AutoConfig, AutoImageProcessor
     from transformers.utils import logging
 
-    from sgma_hf.prediction.maps import MapMaker
+    from sgma_hf.prediction.maps import MapMaker, check_options
     from sgma_hf.prediction.scenes.many import SceneLedger, predict_scenes
     from sgma_hf.prediction.scenes.summary import write_summary
     from sgma_hf.rasters.listings.sources import list_scenes
@@ -49,21 +49,24 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     how = {"assets": _assets(args.assets), "scene_by": args.scene_by, "masks": mask_options(args, modalities)}
     found = list_scenes(args.scenes, modalities, **how)
     scenes = found[_shard(args.shard)]
-    model = load_model(args.model, dtype=args.dtype, device=args.device)
-    if args.classes is not None:
-        config = model.config
-        config.palette = recolor(config.class_names, config.palette, args.classes)
-    names = ("tile_size", "stride", "tta", "batch_size", "resolution", "resampling", "min_confidence", "sieve")
-    options = {name: getattr(args, name) for name in (*names, "allow_other_scale")}
-    maker = MapMaker(model, AutoImageProcessor.from_pretrained(args.model), **options)
-    how = {"extras": args.extras or (), "like": args.like, "suffix": suffix, "resume": args.resume}
     joins = args.shard is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ledger = SceneLedger(output, suffix)
+    ledger.check_free(resume=args.resume, joins=joins)
+    config, processor = AutoConfig.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
+    if args.classes is not None:
+        config.palette = recolor(config.class_names, config.palette, args.classes)
+    options = map_options(args)
+    check_options(config, processor, **options)
+    model = load_model(args.model, dtype=args.dtype, device=args.device)
+    model.config.palette = config.palette
+    maker = MapMaker(model, processor, **options)
+    how = {"extras": args.extras or (), "like": args.like, "suffix": suffix, "resume": args.resume}
     with logging.tqdm(total=len(scenes), unit="scene", desc="predict", disable=not is_first) as bar:
         for record in predict_scenes(maker, scenes, output, joins=joins, **how):
             bar.update()
             if record.error is not None:
                 bar.write(f"{record.scene}: {record.error}", file=sys.stderr)
-    ledger, everything = SceneLedger(output, suffix), [scene.name for scene in found]
+    everything = [scene.name for scene in found]
     ledger.note_command(args.command, args.model, sgma_hf.__version__)
     rows, files = write_summary(ledger, everything, model.config.class_names, modalities)
     own = {scene.name for scene in scenes}
@@ -73,6 +76,12 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
         if failed:
             print(f"failed: {_some(failed)}; the table says why. `--resume` tries them again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def map_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that are arguments of `MapMaker`."""
+    names = ("tile_size", "stride", "tta", "batch_size", "resolution", "resampling", "min_confidence", "sieve")
+    return {name: getattr(args, name) for name in (*names, "allow_other_scale")}
 
 
 def _assets(entries: Sequence[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..data.command_line import USER_ERRORS
 from ..data.whole_files import check_writable
+from ..data.windows import window_starts
 from ..publishing.weights_digest import weights_digest
 from ..rasters.grids import Grid, pixel_area
 from ..rasters.raster import bounded_cache
@@ -45,6 +46,7 @@ class WantedMap:
     output_path: str | os.PathLike
     like: str | os.PathLike | None = None
     extras: Sequence[str] = ()
+    bbox: Sequence[float] | None = None
     version: Any = None  # what is another one, as JSON has it, for other rasters; None: by names and times of files
 
 
@@ -68,6 +70,7 @@ def predict_raster(
     output_path: str | os.PathLike,
     *,
     like: str | os.PathLike | None = None,
+    bbox: Sequence[float] | None = None,
     extras: Sequence[str] = (),
     tile_size: int | None = None,
     stride: int | None = None,
@@ -102,6 +105,7 @@ def predict_raster(
             `.npy`, which are taken to show the same extent.
         output_path: The label map, `.tif` or `.png`. Its folder is made if need be.
         like: Raster whose grid the map gets. None: that of the first modality's first file, extended to its others.
+        bbox: West, south, east and north of the part to map, in the CRS of that grid. None: all of it.
         resolution: Metres on the ground that a pixel of the map shall be. None: as the grid has it.
         extras: More rasters beside a GeoTIFF, named `<map>_<extra>.tif`: "confidence" (probability of the class, and
             entropy in [0, 1]), "probabilities" (a band per class), "robustness" (a band per modality: how much it was
@@ -134,11 +138,37 @@ def predict_raster(
     options = {"tile_size": tile_size, "stride": stride, "batch_size": batch_size, "resolution": resolution}
     options |= {"tta": tta, "resampling": resampling, "min_confidence": min_confidence, "sieve": sieve}
     maker = MapMaker(model, processor, allow_other_scale=allow_other_scale, **options)
-    wanted = WantedMap(nullcontext(rasters), output_path, like, extras)
+    wanted = WantedMap(nullcontext(rasters), output_path, like, extras, bbox)
     ((_, outcome),) = maker.make([wanted], resume=resume, share=True, progress_bar=progress_bar)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+def check_options(
+    config: Any,
+    processor: Any,
+    *,
+    tile_size: int | None,
+    stride: int | None,
+    tta: str | None,
+    batch_size: int | None,
+    min_confidence: float,
+    sieve: float,
+    **others: Any,
+) -> tuple[int, int]:
+    """Refuse options of `MapMaker`, as far as no raster is needed to tell; returns tile size and stride."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
+    if not 0 <= min_confidence < 1:
+        raise ValueError(f"`min_confidence` is {min_confidence:g}; expected a probability from 0 to below 1.")
+    if not 0 <= sieve < float("inf"):
+        raise ValueError(f"`sieve` is {sieve:g}; expected square metres, 0 for none.")
+    check_turns(tta)
+    tile_size = config.tile_size or min(processor.size.values()) if tile_size is None else tile_size
+    stride = default_stride(tile_size) if stride is None else stride
+    window_starts(1, tile_size, stride)
+    return tile_size, stride
 
 
 class MapMaker:
@@ -163,20 +193,12 @@ class MapMaker:
         sieve: float = 0.0,
         allow_other_scale: bool = False,
     ):
-        if batch_size is None:
-            batch_size = 1 if model.device.type == "cpu" else 4
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; expected at least 1.")
-        if not 0 <= min_confidence < 1:
-            raise ValueError(f"`min_confidence` is {min_confidence:g}; expected a probability from 0 to below 1.")
-        if not 0 <= sieve < float("inf"):
-            raise ValueError(f"`sieve` is {sieve:g}; expected square metres, 0 for none.")
+        options = {"tile_size": tile_size, "stride": stride, "tta": tta, "batch_size": batch_size}
+        options |= {"min_confidence": min_confidence, "sieve": sieve}
+        self._tile_size, self._stride = check_options(model.config, processor, **options)
+        self._model, self._processor, self._tta = model, processor, tta
+        self._batch_size = batch_size or (1 if model.device.type == "cpu" else 4)
         self._min_confidence, self._sieve = min_confidence, sieve
-        self._model, self._processor, self._batch_size = model, processor, batch_size
-        self._tile_size = model.config.tile_size or min(processor.size.values()) if tile_size is None else tile_size
-        self._stride = default_stride(self._tile_size) if stride is None else stride
-        check_turns(tta)
-        self._tta = tta
         self._reading = {"resolution": resolution, "resampling": resampling}
         self._allow_other_scale = allow_other_scale
         kind = {"channels": processor.modality_channels, "nodata": processor.nodata}
@@ -288,7 +310,7 @@ class MapMaker:
             try:
                 with (
                     wanted.rasters as rasters,
-                    RasterScene(rasters, like=wanted.like, **self._kind, **self._reading) as scene,
+                    RasterScene(rasters, like=wanted.like, bbox=wanted.bbox, **self._kind, **self._reading) as scene,
                 ):
                     run = self._begin(wanted, scene, began=began, **how)
                     unfinished.append(run)

@@ -29,6 +29,26 @@ class Grid:
         """The pixels of a window."""
         return Grid(window[2:], self.georeference and self.georeference.window(window.top, window.left))
 
+    def within(self, bbox: Sequence[float]) -> "Grid":
+        """The pixels that a box touches: west, south, east, north, in units of the CRS."""
+        west, south, east, north = bbox
+        if self.georeference is None:
+            raise ValueError(
+                "`bbox` names a part of the map by its coordinates, but no raster has a place. Leave it out."
+            )
+        if not (west < east and south < north):
+            raise ValueError(f"`bbox` is {_listed(bbox)}; expected west, south, east, north.")
+        rows, columns = self.georeference.pixels(np.array([west, west, east, east]), np.array([south, north] * 2))
+        top, left = (math.floor(side.min() + 0.01) for side in (rows, columns))
+        bottom, right = (math.ceil(side.max() - 0.01) for side in (rows, columns))
+        window = Window(top, left, bottom - top, right - left).inside(self.size)
+        if 0 in window[2:]:
+            raise ValueError(
+                f"`bbox` is {_listed(bbox)}, which lies beside the map: it covers (west, south, east, north) "
+                f"({_listed(self.georeference.bounds(self.size))}), in the CRS of its grid."
+            )
+        return self.part(window)
+
     def resampled(self, resolution: float) -> "Grid":
         """The same extent in pixels of so many metres; the last ones may reach beyond it."""
         metres = ground_sampling(self)
@@ -246,10 +266,12 @@ def check_proportions(info: RasterInfo, size: tuple[int, int]) -> None:
 
 def no_overlap(info: RasterInfo, grid: Grid) -> str:
     """What to say of a raster that lies beside the grid that it is read for."""
-    own, reference = (
-        ", ".join(f"{value:.10g}" for value in raster.georeference.bounds(raster.size)) for raster in (info, grid)
-    )
+    own, reference = (_listed(raster.georeference.bounds(raster.size)) for raster in (info, grid))
     return (
         f"{info.path} does not overlap its reference raster: it covers (west, south, east, north) ({own}), the "
         f"reference ({reference}), each in its own CRS. Give the file that belongs there, or remove it."
     )
+
+
+def _listed(coordinates: Sequence[float]) -> str:
+    return ", ".join(f"{value:.10g}" for value in coordinates)

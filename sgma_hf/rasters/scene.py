@@ -122,7 +122,8 @@ class RasterScene(contextlib.AbstractContextManager):
     `nodata` stands for nothing besides what the files declare, in every band and in the unit of the values read; of
     the modalities in `undeclared`, what their files declare counts as a value.
     The grid is that of the raster `like`, or of the first modality's first file, extended to all its files, in pixels
-    of `resolution` metres if that is given. Other grids are interpolated by `resampling`, one of `RESAMPLINGS`, or one
+    of `resolution` metres if that is given, and of these the part that `bbox`, (west, south, east, north) in its CRS,
+    touches. Other grids are interpolated by `resampling`, one of `RESAMPLINGS`, or one
     per modality (others: bilinear, a mean of the area where the file is the finer one); masks are picked by nearest
     neighbour. Files without a place on Earth know "nearest" alone; all else means what the image processor does in
     training.
@@ -136,6 +137,7 @@ class RasterScene(contextlib.AbstractContextManager):
         nodata: Mapping[str, Sequence[float]] | None = None,
         like: str | os.PathLike | None = None,
         resolution: float | None = None,
+        bbox: Sequence[float] | None = None,
         resampling: str | Mapping[str, str] = "bilinear",
         undeclared: Collection[str] = (),
     ):
@@ -165,6 +167,8 @@ class RasterScene(contextlib.AbstractContextManager):
             self.grid = _reference_grid(reference)
             if resolution is not None:
                 self.grid = self.grid.resampled(resolution)
+            if bbox is not None:
+                self.grid = self.grid.within(bbox)
             for name, group in infos.items():
                 files = Mosaic(group, self.grid, methods[name], kept=kept.get(name), **missing[name])
                 self._files[name] = opened.enter_context(files)
@@ -262,9 +266,11 @@ def _check_header(info: RasterInfo, name: str, channels: int) -> None:
     if info.has_mask:  # or it has no alpha
         check_alpha(path, info.bands)
     if info.channels != channels:
+        some = ",".join(str(band + 1) for band in range(channels))
+        choice = f", or choose the bands, for instance {path}:{some}" if info.channels > channels else ""
         raise ValueError(
             f"{path} has {info.channels} bands; modality {name!r} of this checkpoint takes {channels}. Give another "
-            f"file, or choose the bands, for instance {path}:{','.join(str(band + 1) for band in range(channels))}."
+            f"file{choice}."
         )
 
 

@@ -303,6 +303,36 @@ def test_wrong_flags_are_answered_with_the_modalities(checkpoint, tmp_path, caps
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--min_confidence", "60"], "`min_confidence` is 60; expected a probability"),
+        (["--sieve", "-1"], "`sieve` is -1; expected square metres"),
+        (["--batch_size", "0"], "`batch_size` is 0; expected at least 1"),
+        (["--tile_size", "32", "--stride", "64"], "Windows of 32 pixels every 64"),
+        (["--classes", '["rood"]'], "`--classes` has 'rood'"),
+    ],
+)
+@pytest.mark.parametrize("many", [False, True])
+def test_options_are_refused_before_weights_are_read(
+    checkpoint, rasters, tmp_path, capsys, monkeypatch, arguments, message, many
+):
+    def load_model(*_, **__):
+        raise AssertionError("the weights were read")
+
+    for module in ("predict", "scene_maps"):
+        monkeypatch.setattr(f"sgma_hf.commands.{module}.load_model", load_model)
+    (tmp_path / "scenes" / "rgb").mkdir(parents=True)
+    (tmp_path / "in.png").rename(tmp_path / "scenes" / "rgb" / "a.png")
+    rgb = str(tmp_path / "scenes" / "rgb" / "a.png")
+    given = ["--scenes", str(tmp_path / "scenes")] if many else ["--rgb", rgb]
+    output = tmp_path / ("maps" if many else "map.png")
+    assert main(["--model", checkpoint, *given, "--output", str(output), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("sgma-hf predict: ") and message in said and said.count("\n") == 1
+    assert not output.exists()
+
+
 def test_help_with_a_model_lists_its_modalities(checkpoint, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["--model", checkpoint, "--help"])

@@ -160,6 +160,10 @@ def test_options_that_cannot_be_used(tmp_path):
     refused(tmp_path, {"dsm": dsm}, "'magic' for 'dsm'; expected one of", resampling="magic")
     refused(tmp_path, {"dsm": dsm}, "`batch_size` is 0", batch_size=0)
     refused(tmp_path, {"dsm": dsm}, "`tile_size` is 0", tile_size=0)
+    refused(tmp_path, {"dsm": dsm}, "`bbox` is 3, 1, 2, 4; expected west, south, east, north", bbox=(3, 1, 2, 4))
+    refused(tmp_path, {"dsm": dsm}, "`bbox` is 1, 2, 3, 4, which lies beside the map: it covers", bbox=(1, 2, 3, 4))
+    plain = write_tiff(tmp_path / "plain.tif", ones(), crs=None)
+    refused(tmp_path, {"dsm": plain}, "no raster has a place", bbox=(1, 2, 3, 4))
     with pytest.raises(ValueError, match=r"ends in \.png, \.tif or \.tiff"):
         predict_height_classes({"dsm": dsm}, tmp_path / "map.jpg")
     with pytest.raises(ValueError, match="A PNG holds no 'confidence'"):

@@ -205,6 +205,22 @@ def test_mosaic_first_file_wins_and_its_grid_is_extended(tmp_path):
     np.testing.assert_array_equal(read_map(tmp_path / "map.tif"), np.full((4, 4), 0))
 
 
+def test_a_box_maps_the_pixels_that_it_touches(tmp_path):
+    heights = np.random.default_rng(3).uniform(0, 20, (1, 60, 80)).astype(np.float32)
+    dsm = write_tiff(tmp_path / "dsm.tif", heights, pixel=0.5)
+    whole = predict({"dsm": dsm}, tmp_path / "map.tif")
+    # Columns 20 to 50 and rows 10 to 40, and a little of the ones beside them.
+    bbox = (500009.9, 4799979.9, 500025.1, 4799995.1)
+    part = predict({"dsm": dsm}, tmp_path / "part.tif", bbox=bbox)
+    assert (whole.size, part.size) == ((60, 80), (32, 32))
+    np.testing.assert_array_equal(read_map(tmp_path / "part.tif"), read_map(tmp_path / "map.tif")[9:41, 19:51])
+    with rasterio.open(tmp_path / "part.tif") as file:
+        assert tuple(file.bounds) == (500009.5, 4799979.5, 500025.5, 4799995.5)
+    # Edges on those of pixels add none; what lies beside the rasters is left out.
+    assert predict({"dsm": dsm}, tmp_path / "part.tif", bbox=(500010, 4799980, 500025, 4799995)).size == (30, 30)
+    assert predict({"dsm": dsm}, tmp_path / "part.tif", bbox=(0, 4799999, 500001, 4900000)).size == (2, 2)
+
+
 def test_bands_are_chosen_and_ordered(tmp_path):
     values = np.stack([np.full((4, 4), band, dtype=np.uint8) for band in (10, 20, 30, 40)])
     path = write_tiff(tmp_path / "x.tif", values, alpha=True)  # the fourth band is near infrared, tagged as alpha

@@ -44,12 +44,17 @@ class SceneLedger:
         self.output, self._suffix, self.folder = output, suffix, output / FOLDER
         self._failed: dict[str, int] = {}  # in earlier runs, and so to be tried again: scene -> time of its record
 
-    def begin(self, identity: Mapping[str, Any], scenes: Sequence[ListedScene], *, resume: bool, joins: bool) -> None:
-        """Begin a run, or go on with one of the same `identity`; ValueError if there is another one.
-
-        `joins` says that others of the same launch may have begun it.
-        """
+    def check_free(self, *, resume: bool, joins: bool) -> None:
+        """Raise ValueError if there is a run, unless it is to be gone on with (`resume`, or `joins` a launch)."""
         check_writable(self.output / "map")
+        if (self.folder / RUN_FILE).is_file() and not (resume or joins):
+            raise ValueError(
+                f"{self.output} holds maps of an earlier run. Go on with it by `resume` (`--resume`): it makes those "
+                "that are missing, or choose another folder."
+            )
+
+    def begin(self, identity: Mapping[str, Any], scenes: Sequence[ListedScene]) -> None:
+        """Begin a run, or go on with one of the same `identity`; ValueError if there is another one."""
         path = self.folder / RUN_FILE
         if not path.is_file():
             write_json(path, identity)
@@ -60,11 +65,6 @@ class SceneLedger:
             raise ValueError(
                 f"{self.output} holds maps of another run, which differs from this one in {differing}. Choose another "
                 f"folder, or remove {self.folder}, and all maps are made anew."
-            )
-        if not (resume or joins):
-            raise ValueError(
-                f"{self.output} holds maps of an earlier run. Go on with it by `resume` (`--resume`): it makes those "
-                "that are missing, or choose another folder."
             )
         records = [record for scene in scenes if (record := self.record(scene.name)) is not None]
         self._failed = {record.scene: self._noted(record.scene) for record in records if record.error is not None}
@@ -135,7 +135,8 @@ def predict_scenes(
         OSError: If nothing can be written there, or the disk is full.
     """
     ledger = SceneLedger(output, suffix)
-    ledger.begin({**maker.identity, "extras": list(extras), "like": like}, scenes, resume=resume, joins=joins)
+    ledger.check_free(resume=resume, joins=joins)
+    ledger.begin({**maker.identity, "extras": list(extras), "like": like}, scenes)
     by_map, left = {ledger.map_of(scene.name): scene for scene in scenes}, list(scenes)
     with Claims(ledger.folder / "claims") as claims:
         while left:

@@ -45,6 +45,8 @@ class DatasetMetadata:
         resolution: Metres on the ground that a pixel of the label is; None where that is unknown or not the same.
         preview: Whether the rows have a column `preview`, a small picture of all modalities for viewers.
         scoring_label: Whether the rows have a column `scoring_label`: labels to score by where `label` is to train on.
+        sequences: Whether the rows have columns `sequence`, the name of the video or place that a row is of, and
+            `label_date`, the day that its label holds for; both are nullable.
         split_notes: By split, in a sentence or two, how it was made and how it lies to the rows that are trained on:
             other fields, other tiles of one flight, a random part of the training fields.
     """
@@ -62,6 +64,7 @@ class DatasetMetadata:
     resolution: float | None = None
     preview: bool = False
     scoring_label: bool = False
+    sequences: bool = False
     split_notes: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -93,7 +96,7 @@ class DatasetMetadata:
         return self.series is not None and self.series[self.modalities.index(name)]
 
     def features(self) -> "Features":
-        """Columns: `id`, the modalities in order, `label`, and `scoring_label` and `preview` if there are any.
+        """Columns: `id`, the modalities in order, `label`, and those of `ROW_COLUMNS` that there are.
 
         That of a series is a list of what the cell of one raster holds, and its dates come after it.
         """
@@ -105,8 +108,9 @@ class DatasetMetadata:
             if self.is_series(name):
                 columns[name] = List(columns[name])
                 columns[name + DATES_SUFFIX] = List(Value("timestamp[ms]"))
-        further = [name for name in ("scoring_label", "preview") if getattr(self, name)]
-        return Features({**columns, "label": Image(), **{name: Image() for name in further}})
+        time = {"sequence": Value("string"), "label_date": Value("timestamp[ms]")} if self.sequences else {}
+        further = {name: Image() for name in ("scoring_label", "preview") if getattr(self, name)}
+        return Features({**columns, "label": Image(), **time, **further})
 
     def note_on(self, split: str) -> str | None:
         """How a split was made, by any of its names; None where nobody said."""

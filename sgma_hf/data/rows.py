@@ -2,7 +2,8 @@
 
 A row is `{"id": str, <modality>: value | None, ..., "label": value | None}`; None means that the sensor did not see
 this place (or that nobody labelled it). `codec` says how a value holds a raster. A series is a list of values, with
-the days that they were taken on in `<modality>_dates`.
+the days that they were taken on in `<modality>_dates`. Rows of one video, or of one place at several dates, have one
+`sequence`, the name of it, and are in the order of their `label_date`, the day that the label holds for.
 """
 
 import os
@@ -19,7 +20,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
 from ..model.dates_sgma import is_series, observations, read_dates
-from ..model.limits_sgma import DATES_SUFFIX
+from ..model.limits_sgma import DATES_SUFFIX, ROW_COLUMNS
 from .codec import decode_raster
 from .command_line import check_folder_or_id, did_you_mean
 
@@ -128,7 +129,7 @@ def with_modality_columns(rows: Dataset, modalities: Sequence[str]) -> Dataset:
     missing = [name for name in modalities if name not in rows.column_names]
     if not missing:
         return rows
-    known = ("id", "label", "scoring_label", "preview", *modalities)
+    known = (*ROW_COLUMNS, *modalities)
     others = [name for name, feature in rows.features.items() if name not in known and _holds_rasters(name, feature)]
     if others or len(missing) == len(modalities):
         raise ValueError(
@@ -154,9 +155,14 @@ def _holds_rasters(name: str, feature: Any) -> bool:
 
 def row_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The id of each row, its number as text where it has none."""
-    if isinstance(rows, Dataset) and "id" in rows.column_names:
-        return list(rows["id"])
-    return [row.get("id", str(index)) for index, row in enumerate(rows)]
+    return [str(index) if name is None else name for index, name in enumerate(plain_column(rows, "id"))]
+
+
+def plain_column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """The values of a column that holds no rasters, None where rows have none."""
+    if not isinstance(rows, Dataset):
+        return [row.get(name) for row in rows]
+    return list(rows[name]) if name in rows.column_names else [None] * len(rows)
 
 
 def count_dates(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:

@@ -9,6 +9,7 @@ What is counted:
   they are left out as well; `uncovered_share` says how many of the labelled ones.
 - A combination with a modality that no row has is not scored: its figures would be those of a smaller combination.
   It is None, and no part of Average, Top-1 and Last-1.
+- Where rows have a `sequence`, `over_time.consistency` says whether predictions stay as labels do.
 - Which classes count in a mean is said in `sgma_hf.evaluation.metrics`.
 """
 
@@ -25,9 +26,11 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from ..data.evaluation_mode import evaluating
 from ..data.rows import row_ids
 from ..model.cells_sgma import pixel_logits
+from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.sliding_window import TileBlender
 from ..prediction.turns import average_over_turns, check_turns
 from .metrics import ScoredClasses, check_scored_classes, count_by_row, mean_of_defined, segmentation_scores
+from .over_time.consistency import TemporalConsistency, rows_of_sequences
 from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
 
 
@@ -96,14 +99,14 @@ def evaluate_modality_combinations(
         batch_size: Rows per forward pass, at most.
         num_workers: Processes that read and prepare rows; 0 does it in this one.
         progress_bar: Show a progress bar over the rows.
-        accelerator: Shares the rows out among its processes; all of them return the same.
+        accelerator: Shares the rows out among its processes; all return the same.
         return_tiles: Whether to return the confusion matrix of every row and combination, too.
 
     Returns:
         A dictionary that JSON can hold, scores as fractions in [0, 1] and None where undefined:
-
-        - `combinations`: names joined by "+" -> the scores of `segmentation_scores`, with `rows`, `rows_left_out`,
-          `rows_complete`, `uncovered_share` and `confusion`, counts in pixels, rows are the truth.
+        - `combinations`: names joined by "+" -> scores of `segmentation_scores`, and those of `TemporalConsistency` if
+          rows have a `sequence` and there is no accelerator, with `rows`, `rows_left_out`, `rows_complete`,
+          `uncovered_share` and `confusion`, counts in pixels, rows are the truth.
         - `average_miou`, `top1_miou`, `last1_miou`: mean, best and worst over the combinations that have a score;
           `top1_combination` and `last1_combination` name the latter two, `unscored_combinations` those without.
         - `rows` that were read and the `windows` they gave; of windows, `rows_without_label`, `rows_without_modality`
@@ -117,13 +120,13 @@ def evaluate_modality_combinations(
             or an option is unknown.
         TypeError: If the dataset has no length.
     """
-    config = model.config
+    config, reading = model.config, {"num_workers": num_workers, "progress": "evaluate" if progress_bar else None}
     _check_options(missing, scored_classes, tta, config)
     rows = PreparedRows(dataset, processor, config, window_size, stride=stride)
-    reading = {"num_workers": num_workers, "progress": "evaluate" if progress_bar else None}
-    batches = PreparedBatches(rows, batch_size, accelerator=accelerator, **reading)
     subsets, num_tiles = _subset_masks(combinations, config.modalities), len(dataset) if return_tiles else 1
     counts = _Counts(subsets, num_tiles, config.num_labels, model.device)
+    order = counts.follow_sequences(dataset) if accelerator is None else None
+    batches = PreparedBatches(rows, batch_size, accelerator=accelerator, order=order, **reading)
     with evaluating(model):
         for batch, predict in _Predictor(model, subsets, missing, tta).over(batches, stride, batch_size):
             counts.add(model, batch, predict)
@@ -179,6 +182,15 @@ class _Counts:
         self.rows = torch.zeros(num_subsets, dtype=torch.int64)
         self.rows_complete = torch.zeros(num_subsets, dtype=torch.int64)
         self.rows_per_modality = torch.zeros(num_modalities, dtype=torch.int64)
+        self.consistency: TemporalConsistency | None = None
+
+    def follow_sequences(self, dataset: Sequence[Mapping[str, Any]]) -> list[int] | None:
+        """Score consistency too, where rows have a `sequence`; gives the order that they are to be read in, if any."""
+        sequences = rows_of_sequences(dataset)
+        if not sequences:
+            return None
+        self.consistency = TemporalConsistency(sequences, len(dataset), len(self.subsets), self.on_device.device)
+        return self.consistency.order()
 
     def finish(self, accelerator: Accelerator | None) -> None:
         """Add up the counts of all processes, and empty those of subsets with a modality that no row has."""
@@ -205,9 +217,11 @@ class _Counts:
         self.rows_complete += (present[:, None] | ~self.subsets).all(2).sum(0)
         # From here on the device is given work, and asked for nothing.
         covered, of_batch = (part.to(device, non_blocking=True) for part in (mask, seen))
-        batch = batch.on_device_of(model, with_mask=False)
+        place, batch = batch.place, batch.on_device_of(model, with_mask=False)
         labelled = batch.labels != model.config.semantic_loss_ignore_index
         wanted = seen.any(0).nonzero().flatten().tolist()
+        if self.consistency is not None:
+            maps = batch.labels.new_full((len(self.subsets), *labelled.shape), IGNORE_INDEX, dtype=torch.uint8)
         for index, predicted in zip(wanted, predict(batch, wanted), strict=True):
             counted = of_rows = labelled & of_batch[:, index, None, None]
             if mask.ndim == 4:
@@ -216,6 +230,10 @@ class _Counts:
             tiles = batch.place[:, 0] % self.confusion.shape[1]  # all of them 0 where rows are not counted apart
             by_row = count_by_row(predicted, batch.labels, model.config.num_labels, counted)
             self.confusion[index].index_add_(0, tiles, by_row)
+            if self.consistency is not None:
+                maps[index] = torch.where(counted, predicted, IGNORE_INDEX)
+        if self.consistency is not None:
+            self.consistency.add(maps, batch.labels, seen, place)
 
     def of_tiles(self, dataset: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> dict[str, Any]:
         """Ids of all rows, and their flat confusion matrices by the names of the subsets."""
@@ -227,6 +245,7 @@ class _Counts:
         """The scores of each subset, and what sums them up."""
         confusion, labelled = self.confusion.sum(1).cpu().numpy(), self.labelled.tolist()
         results = {}
+        over_time = self.consistency.scores(self.rows > 0) if self.consistency else [{}] * len(self.subsets)
         for index, subset in enumerate(self.subsets):
             matrix, names = confusion[index], config.class_names
             scores = segmentation_scores(matrix, scored_classes=scored_classes, class_names=names)
@@ -237,6 +256,7 @@ class _Counts:
                 "rows_complete": int(self.rows_complete[index]),
                 "confusion": matrix.tolist(),
                 "uncovered_share": 1 - scores["pixels"] / labelled[index] if rows and labelled[index] else None,
+                **over_time[index],
             }
         rows_per_modality = dict(zip(config.modalities, self.rows_per_modality.tolist(), strict=True))
         return {"rows_per_modality": rows_per_modality, **summarize_combinations(results)}

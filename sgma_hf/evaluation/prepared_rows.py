@@ -143,8 +143,9 @@ class PreparedBatches:
     """The batches of an evaluation, each of one size, at most `batch_size` windows, on the CPU; to be iterated once.
 
     `progress` names a progress bar over the rows, None shows none; `accelerator` shares the rows out among its
-    processes, each exactly once. `counts` are the `rows` that were read and the `windows` they gave, and of these
-    `rows_without_label` and `rows_without_modality`, which are left out.
+    processes, each exactly once; without one, `order` may list their indices as they are to be read. `counts` are the
+    `rows` that were read and the `windows` they gave, and of these `rows_without_label` and `rows_without_modality`,
+    which are left out.
     """
 
     def __init__(
@@ -155,13 +156,14 @@ class PreparedBatches:
         num_workers: int = 0,
         progress: str | None = None,
         accelerator: Accelerator | None = None,
+        order: Sequence[int] | None = None,
     ):
         check_batch_size(batch_size)
         self._batch_size, self._modalities, self._accelerator = batch_size, rows.modalities, accelerator
         if accelerator is not None:
-            rows = torch.utils.data.Subset(
-                rows, range(accelerator.process_index, len(rows), accelerator.num_processes)
-            )
+            order = range(accelerator.process_index, len(rows), accelerator.num_processes)
+        if order is not None:
+            rows = torch.utils.data.Subset(rows, order)
         # Rows arrive one by one, batch_size=None, and are put together by size. Its own generator, because a loader
         # would draw from the global one, and training goes on after an evaluation as if there had been none.
         loader = torch.utils.data.DataLoader(

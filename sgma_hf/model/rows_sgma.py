@@ -20,7 +20,7 @@ from .image_transforms_sgma import (
     shared_level,
     subtract,
 )
-from .limits_sgma import DATES_SUFFIX, IGNORE_INDEX
+from .limits_sgma import DATES_SUFFIX, IGNORE_INDEX, ROW_COLUMNS
 
 
 @dataclass
@@ -81,9 +81,9 @@ class SgmaRowsMixin:
         layout: str | None,
     ) -> Row:
         """Decode one sample and settle its grid, window and output size."""
-        known = {*self.modalities, *(name + DATES_SUFFIX for name in self.modalities)}
+        known = {*self.modalities, *(name + DATES_SUFFIX for name in self.modalities), *ROW_COLUMNS}
         for name in sample:
-            if name not in known and name not in ("id", "label", "scoring_label", "preview"):
+            if name not in known:
                 raise ValueError(
                     f"`images[{index}]` has modality {name!r}; this processor knows {self.modalities}. Rename it, "
                     "leave it out, or add it to the processor and the model."

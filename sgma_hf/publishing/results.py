@@ -10,6 +10,7 @@ from .tables import Table, markdown_table
 
 
 _SCORES = ("miou", "f1", "accuracy", "kappa")  # records of version 0.3 have no kappa
+_OVER_TIME = {"mvc8": "mVC8", "mvc16": "mVC16", "flicker": "flicker"}  # where rows are of sequences
 
 
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
@@ -39,9 +40,11 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """The scores in percent: by combination, under each protocol, and by class for the largest combination."""
     ious = (f"IoU {name}" for name in results["class_names"])
-    header = ["modalities", "mIoU", "F1", "accuracy", "kappa", *ious, _unit(results)]
+    over_time = _OVER_TIME if any("flicker" in scores for scores in results["combinations"].values()) else {}
+    header = ["modalities", "mIoU", "F1", "accuracy", "kappa", *over_time.values(), *ious, _unit(results)]
+    keys = (*_SCORES, *over_time)
     lines = [
-        [name, *(_percent(scores.get(key)) for key in _SCORES), *map(_percent, scores["iou"]), scores["rows"]]
+        [name, *(_percent(scores.get(key)) for key in keys), *map(_percent, scores["iou"]), scores["rows"]]
         for name, scores in results["combinations"].items()
     ]
     tables = [Table("scores", "Scores in %", header, lines), *_protocol_table(results)]
@@ -93,6 +96,7 @@ def _percent(score: float | None) -> str:
 def result_remarks(results: Mapping[str, Any]) -> list[str]:
     """What sums the scores up, and what has to be known to read them."""
     top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
+    largest, scores = list(results["combinations"].items())[-1]
     remarks = [
         f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
         f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
@@ -139,6 +143,13 @@ def result_remarks(results: Mapping[str, Any]) -> list[str]:
     ]
     if uncovered:
         remarks.append(f"Labelled pixels that nothing of the combination covers, left out: {', '.join(uncovered)}.")
+    if "flicker" in scores:
+        remarks.append(
+            "Of the pixels whose label stays the same over 8, or 16, rows of a sequence, mVC8 and mVC16 are the share "
+            "whose prediction stays the same, too; flicker is the share whose prediction changes from one row to the "
+            "next. None of them says whether predictions are right. "
+            f"Clips of {largest}: {scores['clips8']} and {scores['clips16']}."
+        )
     known = {name: found for name, found in results.get("agreement", {}).items() if found["windows"]}
     if known:
         means = (f"{name} {found['mean']:.2f} ({found['percentile_5']:.2f})" for name, found in known.items())

@@ -75,4 +75,5 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         maker = RowMaker(self.reader(self.config))
         for scene in scenes:
             for row in maker.rows(scene):
-                yield row.row_id, encode_row(maker.metadata, row.row_id, row.images, row.label, row.scoring_label)
+                scoring = {"scoring_label": row.scoring_label}
+                yield row.row_id, encode_row(maker.metadata, row.row_id, row.images, row.label, **scoring)

@@ -142,7 +142,9 @@ def _convert_shard(dataset: BenchmarkDataset, name: str, scenes: Sequence[Scene]
     with replace_file(work / _HIDDEN_DATA / name) as partial:
         with contextlib.closing(ShardWriter(partial, maker.metadata.features().arrow_schema)) as writer:
             for item in (row for scene in scenes for row in maker.rows(scene)):
-                row = encode_row(maker.metadata, item.row_id, item.images, item.label, item.scoring_label)
+                row = encode_row(
+                    maker.metadata, item.row_id, item.images, item.label, scoring_label=item.scoring_label
+                )
                 writer.write(row)
                 digest_row(digest, row)
                 statistics.update(item.images, item.label)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ...data.codec import encode_raster
 from ...data.metadata import METADATA_FILE, DatasetMetadata
 from ...data.whole_files import check_writable, write_text
-from ...model.dates_sgma import from_days, is_series, observations, read_dates
+from ...model.dates_sgma import from_days, is_series, observations, read_dates, to_days
 from ...model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from .card import build_card
 from .preview import encode_preview
@@ -27,6 +27,7 @@ from .statistics import SplitStatistics
 MAX_SHARD_BYTES = 400 * 2**20
 # Row groups are what streaming readers hold at once; a hundred 256-pixel rows are a few MB.
 _ROW_GROUP_ROWS = 100
+_SERIES_GROUP_ROWS = 8  # rows of many dates are tens of MB
 _ROW_GROUP_BYTES = 32 * 2**20
 # What PIL, and so `datasets` and the Hub's viewer, open: a quarter of a GiB of colours, twice.
 _MOST_PIXELS = 2 * (2**30 // 4 // 3)
@@ -41,6 +42,8 @@ class ShardWriter:
         self.schema = schema
         self.max_group_bytes = max_group_bytes
         self.num_bytes = 0
+        has_series = any(pa.types.is_list(field.type) for field in schema)
+        self.max_group_rows = _SERIES_GROUP_ROWS if has_series else _ROW_GROUP_ROWS
         self._rows: list[dict[str, Any]] = []
         self._group_bytes = 0
         self.file = pq.ParquetWriter(path, schema, compression="zstd")
@@ -49,7 +52,7 @@ class ShardWriter:
         """Add one row of `encode_row`."""
         self._rows.append(row)
         self._group_bytes += sum(map(len, _contents(row)))
-        if len(self._rows) >= _ROW_GROUP_ROWS or self._group_bytes >= self.max_group_bytes:
+        if len(self._rows) >= self.max_group_rows or self._group_bytes >= self.max_group_bytes:
             self._flush()
 
     def _flush(self) -> None:
@@ -112,7 +115,9 @@ class ParquetDatasetWriter:
         (self._temporary / "data").mkdir(parents=True)
         return self
 
-    def write(self, split: str, row_id: str, images: Mapping[str, Any], label: np.ndarray | None) -> None:
+    def write(
+        self, split: str, row_id: str, images: Mapping[str, Any], label: np.ndarray | None, **further: Any
+    ) -> None:
         """Add one row.
 
         Args:
@@ -122,13 +127,14 @@ class ParquetDatasetWriter:
                 where missing. A series is a list of them, with a list of dates, as `to_days` takes them, or nothing
                 under `<name>_dates`.
             label: uint8 (height, width) of class ids, 255 ignored; None where nobody labelled.
+            further: What `encode_row` takes by name.
 
         Raises:
             ValueError: If the row is not what the metadata says, or its id is taken.
         """
         if (split, row_id) in self._ids:
             raise ValueError(f"Row id {row_id!r} occurs twice in split {split!r}. Give every row its own.")
-        row = encode_row(self.metadata, row_id, images, label)
+        row = encode_row(self.metadata, row_id, images, label, **further)
         self._ids.add((split, row_id))
         self._digest.update(split.encode())
         digest_row(self._digest, row)
@@ -173,9 +179,15 @@ def encode_row(
     row_id: str,
     images: Mapping[str, Any],
     label: np.ndarray | None,
+    *,
     scoring_label: np.ndarray | None = None,
+    sequence: str | None = None,
+    label_date: Any = None,
 ) -> dict[str, Any]:
-    """Turn arrays into a row of the dataset; a ValueError names the row and the column that are not as declared."""
+    """Turn arrays into a row of the dataset; a ValueError names the row and the column that are not as declared.
+
+    `sequence` names the video or place that the row is a part of, `label_date` is as `to_days` takes it.
+    """
     days = {name + DATES_SUFFIX for name in metadata.modalities if metadata.is_series(name)}
     if set(images) - days != set(metadata.modalities):
         raise ValueError(f"Row {row_id!r} has {sorted(images)}; expected these (or None): {metadata.modalities}.")
@@ -195,7 +207,23 @@ def encode_row(
     row["label"] = encode_raster(label)
     if metadata.scoring_label:
         row["scoring_label"] = encode_raster(scoring_label)
+    row |= _encode_time(metadata, row_id, sequence, label_date)
     return row | {"preview": encode_preview(metadata, images)} if metadata.preview else row
+
+
+def _encode_time(metadata: DatasetMetadata, row_id: str, sequence: str | None, label_date: Any) -> dict[str, Any]:
+    """The cells that say of which sequence a row is, and when, where the data set has them."""
+    if metadata.sequences:
+        try:
+            return {"sequence": sequence, "label_date": from_days(to_days(label_date))}
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"Row {row_id!r}, column 'label_date': {error}") from error
+    if sequence is not None or label_date is not None:
+        raise ValueError(
+            f"Row {row_id!r} is of sequence {sequence!r}, label date {label_date!r}, but there are no such columns; "
+            "set `sequences` of the metadata."
+        )
+    return {}
 
 
 def _encode_modality(

@@ -10,6 +10,7 @@ from transformers.utils import logging
 from ..data.metadata import other_resolution
 from ..data.value_scale import ValueScale, describe
 from ..data.windows import Window
+from ..model.dates_sgma import observations
 from ..model.image_transforms_sgma import measure_level
 from ..rasters.grids import shared_sampling
 from ..rasters.scene import RasterScene
@@ -47,13 +48,18 @@ class SceneLevels:
         """What of a cell decides the levels, (bands, values) by modality; nothing where it holds no data."""
         spans = zip(self._edges, (row, column), strict=True)
         (top, bottom), (left, right) = (edges[index : index + 2].tolist() for edges, index in spans)
-        values = {}
-        for name, image in self._scene.read(top, left, bottom - top, right - left, modalities=self._kinds).items():
-            missing, pixels = image.mask[..., 0], np.moveaxis(image.data, -1, 0)
-            # Picking pixels takes as long as reading them.
-            pixels = pixels[:, ~missing] if missing.any() else pixels.reshape(len(pixels), -1)
-            if pixels.size:
-                values[name] = pixels.min(keepdims=True) if self._kinds[name] == "minimum" else pixels
+        values: dict[str, np.ndarray] = {}
+        images = self._scene.read(top, left, bottom - top, right - left, modalities=self._kinds)
+        for name in self._kinds:
+            for image in observations(images, name):
+                missing, pixels = image.mask[..., 0], np.moveaxis(image.data, -1, 0)
+                # Picking pixels takes as long as reading them.
+                pixels = pixels[:, ~missing] if missing.any() else pixels.reshape(len(pixels), -1)
+                if not pixels.size:
+                    continue
+                pixels = pixels.min(keepdims=True) if self._kinds[name] == "minimum" else pixels
+                # Of all dates together, so that what changes between them stays.
+                values[name] = np.concatenate([values[name], pixels], axis=1) if name in values else pixels
         return values
 
     def _measure(self, row: int, column: int) -> dict[str, float]:

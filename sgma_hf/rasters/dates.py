@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ class DateTable:
 
     def __init__(self, path: str | Path):
         self._dates: dict[str, datetime] = {}
+        self.version = hashlib.sha256(Path(path).read_bytes()).hexdigest()  # of what it holds
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
             if not {"file", "date"} <= set(reader.fieldnames or ()):
@@ -83,7 +85,7 @@ def date_of(path: str | Path, table: DateTable | None = None) -> Dated:
     Raises:
         ValueError: If none of them says.
     """
-    known = _known_date(path, table)
+    known = known_date(path, table)
     if known is None:
         raise ValueError(
             f"Nobody says when {path} was taken: neither its name (as in x_2019-03-02.tif) nor its tags nor a STAC "
@@ -93,7 +95,8 @@ def date_of(path: str | Path, table: DateTable | None = None) -> Dated:
     return known
 
 
-def _known_date(path: str | Path, table: DateTable | None) -> Dated | None:
+def known_date(path: str | Path, table: DateTable | None = None) -> Dated | None:
+    """What `date_of` returns; None if nothing says it."""
     source = as_source(path)
     given = None if table is None else table.find(source)
     if given is not None:
@@ -122,7 +125,7 @@ def match_dates(
     Raises:
         ValueError: If one of several files has no date, or there is no telling which of one day is meant.
     """
-    if not paths or (len(paths) == 1 and (None in times or _known_date(paths[0], table) is None)):
+    if not paths or (len(paths) == 1 and (None in times or known_date(paths[0], table) is None)):
         return [paths[0] if paths else None] * len(times)
     if None in times:
         raise ValueError(f"{paths[0]} and {paths[1]} are masks of several dates of a raster that has none.")

@@ -6,6 +6,7 @@ Earth are taken to show the same extent.
 
 import argparse
 import contextlib
+import glob
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -18,11 +19,14 @@ from transformers.utils import logging
 
 from ..data.command_line import Parser, did_you_mean
 from ..data.windows import Window
+from ..model.dates_sgma import is_series, read_dates
+from ..model.limits_sgma import DATES_SUFFIX
 from .alpha import check_alpha
 from .bands import ALL_BANDS, BandGaps, BandSelection, share_files
+from .dates import DateTable, date_of, known_date, match_dates
 from .files import RasterFile, check_bands, read_info, uses_pillow
 from .grids import Grid, check_crs, footprint
-from .opening import as_source, is_npy, local_files, open_dataset
+from .opening import as_source, is_npy, is_raster_file, local_files, open_dataset
 from .raster import RasterInfo
 from .sources import RESAMPLINGS, Mosaic, PixelMask, read_npy
 
@@ -78,6 +82,40 @@ def masked(rasters: Any, masks: Any, values: Sequence[float]) -> list[RasterInpu
     return [replace(RasterInput.parse(file), mask=mask) for file in files]
 
 
+def expand(texts: Sequence[str]) -> list[str]:
+    """Names of rasters, with files in the place of patterns: `s2/*.tif`, also with bands, `s2/*.tif:1,2,3`."""
+    names = []
+    for text in texts:
+        pattern, bands = BandSelection.parse(text)
+        if Path(text).exists() or not glob.has_magic(pattern) or isinstance(as_source(pattern), str):
+            names.append(text)
+            continue
+        found = sorted(path for path in glob.glob(pattern, recursive=True) if is_raster_file(Path(path)))
+        if not found:
+            raise ValueError(f"No raster is named as {text!r} says.")
+        names += found if bands == ALL_BANDS else [f"{path}:{bands}" for path in found]
+    return names
+
+
+def dated(
+    name: str, rasters: Sequence[str], masks: Sequence[str], values: Sequence[float], table: DateTable | None = None
+) -> dict[str, Any]:
+    """The files of a modality as `RasterScene` takes them where a model knows dates, each hidden by its own mask.
+
+    One file of which nobody says when it was taken is none of a series; ValueError if that is one of several.
+    """
+    files = [RasterInput.parse(file) for file in rasters]
+    if len(files) == 1 and known_date(files[0].path, table) is None:
+        return {name: masked(rasters, masks, values)}
+    times = [date_of(file.path, table).time for file in files]
+    hiding = {source.path: source.bands for source in map(RasterInput.parse, masks)}
+    for index, path in enumerate(match_dates(times, list(hiding), table)):
+        if path is not None:
+            files[index] = replace(files[index], mask=PixelMask([(path, hiding[path])], values))
+    order = sorted(range(len(files)), key=lambda index: times[index])
+    return {name: [files[index] for index in order], name + DATES_SUFFIX: [times[index] for index in order]}
+
+
 def add_mask_arguments(parser: Parser, what: str) -> None:
     """Add the flags of masks; `what` is said to hold one."""
     add = parser.add_argument_group("masks of clouds and the like").add_argument
@@ -118,7 +156,8 @@ class RasterScene(contextlib.AbstractContextManager):
     something given cannot be used; a file is named.
 
     `rasters` are file or files per modality, each with a band selection behind a colon if need be, None if missing;
-    where several cover a pixel, the first of them counts. `channels` are the bands that each modality has to have.
+    where several cover a pixel, the first of them counts. With dates under `<name>_dates`, as `to_days` takes them,
+    the files are a series, each of its own date. `channels` are the bands that each modality has to have.
     `nodata` stands for nothing besides what the files declare, in every band and in the unit of the values read; of
     the modalities in `undeclared`, what their files declare counts as a value.
     The grid is that of the raster `like`, or of the first modality's first file, extended to all its files, in pixels
@@ -141,37 +180,44 @@ class RasterScene(contextlib.AbstractContextManager):
         resampling: str | Mapping[str, str] = "bilinear",
         undeclared: Collection[str] = (),
     ):
-        self.inputs = _parse_rasters(rasters, channels)
+        self.dates = _parse_dates(rasters, channels)  # of series, in days
+        days = {name + DATES_SUFFIX for name in channels}
+        given = {name: value for name, value in rasters.items() if name not in days}
+        self.inputs = _parse_rasters(given, channels)
         methods = _check_resampling(resampling, channels)
         self._gaps = {name: BandGaps() for name in self.inputs}
         missing: dict[str, dict[str, Any]] = {
             name: {"nodata": (nodata or {}).get(name, ()), "use_declared_nodata": name not in undeclared, "gaps": gaps}
             for name, gaps in self._gaps.items()
         }
-        for name, sources in self.inputs.items():
-            missing[name]["mask"] = next((source.mask for source in sources if source.mask is not None), None)
-        self._files: dict[str, Mosaic] = {}
+        self._files: dict[str, list[Mosaic]] = {name: [] for name in self.inputs}
         with contextlib.ExitStack() as opened:
-            infos: dict[str, list[RasterInfo]] = {}
-            kept: dict[str, RasterFile] = {}  # files that are alone in their modality, and stay open
+            parts: list[
+                tuple[str, list[RasterInfo], dict[str, Any]]
+            ] = []  # of every mosaic, those of a series one by one
             for name, sources in _share_files(self.inputs).items():
-                if len(sources) == 1 and not is_npy(sources[0].path) and not uses_pillow(sources[0].path):
-                    kept[name] = opened.enter_context(RasterFile(sources[0].path, sources[0].bands, **missing[name]))
-                    infos[name] = [kept[name].info]
-                else:
-                    infos[name] = [_read_header(source, channels[name]) for source in sources]
-                for info in infos[name]:
-                    _check_header(info, name, channels[name])
-            reference = [read_info(RasterInput.parse(like).path)] if like is not None else next(iter(infos.values()))
-            _check_georeferences([*reference, *(info for group in infos.values() for info in group)])
+                for own in [[source] for source in sources] if name in self.dates else [sources]:
+                    how = missing[name] | {"mask": next((file.mask for file in own if file.mask is not None), None)}
+                    if len(own) == 1 and not is_npy(own[0].path) and not uses_pillow(own[0].path):  # it stays open
+                        how["kept"] = opened.enter_context(RasterFile(own[0].path, own[0].bands, **how))
+                        infos = [how["kept"].info]
+                    else:
+                        infos = [_read_header(source, channels[name]) for source in own]
+                    for info in infos:
+                        _check_header(info, name, channels[name])
+                    parts.append((name, infos, how))
+            every = [info for _, infos, _ in parts for info in infos]
+            first = [info for name, infos, _ in parts for info in infos if name == parts[0][0]]
+            reference = first if like is None else [read_info(RasterInput.parse(like).path)]
+            _check_georeferences([*reference, *every])
             self.grid = _reference_grid(reference)
             if resolution is not None:
                 self.grid = self.grid.resampled(resolution)
             if bbox is not None:
                 self.grid = self.grid.within(bbox)
-            for name, group in infos.items():
-                files = Mosaic(group, self.grid, methods[name], kept=kept.get(name), **missing[name])
-                self._files[name] = opened.enter_context(files)
+            for name, infos, how in parts:
+                files = Mosaic(infos, self.grid, methods[name], share=len(self.dates.get(name, [None])), **how)
+                self._files[name].append(opened.enter_context(files))
             self._opened = opened.pop_all()
 
     @property
@@ -186,21 +232,29 @@ class RasterScene(contextlib.AbstractContextManager):
 
     def read(
         self, top: int, left: int, height: int, width: int, modalities: Collection[str] | None = None
-    ) -> dict[str, np.ma.MaskedArray]:
+    ) -> dict[str, Any]:
         """Read a window of the grid, of all modalities or some; what lies beyond it holds no data.
 
-        Every modality that holds data there is a masked array (height, width, channels), True where it holds none.
+        Every modality that holds data there is a masked array (height, width, channels), True where it holds none; a
+        series is a list of those of the dates that do, with their days in `<name>_dates`.
         """
         inside = Window(top, left, height, width).inside(self.grid.size)
-        images = {}
+        images: dict[str, Any] = {}
         for name, files in self._files.items():
             if modalities is not None and name not in modalities:
                 continue
-            raster = files.read(inside)
-            if raster is not None:
+            for index, mosaic in enumerate(files):
+                raster = mosaic.read(inside)
+                if raster is None:
+                    continue
                 raster = raster.crop(top - inside.top, left - inside.left, height, width)
                 mask = np.broadcast_to(~raster.valid[..., None], raster.values.shape)
-                images[name] = np.ma.MaskedArray(raster.values, mask=mask)
+                image = np.ma.MaskedArray(raster.values, mask=mask)
+                if name in self.dates:
+                    images.setdefault(name, []).append(image)
+                    images.setdefault(name + DATES_SUFFIX, []).append(self.dates[name][index])
+                else:
+                    images[name] = image
         return images
 
     def __exit__(self, *exception: Any) -> None:
@@ -211,6 +265,12 @@ class RasterScene(contextlib.AbstractContextManager):
             note = gaps.note(name, source.bands, flag)
             if note:
                 logger.warning(note)
+
+
+def _parse_dates(rasters: Mapping[str, Any], channels: Mapping[str, int]) -> dict[str, list[float]]:
+    """Days of the files of each series."""
+    row = {name: list(value) if is_series(value) else value for name, value in rasters.items()}
+    return {name: read_dates(row, name) for name in channels if row.get(name + DATES_SUFFIX) is not None}
 
 
 def _parse_rasters(rasters: Mapping[str, Any], channels: Mapping[str, int]) -> dict[str, list[RasterInput]]:

@@ -45,13 +45,21 @@ class Mosaic(contextlib.AbstractContextManager):
     windows that overlap. So is a grid of one block, which is read once. `method` is one of `RESAMPLINGS`, `missing`
     are those arguments of `read_raster` that are about what is missing. Files that lie elsewhere are left out;
     ValueError if all do, or one without a place has other proportions. `kept` is the file where there is one, if it is
-    open already, and stays so.
+    open already, and stays so. `share` of them share the memory for blocks.
     """
 
     def __init__(
-        self, infos: Sequence[RasterInfo], grid: Grid, method: str, *, kept: RasterFile | None = None, **missing: Any
+        self,
+        infos: Sequence[RasterInfo],
+        grid: Grid,
+        method: str,
+        *,
+        kept: RasterFile | None = None,
+        share: int = 1,
+        **missing: Any,
     ):
-        self._grid, self._sources, self._in_blocks = grid, [], max(grid.size) <= _BLOCK
+        self._side = _BLOCK if share == 1 else _BLOCK // 2
+        self._grid, self._sources, self._in_blocks = grid, [], max(grid.size) <= self._side
         with contextlib.ExitStack() as opened:
             for info in infos:
                 self._open(info, kept, method, missing, opened)
@@ -59,8 +67,8 @@ class Mosaic(contextlib.AbstractContextManager):
                 raise ValueError(no_overlap(infos[0], grid))
             self._opened = opened.pop_all()
         # Two rows of blocks, which windows that overlap read again, as far as memory allows.
-        num_bytes = _BLOCK**2 * infos[0].channels * 4
-        in_two_rows = 2 * (grid.size[1] // _BLOCK + 2)
+        num_bytes = self._side**2 * infos[0].channels * 4 * share
+        in_two_rows = 2 * (grid.size[1] // self._side + 2)
         self._block = functools.lru_cache(max(4, min(in_two_rows, _KEPT_BYTES // num_bytes)))(self._merge)
 
     def _open(
@@ -94,9 +102,10 @@ class Mosaic(contextlib.AbstractContextManager):
         if not self._in_blocks:
             return self._merge(window)
         found = []
-        for top in range(window.top // _BLOCK * _BLOCK, window.top + window.height, _BLOCK):
-            for left in range(window.left // _BLOCK * _BLOCK, window.left + window.width, _BLOCK):
-                place = Window(top, left, _BLOCK, _BLOCK).inside(self._grid.size)
+        side = self._side
+        for top in range(window.top // side * side, window.top + window.height, side):
+            for left in range(window.left // side * side, window.left + window.width, side):
+                place = Window(top, left, side, side).inside(self._grid.size)
                 block = self._block(place)
                 if block is not None:
                     found.append((place.moved(-window.top, -window.left), block))

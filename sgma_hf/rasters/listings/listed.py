@@ -13,8 +13,11 @@ import numpy as np
 from datasets import Dataset
 
 from ...data.rows import decode_row
+from ...model.dates_sgma import observations
+from ...model.limits_sgma import DATES_SUFFIX
 from ..bands import ALL_BANDS, BandSelection
-from ..scene import masked
+from ..dates import DateTable
+from ..scene import dated, masked
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class ListedScene:
     problem: str | None = None  # why it cannot be read
     masks: Mapping[str, tuple[Sequence[str], Sequence[float]]] = field(default_factory=dict)  # see `scene.masked`
     row: tuple[Dataset, int, Mapping[str, str]] | None = None  # of a data set: rows, index and column by modality
+    is_dated: bool = False  # whether files of a modality are its dates, see `scene.dated`, and no mosaic
+    table: DateTable | None = None  # of dates
 
     @property
     def modalities(self) -> list[str]:
@@ -43,16 +48,26 @@ class ListedScene:
         if self.problem is not None:
             raise ValueError(self.problem)
         if self.row is None:
-            names = sorted(self.rasters, key=lambda name: name != first)
-            yield {name: masked(self.rasters[name], *self.masks.get(name, (None, ()))) for name in names}
+            entries: dict[str, Sequence[Any]] = {}
+            for name in sorted(self.rasters, key=lambda name: name != first):
+                files, hiding = self.rasters[name], self.masks.get(name, ((), ()))
+                entries |= dated(name, files, *hiding, self.table) if self.is_dated else {name: masked(files, *hiding)}
+            yield entries
             return
         rows, index, columns = self.row
         images, _ = decode_row(rows[index], list(columns.values()))
         with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
-            for column, image in images.items():
-                np.save(Path(folder, f"{column}.npy"), image)
-            names = sorted(columns, key=lambda name: name != first)
-            yield {name: [f"{folder}/{columns[name]}.npy"] for name in names}
+            entries = {}
+            for name in sorted(columns, key=lambda name: name != first):
+                column = columns[name]
+                entries[name] = [
+                    f"{folder}/{column}_{index}.npy" for index in range(len(observations(images, column)))
+                ]
+                for path, image in zip(entries[name], observations(images, column), strict=True):
+                    np.save(path, image)
+                if column + DATES_SUFFIX in images:
+                    entries[name + DATES_SUFFIX] = images[column + DATES_SUFFIX]
+            yield entries
 
     def version(self) -> list[Any]:
         """What is another one, as JSON has it, when the scene is another one: names, sizes, times of change."""
@@ -65,7 +80,7 @@ class ListedScene:
             path = Path(raster if Path(raster).exists() else BandSelection.parse(raster)[0])
             stat = path.stat() if path.exists() else None
             files.append([name, raster, stat and stat.st_size, stat and stat.st_mtime_ns])
-        return files
+        return files if self.table is None else [*files, self.table.version]
 
 
 def named(raster: str | os.PathLike, bands: BandSelection) -> str:

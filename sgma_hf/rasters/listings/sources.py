@@ -11,8 +11,9 @@ from transformers.utils import logging
 from ...data.metadata import METADATA_FILE
 from ...data.rows import SPLIT_ALIASES, load_rows, present_modalities
 from ..bands import ALL_BANDS, BandSelection
+from ..dates import DateTable
 from .catalogues import scenes_of_catalogue
-from .folders import find_scenes
+from .folders import SceneFiles, find_scenes
 from .listed import ListedScene, file_name, named
 from .tables import scenes_of_table
 
@@ -29,6 +30,8 @@ def list_scenes(
     assets: Mapping[str, str] | None = None,
     scene_by: str | None = None,
     masks: Mapping[str, tuple[str, Sequence[float]]] | None = None,
+    dated: bool = False,
+    table: DateTable | None = None,
 ) -> list[ListedScene]:
     """List the scenes of a source, sorted by name, each with the rasters that it has.
 
@@ -43,6 +46,8 @@ def list_scenes(
             property: items of one value and date are one scene; None takes the items' ids.
         masks: By modality what its masks are called there, as in `assets`, and which of their classes hide it. Where a
             scene has no mask, nothing is hidden.
+        dated: Whether several files of a modality are its dates, for a model that knows them, and no mosaic.
+        table: When files were taken; None: see `date_of`.
 
     Raises:
         ValueError: If the source holds nothing of the modalities.
@@ -54,7 +59,7 @@ def list_scenes(
         raise ValueError(f"`assets` names {unknown}; the modalities are {list(modalities)}.")
     keys = {name: BandSelection.parse((assets or {}).get(name, name)) for name in modalities}
     keys |= {_MASK + name: BandSelection.parse(key) for name, (key, _) in (masks or {}).items()}
-    found = _list(path, keys, scene_by)
+    found = [replace(scene, is_dated=dated, table=table) for scene in _list(path, keys, scene_by, dated)]
     return [_with_masks(scene, masks) for scene in found] if masks else found
 
 
@@ -73,13 +78,15 @@ def _with_masks(scene: ListedScene, masks: Mapping[str, tuple[str, Sequence[floa
     return replace(scene, rasters=rasters, masks=hiding, problem=problem)
 
 
-def _list(path: Path, keys: Mapping[str, tuple[str, BandSelection]], scene_by: str | None) -> list[ListedScene]:
+def _list(
+    path: Path, keys: Mapping[str, tuple[str, BandSelection]], scene_by: str | None, dated: bool
+) -> list[ListedScene]:
     """The scenes of a source with all that `keys` name."""
     if path.is_dir():
         is_data_set = (path / METADATA_FILE).is_file() or any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
         if is_data_set and any(name.startswith(_MASK) for name in keys):
             raise ValueError(f"{path} is a data set: it holds no masks, and what they hid is missing already.")
-        return _scenes_of_rows(str(path), keys) if is_data_set else _scenes_of_folder(path, keys)
+        return _scenes_of_rows(str(path), keys) if is_data_set else _scenes_of_folder(path, keys, dated)
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet", ".json", ".geojson"):
         raise ValueError(
@@ -91,16 +98,25 @@ def _list(path: Path, keys: Mapping[str, tuple[str, BandSelection]], scene_by: s
     return sorted(read(path, keys, scene_by), key=lambda scene: scene.name)
 
 
-def _scenes_of_folder(folder: Path, keys: Mapping[str, tuple[str, BandSelection]]) -> list[ListedScene]:
-    found = find_scenes(folder, {name: key for name, (key, _) in keys.items()}, None, absent=None)
+def _scenes_of_folder(folder: Path, keys: Mapping[str, tuple[str, BandSelection]], dated: bool) -> list[ListedScene]:
+    found = find_scenes(folder, {name: key for name, (key, _) in keys.items()}, None, absent=None, series=dated)
     several = len({scene.split for scene in found}) > 1
     return [
         ListedScene(
             f"{scene.split}/{scene.name}" if several else scene.name,
-            {name: [named(path, keys[name][1])] for name, path in scene.rasters.items() if path is not None},
+            {name: [named(path, keys[name][1]) for path in files] for name in keys if (files := scene.files_of(name))},
+            problem=None if dated or not scene.series else _undated(scene),
         )
         for scene in found
     ]
+
+
+def _undated(scene: SceneFiles) -> str:
+    name, paths = next(iter(scene.series.items()))
+    return (
+        f"{scene.name} has {len(paths)} files of {name}, such as {paths[0].name} and {paths[-1].name}, and the model "
+        "knows no dates. Train one on rows with dates, or keep one file."
+    )
 
 
 def _scenes_of_rows(folder: str, keys: Mapping[str, tuple[str, BandSelection]]) -> list[ListedScene]:

@@ -20,11 +20,13 @@ def main(argv: list[str] | None = None) -> None:
     """Print the report."""
     parser = Parser(prog="sgma-hf inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="DIR", help="a folder per modality, or per scene")
-    parser.add_argument("--label", help="folder or file stem of the labels (default: a usual name, as label or mask)")
+    label = "folder or file stem of the labels, or a file of polygons (default: a usual name, as label or mask)"
+    parser.add_argument("--label", help=label)
+    parser.add_argument("--label_attribute", metavar="NAME", help="of the polygons, what says the class")
     parser.add_switch("--json", help="print the report as JSON")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
 
     from sgma_hf.converters.folders.inspection import inspect_folder
 
-    report = inspect_folder(arguments.source, label=arguments.label)
+    report = inspect_folder(arguments.source, label=arguments.label, attribute=arguments.label_attribute)
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.text())

@@ -229,6 +229,25 @@ def ground_areas(shapes: np.ndarray, grid: Grid) -> np.ndarray | None:
     return shapely.area(_transformed(edges, place.crs, crs, "polygons"))
 
 
+@dataclass(frozen=True)
+class LayerContent:
+    """What a layer holds, before anything is burnt."""
+
+    layer: "_Layer"
+    values: dict[str, Counter]  # by attribute, features by value, those without one under None
+
+    @classmethod
+    def read(cls, source: str | os.PathLike) -> "LayerContent":
+        """Read the attributes of a layer; ValueError if it cannot be read, or is empty."""
+        layer = _Layer.open(source)
+        return cls(layer, {name: Counter(layer.values(name)) for name in layer.fields})
+
+    def reaches(self, grid: Grid) -> bool:
+        """Whether its bounds meet those of a grid; ValueError if nobody knows how the two lie."""
+        _check_place(self.layer, grid)
+        return self.layer.reaches(grid)
+
+
 def check_layer(source: str | os.PathLike, attribute: str | None = None) -> None:
     """Raise ValueError if a layer cannot be read, is empty, or has no such attribute."""
     _Layer.open(source).check_attribute(attribute)
@@ -252,6 +271,7 @@ class _Layer:
     crs: str | None  # as WKT
     fields: list[str]
     bounds: tuple[float, float, float, float]
+    features: int
 
     def __str__(self) -> str:
         return f"{self.path}:{self.name}"
@@ -280,7 +300,7 @@ class _Layer:
         if not header["features"] or bounds is None or not np.isfinite(bounds).all():
             raise ValueError(f"{path}:{name} is empty: it holds no shape. Leave it out, or give the file that does.")
         crs = header["crs"] and require_rasterio(path).crs.CRS.from_user_input(header["crs"]).to_wkt()
-        return cls(path, name, crs, list(header["fields"]), tuple(bounds))
+        return cls(path, name, crs, list(header["fields"]), tuple(bounds), header["features"])
 
     def check_attribute(self, name: str | None) -> None:
         """Raise ValueError that names the attributes if there is none of this name."""

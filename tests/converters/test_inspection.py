@@ -319,3 +319,42 @@ def test_an_inspection_without_a_command_says_why(tmp_path, capsys):
     save(tmp_path / "in" / "label" / "a.png", np.eye(4, dtype=np.uint8))
     assert main(["inspect", str(tmp_path / "in")]) == 0
     assert "No modality can be converted, so there is no command." in capsys.readouterr().out
+
+
+def test_a_layer_of_polygons_is_looked_at_and_taken(fields, tmp_path, monkeypatch):
+    """Of two scenes out of four: half of each is crop, and the attribute with a name for each feature is no class."""
+    source, _ = fields
+    for path in (source / "label").iterdir():
+        path.unlink()
+    (source / "label").rmdir()
+    from vector_files import shapely, write_vectors
+
+    boxes = [shapely.box(500000 + x, 4799990, 500007.5 + x, 4800000) for x in (0, 7.5, 1000, 1007.5)]
+    names = {"owner": ["a", "b", "c", "d"], "Use": ["crop", "weed", "crop", None]}
+    write_vectors(source / "land.gpkg", boxes, crs="EPSG:32631", kind="Polygon", number=[1, 2, 3, 4], **names)
+    report = inspect_folder(source)
+    assert report.polygons["Use"] == {"crop": 2, "weed": 1, "None": 1} and report.label is None
+    assert "| Use | 3 | crop (2), weed (1), none (1) |" in report.text()
+    assert "without a label: 2 of 4 scenes (c, d)" in report.pairing
+    assert report.problems == []
+    assert "--label_attribute Use" in report.command and """--classes '["crop", "weed"]'""" in report.command
+    assert run_printed(report, tmp_path, monkeypatch).class_names == ["crop", "weed"]
+    assert "--label_attribute number" in inspect_folder(source, label="land.gpkg", attribute="number").command
+    with pytest.raises(ValueError, match="has no attribute 'use'; did you mean Use"):
+        inspect_folder(source, label="land.gpkg", attribute="use")
+
+
+def test_a_layer_without_a_class_is_a_mask_and_one_without_a_place_is_a_problem(tmp_path, monkeypatch):
+    from vector_files import shapely, write_vectors
+
+    save(tmp_path / "in" / "rgb" / "a.tif", np.full((3, 20, 30), 9, np.uint8))
+    box = shapely.box(500000, 4799990, 500010, 4800000)
+    write_vectors(tmp_path / "roofs.gpkg", [box], crs="EPSG:32631", kind="Polygon")
+    report = inspect_folder(tmp_path / "in", label=str(tmp_path / "roofs.gpkg"))
+    assert "No attribute looks like a class" in report.text()
+    assert run_printed(report, tmp_path, monkeypatch).class_names == ["class_0", "class_1"]
+    save(tmp_path / "plain" / "rgb" / "a.png", np.full((20, 30, 3), 9, np.uint8))
+    save(tmp_path / "plain" / "rgb" / "b.png", np.full((20, 30, 3), 9, np.uint8))
+    report = inspect_folder(tmp_path / "plain", label=str(tmp_path / "roofs.gpkg"))
+    (problem,) = report.problems
+    assert "lies on Earth, but the rasters have no place there" in problem

@@ -22,13 +22,14 @@ from ...rasters.bands import ALL_BANDS, BandGaps, BandSelection
 from ...rasters.dates import date_of
 from ...rasters.extents import check_extent
 from ...rasters.files import read_info, read_raster, uses_pillow
-from ...rasters.grids import ground_sampling
+from ...rasters.grids import Grid, ground_sampling
 from ...rasters.listings.folders import SceneFiles, find_names, modality_entry, survey_scenes
 from ...rasters.polygons import is_vector_file
 from ...rasters.raster import RasterInfo, parse_crs
 from .labels import LabelSurvey, UnclearLabels, count_label, first_few, take_ids
+from .layers import LayerSurvey, survey_layer
 from .modality_plan import NodataOption, plan_modality
-from .scenes import Observation, Scene, describe_dates, make_scene, placed_files, series_of
+from .scenes import Observation, Scene, describe_dates, make_scene, placed_files, series_of, shared_layer
 from .spatial_groups import group_scenes
 
 
@@ -74,6 +75,7 @@ class FolderReport:
     label: Column | None
     label_values: list[dict[str, Any]]
     label_table: str
+    polygons: dict[str, dict[str, int]]  # of the layer that labels all scenes: by attribute, features by value
     pairing: list[str]  # what scenes lack, a sentence each
     problems: list[str]  # files that cannot be used, and what a conversion refuses
     remarks: list[str]  # what looks like a mistake
@@ -95,14 +97,21 @@ class FolderReport:
         return "\n\n".join(part for part in [*parts, self.command] if part)
 
 
-def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
+def inspect_folder(source: Path, *, label: str | None = None, attribute: str | None = None) -> FolderReport:
     """Look at a folder as `convert_rasters` would read it, and go on past files that cannot be read.
 
     Headers and labels are read whole, values of large modalities by windows spread evenly. `label` is the folder or
-    stem of the labels; None takes a usual name. Raises ValueError or OSError if the folder holds no rasters in a
-    layout that is understood.
+    stem of the labels, or a file of polygons whose `attribute` says the class; None takes a usual name, or the one
+    file of polygons that there is. Raises ValueError or OSError if the folder holds no rasters in a layout that is
+    understood.
     """
-    names, label = find_names(source, label)
+    layer = shared_layer(source, label)
+    names, label = find_names(source, None if layer else label)
+    if layer is None and label is None:
+        found = [path for path in source.rglob("*") if is_vector_file(path)]
+        layer = str(found[0]) if len(found) == 1 else None
+    polygons = None if layer is None else survey_layer(layer, attribute)
+    label = None if layer else label
     notes = _Notes()
     files, notes.problems = survey_scenes(source, {name: name for name in names}, label)
     headers = {name: _read_headers(name, files, notes) for name in names}
@@ -126,8 +135,7 @@ def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
         if not labels or not seen[name].keys().isdisjoint(labels):
             usable.append(column)
     survey = _survey(list(labels.values()), notes)
-    if not labels:
-        notes.remarks += _remarks_on_polygons(source)
+    notes.remarks += [] if labels else _remarks_on_polygons(source, polygons)
     if not usable:
         notes.remarks.append("No modality can be converted, so there is no command.")
     elif len(usable) < len(columns):
@@ -139,11 +147,12 @@ def inspect_folder(source: Path, *, label: str | None = None) -> FolderReport:
         modalities=columns,
         label=_describe("label", label, list(labels.values())) if labels else None,
         label_values=[] if survey is None else survey.rows(),
-        label_table="" if survey is None else survey.table(),
-        pairing=_pairing(scenes),
+        label_table=polygons.table() if polygons else survey.table() if survey else "",
+        polygons={} if polygons is None else _as_json(polygons.content.values),
+        pairing=_pairing(scenes, lambda scene: _is_labelled(scene, polygons, notes)),
         problems=notes.problems,
         remarks=notes.remarks,
-        command=_command(source, usable, label, survey, scenes, notes) if usable else "",
+        command=_command(source, usable, polygons or label, survey, scenes, notes) if usable else "",
     )
 
 
@@ -159,7 +168,7 @@ class _Notes:
         try:
             return function(*args, **options)
         except (ValueError, OSError) as error:
-            self.problems.append(str(error))
+            self.problems += [str(error)] * (str(error) not in self.problems)
             return None
 
     def read_infos(self, name: str, paths: Sequence[tuple[int, Path]], **options: Any) -> dict[int, RasterInfo]:
@@ -358,23 +367,32 @@ def _survey(infos: Sequence[RasterInfo], notes: _Notes) -> LabelSurvey | None:
     return survey
 
 
-def _remarks_on_polygons(source: Path) -> list[str]:
-    """What files there are that may be labels, but are no rasters."""
+def _remarks_on_polygons(source: Path, polygons: LayerSurvey | None) -> list[str]:
+    """What is taken of a layer, or what files there are that may be labels, but are no rasters."""
+    if polygons is not None:
+        return [polygons.remark()]
     found = sorted(path for path in source.rglob("*") if is_vector_file(path))
-    return [
-        f"{path} may hold labels, as polygons, which the command below does not take: `--label` names such files, "
-        f"`--label_attribute` what says the class."
-        for path in found[:1]
-    ]
+    return [f"{path} may hold labels, as polygons: `--label` names such a file." for path in found[:1]]
 
 
-def _pairing(scenes: Sequence[Scene]) -> list[str]:
+def _is_labelled(scene: Scene, polygons: LayerSurvey | None, notes: _Notes) -> bool:
+    """Whether a scene has a label of its own, or that of a layer for all."""
+    if polygons is None:
+        return scene.label is not None
+    return bool(notes.attempt(polygons.content.reaches, Grid(scene.size, scene.grid)))
+
+
+def _as_json(values: Mapping[str, Counter]) -> dict[str, dict[str, int]]:
+    return {name: {str(value): count for value, count in counts.items()} for name, counts in values.items()}
+
+
+def _pairing(scenes: Sequence[Scene], is_labelled: Callable[[Scene], bool]) -> list[str]:
     """Which scenes lack what."""
     lacking: dict[str, list[str]] = defaultdict(list)
     for scene in scenes:
         for name, several in scene.observations.items():
             lacking[f"without {name}"] += [scene.files.name] * (not several)
-        lacking["without a label"] += [scene.files.name] * (scene.label is None)
+        lacking["without a label"] += [scene.files.name] * (not is_labelled(scene))
         lacking["labels that no modality goes with"] += [scene.files.name] * (not any(scene.observations.values()))
     return [
         f"{what}: {len(names)} of {len(scenes)} scenes ({', '.join(first_few(names, _LISTED))})"
@@ -386,7 +404,7 @@ def _pairing(scenes: Sequence[Scene]) -> list[str]:
 def _command(
     source: Path,
     columns: Sequence[Column],
-    label: str | None,
+    label: LayerSurvey | str | None,
     survey: LabelSurvey | None,
     scenes: Sequence[Scene],
     notes: _Notes,
@@ -395,14 +413,17 @@ def _command(
     output = f"data/{Path(os.path.abspath(source)).name}"  # of `scenes/..` too
     words = ["sgma-hf", "convert-rasters", "--source", str(source), "--output", output, "--modalities"]
     words += [column.entry for column in columns]
-    if label != "label":
+    classes = [classes_flag(survey.suggested)] if survey and survey.suggested else []
+    if isinstance(label, LayerSurvey):
+        flags, classes = label.flags()
+        words += flags
+    elif label != "label":
         words += ["--label", label or "none"]
     gaps = [f"{column.name}={','.join(map(str, column.undeclared))}" for column in columns if column.undeclared]
     words += ["--nodata", *gaps] if gaps else []
     if max(max(scene.size) for scene in scenes) > _LARGE_SIDE:
         words += ["--tile_size", str(_TILE)]
     words += _validation_flags(scenes, notes)
-    classes = [classes_flag(survey.suggested)] if survey and survey.suggested else []
     return " ".join([shlex.join(words), *classes])
 
 

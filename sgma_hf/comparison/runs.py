@@ -28,7 +28,7 @@ from ..data.processor_fitting import colour_modalities, fit_processor, normalize
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.corruption_scores import evaluate_corruptions
 from ..evaluation.protocols import expected_scores
-from ..evaluation.reliance import reliance_error_agreement
+from ..evaluation.trust.reliance import reliance_error_agreement
 from ..model.backbones_sgma import read_backbone_config
 from ..model.configuration_sgma import SgmaConfig
 from ..model.image_processing_sgma import SgmaImageProcessor

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # For lines on white: of `SAFE_COLORS`, those that are dark enough, each with a marker of its own.
-_LINE_COLORS = [np.array(SAFE_COLORS[index]) / 255 for index in (4, 1, 3, 5, 7, 6, 8)]
-_MARKERS = "osD^vPX*"
+LINE_COLORS = [np.array(SAFE_COLORS[index]) / 255 for index in (4, 1, 3, 5, 7, 6, 8)]
+MARKERS = "osD^vPX*"
 
 
 def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = None) -> "Figure":
@@ -50,7 +50,7 @@ def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = Non
     for heading, panel in lines.items():
         axes = figure.add_subplot(num_rows, num_columns, next(panels))
         limits = (0, 1) if heading in _SHARES else None
-        colors = stage_colors if heading.startswith("Prototype") else _LINE_COLORS
+        colors = stage_colors if heading.startswith("Prototype") else LINE_COLORS
         if heading != "Validation mIoU":
             panel = {name: (places, _running_median(values)) for name, (places, values) in panel.items()}
         _show_lines(axes, panel, title=heading, limits=limits, colors=colors)
@@ -148,14 +148,14 @@ def _show_lines(
     *,
     title: str,
     limits: tuple[float, float] | None = None,
-    colors: Sequence[Any] = _LINE_COLORS,
+    colors: Sequence[Any] = LINE_COLORS,
 ) -> None:
     """Draw values over epochs, a line per name; nothing where a value is None."""
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=7, width=0.5, length=2.5)
     axes.grid(linewidth=0.4, color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
-    looks = zip(itertools.cycle(colors), itertools.cycle(_MARKERS), strict=True)
+    looks = zip(itertools.cycle(colors), itertools.cycle(MARKERS), strict=True)
     for (name, (epochs, values)), (color, marker) in zip(lines.items(), looks, strict=False):
         style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1.2}
         every = max(1, len(values) // 12)

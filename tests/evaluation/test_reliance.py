@@ -8,13 +8,15 @@ import pytest
 import torch
 from tiny_models import spread_weights, tiny_model
 
-from sgma_hf.evaluation.reliance import (
+from sgma_hf.evaluation.prepared_rows import PreparedRow
+from sgma_hf.evaluation.stage_cells import NUM_BINS
+from sgma_hf.evaluation.trust.deletion import _draws
+from sgma_hf.evaluation.trust.reliance import (
     mean_over_stages,
     pixels_per_cell,
     reliance_error_agreement,
     weighted_correlation,
 )
-from sgma_hf.evaluation.stage_cells import NUM_BINS
 from sgma_hf.model.cells_sgma import upsample_to_pixels
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 
@@ -290,9 +292,73 @@ def test_choice_is_that_of_a_loop_over_contested_pixels(processor, rows):
     assert sums == [pytest.approx(chance)]
 
 
+def test_bins_and_mean_reliance_are_those_of_a_loop_over_contested_pixels(processor, rows):
+    model = _model()
+    found = reliance_error_agreement(model, processor, rows, window_size=None)
+    counts, shares = np.zeros((3, 3, 2, 20), dtype=int), [[] for _ in range(3)]
+    for maps, right, counted, labels, _ in _pixels(model, processor, rows):
+        for m, y, x in np.argwhere(counted & _contested(right, counted)):
+            share = maps[-1][m, y, x]
+            counts[m, labels[y, x], int(not right[m, y, x]), min(int(np.round(share * 2000)) // 100, 19)] += 1
+            shares[m].append(share)
+    bins = np.array(found["contested_bins"])
+    assert bins.sum() == counts.sum() and np.abs(bins - counts).sum() <= 4  # a rounding tie may go to the next bin
+    for values, figures in zip(shares, found["contested_stages"]["mean"]["modalities"].values(), strict=True):
+        assert figures["reliance"] == pytest.approx(np.mean(values))
+
+
+def test_deletion_is_that_of_a_loop_that_passes_all_but_one(processor, rows):
+    """Each pixel from a full pass without the modality that it relies on most, or least."""
+    model = _model()
+    deletion = reliance_error_agreement(model, processor, rows, window_size=None, batch_size=3)["deletion"]
+    assert deletion["ids"] == [row["id"] for row in rows]
+    found = {name: np.reshape(tiles, (len(rows), 3, 3)) for name, tiles in deletion["confusion"].items()}
+    assert list(found) == ["nothing", "least", "random", "most"]
+    pixels = iter(_pixels(model, processor, rows))
+    for number, row in enumerate(rows):
+        expected = {name: np.zeros((3, 3), dtype=int) for name in found}
+        if row["label"] is not None:
+            maps, _, counted, labels, _ = next(pixels)
+            inputs = processor(images=[{name: row[name] for name in MODALITIES}], return_tensors="pt")
+            mask = inputs["modality_mask"]
+            mask = mask if mask.ndim == 4 else mask[..., None, None].expand(-1, -1, *labels.shape)
+            predicted = []
+            for removed in (None, 0, 1, 2):
+                kept = mask.clone()
+                kept[:, [] if removed is None else removed] = False
+                with torch.no_grad():
+                    logits = model(pixel_values=inputs["pixel_values"].double(), modality_mask=kept).logits
+                predicted.append(upsample_to_pixels(logits, 4, labels.shape)[0].argmax(0).numpy())
+            for y, x in np.argwhere(counted.any(0)):
+                there = np.flatnonzero(counted[:, y, x])
+                shares = maps[-1][there, y, x]
+                expected["nothing"][labels[y, x], predicted[0][y, x]] += 1
+                expected["most"][labels[y, x], predicted[1 + there[shares.argmax()]][y, x]] += 1
+                expected["least"][labels[y, x], predicted[1 + there[shares.argmin()]][y, x]] += 1
+        for name in ("nothing", "most", "least"):
+            assert np.abs(found[name][number] - expected[name]).sum() <= 4, (row["id"], name)  # ties of last bits
+        assert found["random"][number].sum() == expected["nothing"].sum()
+    several = found["random"].sum(0)
+    assert (several != found["most"].sum(0)).any() and (several != found["least"].sum(0)).any()
+
+
+def test_deletion_draws_every_modality_that_covers_alike():
+    labels, place = torch.zeros(2, 64, 64, dtype=torch.int64), torch.tensor([[3, 0, 64], [7, 32, 0]])
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    batch = PreparedRow(torch.empty(2, 0, 64, 64), mask, labels, place)
+    drawn = _draws(batch).masked_fill(~batch.covered, -1).argmax(1)
+    for row, expected in zip(drawn, ([1 / 3] * 3, [0.5, 0, 0.5]), strict=True):
+        shares = np.bincount(row.flatten(), minlength=3) / 4096
+        assert shares == pytest.approx(expected, abs=0.03)  # 4 standard deviations
+    alone = PreparedRow(torch.empty(1, 0, 64, 64), mask[1:], labels[1:], place[1:])
+    assert (_draws(alone) == _draws(batch)[1:]).all()
+
+
 def test_figures_do_not_depend_on_batch_size(processor, rows):
     model = _model()
     one = reliance_error_agreement(model, processor, rows, window_size=32, batch_size=1)
+    other = reliance_error_agreement(model, processor, rows, window_size=32, batch_size=5)
+    assert one["deletion"] == other["deletion"] and one["contested_bins"] == other["contested_bins"]
     other = reliance_error_agreement(model, processor, rows[::-1], window_size=32, batch_size=5)
     assert one["windows"] == other["windows"]
     for stage, figures in one["stages"].items():
@@ -305,7 +371,7 @@ def test_figures_do_not_depend_on_batch_size(processor, rows):
 def test_models_without_robustness_still_have_chance_and_their_own_prediction(processor, rows, fusion, seed):
     model = _model(seed, fusion=fusion).train()
     found = reliance_error_agreement(model, processor, rows, window_size=None)
-    assert found["stages"] is None and found["contested_stages"] is None
+    assert [found[key] for key in ("stages", "contested_stages", "contested_bins", "deletion")] == [None] * 4
     overall = found["choice"]["overall"]
     assert overall["relied_on"] == dict.fromkeys(["4", "8", "16", "32", "mean"])
     assert 0 < overall["chance"] < 1 and 0 < overall["fused"] < 1 and overall["contested_pixels"] > 0
@@ -314,7 +380,8 @@ def test_models_without_robustness_still_have_chance_and_their_own_prediction(pr
 
 def test_rows_with_one_modality_alone_give_no_figures(processor, rows):
     found = reliance_error_agreement(_model(), processor, [rows[4]], window_size=None)
-    assert found["stages"]["4"]["overall"] == {"correlation": None, "auc": None, "pixels": 0, "error_rate": None}
+    nothing = dict.fromkeys(("correlation", "auc", "error_rate", "reliance"))
+    assert found["stages"]["4"]["overall"] == nothing | {"pixels": 0}
     assert found["choice"]["overall"]["chance"] is None and found["choice"]["overall"]["contested_pixels"] == 0
     with pytest.raises(ValueError, match="None of the 1 rows can be evaluated: 1 have no label"):
         reliance_error_agreement(_model(), processor, [rows[5]], window_size=None)

@@ -139,9 +139,9 @@ class Experiment:
         common = first.keys() & second.keys()
         return np.mean([first[seed] - second[seed] for seed in sorted(common)], axis=0) if common else None
 
-    def holding(self, key: str) -> "Experiment | None":
-        """The runs that hold figures of a kind, `corruptions` for instance; None if there is none."""
-        return self._part(self.settings, lambda run: key in run)
+    def holding(self, *keys: str) -> "Experiment | None":
+        """The runs that hold something at a path of keys, `corruptions` for instance; None if there is none."""
+        return self._part(self.settings, lambda run: at(*keys)(run) is not None)
 
     def choosing(self) -> "list[Experiment]":
         """The runs that were scored on each split to choose recipes by, as if that were reported."""

@@ -9,9 +9,10 @@ from ...publishing.tables import Cell, Table, csv_text, latex_table
 from ..arms import ARMS
 from .added import added_tables
 from .cells import difference_cells, interval, number, percent, tile_bounds
+from .corruptions import corruption_tables
 from .experiments import SCORES, Experiment, Figure, at, group_runs
-from .extras import corruption_tables, reliance_tables
 from .statistics import NUM_RESAMPLES
+from .trust import trust_tables
 
 
 # What a part of the method earns: (what, the arm with it, the arm without it).
@@ -131,7 +132,7 @@ def tables_of(experiment: Experiment) -> Iterator[Table]:
     yield _arms(experiment)
     yield from _choosing(experiment)
     yield from corruption_tables(experiment)
-    yield from reliance_tables(experiment)
+    yield from trust_tables(experiment)
     lines = list(_facts(experiment).items())
     yield Table("setting", "What was run", ["what", "value"], lines, text_columns=2)
 

@@ -17,6 +17,8 @@ robustness is 1 whatever it sees.
   equally). Beside it what chance gives, choosing uniformly among those that cover; what always choosing one modality
   gives, over the contested pixels that it covers; and the share that the fused prediction gets right.
 
+- **Deletion**: what it costs to take from every pixel the modality that it relies on most, or least; see `deletion`.
+
 `overall` figures are over all pairs of cell or pixel and modality, so they also hold what differs between modalities:
 a map that is constant, high for the better modality, has an overall correlation but none within a modality. Stage
 "mean" is the mean of the four maps, each cell of stride 4 taking the values of the coarser cells that hold it.
@@ -29,13 +31,15 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.evaluation_mode import evaluating
-from ..model.cells_sgma import LOGITS_STRIDE, STAGE_STRIDES, predicted_classes, repeat_to_pixels
-from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
-from .stage_cells import NUM_BINS, bin_indices, histogram_auc, ratio
+from ...data.evaluation_mode import evaluating
+from ...model.cells_sgma import LOGITS_STRIDE, STAGE_STRIDES, predicted_classes, repeat_to_pixels
+from ..prepared_rows import PreparedBatches, PreparedRow, PreparedRows
+from ..stage_cells import NUM_BINS, bin_indices, histogram_auc, ratio
+from .deletion import Deletion
 
 
 STAGE_NAMES = (*(str(stride) for stride in STAGE_STRIDES), "mean")
+RELIANCE_BINS = 20  # of equal width over [0, 1], that results hold
 _SUMS = 6  # weight w, w r, w e, w r^2, w e^2, w r e
 
 
@@ -71,8 +75,14 @@ class _Agreement:
             "correlation": weighted_correlation(*sums),
             "auc": histogram_auc(wrong, right),
             "pixels": int(sums[0]),
-            "error_rate": float(sums[2] / sums[0]) if sums[0] else None,
+            "error_rate": ratio(sums[2], sums[0]),
+            "reliance": ratio(sums[1], sums[0]),
         }
+
+    def coarse_bins(self, level: int) -> list[list[list[list[int]]]]:
+        """Pixels by modality, class, whether they are wrong, and bin of `RELIANCE_BINS`."""
+        starts = np.arange(RELIANCE_BINS) * (NUM_BINS - 1) // RELIANCE_BINS
+        return np.add.reduceat(self.bins[level], starts, axis=-1).tolist()
 
 
 def weighted_correlation(
@@ -162,7 +172,10 @@ def reliance_error_agreement(
         - `stages` and `contested_stages`, over all pixels and the contested ones, None without robustness: "4", "8",
           "16", "32" and "mean" -> `overall`, `modalities` (name ->), `classes` (list, over all modalities) and
           `classes_per_modality` (name -> list), each with `correlation` in [-1, 1], `auc` in [0, 1], `pixels` (pairs
-          of pixel and modality) and `error_rate` of the predictions from single modalities.
+          of pixel and modality), `error_rate` of the predictions from single modalities and mean `reliance`.
+        - `contested_bins`: contested pixels by modality, class, right (0) or wrong (1) from the modality alone, and
+          bin of the mean map of robustness, `RELIANCE_BINS` of equal width over [0, 1]; None without robustness.
+        - `deletion`: the counts of `Deletion.figures`; None without robustness.
         - `choice`: `overall` and `classes` (list), each with `contested_pixels` and the shares of them, in [0, 1],
           that are right: `relied_on` (stage -> share, None without robustness), `chance`, `fused`, and `always`
           (modality -> share).
@@ -174,15 +187,18 @@ def reliance_error_agreement(
     agreements = [_Agreement(len(names), config.num_labels) for _ in range(2)]  # all pixels, the contested
     choice = _Choice(config.num_labels)
     batches = PreparedBatches(PreparedRows(rows, processor, config, window_size), batch_size)
+    deletion = Deletion(len(rows), config.num_labels, model.device)
     has_maps = False
     with evaluating(model):
         for batch in batches:
-            has_maps |= _count_batch(model, batch.on_device_of(model), agreements, choice)
+            has_maps |= _count_batch(model, batch.on_device_of(model), agreements, choice, deletion)
     batches.finish()
     stages, contested = (_summarize(found, names, config.num_labels) if has_maps else None for found in agreements)
     return {
         "stages": stages,
         "contested_stages": contested,
+        "contested_bins": agreements[1].coarse_bins(STAGE_NAMES.index("mean")) if has_maps else None,
+        "deletion": deletion.figures(rows) if has_maps else None,
         "choice": {
             "overall": choice.figures(names, None),
             "classes": [choice.figures(names, label) for label in range(config.num_labels)],
@@ -212,7 +228,11 @@ def _summarize(agreement: _Agreement, names: Sequence[str], num_labels: int) -> 
 
 
 def _count_batch(
-    model: PreTrainedModel, batch: PreparedRow, agreements: Sequence[_Agreement], choice: _Choice
+    model: PreTrainedModel,
+    batch: PreparedRow,
+    agreements: Sequence[_Agreement],
+    choice: _Choice,
+    deletion: Deletion,
 ) -> bool:
     """Add one batch; return whether the model has robustness maps."""
     labels, covered = batch.labels, batch.covered
@@ -235,8 +255,11 @@ def _count_batch(
                 cells = (-1, stride // STAGE_STRIDES[0])
                 counts = finest.unflatten(2, cells).unflatten(1, cells).sum((2, 4))[:, :height, :width]
                 agreement.add(level, modality, robustness[:, modality], counts)
-    shares = map(repeat_to_pixels, maps, strides, [size] * len(maps))
-    choice.add(right, counted, contested, labels, predicted_classes(fused.logits, size) == labels, shares)
+    shares = list(map(repeat_to_pixels, maps, strides, [size] * len(maps)))
+    predicted = predicted_classes(fused.logits, size)
+    choice.add(right, counted, contested, labels, predicted == labels, shares)
+    if maps:
+        deletion.add(model, encoding, batch, predicted, shares[-1])
     return bool(maps)
 
 

@@ -1,6 +1,6 @@
-"""Tables of the results card on damaged inputs and on what robustness maps say, where runs hold such figures."""
+"""Tables of the results card on damaged inputs, where runs hold such figures."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...evaluation.corruption_scores import ALL_MODALITIES
@@ -107,50 +107,3 @@ def _mean_area(name: str, targets: Sequence[str], *path: str) -> Figure:
         return sum(known) / len(known) if known else None
 
     return figure
-
-
-def reliance_tables(experiment: Experiment) -> Iterator[Table]:
-    """Yield whether an arm's reliance on a modality agrees with its errors; nothing without such figures."""
-    arms = experiment.holding("reliance")
-    names = [arm for arm, runs in (arms.runs if arms else {}).items() if all(_has_maps(run) for run in runs.values())]
-    if not names:
-        return
-    modalities = arms.dataset["modalities"]
-
-    def cells(arm: str, paths: Sequence[Sequence[str]], write: Callable[..., Any]) -> list[Any]:
-        return [write(arms.spread(arm, at("reliance", *path))) for path in paths]
-
-    paths = {
-        f"{kind}{where}": (group, "mean", "modalities", key)
-        for group, where in (("stages", ""), ("contested_stages", ", contested"))
-        for kind, key in (("correlation", "correlation"), ("AUC", "auc"))
-    }
-    lines = [
-        [f"`{arm}`", name, *cells(arm, [(*path[:3], name, path[3]) for path in paths.values()], number)]
-        for arm in names
-        for name in modalities
-    ]
-    yield Table(
-        "reliance",
-        "Do robustness maps agree with the errors of single modalities?",
-        ["arm", "modality", *paths],
-        lines,
-        "Mean robustness of the four stages against the errors of the prediction from a modality alone. Correlation: "
-        "over cells, with the share of pixels that are wrong; negative where the map says where the modality errs. "
-        "AUC: that a wrong pixel has less robustness than a right one; 0.5 says nothing. Contested pixels are those "
-        "where modalities disagree about the truth: one is right, another wrong.",
-        text_columns=2,
-    )
-    chosen = [("relied_on", "mean"), ("chance",), ("fused",), *(("always", name) for name in modalities)]
-    yield Table(
-        "choice",
-        "Contested pixels that are right",
-        ["arm", "relied on", "chance", "fused", *(f"always {name}" for name in modalities)],
-        [[f"`{arm}`", *cells(arm, [("choice", "overall", *path) for path in chosen], percent)] for arm in names],
-        "Share in %: of the modality most relied on, of one drawn by chance, of the fused prediction, and of always "
-        "the same modality.",
-    )
-
-
-def _has_maps(run: Mapping[str, Any]) -> bool:
-    return run["reliance"].get("stages") is not None

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .limits_sgma import (
     DICE_LOSS_WEIGHT,
     IGNORE_INDEX,
+    MAX_DATE_PERIODS,
     MAX_IMAGE_SIDE,
     MODALITY_ADAPTER_SIZE,
     check_modalities,
@@ -88,6 +89,10 @@ class SgmaConfig(PreTrainedConfig):
         num_attention_heads (`int`, *optional*, defaults to 4):
             Heads of the two perceptrons at every stage; the paper does not state a number. It has to divide the
             channels of all four stages.
+        date_periods (`list[float]`, *optional*):
+            For series: periods of the waves by which the model knows the dates of images, in the unit of `dates`, such
+            as `[365.25, 182.6, 121.75, 91.3, 60.9]` in days for a year and its parts. None: it knows no dates, as in
+            the paper, and several images of a modality are a set.
         decoder_hidden_size (`int`, *optional*, defaults to 256):
             Width of the decode head. The paper does not name its head.
         classifier_dropout_prob (`float`, *optional*, defaults to 0.0):
@@ -145,6 +150,7 @@ class SgmaConfig(PreTrainedConfig):
         "sampled_row_losses",
         "sampled_logits",
         "hidden_states",
+        "date_robustness",
     ]
 
     modalities: list[str] | tuple[str, ...] = ("rgb", "dsm", "nir")
@@ -153,6 +159,7 @@ class SgmaConfig(PreTrainedConfig):
     modality_adapter_size: int = MODALITY_ADAPTER_SIZE
     fusion: str = "sgf"
     num_attention_heads: int = 4
+    date_periods: list[float | int] | tuple[float | int, ...] | None = None
     decoder_hidden_size: int = 256
     classifier_dropout_prob: float | int = 0.0
     sgf_loss_weight: float | int = 2.0
@@ -213,6 +220,13 @@ class SgmaConfig(PreTrainedConfig):
         for name in ("sgf_loss_weight", "mas_loss_weight", "mas_exponent", "dice_loss_weight", "initializer_range"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0.")
+        periods = self.date_periods
+        if periods is not None and not (
+            1 <= len(periods) <= MAX_DATE_PERIODS and all(0 < period < float("inf") for period in periods)
+        ):
+            raise ValueError(
+                f"`date_periods` is {periods}; expected 1 to {MAX_DATE_PERIODS} finite numbers above 0, or None."
+            )
         if self.class_weights is not None and (
             len(self.class_weights) != self.num_labels or not all(0 <= w < float("inf") for w in self.class_weights)
         ):

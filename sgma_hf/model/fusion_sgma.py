@@ -5,8 +5,8 @@ In the comments: B rows, M modalities, N positions, C channels. Tokens are chann
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -46,6 +46,27 @@ class SgmaStageTokens:
     reference_keys: torch.Tensor | None = None  # of no pair, see `SgmaSpatialPerceptron.unit_keys`
 
 
+def join_stages(stages: Sequence[SgmaStageTokens], counts: Sequence[list[int]]) -> SgmaStageTokens:
+    """One stage of several encodings of the same rows as one, without what its pairs are compared by.
+
+    `counts` are the pairs of each modality in each encoding.
+    """
+    there = [(stage, own) for stage, own in zip(stages, counts, strict=True) if sum(own)]
+    if len(there) < 2:
+        return replace(there[0][0] if there else stages[0])
+    fields = {}
+    for name in ("tokens", "values"):
+        parts = []
+        for stage, own in there:
+            values = getattr(stage, name)
+            if values is not None:
+                per_pair = len(values) // sum(own)
+                parts.append(values.split([count * per_pair for count in own]))
+        if parts:
+            fields[name] = torch.cat([part for modality in zip(*parts, strict=True) for part in modality])
+    return SgmaStageTokens(stages[0].size, **fields)
+
+
 @dataclass
 class SgmaPairs:
     """Where the pairs of a batch stand in the packed order: one modality after the other, rows ascending in each."""
@@ -56,8 +77,10 @@ class SgmaPairs:
     # so is all of `active`.
     position: torch.Tensor | None = None
     slices: torch.Tensor | None = None  # without `position`, the M' among the packed modalities; None: all of them
-    active: torch.Tensor | None = None  # the M' among the model's modalities; None: all of them
-    complete: bool = True  # whether each of the M' is there in every row
+    # The M' among the observations, int64, (M',), or (M', batch_size) if others in each row; None: all of them.
+    active: torch.Tensor | None = None
+    modalities: torch.Tensor | None = None  # which modality each of `active` is, of its shape
+    complete: bool = True  # whether each of the M' is there in every row, and they count alike
 
     def unpack(self, packed: torch.Tensor, num_positions: int) -> torch.Tensor:
         """(pairs, positions, channels), or that flat -> (M', batch_size, positions, channels)."""
@@ -89,6 +112,7 @@ class SgmaFusion(nn.Module):
     def __init__(self, channels: int, num_modalities: int, *, num_classes: int, num_attention_heads: int):
         super().__init__()
         self.projectors = nn.ModuleList(self.projector_class(channels) for _ in range(num_modalities))
+        self.date_modulations: nn.ModuleList | None = None  # of a model that knows dates, one for each modality
 
     def combine(
         self, tokens: torch.Tensor, bias: torch.Tensor | None, modalities: torch.Tensor
@@ -97,10 +121,12 @@ class SgmaFusion(nn.Module):
 
         Args:
             tokens: What the projectors made, float, (M', batch_size, positions, channels) for M' of the modalities,
-                one or more. Of what is absent they are finite and mean nothing.
-            bias: Logarithm of the fraction of each cell that is covered, float32 at least, (M', batch_size,
-                positions), or (M', batch_size, 1) where pairs are there or absent as a whole; `ABSENT_SCORE` where
-                nothing is. To be added to scores before a softmax over the modalities. None: all is there.
+                one or more; of a series, one for each modality and date. Of what is absent they are finite and mean
+                nothing.
+            bias: Logarithm of the fraction of each cell that is covered, less that of the number of dates of the
+                modality there, float32 at least, (M', batch_size, positions), or (M', batch_size, 1) where pairs are
+                there or absent as a whole; `ABSENT_SCORE` where nothing is. To be added to scores before a softmax
+                over M'. None: all is there, and once.
             modalities: Which modality each is, int64, (M', batch_size).
 
         Returns:
@@ -124,16 +150,29 @@ class SgmaFusion(nn.Module):
         """Do one of the steps below, by name: who wraps a stage, to shard or to move it, wraps its calls."""
         return getattr(self, step)(*args)
 
-    def project(self, features: torch.Tensor, pairs_per_modality: list[int], with_context: bool) -> SgmaStageTokens:
+    def project(
+        self,
+        features: torch.Tensor,
+        pairs_per_modality: list[int],
+        with_context: bool,
+        date_waves: torch.Tensor | None = None,
+    ) -> SgmaStageTokens:
         """Do all that concerns single pairs, so that any subset of the modalities can be fused from it.
 
         `features` are the encoder's maps of the present pairs, (pairs, channels, height, width), one modality after
-        the other. Without context no two modalities will ever be compared: one alone has weight 1, so keys, reference
-        values and class scores are not needed.
+        the other, `date_waves` what `date_waves` makes of their dates, None if none is known. Without context no two
+        pairs will ever be compared: one alone has weight 1, so `add_context` is not needed.
         """
         parts = zip(self.projectors, features.split(pairs_per_modality), strict=True)
-        tokens = torch.cat([projector(part) for projector, part in parts if part.shape[0]])  # (P * N, C)
-        return SgmaStageTokens((features.shape[-2], features.shape[-1]), tokens.unflatten(0, (features.shape[0], -1)))
+        tokens = [projector(part) if part.shape[0] else None for projector, part in parts]  # (P_m * N, C)
+        if date_waves is not None:
+            parts = zip(self.date_modulations, tokens, date_waves.split(pairs_per_modality), strict=True)
+            tokens = [None if part is None else modulation(part, waves) for modulation, part, waves in parts]
+        packed = torch.cat([part for part in tokens if part is not None])  # (P * N, C)
+        return SgmaStageTokens((features.shape[-2], features.shape[-1]), packed.unflatten(0, (features.shape[0], -1)))
+
+    def add_context(self, stage: SgmaStageTokens, tokens: torch.Tensor) -> None:
+        """Add to a stage what its pairs are compared by; its tokens flat, (pairs * positions, channels)."""
 
     def fuse(
         self, stage: SgmaStageTokens, pairs: SgmaPairs, bias: torch.Tensor | None
@@ -145,10 +184,12 @@ class SgmaFusion(nn.Module):
         (batch_size, num_labels, channels); None for what the fusion does not have.
         """
         tokens = pairs.unpack(stage.tokens, stage.tokens.shape[1])  # (M', B, N, C)
-        modalities = pairs.active
+        modalities = pairs.modalities
         if modalities is None:
             modalities = torch.arange(tokens.shape[0], device=tokens.device)
-        return *self._combine(tokens, bias, modalities.unsqueeze(1).expand(-1, pairs.batch_size)), None
+        if modalities.ndim == 1:
+            modalities = modalities.unsqueeze(1).expand(-1, pairs.batch_size)
+        return *self._combine(tokens, bias, modalities), None
 
     def fuse_single(
         self, stage: SgmaStageTokens, modality: torch.Tensor, index: torch.Tensor, covered: torch.Tensor | None
@@ -282,17 +323,27 @@ class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
         self.spatial_perceptron = SgmaSpatialPerceptron(channels, num_attention_heads)
         self.robustness_perceptron = SgmaRobustnessPerceptron(channels, num_attention_heads)
 
-    def project(self, features: torch.Tensor, pairs_per_modality: list[int], with_context: bool) -> SgmaStageTokens:
+    def project(
+        self,
+        features: torch.Tensor,
+        pairs_per_modality: list[int],
+        with_context: bool,
+        date_waves: torch.Tensor | None = None,
+    ) -> SgmaStageTokens:
         """See [`SgmaFusion.project`]."""
-        stage = super().project(features, pairs_per_modality, with_context)
+        stage = super().project(features, pairs_per_modality, with_context, date_waves)
         tokens = stage.tokens.flatten(0, 1)
         stage.values = self.robustness_perceptron.value(tokens)
         if with_context:
-            stage.keys = self.robustness_perceptron.key(tokens)
-            stage.reference_values = self.spatial_perceptron.value(tokens)
-            stage.class_logits = self.semantic_filter(tokens)
-            stage.reference_keys = self.spatial_perceptron.unit_keys(tokens)
+            self.add_context(stage, tokens)
         return stage
+
+    def add_context(self, stage: SgmaStageTokens, tokens: torch.Tensor) -> None:
+        """See [`SgmaFusion.add_context`]: keys, reference values and class scores."""
+        stage.keys = self.robustness_perceptron.key(tokens)
+        stage.reference_values = self.spatial_perceptron.value(tokens)
+        stage.class_logits = self.semantic_filter(tokens)
+        stage.reference_keys = self.spatial_perceptron.unit_keys(tokens)
 
     def fuse(
         self, stage: SgmaStageTokens, pairs: SgmaPairs, bias: torch.Tensor | None

@@ -6,9 +6,9 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from .encoding_sgma import SgmaEncoding, check_mask, host_mask_of, present_pairs, present_rows, split_mask
+from .encoding_sgma import SgmaEncoding, check_mask, host_mask_of, present_images, present_pairs, split_mask
 from .fusion_sgma import SgmaFusion, SgmaStageTokens, look_up_fusion
-from .layers_sgma import initialise, to_maps
+from .layers_sgma import SgmaDateModulation, initialise, to_maps
 from .outputs_sgma import SgmaModelOutput
 
 
@@ -35,6 +35,7 @@ class SemanticGuidedFusion(nn.ModuleList):
         num_classes: Number of classes, of which each stage has prototypes.
         num_attention_heads: Heads of attention, a divisor of all `channels`; the paper does not state a number.
         fusion: Name of the fusion, as in `SgmaConfig`, or a class of blocks, your own for instance.
+        date_periods: Periods of the dates of observations, as in `SgmaConfig`. None: the blocks know no dates.
         initialise_weights: Whether to set the weights. False leaves them to a model of transformers that holds this.
 
     Raises:
@@ -64,6 +65,7 @@ class SemanticGuidedFusion(nn.ModuleList):
         *,
         num_attention_heads: int = 4,
         fusion: str | type[SgmaFusion] = "sgf",
+        date_periods: Sequence[float] | None = None,
         initialise_weights: bool = True,
     ):
         lists = isinstance(channels, Sequence) and isinstance(modalities, Sequence) and not isinstance(modalities, str)
@@ -81,6 +83,10 @@ class SemanticGuidedFusion(nn.ModuleList):
         fusion = look_up_fusion(fusion) if isinstance(fusion, str) else fusion
         super().__init__(fusion(stage_channels, len(modalities), **sizes) for stage_channels in channels)
         self.channels, self.modalities = list(channels), list(modalities)
+        if date_periods is not None:
+            for block, stage_channels in zip(self, channels, strict=True):
+                modulations = (SgmaDateModulation(stage_channels, len(date_periods)) for _ in modalities)
+                block.date_modulations = nn.ModuleList(modulations)
         if initialise_weights:
             with torch.no_grad():
                 self.apply(initialise_fusion)
@@ -128,11 +134,11 @@ class SemanticGuidedFusion(nn.ModuleList):
             mask = mask & given.to(mask.device).view(-1, *[1] * (mask.ndim - 2))
         coverage = mask if mask.ndim == 4 else None
         if torch.compiler.is_compiling():  # all pairs are computed, so that one graph holds for all masks
-            present, host_present = present_pairs(mask).to(device), None
+            observed, host_observed = present_pairs(mask).to(device), None
             maps = [[torch.zeros_like(one) for one in first] if each is None else each for each in maps]
         else:
-            present, coverage, host_present = split_mask("mask", mask, host_mask_of(mask), device)
-        counts, partial = present_rows(host_present, present)
+            observed, coverage, host_observed = split_mask("mask", mask, host_mask_of(mask), device)
+        counts, partial = present_images(host_observed, observed, len(maps))
         packed = []
         for level, stage in enumerate(first):
             parts = [each[level] for each, count in zip(maps, counts, strict=True) if count]
@@ -141,23 +147,43 @@ class SemanticGuidedFusion(nn.ModuleList):
                 part if rows is None else part.index_select(0, rows) for part, rows in zip(parts, chosen, strict=True)
             ]
             packed.append(torch.cat(parts) if parts else stage[:0])
-        with_context = host_present is None or any(sum(row) > 1 for row in host_present)
+        with_context = host_observed is None or any(sum(row) > 1 for row in host_observed)
         fractions = None
         if coverage is not None:
             covered = coverage.float()
             fractions = [nn.functional.adaptive_avg_pool2d(covered, stage.shape[-2:]) for stage in first]
         stages = self.project_pairs(packed, counts, with_context)
-        return SgmaEncoding(stages, present, host_present, coverage, fractions, image_size=None)
+        return SgmaEncoding(stages, observed, host_observed, coverage, fractions, image_size=None)
 
     def project_pairs(
-        self, maps: Sequence[torch.Tensor], counts: list[int], with_context: bool
+        self, maps: Sequence[torch.Tensor], counts: list[int], with_context: bool, waves: torch.Tensor | None = None
     ) -> list[SgmaStageTokens]:
         """Project the maps of present pairs, as `SgmaFusion.project` takes them, at all stages."""
         if not maps[0].shape[0]:  # no row has anything
             return [SgmaStageTokens((*each.shape[-2:],), each.flatten(2).transpose(1, 2)) for each in maps]
+        dates = () if waves is None else (waves,)
         return [
-            fusion("project", stage_maps, counts, with_context) for fusion, stage_maps in zip(self, maps, strict=True)
+            fusion("project", stage_maps, counts, with_context, *dates)
+            for fusion, stage_maps in zip(self, maps, strict=True)
         ]
+
+    def join(self, encoding: SgmaEncoding, more: SgmaEncoding) -> SgmaEncoding:
+        """Append the observations of another encoding of the same rows: its date slots become the last ones.
+
+        Raises:
+            ValueError: If the numbers of rows or the sizes differ.
+        """
+        for name in ("image_size", "num_modalities"):
+            if getattr(more, name) != getattr(encoding, name) or len(more.observed) != len(encoding.observed):
+                raise ValueError(
+                    f"The encoding has {len(encoding.observed)} rows and an {name} of {getattr(encoding, name)}, what "
+                    f"is to extend it {len(more.observed)} and {getattr(more, name)}; expected the same."
+                )
+        joined = encoding.joined(more)
+        for fusion, stage in zip(self, joined.stages, strict=True):
+            if len(stage.tokens):
+                fusion("add_context", stage, stage.tokens.flatten(0, 1))
+        return joined
 
     def fuse(
         self,
@@ -165,15 +191,17 @@ class SemanticGuidedFusion(nn.ModuleList):
         subset: torch.Tensor | Sequence[str] | None = None,
         *,
         output_prototypes: bool = False,
+        output_date_robustness: bool = False,
     ) -> SgmaModelOutput:
         """Fuse all modalities of a projection, or a subset.
 
         Args:
             encoding: What `project` returned.
-            subset: Names of the modalities to use, or True for them, bool, (num_modalities,) or (batch_size,
-                num_modalities). What the projection lacks stays absent; a row of which nothing is left is 0. None:
-                all.
+            subset: Names of the modalities to use, with all their dates, or True for them, bool, (num_modalities,) or
+                (batch_size, num_modalities), or for single dates (batch_size, T, num_modalities). What the projection
+                lacks stays absent; a row of which nothing is left is 0. None: all.
             output_prototypes: Whether to return the class prototypes.
+            output_date_robustness: Whether to return the robustness of every date, too.
 
         Returns:
             `feature_maps`, `robustness` and `prototypes` of the stages; maps are of the size of those that were given.
@@ -181,29 +209,34 @@ class SemanticGuidedFusion(nn.ModuleList):
         Raises:
             ValueError: If the subset has an unknown name or another shape.
         """
-        mask, host_mask = encoding.present, encoding.host_present
+        mask, host_mask = encoding.observed, encoding.host_observed
         if subset is not None:
-            subset = self._subset_mask(subset, mask.shape)
+            subset = self._subset_mask(subset, encoding)
             mask = mask & subset.to(mask.device, non_blocking=True)
             if host_mask is not None:
                 host_mask = (torch.tensor(host_mask) & subset.cpu()).tolist()
         prototypes = None
         if host_mask is not None and max(map(sum, host_mask)) < 2:  # nothing to compare
-            fused = self.fuse_single(encoding, mask.int().argmax(1), row_mask=mask.any(1))
+            fused = self._fuse_alone(encoding, mask.int().argmax(1), mask.any(1))
             robustness = encoding.single_robustness(mask) if self.has_robustness else None
         else:
             fused, robustness, prototypes = self._fuse_stages(encoding, mask, host_mask)
+        by_date = None
+        if robustness is not None and (encoding.num_dates != 1 or output_date_robustness):
+            by_date = tuple(encoding.by_date(maps) for maps in robustness)
+            robustness = tuple(maps.sum(1) for maps in by_date)
         return SgmaModelOutput(
             feature_maps=fused,
             robustness=robustness,
             coverage=encoding.coverage(mask),
             prototypes=prototypes if output_prototypes else None,
+            date_robustness=by_date if output_date_robustness else None,
         )
 
     def fuse_single(
         self, encoding: SgmaEncoding, modality: torch.Tensor, row_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """Pass one modality per row alone, the pass that modality-aware sampling trains.
+        """Pass one modality per row alone, with all its dates: the pass that modality-aware sampling trains.
 
         Args:
             encoding: What `project` returned.
@@ -213,26 +246,34 @@ class SemanticGuidedFusion(nn.ModuleList):
         Returns:
             Maps of the stages, as `feature_maps`.
         """
+        if encoding.num_dates == 1:
+            return self._fuse_alone(encoding, modality, row_mask)
+        drawn = nn.functional.one_hot(modality, len(self.modalities)).bool()
+        return self.fuse(encoding, drawn if row_mask is None else drawn & row_mask.unsqueeze(1)).feature_maps
+
+    def _fuse_alone(self, encoding, observation, row_mask):
+        """Pass one observation per row alone, (batch_size,)."""
         if encoding.is_empty:
-            shapes = [(modality.shape[0], stage.tokens.shape[-1], *stage.size) for stage in encoding.stages]
+            shapes = [(observation.shape[0], stage.tokens.shape[-1], *stage.size) for stage in encoding.stages]
             pairs = zip(encoding.stages, shapes, strict=True)
             return tuple(stage.tokens.new_zeros(shape) for stage, shape in pairs)
-        rows = torch.arange(modality.shape[0], device=modality.device)
-        index = encoding.position.gather(1, modality.unsqueeze(1)).squeeze(1).clamp_min(0)
-        if row_mask is None and encoding.fractions is not None:
-            row_mask = encoding.present[rows, modality]
+        rows = torch.arange(observation.shape[0], device=observation.device)
+        index = encoding.position.gather(1, observation.unsqueeze(1)).squeeze(1).clamp_min(0)
+        if row_mask is None and encoding.observed_fractions is not None:
+            row_mask = encoding.observed[rows, observation]
+        modality = observation if encoding.num_dates == 1 else observation % len(self.modalities)
         maps = []
         for level, (fusion, stage) in enumerate(zip(self, encoding.stages, strict=True)):
             covered = None if row_mask is None else row_mask.unsqueeze(1)
-            if encoding.fractions is not None:
-                covered = covered & (encoding.fractions[level][rows, modality].flatten(1) > 0)
+            if encoding.observed_fractions is not None:
+                covered = covered & (encoding.observed_fractions[level][rows, observation].flatten(1) > 0)
             maps.append(to_maps(fusion("fuse_single", stage, modality, index, covered), stage.size))
         return tuple(maps)
 
     def _fuse_stages(self, encoding, mask, host_mask):
         pairs = encoding.pairs(host_mask)
         biases = [None] * len(encoding.stages)
-        if not pairs.complete or encoding.fractions is not None:
+        if not pairs.complete or encoding.observed_fractions is not None:
             biases = encoding.attention_biases(mask, pairs.active)
         fused, robustness, prototypes = [], [], []
         for level, (fusion, stage) in enumerate(zip(self, encoding.stages, strict=True)):
@@ -242,7 +283,7 @@ class SemanticGuidedFusion(nn.ModuleList):
             if weights is not None:
                 weights = weights.transpose(0, 1)
                 if pairs.active is not None:
-                    weights = weights.new_zeros(mask.shape + weights.shape[2:]).index_copy(1, pairs.active, weights)
+                    weights = _in_their_places(weights, pairs.active, mask.shape[1])
                 robustness.append(encoding.crop(weights.unflatten(2, stage.size), level))
         return tuple(fused), tuple(robustness) or None, None if prototypes[0] is None else tuple(prototypes)
 
@@ -271,14 +312,25 @@ class SemanticGuidedFusion(nn.ModuleList):
                 )
         return list(features), first
 
-    def _subset_mask(self, subset, shape):
-        if isinstance(subset, torch.Tensor):
-            if tuple(subset.shape) not in (tuple(shape[1:]), tuple(shape)):
-                raise ValueError(
-                    f"The subset has shape {tuple(subset.shape)}; expected {tuple(shape[1:])} or {tuple(shape)}."
-                )
-            return subset
-        unknown = [name for name in subset if name not in self.modalities]
-        if isinstance(subset, str) or unknown:
-            raise ValueError(f"The subset is {subset!r}; expected a list of names among {self.modalities}.")
-        return torch.tensor([name in subset for name in self.modalities])
+    def _subset_mask(self, subset, encoding):
+        """Which observations a subset has, bool, (batch_size, T * M), or (M,) of one slot."""
+        if not isinstance(subset, torch.Tensor):
+            unknown = [name for name in subset if name not in self.modalities]
+            if isinstance(subset, str) or unknown:
+                raise ValueError(f"The subset is {subset!r}; expected a list of names among {self.modalities}.")
+            subset = torch.tensor([name in subset for name in self.modalities])
+        by_date = (len(encoding.observed), encoding.num_dates, len(self.modalities))
+        rows = (by_date[0], by_date[2])
+        if tuple(subset.shape) not in (rows[1:], rows, by_date):
+            raise ValueError(f"The subset has shape {tuple(subset.shape)}; expected {rows[1:]}, {rows} or {by_date}.")
+        if subset.ndim == 3:
+            return subset.flatten(1)
+        return subset if encoding.num_dates == 1 else subset.expand(rows).repeat(1, encoding.num_dates)
+
+
+def _in_their_places(weights: torch.Tensor, active: torch.Tensor, count: int) -> torch.Tensor:
+    """Weights (batch_size, M', positions) of the `active` of so many observations, 0 for the others."""
+    everywhere = weights.new_zeros((weights.shape[0], count, weights.shape[2]))
+    if active.ndim == 1:
+        return everywhere.index_copy(1, active, weights)
+    return everywhere.scatter_add(1, active.t().unsqueeze(2).expand_as(weights), weights)  # what is absent adds 0

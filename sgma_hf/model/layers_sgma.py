@@ -5,6 +5,9 @@ of a stage, A heads of D channels. Tokens are channels last. Modalities stand be
 encoder, so that nothing is copied to bring those of a row together.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -48,6 +51,10 @@ class SgmaIdentityLinear(SgmaLinear):
 
 class SgmaConv2d(nn.Conv2d):
     """A convolution whose initial weights keep the variance of its input up to a constant."""
+
+
+class SgmaDateLinear(SgmaLinear):
+    """What is made of a date; it is 0 in a new model."""
 
 
 class SgmaUpsampling(nn.ConvTranspose2d):
@@ -100,6 +107,8 @@ def initialise(module: nn.Module) -> bool:
     """Set the weights of a new leaf of the classes above; False for any other module."""
     if isinstance(module, SgmaIdentityLinear):
         init.eye_(module.weight)
+    elif isinstance(module, SgmaDateLinear):
+        init.zeros_(module.weight)
     elif isinstance(module, SgmaLinear):
         init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -256,6 +265,31 @@ class SgmaModalityProjector(nn.Module):
         # Nothing stands between the branches and their sum, so one convolution with the summed kernels is the same.
         largest, middle, smallest = self.depthwise
         return self.pointwise(to_tokens(largest(features, middle(smallest()))))
+
+
+def date_waves(dates: torch.Tensor, periods: Sequence[float]) -> torch.Tensor:
+    """Dates (P,) -> sines and cosines of J periods, (P, 2 J); 0 where a date is not known, NaN."""
+    lengths = torch.tensor(periods, dtype=dates.dtype).to(dates.device, non_blocking=True)
+    # The remainder is exact, so that a date of many periods loses nothing.
+    angles = dates.unsqueeze(1).remainder(lengths) * (2 * math.pi / lengths)
+    return torch.where(dates.isfinite().unsqueeze(1), torch.cat([angles.sin(), angles.cos()], dim=1), 0)
+
+
+class SgmaDateModulation(nn.Module):
+    """Binds a modality's tokens to their date: x * (1 + G e) + B e, e the waves of the date (ours).
+
+    One for each modality and stage. What is summed over dates afterwards still says when it was so; a date in the
+    keys or added to the tokens would be lost in the sum. Without biases, an unknown date changes nothing.
+    """
+
+    def __init__(self, channels: int, num_periods: int):
+        super().__init__()
+        self.scale_and_shift = SgmaDateLinear(2 * num_periods, 2 * channels, bias=False)
+
+    def forward(self, tokens: torch.Tensor, waves: torch.Tensor) -> torch.Tensor:
+        """Tokens (P * N, C) of P pairs and the waves of their dates (P, 2 J) -> tokens."""
+        scale, shift = self.scale_and_shift(waves.to(tokens.dtype)).unsqueeze(1).chunk(2, dim=2)  # (P, 1, C)
+        return torch.addcmul(shift, tokens.unflatten(0, (waves.shape[0], -1)), 1 + scale).flatten(0, 1)
 
 
 class SgmaSemanticFilter(nn.Module):

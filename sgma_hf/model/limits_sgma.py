@@ -18,6 +18,7 @@ MAX_MODALITIES = 64
 MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred bands
 IGNORE_INDEX = 255  # of a pixel without a label; label maps are uint8
 MAX_LABELS = IGNORE_INDEX
+MAX_DATE_PERIODS = 64
 MAX_IMAGE_SIDE = 65_536  # pixels of a window or of a resized image
 # Defaults of a model, which commands name in their help.
 MODALITY_ADAPTER_SIZE = 16

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from .layers_sgma import SgmaDateModulation
 from .limits_sgma import check_modalities
 
 
@@ -86,6 +87,11 @@ class SgmaModelModalitiesMixin:
             if source is not None:
                 projector.load_state_dict(fusion.projectors[source].state_dict())
             fusion.add_modality(projector)
+            if fusion.date_modulations is not None:
+                modulation = self._new_module(SgmaDateModulation(stage_channels, len(config.date_periods)))
+                if source is not None:
+                    modulation.load_state_dict(fusion.date_modulations[source].state_dict())
+                fusion.date_modulations.append(modulation)
         joined = config.modalities[source or 0]
         groups = [[*group, name] if joined in group else group for group in config.encoder_groups]
         config.modalities, config.modality_channels = modalities, counts
@@ -116,6 +122,8 @@ class SgmaModelModalitiesMixin:
         del model.stems[index]
         for fusion in model.fusion_stages:
             fusion.drop_modality(index)
+            if fusion.date_modulations is not None:
+                del fusion.date_modulations[index]
         encoders = list(config.encoder_configs.values())
         config.modalities = [other for other in config.modalities if other != name]
         config.modality_channels = [*config.modality_channels[:index], *config.modality_channels[index + 1 :]]

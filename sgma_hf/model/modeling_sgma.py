@@ -19,10 +19,18 @@ from .backbones_sgma import load_pretrained
 from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding
 from .configuration_sgma import SgmaConfig
 from .encoders_sgma import SgmaEncodersMixin
-from .encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels, present_rows
+from .encoding_sgma import (
+    HostMask,
+    SgmaEncoding,
+    check_dates,
+    check_inputs,
+    check_labels,
+    num_dates,
+    present_images,
+)
 from .fusion_sgma import find_fusion
 from .fusion_stages_sgma import SemanticGuidedFusion, initialise_fusion
-from .layers_sgma import SgmaDecodeHead, SgmaModalityStem
+from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, date_waves
 from .losses_sgma import modality_aware_sampling, row_losses, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
@@ -69,6 +77,7 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
             config.num_labels,
             num_attention_heads=config.num_attention_heads,
             fusion=find_fusion(config),
+            date_periods=config.date_periods,
             initialise_weights=False,  # `post_init` does
         )
         self.post_init()
@@ -84,8 +93,9 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
         modality_mask: torch.Tensor | None = None,
         host_mask: HostMask | None = None,
         labels: torch.Tensor | None = None,
+        dates: torch.Tensor | None = None,
     ) -> SgmaEncoding:
-        """Encode and project every present (row, modality) pair; absent ones are not computed.
+        """Encode and project every present (row, modality) pair, in series each of its dates; absent ones are not.
 
         Under `torch.compile` and `torch.export` all pairs are computed, and what is absent is masked out afterwards:
         one graph for all masks.
@@ -93,42 +103,73 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
         Args:
             pixel_values: Normalised rasters, the modalities one after the other as in `config.modalities`, float,
                 shape (batch_size, sum(config.modality_channels), height, width). What stands under the mask does not
-                matter, NaN included.
+                matter, NaN included. Series are (batch_size, T, sum(config.modality_channels), height, width): slot t
+                of a modality is one of its images, those of other modalities in it are no nearer to it than others.
             modality_mask: True where a modality is there, bool: (batch_size, num_modalities), or
-                (batch_size, num_modalities, height, width) where coverage ends inside the image. None: all there.
+                (batch_size, num_modalities, height, width) where coverage ends inside the image. None: all there. Of
+                series with T after batch_size: False is a slot that a shorter series leaves empty, too.
             host_mask: What `host_mask_of` said of the mask. A GPU, which computes while the host prepares what
                 follows, is not asked then. None: it is asked, once, unless the mask is on the CPU.
             labels: int64, (batch_size, height, width), whose range is checked in the same question. With a
                 `host_mask` those on a GPU are taken to be checked, as those of [`SgmaDataCollator`] are.
+            dates: When each image is of, in the unit of `config.date_periods`, such as days since 2000, float,
+                (batch_size, T, num_modalities), or (batch_size, num_modalities) if `pixel_values` have no T; NaN where
+                it is not known. None: no date is known.
 
         Raises:
             ValueError: If a shape does not fit the configuration, a row of a (batch_size, num_modalities) mask has no
-                modality at all, a label is no class, or `host_mask` is not that of the mask.
+                modality at all, a label is no class, `host_mask` is not that of the mask, or a model without
+                `date_periods` is given dates.
             TypeError: If `pixel_values` are not floats or the mask is not bool.
         """
-        present, coverage, host_present = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
-        image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        tracing = host_present is None
+        observed, coverage, host_observed = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
+        dates = None if dates is None else check_dates(self.config, pixel_values, dates)
+        slots, image_size = num_dates(pixel_values), (pixel_values.shape[-2], pixel_values.shape[-1])
+        tracing = host_observed is None
+        if pixel_values.ndim == 5:
+            pixel_values = pixel_values.flatten(0, 1)  # (B * T, C, H, W)
         # Written so that torch.export sees sides of 32 * n, whose divisions by the strides it can simplify.
         bottom, right = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE - side for side in image_size)
         fractions = pixel_coverage = None
         if tracing or coverage is not None or bottom or right:  # cells that are covered in part
-            covered = present[..., None, None].expand(-1, -1, *image_size) if coverage is None else coverage
+            covered = observed[..., None, None].expand(-1, -1, *image_size) if coverage is None else coverage
             pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom), value=self.config.gap_value)
             padded = nn.functional.pad(covered.float(), (0, right, 0, bottom))
             fractions = covered_fractions(padded)
             if tracing or coverage is not None:
                 pixel_coverage, coverage = covered, padded.bool()
-        packed, counts = self._pack(pixel_values, present, coverage, host_present)
+        if slots != 1 and coverage is not None:
+            coverage = coverage.unflatten(1, (slots, -1)).flatten(0, 1)
+        counts, chosen = present_images(host_observed, observed, self.config.num_modalities)
+        packed = self._pack(pixel_values, coverage, counts, chosen)
         if packed:
             maps = self.encode_pairs(packed, counts)
         else:  # no row has anything
             sizes = [[side // stride for side in pixel_values.shape[-2:]] for stride in STAGE_STRIDES]
             stages = zip(self.channels, sizes, strict=True)
             maps = [pixel_values.new_zeros((0, channels, *size), dtype=self.dtype) for channels, size in stages]
-        with_context = tracing or any(sum(row) > 1 for row in host_present)
-        stages = self.fusion_stages.project_pairs(maps, counts, with_context)
-        return SgmaEncoding(stages, present, host_present, pixel_coverage, fractions, image_size)
+        with_context = tracing or any(sum(row) > 1 for row in host_observed)
+        waves = None if dates is None else self._waves(dates, counts, chosen)
+        stages = self.fusion_stages.project_pairs(maps, counts, with_context, waves)
+        return SgmaEncoding(stages, observed, host_observed, pixel_coverage, fractions, image_size, slots)
+
+    def extend(
+        self,
+        encoding: SgmaEncoding,
+        pixel_values: torch.Tensor,
+        modality_mask: torch.Tensor | None = None,
+        dates: torch.Tensor | None = None,
+    ) -> SgmaEncoding:
+        """Encode new images of the rows of an encoding, and append them: what `encode` makes of all together.
+
+        Nothing else is computed anew. The arguments are as for `encode`, of the new images alone; a row without any
+        needs a mask per pixel.
+
+        Raises:
+            ValueError: If an argument is refused by `encode`, or the numbers of rows or the sizes differ.
+        """
+        more = self.encode(pixel_values, modality_mask, dates=dates)
+        return self.fusion_stages.join(encoding, more)
 
     def fuse(
         self,
@@ -137,12 +178,18 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
         *,
         output_prototypes: bool = False,
         output_hidden_states: bool = False,
+        output_date_robustness: bool = False,
     ) -> SgmaModelOutput:
         """Fuse an encoding, or a subset of its modalities: see [`SemanticGuidedFusion.fuse`].
 
         `output_hidden_states` returns the fused maps as `hidden_states`, too.
         """
-        output = self.fusion_stages.fuse(encoding, subset_mask, output_prototypes=output_prototypes)
+        output = self.fusion_stages.fuse(
+            encoding,
+            subset_mask,
+            output_prototypes=output_prototypes,
+            output_date_robustness=output_date_robustness,
+        )
         if output_hidden_states:
             output["hidden_states"] = output.feature_maps
         return output
@@ -161,31 +208,39 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
         host_mask: HostMask | None = None,
         output_prototypes: bool | None = None,
         output_hidden_states: bool | None = None,
+        dates: torch.Tensor | None = None,
+        output_date_robustness: bool = False,
     ) -> SgmaModelOutput:
         """Encode and fuse; see `encode` for the inputs."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         return self.fuse(
-            self.encode(pixel_values, modality_mask, host_mask),
+            self.encode(pixel_values, modality_mask, host_mask, dates=dates),
             output_prototypes=bool(output_prototypes),
             output_hidden_states=output_hidden_states,
+            output_date_robustness=output_date_robustness,
         )
 
-    def _pack(self, pixel_values, present, coverage, host_present):
-        """The present pairs of every modality that has any, in its encoder's channels; gaps are constant."""
-        counts, partial = present_rows(host_present, present)
+    def _pack(self, pixel_values, coverage, counts, chosen):
+        """The observations of every modality that has any, in its encoder's channels; gaps are constant."""
         packed = []
         for index, rasters in enumerate(pixel_values.split(self.config.modality_channels, dim=1)):
             if not counts[index]:
                 continue
             covered = None if coverage is None else coverage[:, index : index + 1]
-            if index in partial:
-                rasters = rasters.index_select(0, partial[index])
-                covered = None if covered is None else covered.index_select(0, partial[index])
+            if index in chosen:
+                rasters = rasters.index_select(0, chosen[index])
+                covered = None if covered is None else covered.index_select(0, chosen[index])
             if covered is not None:  # never a product: 0 * NaN is NaN
                 rasters = torch.where(covered, rasters, self.config.gap_value)
             packed.append(self.stems[index](rasters))
-        return packed, counts
+        return packed
+
+    def _waves(self, dates, counts, chosen):
+        """Waves of the dates of all observations as they are packed, (pairs, 2 J)."""
+        columns = [(index, column) for index, column in enumerate(dates.unbind(1)) if counts[index]]
+        packed = [column.index_select(0, chosen[index]) if index in chosen else column for index, column in columns]
+        return date_waves(torch.cat(packed), self.config.date_periods) if packed else None
 
 
 class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
@@ -252,6 +307,10 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         """Encode a batch once, for `fuse_and_decode`; see [`SgmaModel.encode`]."""
         return self.sgma.encode(pixel_values, modality_mask, **kwargs)
 
+    def extend(self, encoding: SgmaEncoding, pixel_values: torch.Tensor, *args, **kwargs) -> SgmaEncoding:
+        """Append new images to an encoding; see [`SgmaModel.extend`]."""
+        return self.sgma.extend(encoding, pixel_values, *args, **kwargs)
+
     def fuse_and_decode(
         self, encoding: SgmaEncoding, subset_mask: torch.Tensor | None = None, **kwargs
     ) -> SgmaSemanticSegmenterOutput:
@@ -270,13 +329,16 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         host_mask: HostMask | None = None,
         output_prototypes: bool | None = None,
         output_hidden_states: bool | None = None,
+        dates: torch.Tensor | None = None,
+        output_date_robustness: bool = False,
     ) -> SgmaSemanticSegmenterOutput:
         """Segment a batch of incomplete multimodal images; `return_dict=False` gives a plain tuple.
 
         Args:
-            pixel_values: Float, (batch_size, sum(config.modality_channels), height, width); see [`SgmaModel.encode`].
+            pixel_values: Float, (batch_size, sum(config.modality_channels), height, width), or series with T slots
+                for images after batch_size; see [`SgmaModel.encode`].
             modality_mask: Bool, True where a modality is there, (batch_size, num_modalities) or
-                (batch_size, num_modalities, height, width); None if all are.
+                (batch_size, num_modalities, height, width), with T after batch_size in series; None if all are.
             labels: Class of each pixel, integer in [0, num_labels) or `config.semantic_loss_ignore_index`,
                 (batch_size, height, width). Pixels that no modality covers are ignored too.
             sampling_noise: Numbers in [0, 1) that decide modality-aware sampling's draw, float, (batch_size,). Given
@@ -287,6 +349,9 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             host_mask: What `host_mask_of` said of the mask, and that the labels are checked; see [`SgmaModel.encode`].
             output_prototypes: Whether to return the class prototypes.
             output_hidden_states: Whether to return the fused feature maps.
+            dates: When each image is of, float, (batch_size, T, num_modalities), NaN where it is not known; see
+                [`SgmaModel.encode`].
+            output_date_robustness: Whether to return the robustness of every date.
 
         Raises:
             ValueError: If a shape does not fit, a row has no modality, or a label is no class.
@@ -307,11 +372,14 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
             labels = check_labels(labels, pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        encoding = self.encode(pixel_values, modality_mask, host_mask=host_mask, labels=labels)
+        encoding = self.encode(pixel_values, modality_mask, host_mask=host_mask, labels=labels, dates=dates)
         fused = self.sgma.fuse(
-            encoding, output_prototypes=bool(output_prototypes), output_hidden_states=output_hidden_states
+            encoding,
+            output_prototypes=bool(output_prototypes),
+            output_hidden_states=output_hidden_states,
+            output_date_robustness=output_date_robustness,
         )
-        if labels is not None and encoding.pixel_coverage is not None:
+        if labels is not None and encoding.observed_pixels is not None:
             # Nothing can be learnt where nothing covers, and the prediction is nodata there.
             labels = torch.where(fused.coverage, labels, self.config.semantic_loss_ignore_index)
         if labels is not None and self.training and self.config.mas_loss_weight and not encoding.is_empty:
@@ -330,7 +398,8 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
     def _with_sampling_branch(self, encoding, fused, labels, sampling_noise, num_items_in_batch):
         """Draw one modality per row, pass it alone through SGF and the head, and supervise that prediction too.
 
-        A row with one modality is drawn with certainty, its L_MAS equals its L_SGF; it is counted like any other row.
+        Of series it passes with all its dates. A row with one modality is drawn with certainty, its L_MAS equals its
+        L_SGF; it is counted like any other row.
         """
         sampled, probabilities = modality_aware_sampling(
             encoding, fused.robustness, exponent=self.config.mas_exponent, noise=sampling_noise
@@ -338,10 +407,10 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         single = self.sgma.fuse_single(encoding, sampled)
         maps = tuple(torch.cat(pair) for pair in zip(fused.feature_maps, single, strict=True))
         logits, single_logits = self._decode(maps, encoding.image_size).chunk(2)
-        single_labels = labels
-        if encoding.pixel_coverage is not None:
+        single_labels, pixel_coverage = labels, encoding.pixel_coverage
+        if pixel_coverage is not None:
             rows = torch.arange(labels.shape[0], device=labels.device)
-            covered = encoding.pixel_coverage[rows, sampled]
+            covered = pixel_coverage[rows, sampled]
             single_labels = torch.where(covered, labels, self.config.semantic_loss_ignore_index)
         losses = row_losses(self.config, logits, labels)
         single_losses = row_losses(self.config, single_logits, single_labels)

@@ -21,6 +21,8 @@ class SgmaModelOutput(ModelOutput):
         prototypes: Class prototypes of the four stages, shape (batch_size, num_labels, channels), on request.
             Rows with one modality do not need them; a batch of such rows only has None.
         hidden_states: `feature_maps`, on request.
+        date_robustness: `robustness` of every date, whose sum over the dates it is, on request: (batch_size, T,
+            num_modalities, ceil(height / stride), ceil(width / stride)).
     """
 
     feature_maps: tuple[torch.Tensor, ...] | None = None
@@ -28,6 +30,7 @@ class SgmaModelOutput(ModelOutput):
     coverage: torch.Tensor | None = None
     prototypes: tuple[torch.Tensor, ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    date_robustness: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -53,6 +56,7 @@ class SgmaSemanticSegmenterOutput(ModelOutput):
             only.
         prototypes: See [`SgmaModelOutput`].
         hidden_states: The fused feature maps, on request.
+        date_robustness: See [`SgmaModelOutput`].
     """
 
     loss: torch.Tensor | None = None
@@ -67,3 +71,4 @@ class SgmaSemanticSegmenterOutput(ModelOutput):
     sampled_logits: torch.Tensor | None = None
     prototypes: tuple[torch.Tensor, ...] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    date_robustness: tuple[torch.Tensor, ...] | None = None

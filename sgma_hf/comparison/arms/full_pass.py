@@ -48,7 +48,7 @@ class FullPassEncoding(SgmaEncoding):
     @property
     def position(self) -> torch.Tensor:
         """-1 throughout: no modality has features of its own."""
-        return torch.full_like(self.present, -1, dtype=torch.int64)
+        return torch.full_like(self.observed, -1, dtype=torch.int64)
 
 
 class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
@@ -117,13 +117,13 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         labels: torch.Tensor | None = None,
     ) -> FullPassEncoding:
         """Check the inputs, as [`SgmaModel.encode`] does, and keep them."""
-        present, coverage, host_present = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
+        observed, coverage, host_observed = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
         return FullPassEncoding(
             stages=[],
-            present=present,
-            host_present=host_present,
-            pixel_coverage=coverage,
-            fractions=None,
+            observed=observed,
+            host_observed=host_observed,
+            observed_pixels=coverage,
+            observed_fractions=None,
             image_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
             pixel_values=pixel_values,
         )

@@ -33,6 +33,11 @@ COMMANDS = {
     "isprs-vaihingen": ("sgma_hf.converters.isprs_vaihingen", "check or convert ISPRS Vaihingen: IRRG, height"),
     "dfc2023": ("sgma_hf.converters.dfc2023", "check or convert DFC2023: RGB, height, SAR; buildings"),
     "deliver": ("sgma_hf.converters.deliver", "check or convert DELIVER: RGB, depth, events, lidar"),
+    "pastis": ("sgma_hf.converters.series.pastis", "check or convert PASTIS: a year of Sentinel-2 and -1; crops"),
+    "multisenge": (
+        "sgma_hf.converters.series.multisenge",
+        "check or convert MultiSenGE: a year of Sentinel-2 and -1; land use",
+    ),
 }
 
 

@@ -133,6 +133,7 @@ DELIVER = DatasetDescription(
         ("Only the front view was released, without instances.", _README),
         ("Frame numbers repeat in other scenes and conditions, so that ids keep the whole path.", OBSERVED),
         ("A corner case is part of the scene's name, as its suffix.", f"{_LOADER}; suffix: {OBSERVED}"),
+        ("Frames of a scene are in the order of their numbers; nobody states the time between them.", OBSERVED),
         ("Semantic images are RGBA with the class in the first channel: train id + 1, void is 0 and 255.", _CAFUSER),
         ("Of four channels the first three count; one channel is repeated.", _LOADER),
         ("Events of `eventlowres` scenes are 512 x 512 and resized to the image's 1042 x 1042, nearest.", _CAFUSER),
@@ -196,6 +197,7 @@ class DeliverReader(BenchmarkDataset):
 
     description = DELIVER
     file_pattern = _FRAME_FILE
+    sequences = True
 
     def __init__(self, options: ConversionOptions | None = None) -> None:
         super().__init__(options)
@@ -216,7 +218,8 @@ class DeliverReader(BenchmarkDataset):
         scenes = []
         for name in sorted(found, key=lambda name: (list(SPLIT_FOLDERS).index(name.split("/")[1]), name)):
             split = SPLIT_FOLDERS[name.split("/")[1]]
-            scene = Scene(name, split, {column: found[name].get(column) for column in _FOLDERS})
+            files = {column: found[name].get(column) for column in _FOLDERS}
+            scene = Scene(name, split, files, sequence=name.rpartition("/")[0])
             scenes.append(scene)
             for column in _FOLDERS:
                 if column not in found[name] and column not in absent:

@@ -12,7 +12,8 @@ from sgma_hf.commands import COMMANDS, main
 
 
 ROOT = Path(__file__).resolve().parents[2]
-CONVERTERS = ("convert-rasters", "demo-scenes", "isprs-potsdam", "isprs-vaihingen", "dfc2023", "deliver")
+BENCHMARKS = ("isprs-potsdam", "isprs-vaihingen", "dfc2023", "deliver", "pastis", "multisenge")
+CONVERTERS = ("convert-rasters", "demo-scenes", *BENCHMARKS)
 TILED = tuple(name for name in CONVERTERS if name != "demo-scenes")
 FORMER = [
     *((name, "--out", "x") for name in (*CONVERTERS, "predict", "plot-dynamics")),

@@ -24,6 +24,7 @@ from sgma_hf.converters.deliver import (
     train_ids,
 )
 from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import load_rows
 
 
 MOTION, LOW_RESOLUTION = SCENES[1], SCENES[3]
@@ -241,3 +242,12 @@ def test_builder_gives_the_converted_rows(source, tmp_path, as_published):
     streamed = next(iter(builder.as_streaming_dataset(split="validation")))
     assert streamed["id"] == row_id(LOW_RESOLUTION)
     assert np.array(streamed["event"]).shape == (SIZE, SIZE, 3)
+
+
+def test_frames_of_a_scene_are_one_sequence(source, tmp_path, as_published):
+    run(source, "--output", tmp_path / "out", "--tile_size", 16)
+    rows = load_rows(tmp_path / "out", "train")
+    first = "/".join(SCENES[0])
+    found = [f"{first}_y00000_x00000", f"{first}_y00000_x00016", f"{first}_y00016_x00000", f"{first}_y00016_x00016"]
+    assert rows["sequence"][:4] == found and len(rows) == 4 * 3
+    assert set(rows["label_date"]) == {None}

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import datasets
 
-from ..writing.parquet import encode_row
 from .check import CheckReport, survey_source
 from .dataset import SPLITS, BenchmarkDataset, ConversionOptions, Scene
 from .rows import RowMaker
@@ -75,5 +74,4 @@ class BenchmarkBuilder(datasets.GeneratorBasedBuilder):
         maker = RowMaker(self.reader(self.config))
         for scene in scenes:
             for row in maker.rows(scene):
-                scoring = {"scoring_label": row.scoring_label}
-                yield row.row_id, encode_row(maker.metadata, row.row_id, row.images, row.label, **scoring)
+                yield row.row_id, row.encoded(maker.metadata)

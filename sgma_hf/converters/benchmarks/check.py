@@ -49,7 +49,8 @@ def check_scene(dataset: BenchmarkDataset, scene: Scene) -> SceneCheck:
         try:
             _check_column(dataset, scene, column, result)
         except (ValueError, OSError) as error:
-            what = str(scene.files.get(column) or f"{scene.name}, {column}")
+            path = scene.files.get(column)
+            what = str(path) if isinstance(path, Path) else f"{scene.name}, {column}"
             reason = str(error).removeprefix(f"{what}: ")
             result.problems.append(Problem("damaged", what, reason, dataset.remedy(scene, column), scene.key))
     if unsized is not None and not result.problems:
@@ -60,7 +61,7 @@ def check_scene(dataset: BenchmarkDataset, scene: Scene) -> SceneCheck:
 
 def _check_column(dataset: BenchmarkDataset, scene: Scene, column: str, result: SceneCheck) -> None:
     if result.size is None:  # the reference file is broken; the others can still be opened
-        if scene.files.get(column) is not None:
+        if isinstance(scene.files.get(column), Path):
             dataset.readers.open(scene.files[column]).read_through()
         return
     counts = np.zeros(IGNORE_INDEX + 1, dtype=np.int64)

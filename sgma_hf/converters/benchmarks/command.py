@@ -23,9 +23,11 @@ from PIL import Image
 
 from ...data.command_line import Parser, report_errors
 from ...data.incomplete_rows import parse_shares
+from ...model.dates_sgma import observations
 from ...publishing.push import add_push_arguments, push_as_asked
 from ..writing.card import command_for_card
 from ..writing.parquet import check_output
+from ..writing.preview import clearest
 from .check import CheckReport, check_scenes, listed, survey_source
 from .converter import conversion_fingerprint, convert_benchmark, describe_rate, find_conversion, load_checks
 from .dataset import SPLITS, BenchmarkDataset, ConversionOptions, Scene
@@ -190,10 +192,12 @@ def _board(dataset: BenchmarkDataset, scene: Scene) -> Image.Image:
         islice(maker.rows(scene), _ROWS_LOOKED_AT),
         key=lambda row: (bool(row.taken), 0 if row.label is None else len(np.unique(row.label))),
     )
+    nodata = dict(zip(metadata.modalities, metadata.nodata, strict=True))
+    rasters = {name: observations(row.images, name) for name in metadata.modalities}
     figure = plot_sample(
-        row.images,
+        {name: clearest(found, nodata[name]) if len(found) else None for name, found in rasters.items()},
         label=row.label,
-        nodata=dict(zip(metadata.modalities, metadata.nodata, strict=True)),
+        nodata=nodata,
         units=dict(zip(metadata.modalities, metadata.units, strict=True)),
         class_names=metadata.class_names,
         palette=metadata.palette,

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from ...data.metadata import METADATA_FILE
 from ...data.whole_files import replace_file, write_json, write_text
-from ..writing.parquet import ShardWriter, check_output, digest_row, encode_row, publish_folder, summarize
+from ..writing.parquet import ShardWriter, check_output, digest_row, publish_folder, summarize
 from ..writing.statistics import SplitStatistics
 from .card import card_content
 from .check import CheckReport, SceneCheck
@@ -49,7 +49,7 @@ def _recorded_options(dataset: BenchmarkDataset) -> dict[str, Any]:
 
 def conversion_fingerprint(dataset: BenchmarkDataset, scenes: Sequence[Scene]) -> str:
     """What decides the rows, as a hash: the options, and the scenes with size and time of their files."""
-    paths = {path for scene in scenes for path in scene.files.values() if path is not None}
+    paths = {path for scene in scenes for path in scene.paths()}
     states = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(paths)]
     decided = [_FORMAT, dataset.description.name, _recorded_options(dataset), dataclasses.asdict(dataset.metadata())]
     content = json.dumps([*decided, states, [repr(scene) for scene in scenes]], sort_keys=True)
@@ -122,7 +122,7 @@ def plan_shards(
         groups: list[list[Scene]] = []
         filled = 0
         for scene in (scene for scene in scenes if scene.split == split):
-            num_bytes = maker.num_bytes(sizes[scene.key], split)
+            num_bytes = maker.num_bytes(scene, sizes[scene.key])
             if not groups or filled + num_bytes > max_bytes:
                 groups.append([])
                 filled = 0
@@ -142,9 +142,7 @@ def _convert_shard(dataset: BenchmarkDataset, name: str, scenes: Sequence[Scene]
     with replace_file(work / _HIDDEN_DATA / name) as partial:
         with contextlib.closing(ShardWriter(partial, maker.metadata.features().arrow_schema)) as writer:
             for item in (row for scene in scenes for row in maker.rows(scene)):
-                row = encode_row(
-                    maker.metadata, item.row_id, item.images, item.label, scoring_label=item.scoring_label
-                )
+                row = item.encoded(maker.metadata)
                 writer.write(row)
                 digest_row(digest, row)
                 statistics.update(item.images, item.label)

@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +36,7 @@ class Modality:
     unit: str | None = None  # of the values; None where nobody says
     nodata: tuple[float, ...] = ()  # values that stand for nothing (NaN always does)
     description: str = ""  # what the bands are, in a few words
+    series: bool = False  # whether a row has many dates of it
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,23 @@ class Scene:
 
     name: str  # unique in its split; row ids begin with it
     split: str  # `train`, `validation` or `test`
-    files: dict[str, Path | None]  # by column, `label` included; None where there is none (the column becomes null)
+    # By column, `label` included; None where there is none (the column becomes null). A series has a file of all its
+    # dates, whose array has four axes, or one for each.
+    files: dict[str, Path | tuple[Path, ...] | None]
     extra: Any = None  # whatever else the reader wants to know, such as the scene's annotations
+    dates: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # by series, one as `to_days` takes it per raster
+    sequence: str | None = None  # video or place that the scene is a part of, see `BenchmarkDataset.sequences`
+    label_date: Any = None  # when the label holds, as `to_days` takes it
 
     @property
     def key(self) -> str:
         """`split/name`, unique in the data set."""
         return f"{self.split}/{self.name}"
+
+    def paths(self) -> list[Path]:
+        """All of its files."""
+        groups = (files if isinstance(files, tuple) else (files,) for files in self.files.values())
+        return [path for group in groups for path in group if path is not None]
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,7 @@ class BenchmarkDataset(ABC):
 
     description: ClassVar[DatasetDescription]
     file_pattern: ClassVar[re.Pattern]  # full match of the names of its files, to tell a --source that is too low
+    sequences: ClassVar[bool] = False  # whether its scenes have a `sequence`
 
     def __init__(self, options: ConversionOptions | None = None) -> None:
         self.options = options or ConversionOptions()
@@ -219,27 +231,32 @@ class BenchmarkDataset(ABC):
         """Read a window of a modality, or of the label, that the scene has a file for; `read` says what is returned.
 
         Scenes are read in strips as wide as they are, so that no raster has to fit in memory; keep files open by
-        reading through `self.readers`.
+        reading through `self.readers`. Of a series with a file for each date, `scene.files` has the one to be read.
 
         Raises:
             ValueError: If the file cannot be read, has another size, or holds something unknown.
         """
 
-    def read(self, scene: Scene, column: str, window: Window) -> np.ndarray | None:
+    def read(self, scene: Scene, column: str, window: Window) -> Any:
         """Read a window, which lies inside the scene, of a modality or of the label.
 
         Returns:
-            A modality: (height, width) if it has one channel, else (height, width, channels), in the declared dtype.
-            A label: uint8 class ids (height, width), 255 ignored. None where the scene has none.
+            A modality: (height, width) if it has one channel, else (height, width, channels), in the declared dtype;
+            a list of them if it is a series. A label: uint8 class ids (height, width), 255 ignored. None where the
+            scene has none.
 
         Raises:
             ValueError: If the file cannot be read, has another size, or holds something unknown; it is named.
         """
         path = scene.files.get(column)
-        if path is None:
+        if not path:
             return None
+        if isinstance(path, tuple):
+            parts = (replace(scene, files={**scene.files, column: part}) for part in path)
+            return [self.read(part, column, window) for part in parts]
         try:
-            return self.read_file(scene, column, window)
+            values = self.read_file(scene, column, window)
+            return list(values) if getattr(values, "ndim", 0) == 4 else values
         except ValueError as error:
             raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
@@ -273,6 +290,7 @@ class BenchmarkDataset(ABC):
             modalities=[modality.name for modality in self.modalities],
             modality_channels=[modality.channels for modality in self.modalities],
             modality_dtypes=[modality.dtype for modality in self.modalities],
+            series=[modality.series for modality in self.modalities],
             nodata=[[0.0] if modality.name in filled else list(modality.nodata) for modality in self.modalities],
             units=[modality.unit for modality in self.modalities],
             class_names=list(self.class_names),
@@ -280,6 +298,7 @@ class BenchmarkDataset(ABC):
             resolution=self.description.resolution,
             split_notes=self._split_notes(),
             scoring_label=SCORING_LABEL in self.label_columns,
+            sequences=self.sequences,
         )
 
     def _split_notes(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """One small picture of a row, for viewers that show no numbers of 32 bits."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def encode_preview(metadata: DatasetMetadata, images: Mapping[str, Any]) -> dict
     for name, nodata in zip(metadata.modalities, metadata.nodata, strict=True):
         panel = np.zeros((*size, 3), np.uint8)
         if rasters[name]:
-            values = max(rasters[name], key=lambda array: valid_pixels(array, nodata).sum())
+            values = clearest(rasters[name], nodata)
             shown = valid_pixels(values, nodata)
             panel = stretch(values[..., bands_to_show(values.shape[2])], shown)[0] * shown[..., None]
         panels.append(panel)
@@ -40,6 +40,11 @@ def encode_preview(metadata: DatasetMetadata, images: Mapping[str, Any]) -> dict
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=75)
     return {"bytes": buffer.getvalue(), "path": None}
+
+
+def clearest(rasters: Sequence[np.ndarray], nodata: Sequence[float]) -> np.ndarray:
+    """The raster with the most valid pixels, the first of equals."""
+    return max(rasters, key=lambda array: valid_pixels(array, nodata).sum())
 
 
 def _thinned(array: np.ndarray) -> np.ndarray:

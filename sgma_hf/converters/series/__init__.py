@@ -1,0 +1,1 @@
+"""Public data sets whose rows are series: many dates of a sensor."""

@@ -11,6 +11,7 @@ from ..data.command_line import check_folder_or_id
 from ..data.incomplete_rows import RowWithholder
 from ..data.metadata import METADATA_FILE, DatasetMetadata
 from ..data.rows import decode_row, load_rows, with_label_column
+from ..model.dates_sgma import observations
 
 
 def load_metadata(folder: str) -> DatasetMetadata:
@@ -64,7 +65,7 @@ def decoded_rows(
     for row in with_label_column(load_rows(folder, split), label_column or "label"):
         images, label = decode_row(row, metadata.modalities)
         images, _ = withholder.apply(row["id"], images)
-        if label is None or all(image is None for image in images.values()):
+        if label is None or not any(observations(images, name) for name in metadata.modalities):
             continue
         rows.append({"id": row["id"], **images, "label": label})
         size += num_bytes(rows[-1:])
@@ -81,4 +82,5 @@ def decoded_rows(
 
 def num_bytes(rows: list[dict[str, Any]]) -> int:
     """Bytes of the arrays in decoded rows."""
-    return sum(value.nbytes for row in rows for value in row.values() if isinstance(value, np.ndarray))
+    arrays = (array for row in rows for name in row for array in observations(row, name))
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))

@@ -177,6 +177,28 @@ def count_dates(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) ->
     return np.concatenate([np.stack([_counts(batch[name]) for name in modalities], axis=1) for batch in batches])
 
 
+def warn_of_dates(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str], *, knows_dates: bool) -> None:
+    """Say once that a model knows dates that the rows lack, or that it knows none and they have some."""
+    if isinstance(rows, Dataset):
+        series = [name for name in modalities if isinstance(rows.features.get(name), List)]
+        columns = [name for name in series if name + DATES_SUFFIX in rows.column_names]
+        dated = [name for name in columns if count_dates(rows, [name + DATES_SUFFIX]).any()]
+    else:
+        series = [name for name in modalities if any(is_series(row.get(name)) for row in rows)]
+        dated = [name for name in series if any(row.get(name + DATES_SUFFIX) is not None for row in rows)]
+    undated = [name for name in series if name not in dated]
+    if knows_dates and undated:
+        logger.warning_once(
+            f"The rows have no dates of the series {undated} ({undated[0] + DATES_SUFFIX!r}), which the model would "
+            "use: they count as unknown, and their order does not matter."
+        )
+    elif dated and not knows_dates:
+        logger.warning_once(
+            f"The rows have dates of {dated}, and the model knows none (its `date_periods` are None): the images of a "
+            "series are taken as a set."
+        )
+
+
 def _counts(column: Any) -> np.ndarray:
     """Entries in each cell of a column of lists; whether there is one in those of another."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -225,12 +247,17 @@ def decode_row(row: Mapping[str, Any], modalities: Sequence[str]) -> tuple[dict[
     return images, label
 
 
+def row_days(row: Mapping[str, Any], name: str) -> list[float]:
+    """The days of a modality's rasters, as `read_dates` has them; an error names the row."""
+    try:
+        return read_dates(row, name)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"Row {row.get('id', '<no id>')!r}: {error}") from error
+
+
 def _decode_modality(row: Mapping[str, Any], name: str, row_id: Any) -> dict[str, Any]:
     """The entries of a row that are of one modality, decoded."""
-    try:
-        dates = read_dates(row, name)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"Row {row_id!r}: {error}") from error
+    dates = row_days(row, name)
     rasters = [_decode_cell(value, row_id, name, is_label=False) for value in observations(row, name)]
     if is_series(row[name]) or row.get(name + DATES_SUFFIX) is not None:
         return {name: rasters, name + DATES_SUFFIX: dates} if rasters else {name: None}

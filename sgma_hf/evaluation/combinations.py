@@ -209,7 +209,7 @@ class _Counts:
 
         `predict` gives class ids (B, H, W), one after the other, for the subsets of those numbers.
         """
-        mask, device = batch.modality_mask, model.device
+        mask, device = batch.present, model.device
         present = mask if mask.ndim == 2 else mask.flatten(2).any(2)  # (B, M), on the CPU, which decides by it
         seen = (present[:, None] & self.subsets).any(2)  # (B, S)
         self.rows_per_modality += present.sum(0)
@@ -318,7 +318,7 @@ class _Predictor:
         """Mean logits over the test-time turns, (B, S * K, H, W)."""
 
         def predict(turn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-            mask = batch.modality_mask if batch.modality_mask.ndim == 2 else turn(batch.modality_mask)
+            mask = turn(batch.modality_mask) if batch.modality_mask.ndim > 3 else batch.modality_mask
             values, labels = turn(batch.pixel_values), turn(batch.labels)
             turned = replace(batch, pixel_values=values, modality_mask=mask, labels=labels)
             return torch.cat(list(self._logits(turned, wanted)), dim=1)
@@ -331,14 +331,18 @@ class _Predictor:
         From one encoding where what is missing is absent; by a full pass per subset where it is shown as zeros.
         """
         model = self.model
-        encoding = model.encode(batch.pixel_values, batch.modality_mask) if self.missing == "absent" else None
+        encoding = model.encode(**batch.inputs) if self.missing == "absent" else None
         for subset in self.subsets[list(wanted)]:
             if self.missing == "absent":
                 outputs = model.fuse_and_decode(encoding, subset)
             else:
-                kept = (batch.covered & subset[:, None, None]).repeat_interleave(self.channels, dim=1)
+                kept = (batch.pixel_mask & subset[:, None, None]).repeat_interleave(self.channels, dim=-3)
                 kept = kept.to(model.device, non_blocking=True)
-                outputs = model(pixel_values=torch.where(kept, batch.pixel_values, 0))
+                shown = batch.inputs | {
+                    "pixel_values": torch.where(kept, batch.pixel_values, 0),
+                    "modality_mask": None,
+                }
+                outputs = model(**shown)
             yield pixel_logits(outputs.logits, batch.labels.shape[-2:])
 
 

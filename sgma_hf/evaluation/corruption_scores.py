@@ -35,7 +35,7 @@ from ..model.cells_sgma import STAGE_STRIDES, predicted_classes
 from ..prediction.agreement import modality_agreement
 from .corruptions import CORRUPTIONS, REGIONAL_KINDS, Corruption, corrupt, draw
 from .metrics import count_pixels, mean_of_defined, segmentation_scores
-from .prepared_rows import PreparedRow, PreparedRows, check_batch_size, groups_of_equals
+from .prepared_rows import PreparedRow, PreparedRows, check_batch_size, groups_of_equals, refuse_series
 from .stage_cells import NUM_BINS, cell_shares, histogram, histogram_auc, ratio
 
 
@@ -76,6 +76,7 @@ def evaluate_corruptions(
     A ValueError says that no row is complete and labelled, a row cannot be read, or an option is unknown.
     """
     config = model.config
+    refuse_series(rows, config.modalities, "Damaging inputs")
     prepared = PreparedRows(rows, processor, config, window_size)
     check_batch_size(batch_size)
     found = _Counts(model, corruptions, seed)

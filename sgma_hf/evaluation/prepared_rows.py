@@ -1,7 +1,7 @@
 """Labelled rows as a model takes them: read, cut into windows, processed, and put together by size."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from ..data.rows import decode_row
+from ..data.rows import count_dates, decode_row, warn_of_dates
 from ..data.windows import Window, cover, window_starts
+from ..model.dates_sgma import observations
 from ..model.limits_sgma import IGNORE_INDEX
 from ..model.modalities_sgma import check_same_modalities
 from .metrics import check_class_ids
@@ -32,19 +33,29 @@ def check_processor(config: Any, processor: BaseImageProcessor) -> None:
         )
 
 
+def refuse_series(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str], what: str) -> None:
+    """Raise a ValueError if any row has several dates of a modality, which `what` is not defined for."""
+    most = count_dates(rows, modalities).max(0)
+    named = [f"{name!r} up to {count}" for name, count in zip(modalities, most.tolist(), strict=True) if count > 1]
+    if named:
+        raise ValueError(f"{what} is for rows of one date, and of {', '.join(named)} are in a row. Leave it out.")
+
+
 @dataclass
 class PreparedRow:
     """One row, or one window of it, as the model takes it; a batch of equal sizes has the same fields."""
 
-    pixel_values: torch.Tensor  # normalised, float32, (C, H, W)
-    modality_mask: torch.Tensor  # bool, (M,), or (M, H, W) where coverage ends inside
+    pixel_values: torch.Tensor  # normalised, float32, (C, H, W), or with series (T, C, H, W)
+    modality_mask: torch.Tensor  # bool, (M,), or (M, H, W) where coverage ends inside; with series (T, M[, H, W])
     labels: torch.Tensor  # int64, (H, W), 255 where nothing is counted
     place: torch.Tensor  # int64, (3,), index of the row in the data set, top and left of the window in pixels
+    dates: torch.Tensor | None = None  # days, float32, (T, M), NaN where unknown; None without series
 
     @classmethod
     def batch(cls, rows: Sequence["PreparedRow"]) -> "PreparedRow":
-        """Rows of one size and one kind of mask, with a first axis (batch_size)."""
-        return cls(*map(torch.stack, zip(*map(astuple, rows), strict=True)))
+        """Rows of one size, one kind of mask and as many dates, with a first axis (batch_size)."""
+        columns = {item.name: [getattr(row, item.name) for row in rows] for item in fields(cls)}
+        return cls(**{name: None if parts[0] is None else torch.stack(parts) for name, parts in columns.items()})
 
     def on_device_of(self, model: PreTrainedModel, *, with_mask: bool = True) -> "PreparedRow":
         """The same on the model's device, the rasters in its dtype; a mask on the CPU asks no device what it holds."""
@@ -54,13 +65,31 @@ class PreparedRow:
             self.modality_mask.to(**move) if with_mask else self.modality_mask,
             self.labels.to(**move),
             self.place.to(**move),
+            None if self.dates is None else self.dates.to(**move),
         )
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What `encode` and `forward` of a model take."""
+        dates = {} if self.dates is None else {"dates": self.dates}
+        return {"pixel_values": self.pixel_values, "modality_mask": self.modality_mask, **dates}
+
+    @property
+    def present(self) -> torch.Tensor:
+        """The mask of either kind, of the modalities that are there on any date."""
+        has_dates = self.pixel_values.ndim > self.labels.ndim + 1
+        return self.modality_mask.any(self.labels.ndim - 2) if has_dates else self.modality_mask
+
+    @property
+    def pixel_mask(self) -> torch.Tensor:
+        """The mask with height and width."""
+        mask, size = self.modality_mask, self.labels.shape[-2:]
+        return mask if mask.ndim > self.labels.ndim else mask[..., None, None].expand(*mask.shape, *size)
 
     @property
     def covered(self) -> torch.Tensor:
         """Where each modality is there, bool, (num_modalities, height, width), in a batch with its axis first."""
-        mask, size = self.modality_mask, self.labels.shape[-2:]
-        return mask if mask.ndim > self.labels.ndim else mask[..., None, None].expand(*mask.shape, *size)
+        return replace(self, modality_mask=self.pixel_mask).present
 
 
 class PreparedRows(torch.utils.data.Dataset):
@@ -94,6 +123,8 @@ class PreparedRows(torch.utils.data.Dataset):
         self.processor = processor
         self.modalities = list(config.modalities)
         self.num_labels = config.num_labels
+        self.knows_dates = config.date_periods is not None
+        warn_of_dates(dataset, self.modalities, knows_dates=self.knows_dates)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -102,7 +133,7 @@ class PreparedRows(torch.utils.data.Dataset):
         row = self.dataset[index]
         if row.get("label") is None:
             return ["label"]
-        if all(name in row and row[name] is None for name in self.modalities):
+        if all(name in row and not len(observations(row, name)) for name in self.modalities):
             return ["modality"]
         images, label = decode_row(row, self.modalities)
         try:
@@ -118,9 +149,10 @@ class PreparedRows(torch.utils.data.Dataset):
         inputs = self.processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
         mask, labels = inputs["modality_mask"][0], inputs["labels"][0]
         place = torch.tensor([index, window.top, window.left])
-        part = PreparedRow(inputs["pixel_values"][0], mask, labels, place)
+        dates = inputs["dates"][0] if self.knows_dates and "dates" in inputs else None
+        part = PreparedRow(inputs["pixel_values"][0], mask, labels, place, dates)
         if self.stride:
-            return replace(part, modality_mask=part.covered)
+            return replace(part, modality_mask=part.pixel_mask)
         if not mask.any():  # all its rasters hold nodata only
             return "modality"
         # The last window is shifted back inside: what it shares with the one before is counted there.
@@ -173,7 +205,7 @@ class PreparedBatches:
         self.counts = dict.fromkeys(("rows", "windows", "rows_without_label", "rows_without_modality"), 0)
 
     def __iter__(self) -> Iterator[PreparedRow]:
-        keyed = (((row.labels.shape, row.modality_mask.ndim), row) for row in self._evaluated())
+        keyed = (((row.pixel_values.shape, row.modality_mask.ndim), row) for row in self._evaluated())
         return map(PreparedRow.batch, groups_of_equals(keyed, self._batch_size))
 
     def whole_rows(self) -> Iterator[tuple[PreparedRow, list[PreparedRow]]]:
@@ -190,7 +222,7 @@ class PreparedBatches:
             mask = torch.empty(1, len(self._modalities), *size, dtype=torch.bool)
             for part in parts:
                 window = Window(*part.place.tolist()[1:], *part.labels.shape)
-                labels[0, *window.slices], mask[0, :, *window.slices] = part.labels, part.modality_mask
+                labels[0, *window.slices], mask[0, :, *window.slices] = part.labels, part.covered
             yield PreparedRow(torch.empty(1, 0, *size), mask, labels, parts[0].place[None]), parts
 
     def _evaluated(self) -> Iterator[PreparedRow]:

@@ -30,7 +30,7 @@ from ..model.cells_sgma import predicted_classes
 from .combinations import Missing, evaluate_modality_combinations
 from .corruptions import draw
 from .metrics import ScoredClasses, count_pixels, mean_of_defined, segmentation_scores
-from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
+from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows, refuse_series
 
 
 PROTOCOLS = ("emm", "rmm", "nm")
@@ -148,6 +148,7 @@ def _count_damaged(
     if not cases:
         return {}
     config = model.config
+    refuse_series(dataset, config.modalities, "Damaging inputs")
     prepared = PreparedRows(dataset, processor, config, window_size)
     progress = "protocols" if progress_bar else None
     batches = PreparedBatches(prepared, batch_size, num_workers=num_workers, progress=progress)

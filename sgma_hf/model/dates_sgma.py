@@ -81,6 +81,11 @@ def observations(row: Mapping[str, Any], name: str) -> Sequence[Any]:
     return value if is_series(value) else [value]
 
 
+def over_dates(mask: Any) -> Any:
+    """Where each modality is there on any date: a batch's mask (batch_size, T, num_modalities, ...) without its T."""
+    return mask.any(1) if mask.ndim in (3, 5) else mask
+
+
 def read_dates(row: Mapping[str, Any], name: str) -> list[float]:
     """The days of each of a modality's `observations`, NaN where nobody knows.
 

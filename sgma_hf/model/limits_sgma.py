@@ -13,6 +13,8 @@ RESERVED_MODALITY_NAMES = frozenset(
     "shard sieve source split stride tile tile_size tta zone_by zones".split()
 )
 ROW_COLUMNS = ("id", "label", "scoring_label", "sequence", "label_date", "preview")  # beside the modalities
+# Days: a year and its parts, by which a model of satellites' series knows the season.
+YEARLY_PERIODS = (365.25, 182.6, 121.75, 91.3, 60.9)
 DATES_SUFFIX = "_dates"  # of the column that says when the rasters of a modality's series were taken
 MAX_MODALITIES = 64
 MAX_CHANNELS = 4096  # per modality; hyperspectral sensors have a few hundred bands

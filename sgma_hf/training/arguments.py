@@ -14,6 +14,7 @@ from ..model.limits_sgma import DICE_LOSS_WEIGHT, MODALITY_ADAPTER_SIZE
 from . import PVT_V2_SIZES
 
 
+DATE_SHARES = (1.0, 0.5, 0.25)  # of a row's dates that are kept: maps are wanted of few dates, too
 MAX_EVALUATIONS = 20  # of those that a run has by default
 # Schedules that change the learning rate when the score of the evaluation does not rise.
 SCHEDULES_BY_SCORE = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
@@ -83,6 +84,11 @@ class SgmaTrainingArguments(TrainingArguments):
             `sgma_hf.training.augmentation`.
         class_balanced_crops: Whether to cut each crop around a pixel of a class that is drawn evenly among those of
             the row, for classes that few pixels have.
+        date_dropout: Probability to drop each date of a series; one always stays.
+        date_keep: Shares of the dates, of which one is drawn for each row: a model that has seen few dates can do with
+            few. 1.0 alone always keeps all.
+        max_dates: Most dates of each series that are kept, at random, which bounds the memory that a step takes.
+        date_jitter: Days by which the calendar of a row is shifted at most, for other years and climates.
         robustness_sampling: Whether to sample rows with fragile modalities and hard rows more often, and to drop
             fragile modalities less, by what the last epoch showed: see `sgma_hf.training.row_sampling`.
         sampling_hardness: Exponent of a row's relative loss in its weight; 0 leaves hardness out.
@@ -136,6 +142,14 @@ class SgmaTrainingArguments(TrainingArguments):
     class_balanced_crops: bool = HfArg(
         default=False, help="Crop around a pixel of a class that is drawn evenly among those of the row."
     )
+    date_dropout: float = HfArg(default=0.0, help="Probability to drop each date of a series.")
+    date_keep: list[float] = HfArg(
+        default_factory=lambda: list(DATE_SHARES), help="Shares of a row's dates, of which one is drawn and kept."
+    )
+    max_dates: int | None = HfArg(
+        default=None, help="Most dates of each series that a row is trained on; default: all."
+    )
+    date_jitter: float = HfArg(default=0.0, help="Shift all dates of a row by at most so many days, at random.")
     robustness_sampling: bool = HfArg(
         default=True, help="Sample rows and drop modalities by what the last epoch showed about robustness and loss."
     )
@@ -349,6 +363,11 @@ class RunArguments:
     fusion: str = HfArg(
         default="sgf",
         help="How a new model fuses: sgf, mean, pointwise_mean, projector_mean, or a registered fusion of your own.",
+    )
+    date_periods: list[float] | None = HfArg(
+        default=None,
+        help="Periods in days by which a new model knows dates; default: a year and its parts, where the data set has "
+        "series; 0: it knows none.",
     )
     mas_loss_weight: float = HfArg(
         default=1.0, help="Weight of modality-aware sampling's loss in a new model; 0 leaves it out."

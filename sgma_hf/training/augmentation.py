@@ -20,11 +20,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import BaseImageProcessor
 
 from ..data.command_line import did_you_mean
+from ..model.dates_sgma import is_series, observations
 
 
 # One modality's values (channels, height, width), the strength, the generator and the unit of 1 dB -> new values.
@@ -114,33 +116,37 @@ class Augmentation:
             steps.append(_Step(index, kind, strength))
         return steps
 
-    def move(self, images: Mapping[str, np.ndarray | None], seed: int) -> dict[str, np.ndarray | None]:
-        """Shift the rasters, (height, width) or (height, width, channels), for which that is asked."""
+    def move(self, images: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """Shift the rasters, (height, width) or (height, width, channels), for which that is asked; series as one."""
         images = dict(images)
         for step in self.steps:
             name = self.processor.modalities[step.modality]
             if step.kind == "shift" and images[name] is not None:
                 reach = int(step.strength)
-                images[name] = shifted(images[name], *step.generator(seed).integers(-reach, reach + 1, 2).tolist())
+                way = step.generator(seed).integers(-reach, reach + 1, 2).tolist()
+                moved = [shifted(raster, *way) for raster in observations(images, name)]
+                images[name] = moved if is_series(images[name]) else moved[0]
         return images
 
     def change(self, pixel_values: np.ndarray, modality_mask: np.ndarray, seed: int) -> None:
-        """Change the radiometry of one row's normalised values (sum of channels, height, width) in place.
+        """Change the radiometry of one row's normalised values (T, sum of channels, height, width) in place.
 
-        `modality_mask`, (num_modalities,) or (num_modalities, height, width), says what is there; the rest stays.
+        Every date has draws of its own. `modality_mask`, (T, num_modalities) or (T, num_modalities, height, width),
+        says what is there; the rest stays.
         """
         for step in self.steps:
             change = _KINDS[step.kind][1]
             if change is None:
                 continue
-            values = pixel_values[self.bounds[step.modality] : self.bounds[step.modality + 1]]
+            bands, generator = slice(*self.bounds[step.modality : step.modality + 2]), step.generator(seed)
             mean, std = (
                 np.asarray(field[step.modality], dtype=np.float32)[:, None, None]
                 for field in (self.processor.image_mean, self.processor.image_std)
             )
             unit = self.processor.rescale_factor[step.modality]
-            changed = change(values * std + mean, step.strength, step.generator(seed), unit)
-            np.copyto(values, (changed - mean) / std, where=modality_mask[step.modality])
+            for values, there in zip(pixel_values[:, bands], modality_mask[:, step.modality], strict=True):
+                changed = change(values * std + mean, step.strength, generator, unit)
+                np.copyto(values, (changed - mean) / std, where=there)
 
 
 def _number(text: str) -> float:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor
 
-from ..data.rows import decode_row
+from ..data.rows import decode_row, row_days
 from ..evaluation.metrics import check_class_ids
+from ..model.dates_sgma import is_series, observations
 from ..model.encoding_sgma import host_mask_of
-from ..model.limits_sgma import IGNORE_INDEX
-from .arguments import SgmaTrainingArguments
+from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
+from .arguments import DATE_SHARES, SgmaTrainingArguments
 from .augmentation import Augmentation, balanced_window
 from .row_sampling import ROW_KEY, RowKey
 
@@ -25,7 +26,7 @@ SIZE_GROUPS = "size_groups"  # what stands for a batch of unequal sizes: batches
 # What a collator and the arguments of training both have.
 _AUGMENTATION = (
     "crop_size random_flip random_quarter_turns random_scale modality_dropout noise_std gain_range augment "
-    "class_balanced_crops"
+    "class_balanced_crops date_dropout date_keep max_dates date_jitter"
 ).split()
 
 
@@ -47,6 +48,9 @@ class RowDraws:
     class_choice: np.ndarray  # (2,), in [0, 1): the class that a crop is to show, and which of its pixels
     augmentation_seed: int
     scale: float  # in [-1, 1): the power of 1 + `random_scale`
+    date_share: float  # in [0, 1): which of the shares `date_keep`
+    date_shift: float  # in [-1, 1): of the calendar, in `date_jitter` days
+    date_seed: int
 
 
 def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
@@ -64,6 +68,9 @@ def draw_row(seed: int, key: RowKey, num_modalities: int) -> RowDraws:
         class_choice=generator.random(2),
         augmentation_seed=int(generator.integers(2**63)),
         scale=float(generator.uniform(-1, 1)),
+        date_share=float(generator.random()),
+        date_shift=float(generator.uniform(-1, 1)),
+        date_seed=int(generator.integers(2**63)),
     )
 
 
@@ -107,9 +114,15 @@ class SgmaDataCollator:
         augment: What is changed by sensor, as `["rgb=gain,gamma", "sar=speckle_db"]`; see
             `sgma_hf.training.augmentation`.
         class_balanced_crops: Cut the window around a pixel of a class that is drawn evenly among those of the row.
+        date_dropout: Probability to drop each date of a series, in [0, 1); one always stays.
+        date_keep: Shares in (0, 1] of the dates of a row's series, of which one is drawn: as many are kept, rounded,
+            and at least one.
+        max_dates: Most dates of a series that are kept, of those at random; None keeps all.
+        date_jitter: All dates of a row are shifted by one number of days, at most so many both ways.
         seed: Seed of all random choices.
         with_row_index: Whether to return `row_index`, int64, (batch_size,), which the model does not take, and of rows
             of unequal sizes one batch for each size, as a list under `size_groups`; the trainer switches it on.
+        with_dates: Whether to return `dates`; the trainer switches it off for a model that knows none.
         num_labels: Number of the model's classes, which the labels are checked against; None is the processor's. The
             trainer sets it.
 
@@ -127,8 +140,13 @@ class SgmaDataCollator:
     gain_range: Sequence[float] | float = 0.0
     augment: Sequence[str] = ()
     class_balanced_crops: bool = False
+    date_dropout: float = 0.0
+    date_keep: Sequence[float] = DATE_SHARES
+    max_dates: int | None = None
+    date_jitter: float = 0.0
     seed: int = 0
     with_row_index: bool = False
+    with_dates: bool = True
     num_labels: int | None = None
 
     def __post_init__(self) -> None:
@@ -147,15 +165,29 @@ class SgmaDataCollator:
         self.noise_std = self._per_modality("noise_std", np.inf)
         self.gain_range = self._per_modality("gain_range", 1.0)
         self._augmentation = Augmentation(self.augment, self.processor)
+        self._check_dates()
+
+    def _check_dates(self) -> None:
+        """Refuse options of dates that are out of range."""
+        if not 0 <= self.date_dropout < 1:
+            raise ValueError(f"`date_dropout` is {self.date_dropout}; expected a probability of at least 0, below 1.")
+        self.date_keep = tuple(np.atleast_1d(self.date_keep).tolist())
+        if not self.date_keep or not all(0 < share <= 1 for share in self.date_keep):
+            raise ValueError(f"`date_keep` is {list(self.date_keep)}; expected shares above 0, at most 1.")
+        if self.max_dates is not None and self.max_dates < 1:
+            raise ValueError(f"`max_dates` is {self.max_dates}; expected at least 1, or None for all dates.")
+        if not 0 <= self.date_jitter < np.inf:
+            raise ValueError(f"`date_jitter` is {self.date_jitter}; expected days, at least 0.")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows, each with its `RowKey` under `_key` (see `EpochRows`).
 
         Returns:
-            `pixel_values`, `modality_mask`, `labels` as the processor makes them, and `sampling_noise`, float32,
-            (batch_size,). Rows smaller than others are padded below and to the right, after they are turned. Where the
-            number of classes is known, also `host_mask`, which tells the model what the mask says and that the labels
-            are checked, so that no GPU is asked: see [`SgmaModel.encode`].
+            `pixel_values`, `modality_mask`, `labels` and `dates` as the processor makes them, and `sampling_noise`,
+            float32, (batch_size,). Of a series only the dates that are kept are decoded. Rows smaller than others are
+            padded below and to the right, after they are turned. Where the number of classes is known, also
+            `host_mask`, which tells the model what the mask says and that the labels are checked, so that no GPU is
+            asked: see [`SgmaModel.encode`].
 
         Raises:
             ValueError: If a row has no label or no modality, cannot be read or has a label that is no class; the rows
@@ -173,13 +205,38 @@ class SgmaDataCollator:
         """Decode a row and draw its random choices."""
         names = self.processor.modalities
         draw = draw_row(self.seed, row[ROW_KEY], len(names))
-        images, label = decode_row(row, names)
+        images, label = decode_row(self._thinned(row, draw), names)
         if label is None:
             raise ValueError(f"Row {row.get('id')!r} has no label; leave rows without a label out of training.")
-        if all(raster is None for raster in images.values()):
-            raise ValueError(f"Row {row.get('id')!r} has none of the modalities {list(images)}; leave it out.")
+        if not any(observations(images, name) for name in names):
+            raise ValueError(f"Row {row.get('id')!r} has none of the modalities {names}; leave it out.")
         images = self._augmentation.move(images, draw.augmentation_seed)
         return _DrawnRow(row.get("id"), row[ROW_KEY], draw, images, label, *self._window(label, draw))
+
+    def _thinned(self, row: Mapping[str, Any], draw: RowDraws) -> dict[str, Any]:
+        """A row with the dates of its series that are kept, and its calendar shifted; nothing is decoded yet."""
+        thinned = dict(row)
+        for m, name in enumerate(self.processor.modalities):
+            rasters = row.get(name)
+            if not is_series(rasters) or not len(rasters):
+                continue
+            days, kept = row_days(row, name), self._kept(len(rasters), m, draw)
+            thinned[name] = [rasters[date] for date in kept]
+            thinned[name + DATES_SUFFIX] = [days[date] + self.date_jitter * draw.date_shift for date in kept]
+        return thinned
+
+    def _kept(self, count: int, modality: int, draw: RowDraws) -> list[int]:
+        """Which of a series' dates stay, in order: of a share drawn for the row, what dropout and limit leave."""
+        share = self.date_keep[int(draw.date_share * len(self.date_keep))]
+        generator = np.random.default_rng([draw.date_seed, modality])
+        kept = generator.permutation(count)[: max(1, round(share * count))]
+        stays = generator.random(count)[kept] >= self.date_dropout
+        return sorted((kept[stays] if stays.any() else kept[:1])[: self.max_dates].tolist())
+
+    def longest_series(self, key: RowKey, counts: Sequence[int]) -> int:
+        """How many dates the row's longest series keeps, of so many in each modality: what batches are grouped by."""
+        draw = draw_row(self.seed, key, len(counts))
+        return max(len(self._kept(count, m, draw)) for m, count in enumerate(counts))
 
     def _collate(self, rows: Sequence["_DrawnRow"]) -> dict[str, Any]:
         _, keys, draws, images, labels, windows, sizes = map(list, zip(*rows, strict=True))
@@ -191,22 +248,29 @@ class SgmaDataCollator:
         except ValueError as error:
             raise ValueError(f"Rows {[row.id for row in rows]}: {error}") from error
         values, mask, targets = batch["pixel_values"], batch["modality_mask"], batch["labels"]
+        # Views with an axis for dates, one where there is none.
+        dated = (values, mask) if "dates" in batch else (values.unsqueeze(1), mask.unsqueeze(1))
+        per_pixel = dated[1].ndim > 3
         for position, (key, draw, (height, width)) in enumerate(zip(keys, draws, sizes, strict=True)):
             # Views of the row without its padding: it is changed and turned as it is alone.
-            row_values, row_labels = (maps[position, ..., :height, :width] for maps in (values, targets))
-            row_mask = mask[position] if mask.ndim == 2 else mask[position, :, :height, :width]
+            row_values, row_labels = (maps[position, ..., :height, :width] for maps in (dated[0], targets))
+            row_mask = dated[1][position, ..., :height, :width] if per_pixel else dated[1][position]
             self._augmentation.change(row_values.numpy(), row_mask.numpy(), draw.augmentation_seed)
-            for maps in (row_values, row_labels) if mask.ndim == 2 else (row_values, row_labels, row_mask):
+            for maps in (row_values, row_labels, row_mask) if per_pixel else (row_values, row_labels):
                 maps.copy_(self._turn(maps, draw))
             self._perturb(row_values, draw)
-            present = row_mask if mask.ndim == 2 else row_mask.flatten(1).any(1)
+            by_modality = row_mask.transpose(0, 1)
+            present = by_modality.flatten(1).any(1)
             dropout = self.modality_dropout if key.dropout is None else np.asarray(key.dropout)
             kept = drop_modalities(present.numpy(), dropout, draw)
-            mask[position, torch.from_numpy(~kept)] = False
+            by_modality[torch.from_numpy(~kept)] = False
+        dates = batch.get("dates")
         noise = torch.tensor([draw.sampling_noise for draw in draws], dtype=torch.float32)
         batch = {"pixel_values": values, "modality_mask": mask, "labels": targets, "sampling_noise": noise}
         if self.num_labels is not None:
             batch["host_mask"] = host_mask_of(mask)
+        if dates is not None and self.with_dates:
+            batch["dates"] = dates
         if self.with_row_index:
             batch["row_index"] = torch.tensor([key.index for key in keys])
         padding = torch.tensor([key.padding for key in keys])
@@ -249,9 +313,9 @@ class SgmaDataCollator:
         return maps.flip([axis for axis, flip in ((-2, vertical), (-1, horizontal)) if flip])
 
     def _perturb(self, values: torch.Tensor, draw: RowDraws) -> None:
-        """Multiply and add noise, per modality and in place; what is missing is masked anyway."""
+        """Multiply and add noise to (T, channels, height, width), by modality, in place; what is missing is masked."""
         generator = np.random.default_rng(draw.noise_seed)
-        modalities = values.split(list(self.processor.modality_channels))
+        modalities = values.split(list(self.processor.modality_channels), dim=1)
         for bands, gain, std, drawn in zip(modalities, self.gain_range, self.noise_std, draw.gain, strict=True):
             if gain:
                 bands *= 1 + gain * drawn
@@ -265,9 +329,10 @@ def empty_rows(batch: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, 
     Nothing of them is computed: a gradient of 0 is another step than none to the optimiser.
     """
     labels, mask = batch["labels"], batch["modality_mask"]
-    if mask.ndim == 2:
-        mask = mask[..., None, None].expand(-1, -1, *labels.shape[1:])
-    mask, labels = mask & ~rows[:, None, None, None], labels.masked_fill(rows[:, None, None], IGNORE_INDEX)
+    if mask.ndim < 4:
+        mask = mask[..., None, None].expand(*mask.shape, *labels.shape[1:])
+    labels = labels.masked_fill(rows[:, None, None], IGNORE_INDEX)
+    mask = mask.masked_fill(rows.view(-1, *[1] * (mask.ndim - 1)), False)
     host_mask = {"host_mask": host_mask_of(mask)} if "host_mask" in batch else {}
     return batch | host_mask | {"modality_mask": mask, "labels": labels}
 
@@ -283,13 +348,13 @@ def data_seed(args: SgmaTrainingArguments) -> int:
 
 
 def collator_of(
-    args: SgmaTrainingArguments, processor: BaseImageProcessor, given: SgmaDataCollator | None, num_labels: int
+    args: SgmaTrainingArguments, processor: BaseImageProcessor, given: SgmaDataCollator | None, config: Any
 ) -> SgmaDataCollator:
     """The collator that arguments describe, or the given one, after which the arguments are changed then."""
+    of_model = {"num_labels": config.num_labels, "with_dates": config.date_periods is not None}
     if given is None:
         options = {name: getattr(args, name) for name in _AUGMENTATION}
-        options |= {"seed": data_seed(args), "with_row_index": True, "num_labels": num_labels}
-        return SgmaDataCollator(processor, **options)
+        return SgmaDataCollator(processor, **options, **of_model, seed=data_seed(args), with_row_index=True)
     if not isinstance(given, SgmaDataCollator):
         raise TypeError(
             f"`data_collator` is a {type(given).__name__}; expected an SgmaDataCollator, whose random choices can "
@@ -298,5 +363,6 @@ def collator_of(
     for name in _AUGMENTATION:
         value = getattr(given, name)
         setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)
-    given.with_row_index, given.num_labels = True, num_labels
+    for name, value in {**of_model, "with_row_index": True}.items():
+        setattr(given, name, value)
     return given

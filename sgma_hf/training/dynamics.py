@@ -36,7 +36,9 @@ from ..data.evaluation_mode import evaluating
 from ..data.rows import decode_row
 from ..data.whole_files import write_json
 from ..evaluation.metrics import segmentation_scores
+from ..evaluation.prepared_rows import PreparedRow
 from ..model.cells_sgma import STAGE_STRIDES
+from ..model.dates_sgma import observations
 
 
 DYNAMICS_FILE = "learning_dynamics.json"
@@ -215,24 +217,29 @@ def feature_separation(
     """Silhouettes of the four stages by modality, see the module's docstring; None with fewer than two classes.
 
     1024 labelled pixels at most, spread evenly over 32 rows at most (one window of the model's tile size each, or the
-    whole row), the same for all stages and for all modalities that cover them. Rows without a label or without any
-    modality are passed over. Every process of a distributed run does the same and needs no other.
+    whole row), the same for all stages and for all modalities that cover them. Of a series, a pixel has the mean of
+    the dates that cover it. Rows without a label or without any modality are passed over. Every process of a
+    distributed run does the same and needs no other.
     """
     config = model.config
     features: list[list[list[torch.Tensor]]] = [[[] for _ in STAGE_STRIDES] for _ in config.modalities]
     classes: list[list[torch.Tensor]] = [[] for _ in config.modalities]
     with evaluating(model):
-        for inputs, pixels in _sampled_windows(dataset, processor, config, seed):
-            mask = inputs["modality_mask"]
-            encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask.to(model.device))
-            for modality, position in enumerate(encoding.position[0].tolist()):
-                if position < 0:
+        for batch, pixels in _sampled_windows(dataset, processor, config, seed):
+            encoding = model.encode(**batch.on_device_of(model).inputs)
+            position = encoding.position.view(-1, len(config.modalities))  # (T, M), a series of one without dates
+            masks = batch.pixel_mask.view(*position.shape, *batch.labels.shape[-2:])
+            for modality, packed in enumerate(position.unbind(1)):
+                covers = masks[packed.cpu() >= 0, modality][:, pixels[:, 0], pixels[:, 1]]  # (dates, pixels)
+                if not len(covers):
                     continue
-                seen = pixels if mask.ndim == 2 else pixels[mask[0, modality][pixels[:, 0], pixels[:, 1]]]
+                seen, covers = pixels[covers.any(0)], covers[:, covers.any(0)].to(model.device)
                 rows, columns = seen.to(model.device).unbind(1)
                 for parts, stage, stride in zip(features[modality], encoding.stages, STAGE_STRIDES, strict=True):
-                    parts.append(stage.tokens[position, rows // stride * stage.size[1] + columns // stride])
-                classes[modality].append(inputs["labels"][0][seen[:, 0], seen[:, 1]].to(model.device))
+                    cells = rows // stride * stage.size[1] + columns // stride
+                    tokens = stage.tokens[packed[packed >= 0][:, None], cells]  # (dates, pixels, C)
+                    parts.append((tokens * covers.unsqueeze(2)).sum(0) / covers.sum(0).unsqueeze(1))
+                classes[modality].append(batch.labels[0][seen[:, 0], seen[:, 1]].to(model.device))
     return {
         name: [silhouette(torch.cat(parts), torch.cat(labels)) if parts else None for parts in stages]
         for name, stages, labels in zip(config.modalities, features, classes, strict=True)
@@ -241,12 +248,12 @@ def feature_separation(
 
 def _sampled_windows(
     dataset: Sequence, processor: BaseImageProcessor, config: Any, seed: int
-) -> Iterator[tuple[Mapping[str, torch.Tensor], torch.Tensor]]:
-    """Yield the model's inputs of single windows, and the pixels (n, 2), row and column, that were drawn in each."""
+) -> Iterator[tuple[PreparedRow, torch.Tensor]]:
+    """Yield batches of one window, and the pixels (n, 2), row and column, that were drawn in each."""
     chosen = np.random.default_rng(seed).permutation(len(dataset))[:SEPARATION_ROWS].tolist()
     for index in sorted(chosen):
         images, label = decode_row(dataset[index], config.modalities)
-        if label is None or all(image is None for image in images.values()):
+        if label is None or not any(observations(images, name) for name in config.modalities):
             continue
         generator = np.random.default_rng([seed, index])
         window = None
@@ -255,13 +262,13 @@ def _sampled_windows(
             starts = [generator.integers(side - extent + 1) for side, extent in zip(label.shape, extents, strict=True)]
             window = (*map(int, starts), *extents)
         inputs = processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
-        usable = inputs["labels"][0] != config.semantic_loss_ignore_index
-        if inputs["modality_mask"].ndim == 4:
-            usable = usable & inputs["modality_mask"][0].any(0)
-        pixels = usable.nonzero()
-        if inputs["modality_mask"].any() and len(pixels):
+        dates = inputs.pop("dates", None) if config.date_periods is not None else None
+        place = torch.tensor([[index, 0, 0]])
+        batch = PreparedRow(inputs["pixel_values"], inputs["modality_mask"], inputs["labels"], place, dates)
+        pixels = ((batch.labels != config.semantic_loss_ignore_index) & batch.covered.any(1))[0].nonzero()
+        if len(pixels):
             count = min(len(pixels), SEPARATION_PIXELS // len(chosen))
-            yield inputs, pixels[torch.from_numpy(generator.permutation(len(pixels))[:count])]
+            yield batch, pixels[torch.from_numpy(generator.permutation(len(pixels))[:count])]
 
 
 def _modality_record(summary: Mapping[str, Any], index: int) -> dict[str, Any]:

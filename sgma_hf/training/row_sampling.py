@@ -21,7 +21,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from ..data.whole_files import write_text
 
 ROW_KEY = "_key"
 ROW_WEIGHTS_FILE = "row_weights.jsonl"
+STRETCH = 16  # steps whose rows are sorted by length: longer ones would make epochs alike
 
 
 class RowKey(NamedTuple):
@@ -146,17 +147,45 @@ def _epoch_of(line: str) -> float:
         return math.inf
 
 
+def alike_together(
+    keys: Sequence[RowKey], lengths: Sequence[int], step_rows: int, generator: np.random.Generator
+) -> list[RowKey]:
+    """Put rows of about one length into one step: sort stretches of 16 steps, and draw the order of their steps.
+
+    A last step of fewer rows stays the last.
+    """
+    ordered: list[RowKey] = []
+    for start in range(0, len(keys), STRETCH * step_rows):
+        places = range(start, min(start + STRETCH * step_rows, len(keys)))
+        places = sorted(places, key=lengths.__getitem__)
+        whole, rest = divmod(len(places), step_rows)
+        steps = [places[step * step_rows : (step + 1) * step_rows] for step in generator.permutation(whole)]
+        steps.append(places[len(places) - rest :])
+        ordered += [keys[place] for step in steps for place in step]
+    return ordered
+
+
 class ModalityAwareSampler(torch.utils.data.Sampler):
     """Shuffles the rows, once per epoch, and hands on all that their random choices depend on.
 
     The order depends on seed, epoch and weights alone, so all processes have the same, and a resumed run has that of
-    the uninterrupted one. Padding fills the epoch up to a multiple of `multiple`.
+    the uninterrupted one. Padding fills the epoch up to a multiple of `multiple`. With `lengths`, which tell how many
+    dates a row has, rows of about as many are in one step of `step_rows`: shorter series are padded to the longest.
     """
 
-    def __init__(self, num_rows: int, seed: int, multiple: int = 1):
+    def __init__(
+        self,
+        num_rows: int,
+        seed: int,
+        multiple: int = 1,
+        *,
+        lengths: Callable[[RowKey], int] | None = None,
+        step_rows: int = 1,
+    ):
         self.num_rows = num_rows
         self.seed = seed
         self.multiple = multiple
+        self.lengths, self.step_rows = lengths, step_rows
         self.epoch = 0
         self.weights: np.ndarray | None = None  # of the rows in the epoch; None for uniform
         self.dropout: tuple[float, ...] | None = None  # of the modalities in the epoch; None for no change
@@ -173,6 +202,8 @@ class ModalityAwareSampler(torch.utils.data.Sampler):
         counts = [1] * self.num_rows if self.weights is None else draw_counts(self.weights, generator).tolist()
         drawn = [(index, repeat) for index, count in enumerate(counts) for repeat in range(count)]
         keys = [RowKey(self.epoch, *drawn[position], self.dropout) for position in generator.permutation(len(drawn))]
+        if self.lengths is not None:
+            keys = alike_together(keys, list(map(self.lengths, keys)), self.step_rows, generator)
         padding = [keys[place % len(keys)]._replace(padding=True) for place in range(len(self) - len(keys))]
         return iter(keys + padding)
 

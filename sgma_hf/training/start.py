@@ -21,9 +21,10 @@ from ..data.codec import decode_raster
 from ..data.command_line import check_folder_or_id
 from ..data.metadata import DatasetMetadata, check_meaning
 from ..data.processor_fitting import colour_modalities, fit_processor, normalize_as_encoder, refit_processor
-from ..data.rows import SPLIT_ALIASES, labelled_rows, load_rows, present_modalities, with_modality_columns
+from ..data.rows import SPLIT_ALIASES, count_dates, labelled_rows, load_rows, present_modalities, with_modality_columns
 from ..data.value_scale import rows_on_another_scale
 from ..model.configuration_sgma import SgmaConfig
+from ..model.limits_sgma import YEARLY_PERIODS
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
 from .arguments import RunArguments, SgmaTrainingArguments
@@ -209,6 +210,7 @@ def _new_model(
         decoder_hidden_size=arguments.decoder_hidden_size,
         modality_adapter_size=arguments.modality_adapter_size,
         fusion=arguments.fusion,
+        date_periods=_date_periods(arguments, metadata, modalities),
         mas_loss_weight=arguments.mas_loss_weight,
         dice_loss_weight=arguments.dice_loss_weight,
         palette=metadata.palette or None,
@@ -244,6 +246,13 @@ def _new_model(
         seen = config.encoder_name(group).split("+")
         lines.append(normalize_as_encoder(processor, path, [name for name in colours if name in seen], seen))
     return model, processor, "\n".join(lines)
+
+
+def _date_periods(arguments: RunArguments, metadata: DatasetMetadata, modalities: Sequence[str]) -> list[float] | None:
+    """Those that are asked for, none for 0; by default a year's where there are series."""
+    if arguments.date_periods is not None:
+        return None if arguments.date_periods == [0] else arguments.date_periods
+    return list(YEARLY_PERIODS) if any(map(metadata.is_series, modalities)) else None
 
 
 def _class_weights(weighting: str, metadata: DatasetMetadata) -> list[float] | None:
@@ -302,17 +311,17 @@ def prepare_to_stream(args: SgmaTrainingArguments) -> None:
     args.accelerator_config.dispatch_batches = False  # every process reads, and takes its own rows
 
 
-def modalities_of_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
-    """Which modalities each training row has, (num_rows, num_modalities); every row needs one."""
-    present = present_modalities(rows, modalities)
-    empty = np.flatnonzero(~present.any(1))
+def dates_of_rows(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> np.ndarray:
+    """How many dates of each modality each training row has, (num_rows, num_modalities); every row needs one."""
+    counts = count_dates(rows, modalities)
+    empty = np.flatnonzero(~counts.any(1))
     if len(empty):
         names = [str(rows[int(index)].get("id", index)) for index in empty[:5]]
         raise ValueError(
-            f"{len(empty)} of {len(present)} training rows have none of the modalities {list(modalities)}, among them "
+            f"{len(empty)} of {len(counts)} training rows have none of the modalities {list(modalities)}, among them "
             f"{names}; leave such rows out of `train_dataset`."
         )
-    return present
+    return counts
 
 
 def largest_side(rows: Sequence[Mapping[str, Any]]) -> int | None:

@@ -20,8 +20,10 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
+from ..data.rows import warn_of_dates
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.prepared_rows import check_processor
+from ..model.dates_sgma import over_dates
 from ..model.fusion_code_sgma import check_fusion
 from ..model.fusion_sgma import find_fusion
 from ..publishing.record import TrainingRecord
@@ -42,6 +44,7 @@ from .progress import SUMMARY_SCORES, PlainLog, SpreadEvaluations, check_metric,
 from .row_sampling import (
     EpochRows,
     ModalityAwareSampler,
+    RowKey,
     RowWeightsFile,
     SamplingState,
     StreamedRows,
@@ -49,7 +52,7 @@ from .row_sampling import (
     row_weights,
 )
 from .sharding import UnusedParameters, as_many_batches, check_sharding, fill_optimizer_state, whole_copy
-from .start import check_batches, check_dataset, largest_side, modalities_of_rows, prepare_to_stream
+from .start import check_batches, check_dataset, dates_of_rows, largest_side, prepare_to_stream
 from .statistics import TrainingStatistics
 
 
@@ -149,7 +152,7 @@ class SgmaTrainer(TuningTrainer):
         super().__init__(
             model,
             args,
-            data_collator=collator_of(args, processing_class, data_collator, model.config.num_labels),
+            data_collator=collator_of(args, processing_class, data_collator, model.config),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -166,7 +169,9 @@ class SgmaTrainer(TuningTrainer):
         if args.evaluates_by_default:
             self.add_callback(SpreadEvaluations)
         if train_dataset is not None and not self._streams:
-            self._present = modalities_of_rows(train_dataset, processing_class.modalities)
+            self._num_dates = dates_of_rows(train_dataset, processing_class.modalities)
+            knows_dates = self.data_collator.with_dates
+            warn_of_dates(train_dataset, processing_class.modalities, knows_dates=knows_dates)
             check_batches(args, len(train_dataset))
         self.dynamics: LearningDynamics | None = None
 
@@ -274,7 +279,7 @@ class SgmaTrainer(TuningTrainer):
             return
         args, names = self.args, self.processing_class.modalities
         weights = row_weights(
-            state.frozen, self._present, hardness=args.sampling_hardness, max_ratio=args.sampling_max_ratio
+            state.frozen, self._num_dates > 0, hardness=args.sampling_hardness, max_ratio=args.sampling_max_ratio
         )
         fragility = modality_fragility(state.frozen, len(names))
         dropout = np.broadcast_to(args.modality_dropout, len(names)) ** fragility
@@ -356,9 +361,18 @@ class SgmaTrainer(TuningTrainer):
         processes = self.accelerator.num_processes
         # Accelerate would repeat rows, to deal out as many to every process.
         multiple = 1 if processes == 1 else processes * self._train_batch_size
-        self.sampler = ModalityAwareSampler(len(self.train_dataset), data_seed(self.args), multiple=multiple)
+        self.sampler = ModalityAwareSampler(
+            len(self.train_dataset),
+            data_seed(self.args),
+            multiple=multiple,
+            lengths=self._longest_series if (self._num_dates > 1).any() else None,
+            step_rows=processes * self._train_batch_size,
+        )
         options = {"batch_size": self._train_batch_size, "sampler_fn": lambda rows: self.sampler, "is_training": True}
         return self._get_dataloader(EpochRows(self.train_dataset), description="Training", **options)
+
+    def _longest_series(self, key: RowKey) -> int:
+        return self.data_collator.longest_series(key, self._num_dates[key.index].tolist())
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """Collect the batches of one step, and count their valid pixels over all processes.
@@ -371,9 +385,9 @@ class SgmaTrainer(TuningTrainer):
         ignore_index = self.model.config.semantic_loss_ignore_index
         count = torch.zeros((), dtype=torch.int64, device=device)
         for part in (part for batch in batches for part in batches_by_size(batch)):
-            valid = part["labels"] != ignore_index
-            if part["modality_mask"].ndim == 4:
-                valid = valid & part["modality_mask"].any(1)
+            valid, mask = part["labels"] != ignore_index, over_dates(part["modality_mask"])
+            if mask.ndim == 4:
+                valid = valid & mask.any(1)
             count += valid.sum().to(device)
         return batches, self.accelerator.reduce(count, "sum").clamp_min(1)
 
@@ -408,7 +422,7 @@ class SgmaTrainer(TuningTrainer):
             self._unused_parameters.add_pair(inputs, self.model.config.semantic_loss_ignore_index)
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch, output_prototypes=model.training)
         if model.training and row_index is not None:
-            self.statistics.add(outputs, inputs["modality_mask"], inputs["labels"], row_index)
+            self.statistics.add(outputs, over_dates(inputs["modality_mask"]), inputs["labels"], row_index)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -186,6 +186,7 @@ class _FirstModalityModel(nn.Module):
             num_labels=num_labels,
             class_names=[f"class {index}" for index in range(num_labels)],
             semantic_loss_ignore_index=255,
+            date_periods=None,
         )
         self.device, self.dtype = torch.device("cpu"), torch.float32
 

@@ -82,6 +82,7 @@ class _TwoHalves(torch.nn.Module):
             num_labels=2,
             class_names=["zero", "one"],
             semantic_loss_ignore_index=255,
+            date_periods=None,
         )
         self.device, self.dtype = torch.device("cpu"), torch.float32
 

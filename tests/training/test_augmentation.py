@@ -28,7 +28,7 @@ def changed(text, raw, seed=0, mask=None):
     mean, std = (np.concatenate(field)[:, None, None] for field in (PROCESSOR.image_mean, PROCESSOR.image_std))
     values = ((np.concatenate([raw["rgb"], raw["sar"]]) * factors - mean) / std).astype(np.float32)
     mask = np.ones(2, dtype=bool) if mask is None else mask
-    Augmentation([text], PROCESSOR).change(values, mask, seed)
+    Augmentation([text], PROCESSOR).change(values[None], mask[None], seed)
     after = (values.astype(np.float64) * std + mean) / factors
     return {"rgb": after[:3], "sar": after[3:]}
 

@@ -67,7 +67,8 @@ def map_scores_to_markdown(scores: Mapping[str, Any]) -> str:
 
 def _unit(results: Mapping[str, Any]) -> str:
     """What is counted: rows, or the windows that they were cut into."""
-    return "rows" if results.get("windows", results["rows"]) == results["rows"] else "windows"
+    rows = results.get("rows")
+    return "rows" if results.get("windows", rows) == rows else "windows"
 
 
 def _protocol_table(results: Mapping[str, Any]) -> list[Table]:
@@ -139,7 +140,7 @@ def result_remarks(results: Mapping[str, Any]) -> list[str]:
     uncovered = [
         f"{name} {_percent(scores['uncovered_share'])} %"
         for name, scores in results["combinations"].items()
-        if scores["uncovered_share"]
+        if round(scores["uncovered_share"] or 0, 4)
     ]
     if uncovered:
         remarks.append(f"Labelled pixels that nothing of the combination covers, left out: {', '.join(uncovered)}.")

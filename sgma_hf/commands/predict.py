@@ -23,7 +23,7 @@ from sgma_hf.commands.checkpoint_arguments import (
     choose_dtype,
     load_model,
 )
-from sgma_hf.commands.scene_maps import add_scene_arguments, map_options, predict_folder
+from sgma_hf.commands.scene_maps import add_scene_arguments, date_table, map_options, predict_folder
 from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.whole_files import check_replaceable, check_writable
 from sgma_hf.prediction import EXTRAS
@@ -56,6 +56,9 @@ output files, for --output DIR/map.tif or DIR/map.png:
                                        from it alone agrees with that from the others; low where it is noisy, out of
                                        register or of another place. Fragile modalities agree less by nature: compare
                                        with a scene that is known to be good. Two alone agree equally with each other
+  DIR/map_reliance_month.tif           --reliance_by month: a band per month, how much was relied on what was seen
+                                       then; the last one is what has no date
+  DIR/map_reliance_day.tif             --reliance_by day: the day that was relied on most, as 20190302; 0 is none
   DIR/map_areas.csv, DIR/map_areas.json   --areas: pixels, hectares on the ellipsoid and share of each class
   DIR/map_zones.csv, DIR/map_zones.json   --zones: the same in each polygon
   FILE.gpkg, .geojson or .fgb          --polygons FILE: a polygon per patch of a class, with its area
@@ -109,6 +112,10 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--bbox", nargs=4, type=float, metavar=("WEST", "SOUTH", "EAST", "NORTH"), help=bbox)
     extras = "more files to write; PNG: robustness, which is the default there"
     add("--extras", nargs="+", action="extend", choices=EXTRAS, help=extras)
+    by_date = "of a model that knows dates: reliance on each month, and the day of greatest reliance"
+    add("--reliance_by", nargs="+", action="extend", default=[], choices=("month", "day"), help=by_date)
+    dates = "when files were taken, a table with the columns file and date; default: by name, tags or STAC item"
+    add("--dates", metavar="CSV", help=dates)
     tile_size = "side of the tiles; default: that of the training crops"
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile; default: about three quarters of the tile")
@@ -175,6 +182,8 @@ def main(argv: list[str] | None = None) -> int | None:
     args.dtype, args.resampling = choose_dtype(parser, args), _resampling(args.resampling or ["bilinear"])
     args.device = choose_device(args.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     args.command = shlex.join(["sgma-hf", "predict", *argv])
+    if args.reliance_by:
+        args.extras = [*(args.extras or ()), *(f"reliance_{period}" for period in args.reliance_by)]
     return predict_folder(args, modalities) if args.scenes else _predict(args, rasters)
 
 
@@ -184,7 +193,6 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     from sgma_hf.model.fusion_sgma import find_fusion
     from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import check_options, predict_raster
-    from sgma_hf.rasters.scene import mask_options, masked
     from sgma_hf.visualization.palette import recolor
 
     config, processor = AutoConfig.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
@@ -196,11 +204,10 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     if extras is None:
         is_picture = args.output.lower().endswith(PNG_SUFFIXES)
         extras = ["robustness"] if is_picture and find_fusion(config).has_robustness else []
-    masks = mask_options(args, list(rasters))
-    sources = {name: masked(paths, *masks.get(name, (None, ()))) for name, paths in rasters.items()}
+    sources = _sources(args, rasters, date_table(args.dates, config), is_dated=config.date_periods is not None)
     _check_vectors(args)
     # What cannot be written is said before gigabytes of weights are loaded.
-    inputs = [file for inputs in sources.values() for source in inputs for file in source.files]
+    inputs = [file for name in rasters for source in sources[name] for file in source.files]
     layers = plan_layers(config, list(rasters), extras)
     check_writable(plan_outputs(args.output, layers, inputs, processor.modalities).label_map)
     model = load_model(args.model, dtype=args.dtype, device=args.device)
@@ -211,6 +218,18 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
         _report(prediction, config, is_sifted=args.min_confidence > 0)
         for path in _write_tables(args, prediction, config.class_names):
             print(path)
+
+
+def _sources(args: argparse.Namespace, rasters: dict[str, list[str]], table: Any, *, is_dated: bool) -> dict[str, Any]:
+    """What `predict_raster` takes: of a model that knows dates, each file of its date, else mosaics."""
+    from sgma_hf.rasters.scene import dated, expand, mask_options, masked
+
+    masks, sources = mask_options(args, list(rasters)), dict[str, Any]()
+    for name, paths in rasters.items():
+        file, values = masks.get(name, ("", ()))
+        files, hiding = expand(paths), expand([file]) if file else []
+        sources |= dated(name, files, hiding, values, table) if is_dated else {name: masked(files, hiding, values)}
+    return sources
 
 
 def _check_vectors(args: argparse.Namespace) -> None:
@@ -231,7 +250,7 @@ def _check_vectors(args: argparse.Namespace) -> None:
 
 def _write_tables(args: argparse.Namespace, prediction: Any, names: list[str]) -> list[Path]:
     """Write what is asked for beside the map."""
-    from sgma_hf.prediction.area_tables import write_areas, write_zone_areas
+    from sgma_hf.prediction.report.area_tables import write_areas, write_zone_areas
     from sgma_hf.rasters.maps.areas import ClassCounts
     from sgma_hf.rasters.maps.shapes import write_polygons
 
@@ -264,6 +283,9 @@ def _report(prediction: Any, config: Any, *, is_sifted: bool) -> None:
     print(
         f"{height} x {width} pixels from {', '.join(prediction.modalities)}; missing: {', '.join(missing) or 'none'}"
     )
+    for name, dates in prediction.dates.items():
+        known = sorted(date[:10] for date in dates if date is not None)
+        print(f"{name}: {len(dates)} dates" + (f", {known[0]} to {known[-1]}" if known else ", all unknown"))
     counts, names = prediction.class_pixels.tolist(), config.class_names
     for count, name in sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0]):
         if count:
@@ -283,6 +305,8 @@ def _report(prediction: Any, config: Any, *, is_sifted: bool) -> None:
         "robustness": "bands: reliance on each modality, 0..1",
         "decision": "the modality relied on most, named in the tags; 255 = no data",
         "agreement": "bands: agreement of each modality alone with the others, 0..1",
+        "reliance_month": "bands: reliance on what was seen in each month, 0..1",
+        "reliance_day": "the day relied on most, as 20190302; 0 = none",
     }
     space = max(len(str(path)) for path in prediction.files.values())
     for name, path in prediction.files.items():

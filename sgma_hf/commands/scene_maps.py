@@ -46,13 +46,14 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
         raise ValueError(f"`--output {output}`: with --scenes it is the folder of the maps.")
     if args.like is not None and args.like not in modalities:
         raise ValueError(f"`--like {args.like}`: with --scenes it is a modality, one of {', '.join(modalities)}.")
+    config, processor = AutoConfig.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
     how = {"assets": _assets(args.assets), "scene_by": args.scene_by, "masks": mask_options(args, modalities)}
+    how |= {"dated": config.date_periods is not None, "table": date_table(args.dates, config)}
     found = list_scenes(args.scenes, modalities, **how)
     scenes = found[_shard(args.shard)]
     joins = args.shard is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
     ledger = SceneLedger(output, suffix)
     ledger.check_free(resume=args.resume, joins=joins)
-    config, processor = AutoConfig.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
     if args.classes is not None:
         config.palette = recolor(config.class_names, config.palette, args.classes)
     options = map_options(args)
@@ -76,6 +77,15 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
         if failed:
             print(f"failed: {_some(failed)}; the table says why. `--resume` tries them again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def date_table(path: str | None, config: Any) -> Any:
+    """The table of dates, None if none is given; ValueError if the model knows no dates."""
+    from sgma_hf.rasters.dates import DateTable
+
+    if path is not None and config.date_periods is None:
+        raise ValueError(f"`--dates {path}`: this checkpoint knows no dates (`date_periods`). Leave it out.")
+    return None if path is None else DateTable(path)
 
 
 def map_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -123,6 +123,8 @@ def robustness_at_pixels(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The stages' sum, and which pixels each modality covers; both (batch_size, num_modalities, height, width)."""
     size = coverage.shape[-2:]
+    if modality_mask is not None and modality_mask.ndim == 5:  # of series: covered on any date
+        modality_mask = modality_mask.any(1)
     if modality_mask is not None and modality_mask.ndim == 4:
         covered = modality_mask.to(coverage.device)
     else:  # exactly 0 where a modality has no pixel in the cell

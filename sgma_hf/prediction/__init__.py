@@ -6,4 +6,4 @@ To write one more raster beside a map, name it in `EXTRAS`, say in `map_files` w
 """
 
 # What can be written beside the classes of a map.
-EXTRAS = ("confidence", "probabilities", "robustness", "decision", "agreement")
+EXTRAS = ("confidence", "probabilities", "robustness", "decision", "agreement", "reliance_month", "reliance_day")

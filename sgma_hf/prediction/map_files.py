@@ -20,6 +20,7 @@ from ..rasters.opening import open_dataset
 from ..rasters.raster import require_rasterio
 from ..visualization.palette import class_palette, colorize, default_palette, recolor
 from . import EXTRAS
+from .periods import DAY, MONTH, months_of
 from .side_files import draw_legend, is_drawn_by_hand, side_files, side_texts
 from .strips import Layer, StripStore
 
@@ -29,17 +30,26 @@ COG_BLOCK = 512
 # In every file: what it holds, a key of `OutputPlan.files`, and of which run, see `StripStore.run`.
 LAYER_TAG, RUN_TAG = "SGMA_HF_LAYER", "SGMA_HF_RUN"
 _LABELS = "labels"
+NODATA = {"uint8": IGNORE_INDEX, "float32": float("nan"), "int32": 0}
 
 
-def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -> list[Layer]:
+def plan_layers(
+    config: Any,
+    modalities: Sequence[str],
+    extras: Sequence[str],
+    dates: Mapping[str, Sequence[float]] | None = None,
+) -> list[Layer]:
     """The rasters of a run, labels first; ValueError if one of `extras` cannot be had from this model and modalities.
 
-    `modalities` are those that have a raster, in the model's order.
+    `modalities` are those that have a raster, in the model's order; `dates` are the days of those that are series.
     """
     unknown = [name for name in extras if name not in EXTRAS]
     if unknown:
         raise ValueError(f"There is no output {unknown[0]!r}; expected some of {list(EXTRAS)}.")
-    needs_robustness = [name for name in extras if name in ("robustness", "decision")]
+    by_date = [name for name in extras if name in (MONTH, DAY)]
+    if by_date and config.date_periods is None:
+        raise ValueError(f"Output {by_date[0]!r} is by dates, and this checkpoint knows none (`date_periods`).")
+    needs_robustness = [name for name in extras if name in ("robustness", "decision", MONTH, DAY)]
     if needs_robustness and not find_fusion(config).has_robustness:
         raise ValueError(
             f"Output {needs_robustness[0]!r} needs robustness, but this checkpoint fuses by {config.fusion!r}, which "
@@ -60,6 +70,8 @@ def plan_layers(config: Any, modalities: Sequence[str], extras: Sequence[str]) -
         Layer("robustness", tuple(modalities), tags={"ROBUSTNESS": reliance}),
         _indices("decision", "modality relied on most", default_palette(len(modalities)), "MODALITY", modalities),
         Layer("agreement", tuple(modalities), tags={"AGREEMENT": overlap}),
+        Layer(MONTH, tuple(months_of(dates or {})), tags={"RELIANCE": "share of reliance on what was seen then"}),
+        Layer(DAY, ("day of greatest reliance",), "int32", tags={"DAY": "year, month and day, 20190302; 0 is none"}),
     ]
     wanted = [layer for layer in layers if layer.name in extras]
     return [_indices(_LABELS, "class", palette, "CLASS", names), *wanted]
@@ -240,7 +252,8 @@ def _put_beside(texts: Mapping[Path, str], path: Path) -> None:
 def _write_pictures(store: StripStore, staged: Mapping[str, Path]) -> None:
     def save(name: str, picture: Image.Image) -> None:
         tags = PngInfo()
-        for tag, text in {LAYER_TAG: name, RUN_TAG: store.run, **(labels.tags if name == _LABELS else {})}.items():
+        own = labels.tags if name == _LABELS else {}
+        for tag, text in {LAYER_TAG: name, RUN_TAG: store.run, **store.tags, **own}.items():
             tags.add_text(tag, text)
         picture.save(staged[name], "PNG", pnginfo=tags)
 
@@ -262,7 +275,7 @@ def _write_pictures(store: StripStore, staged: Mapping[str, Path]) -> None:
 def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
     """Write one layer as Cloud Optimized GeoTIFF, by way of a plain one, from which GDAL makes the overviews."""
     rasterio = require_rasterio(path)
-    nodata = IGNORE_INDEX if layer.dtype == "uint8" else float("nan")
+    nodata = NODATA[layer.dtype]
     options: dict[str, Any] = {"nodata": nodata, "compress": "deflate", "zlevel": 1, "bigtiff": "if_safer"}
     if grid.georeference is not None:
         options |= {"transform": grid.georeference.affine, "crs": grid.georeference.crs}
@@ -279,7 +292,7 @@ def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
                     file.write_colormap(1, colors | {IGNORE_INDEX: (0, 0, 0, 0)})
                 for band, name in enumerate(layer.bands, start=1):
                     file.set_band_description(band, name)
-                file.update_tags(**{LAYER_TAG: layer.name, RUN_TAG: store.run})
+                file.update_tags(**{LAYER_TAG: layer.name, RUN_TAG: store.run, **store.tags})
                 file.update_tags(1, **layer.tags)
                 for top, values in store.rows(layer):
                     file.write(values, window=rasterio.windows.Window(0, top, grid.size[1], values.shape[1]))
@@ -291,7 +304,7 @@ def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
                 predictor="NO" if layer.dtype == "uint8" else "YES",
                 blocksize=COG_BLOCK,
                 # A mean of class ids is no class.
-                overview_resampling="NEAREST" if layer.dtype == "uint8" else "AVERAGE",
+                overview_resampling="AVERAGE" if layer.dtype == "float32" else "NEAREST",
                 bigtiff="IF_SAFER",
                 statistics="YES",
                 num_threads="ALL_CPUS",

@@ -14,6 +14,7 @@ import torch
 
 from ..data.windows import Window, window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
+from ..model.dates_sgma import from_days, observations
 from ..model.encoding_sgma import SgmaEncoding
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
@@ -22,6 +23,7 @@ from ..rasters.maps.specks import remove_specks
 from ..rasters.scene import RasterScene
 from .agreement import modality_agreement
 from .map_files import OutputPlan, publish
+from .periods import DAY, MONTH, Periods
 from .scene_levels import SceneLevels
 from .sliding_window import TileBlender
 from .strips import StripStore, StripWriter
@@ -48,8 +50,15 @@ class RasterPrediction:
     # Mean over the map of each modality's agreement with the others, in [0, 1], None where no pixel has two
     # modalities; empty unless it was asked for.
     agreement: dict[str, float | None]
+    dates: dict[str, list[str | None]]  # of each series, ISO 8601 in UTC, None where unknown
     removed: list[Path]  # extras of an earlier map of that name, which do not belong to this one
     seconds: float  # from when its rasters were opened; other maps are made meanwhile, see `MapMaker`
+
+
+def iso_dates(scene: RasterScene) -> dict[str, list[str | None]]:
+    """The dates of each series of a scene, in UTC; None where unknown."""
+    times = {name: [from_days(day) for day in days] for name, days in scene.dates.items()}
+    return {name: [time and time.isoformat() for time in several] for name, several in times.items()}
 
 
 class Tiles:
@@ -76,33 +85,59 @@ class Batch:
     lefts: list[int]
     inputs: Mapping[str, torch.Tensor] | None
     share: float  # of the row's tiles
+    periods: torch.Tensor | None = None  # see `Periods.of_rows`
 
 
 class BlendedMaps:
     """What of a tile is blended with its neighbours, and what a pixel is when it is.
 
     These are, each for every pixel: the logits, whether it is covered, and for each modality in `given` (indices) its
-    share of reliance, if the model tells, and its agreement with the others and whether that is known, if it is asked
-    for.
+    share of reliance, if the model tells; the share of each of the `periods`, if there are some; and for each modality
+    its agreement with the others and whether that is known, if it is asked for.
     """
 
-    def __init__(self, model: Any, processor: Any, given: Sequence[int], *, with_agreement: bool):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        given: Sequence[int],
+        *,
+        with_agreement: bool,
+        periods: Periods | None = None,
+    ):
         self._model, self._processor, self._given = model, processor, torch.tensor(given)
-        self._with_agreement = with_agreement
+        self._with_agreement, self.periods = with_agreement, periods
         self._with_shares = find_fusion(model.config).has_robustness
-        self.count = model.config.num_labels + 1 + (self._with_shares + 2 * with_agreement) * len(given)
+        per_modality = (self._with_shares + 2 * with_agreement) * len(given)
+        self.count = model.config.num_labels + 1 + per_modality + (0 if periods is None else periods.count)
+        self._how = {} if periods is None else {"output_date_robustness": True}
 
-    def of_inputs(self, pixel_values: torch.Tensor, modality_mask: torch.Tensor) -> torch.Tensor:
-        """The maps of tiles, (tiles, `count`, height, width), from what the processor made of them."""
+    def of_inputs(
+        self,
+        pixel_values: torch.Tensor,
+        modality_mask: torch.Tensor,
+        dates: torch.Tensor | None = None,
+        periods: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The maps of tiles, (tiles, `count`, height, width), from what the processor made of them.
+
+        `periods` are what `Periods.of_rows` makes of the tiles.
+        """
+        known = {} if dates is None else {"dates": dates}
         if self._with_agreement:
-            return self.of_encoding(self._model.encode(pixel_values, modality_mask), modality_mask)
-        return self._of(self._model(pixel_values=pixel_values, modality_mask=modality_mask), modality_mask)
+            encoding = self._model.encode(pixel_values, modality_mask, **known)
+            return self.of_encoding(encoding, modality_mask, periods)
+        outputs = self._model(pixel_values=pixel_values, modality_mask=modality_mask, **known, **self._how)
+        return self._of(outputs, modality_mask, periods)
 
-    def of_encoding(self, encoding: SgmaEncoding, modality_mask: torch.Tensor) -> torch.Tensor:
+    def of_encoding(
+        self, encoding: SgmaEncoding, modality_mask: torch.Tensor, periods: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The same from what `model.encode` made of that, of the modalities given alone."""
-        subset = torch.zeros(modality_mask.shape[1], dtype=torch.bool).index_fill(0, self._given, True)
-        outputs = self._model.fuse_and_decode(encoding, subset.to(self._model.device))
-        maps = self._of(outputs, modality_mask & subset.view(1, -1, *[1] * (modality_mask.ndim - 2)))
+        subset = torch.zeros(len(self._processor.modalities), dtype=torch.bool).index_fill(0, self._given, True)
+        outputs = self._model.fuse_and_decode(encoding, subset.to(self._model.device), **self._how)
+        by_pixel = (1, 1) if modality_mask.ndim > 3 else ()
+        maps = self._of(outputs, modality_mask & subset.view(-1, *by_pixel), periods)
         if not self._with_agreement:
             return maps
         given = self._given.tolist()
@@ -111,18 +146,20 @@ class BlendedMaps:
         # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
         return torch.cat([maps, agreement.nan_to_num(0), (~agreement.isnan()).float()], dim=1)
 
-    def _of(self, outputs: Any, modality_mask: torch.Tensor) -> torch.Tensor:
+    def _of(self, outputs: Any, modality_mask: torch.Tensor, periods: torch.Tensor | None) -> torch.Tensor:
         parts = [pixel_logits(outputs.logits, outputs.coverage.shape[-2:]), outputs.coverage.unsqueeze(1).float()]
         if self._with_shares:
             shares = torch.stack(self._processor.post_process_robustness(outputs, modality_mask=modality_mask))
             parts.append(shares[:, self._given.to(shares.device)])
+        if self.periods is not None:
+            parts.append(self.periods.shares(outputs, modality_mask, periods))
         return torch.cat(parts, dim=1)
 
     def values(self, maps: torch.Tensor) -> dict[str, torch.Tensor]:
         """Blended maps (`count`, rows, width) -> what they say, each (bands, rows, width).
 
         `labels` int64 and their `probability`; the `logits`; `covered` bool (rows, width); `robustness` and
-        `agreement`, with a band for each modality given, the latter NaN where it is not known.
+        `agreement`, with a band for each modality given, the latter NaN where it is not known; `Periods.values`.
         """
         num_labels, given = self._model.config.num_labels, len(self._given)
         logits, covered, others = maps[:num_labels], maps[num_labels] > 0.5, maps[num_labels + 1 :]
@@ -132,6 +169,9 @@ class BlendedMaps:
         if self._with_shares:
             shares, others = others[:given], others[given:]
             values["robustness"] = shares / shares.sum(0, keepdim=True).clamp_min(1e-12)
+        if self.periods is not None:
+            values |= self.periods.values(others[: self.periods.count], covered)
+            others = others[self.periods.count :]
         if self._with_agreement:
             agreement, known = others[:given], others[given:]
             values["agreement"] = torch.where((known > 0) & covered, agreement / known, float("nan"))
@@ -174,7 +214,8 @@ class MapRun:
         given = [index for index, name in enumerate(processor.modalities) if name in scene.modalities]
         self._names = [processor.modalities[index] for index in given]
         self._extras = {layer.name for layer in store.layers[1:]}
-        self._maps = BlendedMaps(model, processor, given, with_agreement="agreement" in self._extras)
+        periods = Periods(scene.dates, by_day=DAY in self._extras) if self._extras & {MONTH, DAY} else None
+        self._maps = BlendedMaps(model, processor, given, with_agreement="agreement" in self._extras, periods=periods)
         self._blender: TileBlender | None = None
         self._writer, self._waiting = writer, deque[Future]()
 
@@ -194,7 +235,6 @@ class MapRun:
         if self._first == self._end:
             return
         height, width = self.tiles.size
-        as_read = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
         for row in range(self.tiles.first_row_for(self._first), self._end):
             lefts, images, levels, passed = [], [], [], 0
             for left in self.tiles.lefts:
@@ -202,16 +242,32 @@ class MapRun:
                     return
                 window = Window(self.tiles.tops[row], left, height, width)
                 read = self.scene.read(*window)
+                if images and read and self._is_full([*images, read]):
+                    yield self._batch(row, lefts, images, levels, passed)
+                    lefts, images, levels, passed = [], [], [], 0
                 passed += 1
                 if read:
                     lefts.append(left)
                     images.append(read)
                     levels.append(None if self._levels is None else self._levels.read(window))
-                if len(images) == self._batch_size or (images and left == self.tiles.lefts[-1]):
-                    inputs = self._processor(images=images, levels=levels, **as_read).data
-                    yield Batch(row, lefts, inputs, passed / len(self.tiles.lefts))
-                    lefts, images, levels, passed = [], [], [], 0
+            if images:
+                yield self._batch(row, lefts, images, levels, passed)
+                passed = 0
             yield Batch(row, [], None, passed / len(self.tiles.lefts))
+
+    def _is_full(self, images: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether tiles are too many for one batch: more than asked for, or of more images than these have at most.
+
+        Without dates that is the same. Those of a tile are never parted.
+        """
+        slots = max(len(observations(row, name)) for row in images for name in self._names)
+        return len(images) * slots > self._batch_size
+
+    def _batch(self, row: int, lefts: list[int], images: list, levels: list, passed: int) -> Batch:
+        as_read = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
+        inputs = self._processor(images=images, levels=levels, **as_read).data
+        periods = self._maps.periods and self._maps.periods.of_rows(images, self._processor.modalities)
+        return Batch(row, lefts, inputs, passed / len(self.tiles.lefts), periods)
 
     def add(self, batch: Batch) -> float:
         """Predict a batch of tiles and blend it in, or finish its row; returns the megapixels that are done by it."""
@@ -219,7 +275,7 @@ class MapRun:
             width, top = self.tiles.grid_size[1], self.tiles.tops[self._first]
             self._blender = TileBlender(self._maps.count, self.tiles.size, width, top=top)
         if batch.inputs is not None:
-            for left, tile in zip(batch.lefts, self._predict(batch.inputs), strict=True):
+            for left, tile in zip(batch.lefts, self._predict(batch), strict=True):
                 self._blender.add(tile, self.tiles.tops[batch.row], left)
         elif batch.row >= self._first:  # rows of tiles above only reach into the first strip
             self._finish_strip(batch.row)
@@ -231,14 +287,16 @@ class MapRun:
         return batch.share * rows * self.tiles.grid_size[1] / 1e6
 
     @torch.no_grad()
-    def _predict(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _predict(self, batch: Batch) -> torch.Tensor:
         """What is blended of tiles, (tiles, maps, height, width), on the CPU, the mean over the test-time turns."""
-        pixel_values = inputs["pixel_values"].to(self._model.device, self._model.dtype)
-        modality_mask = inputs["modality_mask"]  # on the CPU, where the model reads it without waiting
+        pixel_values = batch.inputs["pixel_values"].to(self._model.device, self._model.dtype)
+        modality_mask = batch.inputs["modality_mask"]  # on the CPU, where the model reads it without waiting
+        # A model without dates takes the images of a series as a set.
+        dates = batch.inputs.get("dates") if self._model.config.date_periods else None
 
         def predict(turn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-            mask = turn(modality_mask) if modality_mask.ndim == 4 else modality_mask
-            return self._maps.of_inputs(turn(pixel_values), mask)
+            mask = turn(modality_mask) if modality_mask.ndim > 3 else modality_mask
+            return self._maps.of_inputs(turn(pixel_values), mask, dates, batch.periods)
 
         return average_over_turns(predict, self._tta).cpu()
 
@@ -308,6 +366,7 @@ class MapRun:
             class_pixels=counts.pixels,
             class_areas=counts.areas,
             modalities=self.scene.modalities,
+            dates=iso_dates(self.scene),
             confidence=float(sums["confidence"]) / covered if covered else None,
             reliance=dict(zip(self._names, reliance, strict=False)),
             agreement=dict(zip(self._names, agreement, strict=False)),

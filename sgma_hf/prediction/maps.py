@@ -25,7 +25,7 @@ from ..rasters.grids import Grid, pixel_area
 from ..rasters.raster import bounded_cache
 from ..rasters.scene import RasterScene
 from .map_files import plan_layers, plan_outputs
-from .map_run import Batch, MapRun, RasterPrediction, Tiles
+from .map_run import Batch, MapRun, RasterPrediction, Tiles, iso_dates
 from .scene_levels import look_at
 from .sliding_window import default_stride
 from .strips import StripStore
@@ -90,8 +90,7 @@ def predict_raster(
     missing data of that modality there; where nothing covers, the map is nodata. Overlapping tiles are predicted and
     their logits blended, see `sliding_window_logits`; tiles that nothing covers are skipped. Memory does not depend on
     the height: about `4 * (num_labels + num_modalities + 2) * tile_size * width` bytes for the strip at hand, and a
-    few batches of tiles. Started in several processes (`accelerate launch`), each takes a share of the strips; the
-    result is the same.
+    few batches of tiles. Several processes (`accelerate launch`) share the strips; the result is the same.
 
     The reference level of a surface model is that of a window around each pixel, of the size of the training crops if
     the processor knows that (`reference_window`), else that of the tile, which should be as large as they were.
@@ -101,8 +100,8 @@ def predict_raster(
         processor: Its image processor.
         rasters: File, or list of files, per modality; None or no entry for what is missing. Bands are chosen as in
             `"a.tif:4,1,2"`, alpha confirmed as in `"a.tif:1,2,3,alpha"`, clouds hidden by `rasters.scene.masked`.
-            Where several files cover a pixel, the first one counts. GeoTIFF and all that GDAL reads; PNG, JPEG and
-            `.npy`, which are taken to show the same extent.
+            Where several files cover a pixel, the first counts; with dates in `<name>_dates`, they are a series, see
+            `rasters.scene.dated`. Files without a place on Earth are taken to show the same extent.
         output_path: The label map, `.tif` or `.png`. Its folder is made if need be.
         like: Raster whose grid the map gets. None: that of the first modality's first file, extended to its others.
         bbox: West, south, east and north of the part to map, in the CRS of that grid. None: all of it.
@@ -111,12 +110,13 @@ def predict_raster(
             entropy in [0, 1]), "probabilities" (a band per class), "robustness" (a band per modality: how much it was
             relied on, the mean over the model's four stages), "decision" (the modality relied on most) and
             "agreement" (a band per modality: how well its own prediction agrees with that of the others, see
-            `modality_agreement`). A PNG knows "robustness" only, a file per modality.
+            `modality_agreement`); of dates "reliance_month" (a band per month) and "reliance_day" (the day relied on
+            most). A PNG knows "robustness" only, a file per modality.
         tile_size: Side of the tiles in pixels. None: the configuration's, that of the training crops, or else the
             processor's `size`.
         stride: Pixels between tiles, 1 to `tile_size`. None: see `sliding_window.default_stride`.
         tta: Test-time turns of each tile whose maps are averaged, `flips` or `d4`, see `average_over_turns`.
-        batch_size: Tiles per forward pass. None: 4, and 1 on a CPU, which takes up to a third longer for each of four.
+        batch_size: Tiles per forward pass, one of many dates as so many. None: 4, and 1 on a CPU, where 4 are slower.
         resampling: How rasters on other grids are interpolated, "bilinear" or another of GDAL's names, or one per
             modality. Bilinear is a mean of the area where the raster is the finer one, as in training.
         min_confidence: Probability of the class below which a pixel is unknown, 255.
@@ -335,7 +335,7 @@ class MapMaker:
         """Look at what is to be written and at what the rasters hold, and make the folder of the strips."""
         model, processor = self._model, self._processor
         given = [name for name in processor.modalities if name in scene.modalities]
-        layers = plan_layers(model.config, given, wanted.extras)
+        layers = plan_layers(model.config, given, wanted.extras, scene.dates)
         plan = plan_outputs(wanted.output_path, layers, scene.paths, processor.modalities)
         tiles = Tiles(scene.grid.size, self._tile_size, self._stride)
         check_writable(plan.label_map)
@@ -347,6 +347,8 @@ class MapMaker:
         fingerprint = {**self.identity, "inputs": inputs, "grid": repr(scene.grid)}
         is_small = processes.count == 1 and count == 1
         store = StripStore(plan.label_map, scene.grid.size[1], layers, fingerprint, in_memory=is_small)
+        for name, dates in iso_dates(scene).items():
+            store.tags[f"DATES_{name}"] = ",".join(date or "" for date in dates)
         if processes.is_main:
             store.prepare(resume=resume, or_anew=or_anew)
         processes.wait()
@@ -428,4 +430,4 @@ def _files_of(scene: RasterScene) -> list[Any]:
             inputs.append(
                 [name, str(source.path), str(source.bands), files, *(source.mask.values if source.mask else ())]
             )
-    return inputs
+    return [*inputs, scene.dates] if scene.dates else inputs

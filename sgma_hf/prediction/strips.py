@@ -24,7 +24,7 @@ class Layer:
 
     name: str  # "labels", or one of `EXTRAS`
     bands: tuple[str, ...]  # what each band is
-    dtype: str = "float32"  # where NaN is nodata; or "uint8", where 255 is
+    dtype: str = "float32"  # where NaN is nodata; or "uint8", where 255 is, or "int32", where 0 is
     palette: tuple[tuple[int, ...], ...] = ()  # [red, green, blue] in 0..255 per value of a "uint8" layer
     tags: Mapping[str, str] = field(default_factory=dict)  # names of the values, or what else a reader has to know
 
@@ -55,6 +55,7 @@ class StripStore:
         self.layers = list(layers)
         self.held: dict[str, list[np.ndarray]] | None = {} if in_memory else None
         self._sums: dict[str, Any] = {}
+        self.tags: dict[str, str] = {}  # of every file, beside what it holds
         self.labels: np.ndarray | None = None  # the whole label map where it is another one than the strips hold
         self._fingerprint = json.loads(json.dumps({**fingerprint, "outputs": [layer.name for layer in layers]}))
         self.run = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()

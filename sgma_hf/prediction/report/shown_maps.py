@@ -18,6 +18,7 @@ from ...rasters.grids import Grid
 from ...rasters.maps.areas import count_classes
 from ...rasters.opening import open_dataset
 from ..map_files import LAYER_TAG, PNG_SUFFIXES, RUN_TAG, TIFF_SUFFIXES, read_classes
+from ..periods import MONTH
 from ..scenes.many import COMMAND_FILE, FOLDER, RUN_FILE, SceneLedger, SceneRecord
 from ..scenes.summary import scene_row
 
@@ -119,7 +120,7 @@ def _extra_pictures(extras: Mapping[str, Path]) -> tuple[dict[str, bytes], dict[
     """Small pictures of what lies beside a map, and the colours of the modalities in that of the decision."""
     pictures: dict[str, bytes] = {}
     decision: dict[str, Color] = {}
-    for kind in ("confidence", "decision", "robustness", "agreement"):
+    for kind in ("confidence", "decision", "robustness", "agreement", MONTH):
         for name in (name for name in extras if name.startswith(kind)):
             with open_dataset(extras[name]) as file:
                 values = _small(file, EXTRA_SIDE)
@@ -137,6 +138,8 @@ def _titles(layer: str, file: Any) -> list[str]:
     """What the bands of an extra that are shown are called."""
     if layer == "confidence":
         return ["confidence"]
+    if layer == MONTH:
+        return [f"reliance on {month}" for month in file.descriptions]
     kind, _, modality = layer.partition("_")  # of a PNG, which has one band
     words = {"robustness": "reliance on", "agreement": "agreement of"}[kind]
     return [f"{words} {name}" for name in ([modality] if modality else file.descriptions)]

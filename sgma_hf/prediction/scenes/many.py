@@ -30,6 +30,7 @@ class SceneRecord:
     seconds: float | None = None  # see `RasterPrediction`
     size: list[int] = field(default_factory=list)  # (height, width) of the map in pixels
     modalities: list[str] = field(default_factory=list)  # that had a raster
+    dates: dict[str, list[str | None]] = field(default_factory=dict)  # see `RasterPrediction`
     class_pixels: list[int] = field(default_factory=list)  # per class of the model, and behind them of no class
     class_areas: list[float] | None = None  # the same in square metres, None where nobody knows
     confidence: float | None = None  # means as in `RasterPrediction`
@@ -182,6 +183,7 @@ def _record_of(scene: ListedScene, outcome: RasterPrediction | Exception, num_la
         seconds=outcome.seconds,
         size=list(outcome.size),
         modalities=outcome.modalities,
+        dates=outcome.dates,
         class_pixels=outcome.class_pixels[kept].tolist(),
         class_areas=None if outcome.class_areas is None else outcome.class_areas[kept].tolist(),
         confidence=outcome.confidence,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.whole_files import write_json, write_text
-from ..publishing.tables import rows_as_csv
-from ..rasters.maps.areas import ClassCounts, count_zones
+from ...data.whole_files import write_json, write_text
+from ...publishing.tables import rows_as_csv
+from ...rasters.maps.areas import ClassCounts, count_zones
 
 
 def write_areas(label_map: Path, names: Sequence[str], counts: ClassCounts) -> list[Path]:

@@ -288,7 +288,8 @@ def _split_notes(source: Path, scenes: Sequence[Scene], options: ConversionOptio
             made = f"The source's folder `{path.relative_to(source).parts[0]}`; how it was chosen is not known."
         gap = None if split == "train" else least_gap(places, footprints.get("train", []))
         if gap is not None:
-            made += f" Its nearest scene lies {gap:.3g} m from those of the training."
+            away = f"{gap:.3g} m" if gap < 1000 else f"{gap / 1000:,.0f} km"
+            made += f" Its nearest scene lies {away} from those of the training."
         elif split != "train" and split not in options.split_notes:
             made += " How far from the training scenes it lies is not known."
         notes[split] = made

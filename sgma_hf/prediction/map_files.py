@@ -224,10 +224,10 @@ def publish(store: StripStore, plan: OutputPlan, grid: Grid) -> list[Path]:
             _write_cog(store, layer, staged[layer.name], grid)
     else:
         _write_pictures(store, staged)
-    indexed = {layer.name: layer for layer in store.layers if layer.palette}
+    layers = {layer.name: layer for layer in store.layers}
     # The label map last: where it is, the others are.
     for name in sorted(staged, key=lambda name: name == _LABELS):
-        _put_beside(side_texts(indexed.get(name), staged[name], grid) if name != "legend" else {}, plan.files[name])
+        _put_beside(side_texts(layers.get(name), staged[name], grid) if name != "legend" else {}, plan.files[name])
         os.replace(staged[name], plan.files[name])
     there = {name: path for name, path in plan.other_extras.items() if path.is_file()}
     stale = [path for name, path in there.items() if _run_of(path, name) not in (None, store.run)]

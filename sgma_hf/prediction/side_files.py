@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from PIL import Image, ImageDraw, ImageFont
 
 from ..rasters.grids import Grid
+from ..visualization.palette import SHARE_RAMP
 from .strips import Layer
 
 
@@ -25,12 +26,13 @@ def side_files(path: Path) -> list[Path]:
 
 
 def side_texts(layer: Layer | None, path: Path, grid: Grid) -> dict[Path, str]:
-    """The files to write beside a raster, and what is in them. `layer` is None if its values have no names."""
+    """The files to write beside a raster, and what is in them. `layer` is None if it needs no style."""
     auxiliary, qgis_style, ogc_style, *world = side_files(path)
     place = grid.georeference if world else None  # a GeoTIFF says itself where it lies
     texts = {}
-    if layer is not None or place is not None:
-        texts[auxiliary] = _auxiliary(layer, place and grid)
+    named = layer if layer is not None and layer.palette else None
+    if named is not None or place is not None:
+        texts[auxiliary] = _auxiliary(named, place and grid)
     if layer is not None:
         texts[qgis_style], texts[ogc_style] = _qgis_style(layer), _ogc_style(layer, path.stem)
     if place is not None:
@@ -83,14 +85,21 @@ def _auxiliary(layer: Layer | None, grid: Grid | None) -> str:
 
 
 def _qgis_style(layer: Layer) -> str:
-    """The colours of the values and what they mean, as QGIS keeps a style."""
+    """The colours of the values and what they mean, or of shares those of the first band, as QGIS keeps a style."""
     root = ElementTree.Element("qgis", {"styleCategories": "Symbology", "version": "3.22"})
     root.append(ElementTree.Comment(f" by {_STYLE_MARK} "))
-    options = {"type": "paletted", "band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
-    renderer = _add(_add(root, "pipe"), "rasterrenderer", **options)
-    palette = _add(renderer, "colorPalette")
-    for value, name, color in _entries(layer):
-        _add(palette, "paletteEntry", value=value, color=f"#{bytes(color).hex()}", alpha=255, label=name)
+    options = {"band": "1", "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
+    pipe = _add(root, "pipe")
+    if layer.palette:
+        palette = _add(_add(pipe, "rasterrenderer", type="paletted", **options), "colorPalette")
+        for value, name, color in _entries(layer):
+            _add(palette, "paletteEntry", value=value, color=f"#{bytes(color).hex()}", alpha=255, label=name)
+    else:
+        options |= {"classificationMin": "0", "classificationMax": "1"}
+        shader = _add(_add(pipe, "rasterrenderer", type="singlebandpseudocolor", **options), "rastershader")
+        ramp = _add(shader, "colorrampshader", colorRampType="INTERPOLATED", minimumValue=0, maximumValue=1)
+        for value, name, color in _entries(layer):
+            _add(ramp, "item", value=value, color=f"#{bytes(color).hex()}", alpha=255, label=name)
     return _text(root, "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n")
 
 
@@ -101,14 +110,19 @@ def _ogc_style(layer: Layer, name: str) -> str:
     named = _add(root, "NamedLayer")
     _add(named, "Name", name)
     rule = _add(_add(_add(named, "UserStyle"), "FeatureTypeStyle"), "Rule")
-    colors = _add(_add(rule, "RasterSymbolizer"), "ColorMap", type="values")
+    symbolizer = _add(rule, "RasterSymbolizer")
+    _add(_add(_add(symbolizer, "ChannelSelection"), "GrayChannel"), "SourceChannelName", 1)
+    colors = _add(symbolizer, "ColorMap", type="values" if layer.palette else "ramp")
     for value, label, color in _entries(layer):
         _add(colors, "ColorMapEntry", color=f"#{bytes(color).hex()}", quantity=value, label=label, opacity="1")
     return _text(root, '<?xml version="1.0" encoding="UTF-8"?>\n')
 
 
-def _entries(layer: Layer) -> list[tuple[int, str, tuple[int, ...]]]:
-    """Value, name and colour."""
+def _entries(layer: Layer) -> list[tuple[float, str, tuple[int, ...]]]:
+    """Value, name and colour; of shares those between which colours are blended."""
+    if not layer.palette:
+        steps = len(SHARE_RAMP) - 1
+        return [(index / steps, f"{index / steps:.0%}", color) for index, color in enumerate(SHARE_RAMP)]
     # Control characters are no part of XML.
     names = [re.sub(r"[\x00-\x1f]", " ", name) for name in layer.tags.values()]
     return list(zip(range(len(names)), names, layer.palette, strict=True))

@@ -43,6 +43,7 @@ KNOWN_COLORS = (
 _SHADES = ((0, 0.0), (255, 0.4), (0, 0.35), (255, 0.65), (0, 0.55))  # mixed in so far for more classes of one colour
 _APART = 60  # from the colours that are taken, of those for classes without a known name
 ROBUSTNESS_COLORMAP = "viridis"
+SHARE_RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # the same, from 0 to 1
 GAP_COLOR, HATCH_COLOR, HATCH = "#f2f2f2", "#a8a8a8", "////"
 
 

@@ -391,11 +391,12 @@ def test_extras_stay_beside_the_map_they_belong_to_and_no_other(tmp_path):
     assert (first.removed, second.removed) == ([], [])
     maps = ["map.tif", "map_confidence.tif", "map_probabilities.tif"]
     beside = ["map.qml", "map.sld", "map.tif.aux.xml"]
-    assert names_in(tmp_path) == sorted(["dsm.tif", *maps, *beside])
+    styles = ["map_confidence.qml", "map_confidence.sld", "map_probabilities.qml", "map_probabilities.sld"]
+    assert names_in(tmp_path) == sorted(["dsm.tif", *maps, *beside, *styles])
     # Another map: its own extra is replaced, the other one would pass for one of its own.
     third = predict({"dsm": dsm}, out, extras=["probabilities"], tile_size=16)
     assert third.removed == [tmp_path / "map_confidence.tif"]
-    assert names_in(tmp_path) == sorted(["dsm.tif", "map.tif", "map_probabilities.tif", *beside])
+    assert names_in(tmp_path) == sorted(["dsm.tif", "map.tif", "map_probabilities.tif", *beside, *styles[2:]])
 
 
 def test_files_of_others_beside_the_map_are_not_touched(tmp_path):
@@ -490,7 +491,8 @@ def test_two_processes_write_the_same_files(tmp_path):
     run = subprocess.run([*launcher, *script], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("150 x 70 pixels from rgb") == 1  # one process speaks
-    names = ["map.qml", "map.sld", "map.tif", "map.tif.aux.xml", "map_confidence.tif"]
+    names = ["map.qml", "map.sld", "map.tif", "map.tif.aux.xml"]
+    names += [f"map_confidence.{suffix}" for suffix in ("qml", "sld", "tif")]
     assert names_in(tmp_path / "one") == names_in(tmp_path / "two") == names
     assert_same_classes(*(read_map(tmp_path / name / "map.tif") for name in ("one", "two")))
     # Another number of threads may add up in another order.

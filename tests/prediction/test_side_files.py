@@ -1,15 +1,18 @@
 """What lies beside a map: names, colours, style and place, as GDAL and other programs read them."""
 
 import json
+import subprocess
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
-from raster_scenes import CLASSES, PALETTE, HeightClasses, height_processor, write_tiff
+from raster_scenes import CLASSES, PALETTE, HeightClasses, height_classes, height_processor, write_tiff
 
 from sgma_hf.prediction.map_files import read_classes, recolor_map
 from sgma_hf.prediction.maps import predict_raster
+from sgma_hf.visualization.palette import SHARE_RAMP
 
 
 rasterio = pytest.importorskip("rasterio")
@@ -62,6 +65,57 @@ def test_gdal_and_qgis_find_names_and_colours_of_the_classes_alone(tmp_path, nam
     assert rows == [[str(i), CLASSES[i], *map(str, PALETTE[i]), "255"] for i in range(len(CLASSES))]
     expected = list(zip(range(len(CLASSES)), COLORS, CLASSES, strict=True))
     assert style_of(tmp_path / "map.qml") == ogc_style_of(tmp_path / "map.sld") == expected
+
+
+def test_shares_have_a_style_from_dark_to_light(tmp_path):
+    predict(tmp_path, "map.tif", extras=["confidence"])
+    renderer = ElementTree.parse(tmp_path / "map_confidence.qml").getroot().find("pipe/rasterrenderer")
+    assert (renderer.get("type"), renderer.get("band")) == ("singlebandpseudocolor", "1")
+    items = renderer.findall("rastershader/colorrampshader/item")
+    values, colors = zip(*((float(item.get("value")), item.get("color")) for item in items), strict=True)
+    assert values == (0, 0.25, 0.5, 0.75, 1)
+    assert [sum(bytes.fromhex(color[1:])) for color in colors] == sorted(sum(color) for color in SHARE_RAMP)
+    style = (tmp_path / "map_confidence.sld").read_text()
+    assert '<ColorMap type="ramp">' in style and style.count("<ColorMapEntry ") == 5
+
+
+QGIS = """
+import os, sys
+from qgis.core import *
+from qgis.PyQt.QtCore import QSize
+QgsApplication.setPrefixPath("/usr", True)
+application = QgsApplication([], False)
+application.initQgis()
+path, picture, width, height = sys.argv[1:]
+layer = QgsRasterLayer(path, "map")  # which finds its style by itself
+settings = QgsMapSettings()
+settings.setLayers([layer])
+settings.setDestinationCrs(layer.crs())
+settings.setExtent(layer.extent())
+settings.setOutputSize(QSize(int(width), int(height)))
+job = QgsMapRendererSequentialJob(settings)
+job.start()
+job.waitForFinished()
+job.renderedImage().save(picture)
+print(*(label for label, _ in layer.renderer().legendSymbologyItems()), sep="|", flush=True)
+os._exit(0)  # taking it down may crash
+"""
+
+
+def test_qgis_draws_the_classes_in_their_colours(tmp_path):
+    """Debian's `python3-qgis`, where it is installed."""
+    python = "/usr/bin/python3"
+    environment = {"QT_QPA_PLATFORM": "offscreen", "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    if not Path(python).exists() or subprocess.run([python, "-c", "import qgis.core"], capture_output=True).returncode:
+        pytest.skip("QGIS is not installed")
+    heights = np.random.default_rng(0).uniform(0, 20, (1, 40, 50)).astype(np.float32)
+    dsm, path = write_tiff(tmp_path / "dsm.tif", heights), tmp_path / "map.tif"
+    predict_raster(HeightClasses(), height_processor(), {"dsm": dsm}, path, tile_size=32)
+    command = [python, "-c", QGIS, str(path), str(tmp_path / "seen.png"), "50", "40"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["|".join(CLASSES)]
+    seen = np.asarray(Image.open(tmp_path / "seen.png").convert("RGB"))
+    np.testing.assert_array_equal(seen, np.array(PALETTE)[height_classes(heights[0])])
 
 
 def test_bands_of_extras_have_statistics(tmp_path):

@@ -17,6 +17,7 @@ from ...rasters.files import read_info
 from ...rasters.grids import Grid
 from ...rasters.maps.areas import count_classes
 from ...rasters.opening import open_dataset
+from ...visualization.palette import SHARE_RAMP
 from ..map_files import LAYER_TAG, PNG_SUFFIXES, RUN_TAG, TIFF_SUFFIXES, read_classes
 from ..periods import MONTH
 from ..scenes.many import COMMAND_FILE, FOLDER, RUN_FILE, SceneLedger, SceneRecord
@@ -24,10 +25,10 @@ from ..scenes.summary import scene_row
 
 
 MAP_SIDE, EXTRA_SIDE = 256, 128  # of pictures, in pixels at most
-# Shares are shown in steps of a tenth, which keeps pictures small, from dark to light as matplotlib's viridis has it.
-_RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])
-STEPS = 10
-SHARE_COLORS = np.stack([np.interp(np.linspace(0, 4, STEPS + 1), range(5), part) for part in _RAMP.T], 1).astype(int)
+STEPS = 10  # in which shares are shown, which keeps pictures small
+SHARE_COLORS = np.stack(
+    [np.interp(np.linspace(0, 4, STEPS + 1), range(5), part) for part in zip(*SHARE_RAMP, strict=True)], 1
+).astype(int)
 _ROWS = 512  # read at once
 
 Color = Sequence[int]  # red, green, blue in 0..255

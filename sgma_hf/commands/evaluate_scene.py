@@ -169,21 +169,13 @@ def _label(args: argparse.Namespace) -> "str | PolygonLabels":
 
 def _recorded_classes(model: str, names: list[str], label: str) -> "ClassMap | None":
     """Which label values were which class in training; None if the checkpoint has no record of it."""
-    from transformers.utils import cached_file
-
-    from sgma_hf.data.class_maps import ClassMap
-    from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord
+    from sgma_hf.publishing.record import recorded_classes
     from sgma_hf.rasters.polygons import is_vector_file
 
-    try:
-        record = TrainingRecord.load(Path(cached_file(model, RECORD_FILE)).parent)
-    except OSError:  # a checkpoint need not have one
-        return None
-    if record.classes is None:
-        return None
-    classes = ClassMap.of_record(record.classes, names)
+    classes = recorded_classes(model, names)
     # Texts say nothing of a raster's numbers, nor colours of polygons.
-    return None if (classes.by_colour if is_vector_file(label) else classes.texts) else classes
+    unfit = classes is None or (classes.by_colour if is_vector_file(label) else classes.texts)
+    return None if unfit else classes
 
 
 def _score_map(args: argparse.Namespace, classes: "ClassMap | None") -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,53 @@ from .metrics import ScoredClasses, check_class_ids, check_scored_classes, confu
 logger = logging.get_logger(__name__)
 
 ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class TruthRaster:
+    """A raster of labels for `RasterScene` to read, and what its values mean; see `score_map`."""
+
+    label: str | os.PathLike
+    source: RasterInput
+    nodata: int | None
+    classes: ClassMap | None
+    num_labels: int
+
+    @classmethod
+    def open(cls, label: str | os.PathLike, num_labels: int, classes: ClassMap | None = None) -> "TruthRaster":
+        """Find its one band, or its three of colours; ValueError if there are others."""
+        by_colour = classes is not None and classes.by_colour
+        source, nodata = (RasterInput.parse(label), None) if by_colour else _band_of_ids(label)
+        return cls(label, source, nodata, classes, num_labels)
+
+    @property
+    def channels(self) -> int:
+        """Bands that are read."""
+        return 3 if self.classes is not None and self.classes.by_colour else 1
+
+    @property
+    def is_undeclared(self) -> bool:
+        """Whether there may be a class for what the file declares as nodata."""
+        return self.classes is not None and (self.classes.by_colour or self.nodata is not None)
+
+    def ids(self, image: np.ma.MaskedArray) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids of what was read, int (height, width), `num_labels` where it is 255; and where there is any."""
+        codes = label_codes(whole_numbers(image.filled(IGNORE_INDEX), self.label))
+        is_there, classes = ~image.mask[..., 0], self.classes
+        if classes is not None:
+            for value in np.unique(codes[is_there]).tolist():
+                if not classes.is_known(value, self.nodata):
+                    raise ValueError(
+                        f"{self.label} holds {classes.show(value)}, which is none of the classes {classes.names}. Say "
+                        'what it is by `--classes`, with "ignore": true if it means that there is no label.'
+                    )
+            codes = classes.apply(codes, is_there, self.nodata).astype(np.int64)
+        try:
+            check_class_ids(codes[is_there], self.num_labels, f"{self.label}")
+        except ValueError as error:
+            advice = classes_flag(suggest_classes(np.unique(codes[is_there]).tolist()))
+            raise ValueError(f"{error} Or say which values are which class: {advice}") from error
+        return np.where(codes == IGNORE_INDEX, self.num_labels, codes), is_there
 
 
 def score_map(
@@ -62,10 +109,9 @@ def score_map(
         with _burnt(label, Grid(info.size, info.georeference), classes) as path:
             how = {"robustness": robustness, "scored_classes": scored_classes, "class_names": class_names}
             return score_map(map_path, path, num_labels, classes=classes, **how)
-    by_colour = classes is not None and classes.by_colour
-    channels = {"map": 1, "truth": 3 if by_colour else 1}
-    truth_raster, nodata = (RasterInput.parse(label), None) if by_colour else _band_of_ids(label)
-    rasters: dict[str, Any] = {"map": _band_of_ids(map_path)[0], "truth": truth_raster}
+    true = TruthRaster.open(label, num_labels, classes)
+    channels = {"map": 1, "truth": true.channels}
+    rasters: dict[str, Any] = {"map": _band_of_ids(map_path)[0], "truth": true.source}
     if robustness is not None:
         channels["shares"] = read_info(robustness).channels
         rasters["shares"] = RasterInput(Path(robustness))
@@ -77,15 +123,13 @@ def score_map(
         "shares": np.zeros((num_labels + 1, channels.get("shares", 0))),
     }
     options: dict[str, Any] = {"channels": channels, "nodata": {"map": [IGNORE_INDEX]}, "resampling": "nearest"}
-    if classes is not None and (by_colour or nodata is not None):
-        options["undeclared"] = ["truth"]  # there may be a class for what the file declares as nodata
-    with RasterScene(rasters, **options) as scene:
+    with RasterScene(rasters, undeclared=["truth"] if true.is_undeclared else [], **options) as scene:
         height, width = scene.grid.size
         for strip in blocks(scene.grid.size, ROWS_AT_ONCE):
             images = scene.read(*strip)
             if "truth" not in images:
                 continue
-            truth, is_there = _true_ids(images["truth"], num_labels, label, classes, nodata)
+            truth, is_there = true.ids(images["truth"])
             counts["labelled"] += np.bincount(truth[is_there], minlength=num_labels + 1)
             if "map" in images:
                 predicted, is_mapped = _class_ids(images["map"], num_labels, map_path)
@@ -169,27 +213,6 @@ def _class_ids(image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLik
     ids = whole_numbers(image.filled(IGNORE_INDEX)[..., 0], path)
     check_class_ids(ids, num_labels, f"{path}")
     return ids, ~image.mask[..., 0]
-
-
-def _true_ids(
-    image: np.ma.MaskedArray, num_labels: int, path: str | os.PathLike, classes: ClassMap | None, nodata: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class ids of a label, integer (height, width), `num_labels` where it is 255; and where it holds anything."""
-    codes, is_there = label_codes(whole_numbers(image.filled(IGNORE_INDEX), path)), ~image.mask[..., 0]
-    if classes is not None:
-        for value in np.unique(codes[is_there]).tolist():
-            if not classes.is_known(value, nodata):
-                raise ValueError(
-                    f"{path} holds {classes.show(value)}, which is none of the classes {classes.names}. Say what it "
-                    'is by `--classes`, with "ignore": true if it means that there is no label.'
-                )
-        codes = classes.apply(codes, is_there, nodata).astype(np.int64)
-    try:
-        check_class_ids(codes[is_there], num_labels, f"{path}")
-    except ValueError as error:
-        advice = classes_flag(suggest_classes(np.unique(codes[is_there]).tolist()))
-        raise ValueError(f"{error} Or say which values are which class: {advice}") from error
-    return np.where(codes == IGNORE_INDEX, num_labels, codes), is_there
 
 
 def evaluate_scene(

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import cached_file
 
+from ..data.class_maps import ClassMap
 from ..data.rows import SPLIT_ALIASES
 from ..data.whole_files import read_dataclass, write_json
 
@@ -95,6 +97,15 @@ class TrainingRecord:
         """Read the record of a checkpoint; None if it has none, a ValueError if it is not what `save` writes."""
         path = Path(directory) / RECORD_FILE
         return read_dataclass(cls, path, "record of a training run") if path.is_file() else None
+
+
+def recorded_classes(model: str, names: Sequence[str]) -> ClassMap | None:
+    """Which label values were the classes `names` of a checkpoint, folder or id; None if it has no record of that."""
+    try:
+        record = TrainingRecord.load(Path(cached_file(model, RECORD_FILE)).parent)
+    except OSError:  # a checkpoint need not have one
+        return None
+    return None if record is None or record.classes is None else ClassMap.of_record(record.classes, names)
 
 
 def redact_tokens(arguments: Sequence[str]) -> list[str]:

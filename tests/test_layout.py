@@ -26,6 +26,7 @@ CONFINED = {
     "pyogrio": {"rasters"},
     "shapely": {"rasters"},
     "matplotlib": {"visualization"},
+    "gradio": {"app"},
     "torchvision": set(),
     "timm": set(),
 }
@@ -42,6 +43,7 @@ ROOMS = [
     "comparison",
     "cost",
     "converters",
+    "app",
     "commands",
 ]
 # Room -> rooms before it that it has no business with all the same.
@@ -198,7 +200,7 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     data = [
         PACKAGE / name for name in ("py.typed", "publishing/model_card_template.md", "prediction/report/page.html")
     ]
-    data += (PACKAGE / "commands" / "recipes").glob("*.yaml")
+    data += [*(PACKAGE / "commands" / "recipes").glob("*.yaml"), *(PACKAGE / "app").glob("panels.*s")]
     for path in [*_python_files(*CODE_FOLDERS), *ROOT.glob("*.*"), ROOT / "LICENSE", *data]:
         relative = path.relative_to(ROOT)
         if path.is_file() and not ignored & set(relative.parts):

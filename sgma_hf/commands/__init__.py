@@ -15,6 +15,7 @@ COMMANDS = {
     "change": ("sgma_hf.commands.change", "say what changed between two maps of a place, and what may explain it"),
     "recolour": ("sgma_hf.commands.recolour", "give classes other colours, in a checkpoint or in maps"),
     "report": ("sgma_hf.commands.report", "write a page of maps, areas and scores that opens anywhere"),
+    "app": ("sgma_hf.commands.app", "serve a page to try a model on, or write it as a Hugging Face Space"),
     "demo": ("sgma_hf.commands.demo", "train, evaluate and predict on procedural scenes"),
     "reproduce": (
         "sgma_hf.commands.reproduce",

@@ -68,7 +68,7 @@ def _totals(done: Sequence[ShownMap]) -> list[Table]:
     total = sum(parts.values())
     lines = [
         [
-            joined(_swatch(colors[name]), name),
+            joined(swatch(colors[name]), name),
             _hectares(part, total) if on_earth else _UNKNOWN,
             _percent(part / total if total else None),
         ]
@@ -152,11 +152,15 @@ def _share_scale(done: Sequence[ShownMap]) -> Html:
     """What the colours of the small pictures mean."""
     if not any(len(one.pictures) > 1 for one in done):
         return Html("")
-    steps = [element("span", style=f"background: {_css(color)}") for color in SHARE_COLORS.tolist()]
-    scale = ["Confidence, reliance and agreement: 0 ", element("span", *steps, class_="scale"), " 1. "]
     trusted = {name: color for one in done for name, color in one.decision.items()}
-    names = [joined(_swatch(color), name, " ") for name, color in trusted.items()]
-    return element("p", *scale, *(["Relied on most: ", *names] if names else []), class_="quiet")
+    names = [joined(swatch(color), name, " ") for name, color in trusted.items()]
+    return element("p", share_scale(), *(["Relied on most: ", *names] if names else []), class_="quiet")
+
+
+def share_scale() -> Html:
+    """The colours of `share_picture`, a `.scale` of spans."""
+    steps = [element("span", style=f"background: {_css(color)}") for color in SHARE_COLORS.tolist()]
+    return joined("Confidence, reliance and agreement: 0 ", element("span", *steps, class_="scale"), " 1. ")
 
 
 def _card(number: int, one: ShownMap) -> Html:
@@ -168,7 +172,7 @@ def _card(number: int, one: ShownMap) -> Html:
         for name, share in shares.items()
     ]
     lines = [
-        [joined(_swatch(one.classes[name]), name), _hectares(row[f"area_ha_{name}"], row["area_ha"]), _percent(share)]
+        [joined(swatch(one.classes[name]), name), _hectares(row[f"area_ha_{name}"], row["area_ha"]), _percent(share)]
         for name, share in sorted(shares.items(), key=lambda pair: -pair[1])
     ]
     if row["share_unmapped"]:
@@ -249,7 +253,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _swatch(color: Color) -> Html:
+def swatch(color: Color) -> Html:
+    """A spot of a colour, a `.swatch`."""
     return element("span", class_="swatch", style=f"background: {_css(color)}")
 
 

@@ -112,7 +112,7 @@ def _shown(folder: Path, path: Path, extras: Mapping[str, Path], row: Mapping[st
         names, colors = read_classes(path)
         if row is None:
             row = _row(folder, path, file, extras, names)
-        pictures = {"classes": _picture(_small(file, MAP_SIDE)[0], colors)}
+        pictures = {"classes": class_picture(_small(file, MAP_SIDE)[0], colors)}
     more, decision = _extra_pictures(extras)
     return ShownMap(row, dict(zip(names, colors, strict=True)), pictures | more, decision)
 
@@ -128,10 +128,10 @@ def _extra_pictures(extras: Mapping[str, Path]) -> tuple[dict[str, bytes], dict[
                 if kind == "decision":
                     names = (file.tags(1).get(f"MODALITY_{index}") for index in range(IGNORE_INDEX))
                     decision = {name: file.colormap(1)[index][:3] for index, name in enumerate(filter(None, names))}
-                    pictures["relied on most"] = _picture(values[0], list(decision.values()))
+                    pictures["relied on most"] = class_picture(values[0], list(decision.values()))
                 else:
                     shown = zip(_titles(name, file), values, strict=False)
-                    pictures |= {title: _share_picture(band) for title, band in shown}
+                    pictures |= {title: share_picture(band) for title, band in shown}
     return pictures, decision
 
 
@@ -192,14 +192,14 @@ def _small(file: Any, side: int) -> np.ndarray:
     return file.read(out_shape=(file.count, height, width))
 
 
-def _share_picture(values: np.ndarray) -> bytes:
+def share_picture(values: np.ndarray) -> bytes:
     """Shares in colours from dark to light; NaN is transparent."""
     shares = values / 255 if values.dtype == np.uint8 else values
     steps = np.where(np.isnan(shares), IGNORE_INDEX, np.rint(np.nan_to_num(shares) * STEPS))
-    return _picture(steps.astype(np.uint8), SHARE_COLORS)
+    return class_picture(steps.astype(np.uint8), SHARE_COLORS)
 
 
-def _picture(ids: np.ndarray, colors: Sequence[Color]) -> bytes:
+def class_picture(ids: np.ndarray, colors: Sequence[Color]) -> bytes:
     """A PNG of values in their colours; 255 is transparent."""
     image = Image.fromarray(np.where(ids < len(colors), ids, len(colors)).astype(np.uint8), "P")
     image.putpalette(bytes(int(part) for color in [*colors, (0, 0, 0)] for part in color))

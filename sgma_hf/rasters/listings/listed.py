@@ -55,7 +55,8 @@ class ListedScene:
             yield entries
             return
         rows, index, columns = self.row
-        images, _ = decode_row(rows[index], list(columns.values()))
+        images, label = decode_row(rows[index], [column for column in columns.values() if column != "label"])
+        images |= {"label": label} if "label" in columns.values() else {}
         with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
             entries = {}
             for name in sorted(columns, key=lambda name: name != first):

@@ -63,6 +63,11 @@ def list_scenes(
     return [_with_masks(scene, masks) for scene in found] if masks else found
 
 
+def list_rows(dataset: str, columns: Sequence[str]) -> list[ListedScene]:
+    """List the rows of a data set, a folder or an id on the Hub, each with those of the columns that it has."""
+    return _scenes_of_rows(dataset, {name: (name, ALL_BANDS) for name in columns})
+
+
 def _with_masks(scene: ListedScene, masks: Mapping[str, tuple[str, Sequence[float]]]) -> ListedScene:
     """A scene whose masks were listed as rasters."""
     rasters = {name: files for name, files in scene.rasters.items() if not name.startswith(_MASK)}

@@ -1,0 +1,109 @@
+"""Pictures of an answer side by side, with their legend, as HTML that holds them."""
+
+import base64
+import io
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..model.limits_sgma import IGNORE_INDEX
+from ..prediction.report.maps_page import share_scale, swatch
+from ..prediction.report.shown_maps import class_picture, share_picture
+from ..publishing.html import Html, element, html_table, joined
+from ..publishing.tables import Table
+from ..visualization.boards import bands_to_show, stretch
+from ..visualization.palette import class_palette
+from .answers import Answer, scores
+from .sights import Sight
+
+
+_RIGHT, _WRONG = (205, 210, 215), (213, 94, 0)
+
+
+def panels(config: Any, sight: Sight, found: Answer, modalities: Collection[str], point: Sequence[int] | None) -> Html:
+    """All pictures of a sight: the map, the truth where there is one, confidence; and a card for each modality.
+
+    `modalities` are those that are switched on; `point` is a pixel (x, y) of the sight to mark.
+    """
+    colors = config.palette or class_palette(config.class_names)
+    pictures = [_figure("map", class_picture(found.labels, colors))]
+    if sight.truth is not None:
+        is_right, counted = found.labels == sight.truth, sight.truth != IGNORE_INDEX
+        pictures.append(_figure("truth", class_picture(sight.truth, colors)))
+        wrong = np.where(counted, (~is_right).astype(np.uint8), IGNORE_INDEX)
+        pictures.append(_figure("errors", class_picture(wrong, [_RIGHT, _WRONG])))
+    pictures.append(_figure("confidence", share_picture(found.confidence)))
+    cards = [_card(name, sight, found, is_on=name in modalities) for name in config.modalities]
+    height, width = sight.window[2:]
+    x, y = point or (-1, -1)
+    marker = f"--x: {100 * (x + 0.5) / width:.3f}%; --y: {100 * (y + 0.5) / height:.3f}%"
+    return element(
+        "div",
+        element(
+            "div", *pictures, element("div", *_legend(config, colors, sight, found), class_="legend"), class_="maps"
+        ),
+        element("div", *cards, class_="cards"),
+        class_="sight" if point else "sight unmarked",
+        style=marker,
+    )
+
+
+def _card(name: str, sight: Sight, found: Answer, *, is_on: bool) -> Html:
+    """What a modality shows, and how the answer relies on it."""
+    if name not in sight.images:
+        return element("section", element("h3", name, element("small", "missing here")), class_="card off")
+    parts = [_figure("", _raster_picture(sight.images[name]), kind="webp", alt=name, **{"data-modality": name})]
+    for title, maps in (("reliance", found.reliance), ("agreement", found.agreement)):
+        if name in maps:
+            mean = "" if np.isnan(maps[name]).all() else f"{title}, {np.nanmean(maps[name]):.2f} on average"
+            parts.append(_figure(mean or title, share_picture(maps[name]), alt=f"{title} {name}"))
+    heading = element("h3", name, *([] if is_on else [element("small", "switched off")]))
+    return element("section", heading, *parts, class_="card" if is_on else "card off")
+
+
+def _figure(caption: str, picture: bytes, *, kind: str = "png", alt: str = "", **attributes: Any) -> Html:
+    source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+    image = element("img", src=source, alt=alt or caption, draggable="false", **attributes)
+    return element("figure", element("div", image, class_="frame"), element("figcaption", caption))
+
+
+def _raster_picture(raster: np.ma.MaskedArray) -> bytes:
+    """Up to three bands in colours; where there is no data, it is transparent."""
+    shown = ~raster.mask.any(axis=2)
+    values = raster.data[..., bands_to_show(raster.shape[2])]
+    picture, _ = stretch(np.where(shown[..., None], values, 0), shown)
+    file = io.BytesIO()
+    alpha = np.where(shown, 255, 0).astype(np.uint8)
+    Image.fromarray(np.dstack([picture, alpha])).save(file, "WEBP", quality=85)
+    return file.getvalue()
+
+
+def _legend(config: Any, colors: Sequence[Sequence[int]], sight: Sight, found: Answer) -> list[Html]:
+    """Classes and their colours, the share of each in the map and in the truth, and how well they agree."""
+    scored = scores(sight, found, config.num_labels)
+    shares = [_shares(found.labels, config.num_labels)]
+    if scored is not None:
+        shares.append(_shares(sight.truth, config.num_labels))
+    lines = []
+    for index, (name, color) in enumerate(zip(config.class_names, colors, strict=True)):
+        cells = [f"{share[index]:.1%}" for share in shares]
+        if scored is not None:
+            iou = scored["iou"][index]
+            cells.append("" if iou is None else f"{iou:.1%}")
+        lines.append([joined(swatch(color), name), *cells])
+    header = ["class", "map", *([] if scored is None else ["truth", "IoU"])]
+    parts = [html_table(Table("classes", "", header, lines)), element("p", share_scale())]
+    if scored is not None:
+        parts.append(
+            element(
+                "p", f"{scored['accuracy']:.1%} of the labelled pixels are right, ", swatch(_WRONG), "the others not."
+            )
+        )
+    return parts
+
+
+def _shares(ids: np.ndarray, num_labels: int) -> np.ndarray:
+    counts = np.bincount(ids.ravel(), minlength=num_labels)[:num_labels]
+    return counts / max(1, counts.sum())

@@ -1,0 +1,187 @@
+"""What the page shows is what `predict` writes, `explain_pixel` says and the truth holds."""
+
+import base64
+import io
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from app_scenes import COLORS, HEIGHT, NAMES, WIDTH, app_model, app_processor, predicted, write_app_scenes
+from PIL import Image
+from raster_scenes import write_tiff
+from tiny_models import tiny_model
+
+from sgma_hf.app.answers import answer, explain, scores
+from sgma_hf.app.panels import panels
+from sgma_hf.app.sights import LABEL, Sights, View
+from sgma_hf.data.class_maps import ClassMap
+from sgma_hf.data.windows import Window
+from sgma_hf.rasters.listings.sources import list_scenes
+from sgma_hf.visualization.palette import class_palette, colorize
+
+
+rasterio = pytest.importorskip("rasterio")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return app_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return app_processor()
+
+
+@pytest.fixture
+def scene(tmp_path):
+    write_app_scenes(tmp_path / "scenes")
+    return tmp_path / "scenes" / "a"
+
+
+@pytest.fixture
+def sights(model, processor, scene):
+    scenes = list_scenes(scene.parent, [*NAMES, LABEL])
+    return Sights(model, processor, scenes, allow_other_scale=True)
+
+
+@pytest.mark.parametrize("names", [NAMES, ["rgb", "dsm"], ["dsm", "sar"], ["dsm"]])
+def test_the_maps_are_those_of_predict_from_as_many_files(model, processor, scene, sights, names):
+    sight = sights.look(View("a"))
+    assert len(sight.encoded) == 4  # tiles of 64 pixels, which overlap
+    found = answer(model, processor, sight, names, with_agreement=True)
+    expected = predicted(model, processor, scene, names)
+    assert (found.labels == expected["labels"][0]).mean() > 0.999  # ties aside
+    close = {"atol": 1e-3, "rtol": 0, "equal_nan": True}
+    np.testing.assert_allclose(found.confidence, expected["confidence"][0], **close)
+    assert list(found.reliance) == list(found.agreement) == names
+    for index, name in enumerate(names):
+        np.testing.assert_allclose(found.reliance[name], expected["robustness"][index], **close)
+        if len(names) > 1:
+            np.testing.assert_allclose(found.agreement[name], expected["agreement"][index], **close)
+    if names == ["dsm"]:
+        assert (found.labels[:10] == 255).all() and np.isnan(found.confidence[:10]).all()
+
+
+def test_a_gap_is_missing_data_and_stays_where_it_was_cut(model, processor, scene, sights):
+    view = View("a", gaps=(("rgb", Window(16, 24, 40, 48)),))
+    found = answer(model, processor, sights.look(view), NAMES, with_agreement=False)
+    with rasterio.open(scene / "rgb.tif") as file:
+        values = file.read()
+    valid = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    valid[16:56, 24:72] = 0
+    cut = write_tiff(scene.parent / "cut.tif", values, mask=valid)
+    expected = predicted(model, processor, scene, NAMES, rgb=cut)
+    assert (found.labels == expected["labels"][0]).mean() > 0.999
+    np.testing.assert_allclose(found.reliance["rgb"], expected["robustness"][0], atol=1e-3)
+    assert not found.reliance["rgb"][16:56, 24:72].any()
+    # a smaller part that is moved shows the same pixels as missing
+    part = Sights(model, processor, list(sights.scenes.values()), side=64, allow_other_scale=True)
+    sight = part.look(replace(view, top=10, left=1000))
+    assert (sight.scene_size, sight.window) == ((HEIGHT, WIDTH), Window(10, 32, 64, 64))
+    assert sight.images["rgb"].mask[..., 0].nonzero()[0].min() == 6
+    assert sight.images["rgb"].mask[..., 0].sum() == 40 * 40
+    assert sight.truth.shape == (64, 64)
+
+
+def test_truth_scores_and_words(model, processor, scene, sights):
+    sight = sights.look(View("a"))
+    with rasterio.open(scene / "label.tif") as file:
+        truth = file.read(1)
+    np.testing.assert_array_equal(sight.truth, truth)
+    found = answer(model, processor, sight, ["rgb", "dsm"], with_agreement=False)
+    counted = (truth != 255) & (found.labels != 255)
+    scored = scores(sight, found, 5)
+    assert scored["accuracy"] == pytest.approx((found.labels == truth)[counted].mean())
+    both = ((found.labels == 2) & (truth == 2) & counted).sum()
+    either = (((found.labels == 2) | (truth == 2)) & counted).sum()
+    assert scored["iou"][2] == pytest.approx(both / either if either else None)
+    lines = explain(model, sight, ["rgb", "dsm"], found, (70, 12))
+    share = found.confidence[12, 70]
+    assert lines[0].startswith(f"Pixel x 70, y 12 is {model.config.class_names[found.labels[12, 70]]} (")
+    assert abs(int(re.search(r"\((\d+)%\)", lines[0])[1]) / 100 - share) < 0.1  # one tile against a blend of two
+    assert lines[-1] == f"The truth is {model.config.class_names[truth[12, 70]]}."
+    assert any(line.startswith("Without dsm it would ") for line in lines)
+    assert "sar" not in " ".join(lines)
+    assert "Nothing but rgb covers it." in explain(model, sight, ["rgb", "dsm"], found, (70, 2))  # no height there
+    alone = answer(model, processor, sight, ["dsm"], with_agreement=False)
+    with pytest.raises(ValueError, match="Nothing that is switched on covers pixel x 70, y 2"):
+        explain(model, sight, ["dsm"], alone, (70, 2))
+
+
+def test_pictures_show_the_maps_to_the_pixel(model, processor, sights):
+    sight = sights.look(View("a"))
+    found = answer(model, processor, sight, ["rgb", "dsm"], with_agreement=True)
+    html = panels(model.config, sight, found, ["rgb", "dsm"], (5, 6))
+    pictures = {
+        alt: np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))
+        for data, alt in re.findall(r'src="data:image/\w+;base64,([^"]+)" alt="([^"]+)"', html)
+    }
+    reliance = ["reliance rgb", "agreement rgb", "dsm", "reliance dsm", "agreement dsm", "sar"]
+    assert list(pictures) == ["map", "truth", "errors", "confidence", "rgb", *reliance]
+    for name, ids in (("map", found.labels), ("truth", sight.truth)):
+        np.testing.assert_array_equal(pictures[name][ids != 255, :3], colorize(ids, COLORS)[ids != 255])
+        np.testing.assert_array_equal(pictures[name][..., 3] == 0, ids == 255)
+    wrong = (found.labels != sight.truth) & (sight.truth != 255)
+    np.testing.assert_array_equal((pictures["errors"][..., :3] == [213, 94, 0]).all(-1) & (sight.truth != 255), wrong)
+    np.testing.assert_array_equal(pictures["dsm"][..., 3] == 0, sight.images["dsm"].mask[..., 0])
+    assert html.count("switched off") == 1
+    assert "--x: 5.729%" in html  # of the middle of pixel 5 of 96
+    shares = [float(cell) for cell in re.findall(r'<td class="number">([\d.]+)%</td>', html)]
+    assert shares[0] == pytest.approx(100 * (found.labels == 0).mean(), abs=0.06)
+
+
+def test_names_of_classes_are_text(model, processor, sights):
+    sight = sights.look(View("a"))
+    found = answer(model, processor, sight, NAMES, with_agreement=False)
+    config = tiny_model(id2label=dict(enumerate(["<i>a", "b", "c", "d", "e"]))).config
+    html = panels(config, sight, found, NAMES, None)
+    assert "&lt;i&gt;a" in html and "<i>a" not in html
+    assert class_palette(config.class_names)  # colours without a palette in the checkpoint
+
+
+def test_a_scene_without_truth_and_a_modality(model, processor, sights):
+    sight = sights.look(View("b"))
+    assert sight.truth is None and sight.note == ""
+    found = answer(model, processor, sight, NAMES, with_agreement=True)
+    assert list(found.agreement) == ["rgb", "dsm"] and scores(sight, found, 5) is None
+    html = panels(model.config, sight, found, NAMES, None)
+    assert "missing here" in html and "truth" not in html and "IoU" not in html
+    with pytest.raises(ValueError, match="Switch a modality on"):
+        answer(model, processor, sight, ["sar"], with_agreement=False)
+
+
+def test_labels_are_read_as_in_training_and_bad_ones_are_a_note(model, processor, scene, sights):
+    path = str(scene / "rgb.tif")
+    values = np.full((1, HEIGHT, WIDTH), 7, np.uint8)
+    label = write_tiff(scene.parent / "sevens.tif", values)
+    view = View(files=(("rgb", path), (LABEL, label)))
+    sight = sights.look(view)
+    assert sight.truth is None and "sevens.tif" in sight.note and "7" in sight.note
+    answer(model, processor, sight, NAMES, with_agreement=False)
+    entries = [{"name": f"LABEL_{index}", "value": index + 4} for index in range(5)]
+    mapped = Sights(model, processor, classes=ClassMap.of_entries(entries), allow_other_scale=True)
+    assert (mapped.look(view).truth == 3).all()
+
+
+def test_files_handed_in_are_refused_by_what_they_hold(sights, tmp_path):
+    path = tmp_path / "rgb.tif"
+    for content in (b"", b"no picture", b"<VRTDataset rasterXSize='1' rasterYSize='1'></VRTDataset>"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"rgb\.tif is no TIFF, PNG, JPEG or \.npy file"):
+            sights.look(View(files=(("rgb", str(path)),)))
+    path.write_bytes(b"II*\0" + bytes(60))
+    with pytest.raises(ValueError, match=r"rgb\.tif"):
+        sights.look(View(files=(("rgb", str(path)),)))
+
+
+def test_an_encoding_is_made_once(model, sights, monkeypatch):
+    calls = []
+    encode = type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda *args, **kwargs: calls.append(1) or encode(*args, **kwargs))
+    for names in (NAMES, ["rgb"], ["dsm", "sar"]):
+        answer(model, sights.processor, sights.look(View("b")), names[:2], with_agreement=True)
+    assert len(calls) == 4  # a tile each
+    assert torch.is_grad_enabled()

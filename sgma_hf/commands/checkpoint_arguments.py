@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,33 @@ def add_score_classes(parser: Parser) -> None:
         help=text,
         former=("--scored_classes",),
     )
+
+
+def add_dates(parser: Parser) -> None:
+    """Add `--dates`."""
+    dates = "when files were taken, a table with the columns file and date; default: by name, tags or STAC item"
+    parser.add_argument("--dates", metavar="CSV", help=dates)
+
+
+def date_table(path: str | None, config: Any) -> Any:
+    """The table of dates, None if none is given; ValueError if the model knows no dates."""
+    from sgma_hf.rasters.dates import DateTable
+
+    if path is not None and config.date_periods is None:
+        raise ValueError(f"`--dates {path}`: this checkpoint knows no dates (`date_periods`). Leave it out.")
+    return None if path is None else DateTable(path)
+
+
+def rasters_of(args: argparse.Namespace, given: Mapping[str, Sequence[str]], config: Any) -> dict[str, Any]:
+    """What `predict_raster` takes of the files given: of a model that knows dates, each of its date, else mosaics."""
+    from sgma_hf.rasters.scene import dated, expand, mask_options, masked
+
+    table, masks, sources = date_table(args.dates, config), mask_options(args, list(given)), dict[str, Any]()
+    for name, paths in given.items():
+        file, values = masks.get(name, ("", ()))
+        files, hiding = expand(paths), expand([file]) if file else []
+        if config.date_periods is None:
+            sources[name] = masked(files, hiding, values)
+        else:
+            sources |= dated(name, files, hiding, values, table)
+    return sources

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgma_hf.commands.checkpoint_arguments import (
+    add_dates,
     add_device,
     add_score_classes,
     add_turns,
     check_checkpoint,
     choose_device,
     choose_dtype,
+    rasters_of,
 )
 from sgma_hf.data.command_line import Parser
 from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
@@ -68,6 +70,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--batch_size", type=int, help="tiles per forward pass; default: 4, on a CPU 1")
     parser.add_switch("--allow_other_scale", help="score although a raster is far from what was trained on")
     add_device(parser)
+    add_dates(parser)
     add_polygon_arguments(parser)
     add_mask_arguments(parser, "file")
     group = parser.add_argument_group("modalities of the checkpoint, one or more")
@@ -78,8 +81,9 @@ def _parser(modalities: Sequence[str]) -> Parser:
 
 def main(argv: list[str]) -> None:
     """Evaluate, write the JSON file if one is named, and print the scores."""
+    from transformers import AutoConfig
+
     from sgma_hf.data.class_maps import ClassMap
-    from sgma_hf.rasters.scene import mask_options, masked
 
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--model")
@@ -91,9 +95,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     args.dtype = choose_dtype(parser, args)
     given = {name: paths for name, paths in vars(args).items() if name in modalities}
-    masks = mask_options(args, list(given))
-    rasters = {name: masked(paths, *masks.get(name, (None, ()))) for name, paths in given.items()}
-    _check_outputs(args, rasters)
+    rasters = rasters_of(args, given, AutoConfig.from_pretrained(args.model)) if given else {}
+    _check_outputs(args, [source for name in given for source in rasters[name]])
     classes = None if args.classes is None else ClassMap.load(args.classes)
     if args.map is not None:
         results = _score_map(args, classes)
@@ -119,22 +122,20 @@ def main(argv: list[str]) -> None:
         plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(args.plot, dpi=200)
 
 
-def _check_outputs(args: argparse.Namespace, rasters: "Mapping[str, list[RasterInput]]") -> None:
+def _check_outputs(args: argparse.Namespace, sources: "Sequence[RasterInput]") -> None:
     """Refuse what could not be written, or would replace a raster, before anything is computed."""
     from sgma_hf.rasters.polygons import is_vector_file, split_layer
     from sgma_hf.rasters.scene import RasterInput
 
     inputs = [split_layer(args.label)[0]] if is_vector_file(args.label) else RasterInput.parse(args.label).files
     inputs += RasterInput.parse(args.map).files if args.map is not None else []
-    inputs += [file for sources in rasters.values() for source in sources for file in source.files]
+    inputs += [file for source in sources for file in source.files]
     for output in filter(None, (args.output, args.plot)):
         check_replaceable(output, inputs)
         check_writable(output)
 
 
-def _score_model(
-    args: argparse.Namespace, rasters: "Mapping[str, list[RasterInput]]", classes: "ClassMap | None"
-) -> dict[str, Any]:
+def _score_model(args: argparse.Namespace, rasters: Mapping[str, Any], classes: "ClassMap | None") -> dict[str, Any]:
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
     from sgma_hf.data.metadata import check_class_names

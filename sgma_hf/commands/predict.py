@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import (
+    add_dates,
     add_device,
     add_turns,
     check_checkpoint,
     choose_device,
     choose_dtype,
     load_model,
+    rasters_of,
 )
-from sgma_hf.commands.scene_maps import add_scene_arguments, date_table, map_options, predict_folder
+from sgma_hf.commands.scene_maps import add_scene_arguments, map_options, predict_folder
 from sgma_hf.data.command_line import Parser, report_errors
 from sgma_hf.data.whole_files import check_replaceable, check_writable
 from sgma_hf.prediction import EXTRAS
@@ -114,8 +116,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--extras", nargs="+", action="extend", choices=EXTRAS, help=extras)
     by_date = "of a model that knows dates: reliance on each month, and the day of greatest reliance"
     add("--reliance_by", nargs="+", action="extend", default=[], choices=("month", "day"), help=by_date)
-    dates = "when files were taken, a table with the columns file and date; default: by name, tags or STAC item"
-    add("--dates", metavar="CSV", help=dates)
+    add_dates(parser)
     tile_size = "side of the tiles; default: that of the training crops"
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile; default: about three quarters of the tile")
@@ -204,7 +205,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     if extras is None:
         is_picture = args.output.lower().endswith(PNG_SUFFIXES)
         extras = ["robustness"] if is_picture and find_fusion(config).has_robustness else []
-    sources = _sources(args, rasters, date_table(args.dates, config), is_dated=config.date_periods is not None)
+    sources = rasters_of(args, rasters, config)
     _check_vectors(args)
     # What cannot be written is said before gigabytes of weights are loaded.
     inputs = [file for name in rasters for source in sources[name] for file in source.files]
@@ -218,18 +219,6 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
         _report(prediction, config, is_sifted=args.min_confidence > 0)
         for path in _write_tables(args, prediction, config.class_names):
             print(path)
-
-
-def _sources(args: argparse.Namespace, rasters: dict[str, list[str]], table: Any, *, is_dated: bool) -> dict[str, Any]:
-    """What `predict_raster` takes: of a model that knows dates, each file of its date, else mosaics."""
-    from sgma_hf.rasters.scene import dated, expand, mask_options, masked
-
-    masks, sources = mask_options(args, list(rasters)), dict[str, Any]()
-    for name, paths in rasters.items():
-        file, values = masks.get(name, ("", ()))
-        files, hiding = expand(paths), expand([file]) if file else []
-        sources |= dated(name, files, hiding, values, table) if is_dated else {name: masked(files, hiding, values)}
-    return sources
 
 
 def _check_vectors(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sgma_hf
-from sgma_hf.commands.checkpoint_arguments import load_model
+from sgma_hf.commands.checkpoint_arguments import date_table, load_model
 from sgma_hf.data.command_line import Parser
 
 
@@ -77,15 +77,6 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
         if failed:
             print(f"failed: {_some(failed)}; the table says why. `--resume` tries them again", file=sys.stderr)
     return 1 if failed else 0
-
-
-def date_table(path: str | None, config: Any) -> Any:
-    """The table of dates, None if none is given; ValueError if the model knows no dates."""
-    from sgma_hf.rasters.dates import DateTable
-
-    if path is not None and config.date_periods is None:
-        raise ValueError(f"`--dates {path}`: this checkpoint knows no dates (`date_periods`). Leave it out.")
-    return None if path is None else DateTable(path)
 
 
 def map_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..data.class_maps import ClassMap, classes_flag, label_codes, suggest_class
 from ..data.codec import whole_numbers
 from ..data.windows import blocks
 from ..model.fusion_sgma import find_fusion
-from ..model.limits_sgma import IGNORE_INDEX
+from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from ..prediction.maps import predict_raster
 from ..rasters.files import read_info
 from ..rasters.grids import Grid
@@ -234,7 +234,7 @@ def evaluate_scene(
     Args:
         model: An SGMA model with a segmentation head, in eval mode.
         processor: Its image processor.
-        rasters: Files by modality, as for `predict_raster`.
+        rasters: Files by modality, and dates of series, as for `predict_raster`.
         label: Raster of class ids as for `score_map`, 255 for none; its nodata value does not count either. Or
             polygons; then the grid is that of the rasters.
         combinations: Names to evaluate together; None takes every non-empty combination of what is there.
@@ -270,7 +270,8 @@ def evaluate_scene(
         for names in sorted(combinations, key=len, reverse=True):
             complete = set(names) == set(given) and len(given) > 1 and find_fusion(config).has_robustness
             how = {"like": label, "extras": ["robustness"] if complete else [], **options}
-            some = {name: rasters[name] for name in names}
+            entries = [*names, *(name + DATES_SUFFIX for name in names if name + DATES_SUFFIX in rasters)]
+            some = {name: rasters[name] for name in entries}
             files = predict_raster(model, processor, some, Path(folder) / "map.tif", **how).files
             counting = {"robustness": files.get("robustness"), "classes": classes, **scored}
             scores = score_map(files["labels"], label, config.num_labels, **counting)

@@ -1,11 +1,12 @@
 """Why a pixel got its class: what it was relied on for, what it resembles, and what each modality changes."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..model.cells_sgma import STAGE_STRIDES, pixel_logits
+from ..model.dates_sgma import from_days
 from ..model.encoding_sgma import SgmaEncoding
 
 
@@ -20,7 +21,7 @@ def explain_pixel(
     Args:
         model: An SGMA model with a segmentation head, in eval mode.
         processor: Its image processor.
-        images: Raster per modality, as the processor takes them; None or no entry for what is missing.
+        images: Raster or series per modality, as the processor takes them; None or no entry for what is missing.
         x: Column of the pixel on the grid of the largest raster, from 0.
         y: Row.
         num_prototypes: How many of the nearest class prototypes to name.
@@ -35,14 +36,20 @@ def explain_pixel(
         - `stages`: for each of the four stages `stride` in pixels; `robustness`, modality -> share in [0, 1] in the
           cell that holds the pixel (None without robustness); and `nearest_prototypes`, modality -> list of class and
           cosine similarity in [-1, 1] between the modality's projected feature and the sample's class prototypes,
-          nearest first. With one modality the model makes no prototypes, and this is None.
+          nearest first. With one modality the model makes no prototypes, and this is None. Of a series it is the date
+          that is relied on most.
+        - `dates`, only if there is a series: modality -> list of what covers the pixel, in the order of time, each
+          with `date`, ISO 8601 or None if it is unknown, and `reliance`, its share of it, the mean over the stages
+          (None without robustness).
 
     Raises:
         ValueError: If the pixel lies outside the image, or no modality covers it.
     """
     inputs = processor(images=[dict(images)], do_resize=False, return_tensors="pt")
-    encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"])
-    return explain_encoding(model, encoding, x, y, num_prototypes=num_prototypes)
+    dates = {"dates": inputs["dates"]} if "dates" in inputs and model.config.date_periods is not None else {}
+    encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"], **dates)
+    days = inputs["dates"][0] if "dates" in inputs else None
+    return explain_encoding(model, encoding, x, y, days=days, num_prototypes=num_prototypes)
 
 
 @torch.no_grad()
@@ -53,11 +60,13 @@ def explain_encoding(
     y: int,
     *,
     among: Collection[str] | None = None,
+    days: torch.Tensor | None = None,
     num_prototypes: int = 3,
 ) -> dict[str, Any]:
     """What `explain_pixel` says, of what `model.encode` made of one sample.
 
-    `among` are the modalities that are there, as if the encoding had no others; None: all.
+    `among` are the modalities that are there, as if the encoding had no others; None: all. `days` are its dates,
+    (T, num_modalities); None: it is no series.
     """
     height, width = encoding.image_size
     if not (0 <= x < width and 0 <= y < height):
@@ -73,7 +82,8 @@ def explain_encoding(
         subset = [name != left_out and (among is None or name in among) for name in modalities]
         return model.fuse_and_decode(encoding, torch.tensor(subset, device=model.device), **kwargs)
 
-    outputs = fuse(None, output_prototypes=True)
+    by_date = {} if days is None else {"output_date_robustness": True}
+    outputs = fuse(None, output_prototypes=True, **by_date)
     without = {name: _scores(model, fuse(name), x, y) if len(covering) > 1 else None for name in covering}
 
     def shares(values: torch.Tensor) -> dict[str, float]:
@@ -90,7 +100,35 @@ def explain_encoding(
         for stage, stride in enumerate(STAGE_STRIDES)
     ]
     everything = _scores(model, outputs, x, y)
-    return {"x": x, "y": y, "modalities": covering} | everything | {"without": without, "stages": stages}
+    dates = {} if days is None else {"dates": _dates(encoding, outputs, days, covering, modalities, x, y)}
+    return {"x": x, "y": y, "modalities": covering} | everything | {"without": without, "stages": stages} | dates
+
+
+def _dates(
+    encoding: SgmaEncoding,
+    outputs: Any,
+    days: torch.Tensor,
+    covering: Collection[str],
+    modalities: Sequence[str],
+    x: int,
+    y: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """Date and reliance of each observation that covers a pixel, by modality, in the order of time."""
+    there = encoding.observed if encoding.observed_pixels is None else encoding.observed_pixels[..., y, x]
+    there, shares = encoding.by_date(there)[0], None
+    if outputs.date_robustness is not None:
+        cells = zip(outputs.date_robustness, STAGE_STRIDES, strict=True)
+        shares = torch.stack([maps[0, ..., y // stride, x // stride] for maps, stride in cells]).mean(0)  # (T, M)
+    found = {}
+    for name in covering:
+        index, seen = modalities.index(name), []
+        slots = there[:, index].nonzero().flatten().tolist()
+        for slot in sorted(slots, key=lambda slot: days[slot, index].nan_to_num(torch.inf).item()):
+            time = from_days(days[slot, index].item())
+            reliance = None if shares is None else shares[slot, index].item()
+            seen.append({"date": time and time.isoformat(timespec="minutes"), "reliance": reliance})
+        found[name] = seen
+    return found
 
 
 def _scores(model: Any, outputs: Any, x: int, y: int) -> dict[str, Any]:
@@ -116,17 +154,37 @@ def _nearest(
         return None
     tokens, prototypes, names = encoding.stages[stage], outputs.prototypes[stage][0], model.config.class_names
     cell = row * tokens.size[1] + column
+    fractions, position = encoding.observed_fractions, encoding.position[0].tolist()
+    covered = [
+        fractions is None or bool(fractions[stage][0, index, row, column] > 0) for index in range(len(position))
+    ]
     found = {}
     for index, modality in enumerate(model.config.modalities):
-        pair = int(encoding.position[0, index])
-        covered = encoding.fractions is None or bool(encoding.fractions[stage][0, index, row, column] > 0)
-        if pair < 0 or not covered or (among is not None and modality not in among):
+        slots = range(index, len(position), encoding.num_modalities)
+        slots = [slot for slot in slots if position[slot] >= 0 and covered[slot]]
+        if not slots or (among is not None and modality not in among):
             continue
-        feature = tokens.tokens[pair, cell].float().unsqueeze(0)
+        if len(slots) > 1 and outputs.date_robustness is not None:
+            reliance = outputs.date_robustness[stage][0, ..., row, column].flatten()
+            slots = sorted(slots, key=lambda slot: -reliance[slot].item())
+        feature = tokens.tokens[position[slots[0]], cell].float().unsqueeze(0)
         similarity = torch.nn.functional.cosine_similarity(feature, prototypes.float())  # (K,)
         best = similarity.argsort(descending=True)[:count].tolist()
         found[modality] = [{"class": names[label], "similarity": float(similarity[label])} for label in best]
     return found
+
+
+def _dates_in_words(dates: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What date of each series is relied on most."""
+    lines = []
+    for name, seen in dates.items():
+        known = [one for one in seen if one["date"] is not None and one["reliance"] is not None]
+        if len(seen) > 1 and known:
+            best = max(known, key=lambda one: one["reliance"])
+            lines.append(
+                f"Of {len(seen)} dates of {name} it relies most on {best['date'][:10]} ({best['reliance']:.0%})."
+            )
+    return lines
 
 
 def explanation_in_words(explanation: Mapping[str, Any]) -> list[str]:
@@ -142,11 +200,12 @@ def explanation_in_words(explanation: Mapping[str, Any]) -> list[str]:
     lines = [f"Pixel x {explanation['x']}, y {explanation['y']} is {best[0]} ({best[1]:.0%}){before}."]
     covering, stages = explanation["modalities"], explanation["stages"]
     if len(covering) == 1:
-        return [*lines, f"Nothing but {covering[0]} covers it."]
+        return [*lines, f"Nothing but {covering[0]} covers it.", *_dates_in_words(explanation.get("dates", {}))]
     if stages[0]["robustness"] is not None:
         shares = {name: sum(stage["robustness"][name] for stage in stages) / len(stages) for name in covering}
         ranked = sorted(shares.items(), key=lambda pair: -pair[1])
         lines.append("It relies " + ", ".join(f"{share:.0%} on {name}" for name, share in ranked) + ".")
+        lines += _dates_in_words(explanation.get("dates", {}))
     for name, rest in explanation["without"].items():
         decides = f": {name} decides" if rest["class"] != best[0] else ""
         would = "would be" if decides else "would still be"

@@ -131,3 +131,46 @@ def test_pixels_that_are_not_there_are_refused(model, processor, images):
         explain_pixel(model, processor, images, 60, 0)
     with pytest.raises(ValueError, match=r"No modality covers pixel \(x=3, y=11\)"):
         explain_pixel(model, processor, {"dsm": images["dsm"]}, 3, 11)
+
+
+@pytest.mark.parametrize("periods", [None, [365.25, 91.3]])
+def test_of_a_series_each_date_is_named_with_its_reliance(processor, periods):
+    """By fusing every date alone of another encoding, and from what the model says of its stages."""
+    model = spread_weights(tiny_model(date_periods=periods)).eval()
+    generator = np.random.default_rng(1)
+    dates = ["2019-05-11T10:50:21Z", "2019-03-02", None, "2019-04-01"]
+    sar = [generator.uniform(-20, 0, (50, 60, 2)).astype(np.float32) for _ in dates]
+    sar[3][:, 40:] = np.nan  # it does not cover the pixel
+    dsm = generator.uniform(0, 20, (50, 60)).astype(np.float32)
+    images = {"sar": sar, "sar_dates": dates, "dsm": dsm}
+    explained = explain_pixel(model, processor, images, 45, 11)
+    seen = explained["dates"]["sar"]
+    assert [entry["date"] for entry in seen] == ["2019-03-02T00:00", "2019-05-11T10:50", None]
+    assert [entry["date"] for entry in explained["dates"]["dsm"]] == [None]
+    inputs = processor([images], do_resize=False)
+    known = inputs["dates"] if periods else None
+    with torch.no_grad():
+        outputs = model(inputs["pixel_values"], inputs["modality_mask"], dates=known, output_date_robustness=True)
+    cells = zip(outputs.date_robustness, (4, 8, 16, 32), strict=True)
+    shares = torch.stack([maps[0, :, :, 11 // stride, 45 // stride] for maps, stride in cells]).mean(0)
+    expected = [shares[1, 2], shares[0, 2], shares[2, 2]]
+    torch.testing.assert_close(torch.tensor([entry["reliance"] for entry in seen]), torch.stack(expected))
+    # What is nearest is that of the date that is relied on most: alone, it has the same features.
+    best = max((1, 0, 2), key=lambda slot: outputs.date_robustness[0][0, slot, 2, 2, 11].item())
+    alone = {"sar": [sar[best]], "sar_dates": [dates[best]], "dsm": dsm}
+    encoding = model.encode(
+        **{k: v for k, v in processor([alone], do_resize=False).items() if periods or k != "dates"}
+    )
+    stage = encoding.stages[0]
+    feature = stage.tokens[int(encoding.position[0, 2]), 2 * stage.size[1] + 11]
+    with torch.no_grad():
+        prototypes = model.fuse_and_decode(
+            model.encode(inputs["pixel_values"], inputs["modality_mask"], dates=known), output_prototypes=True
+        ).prototypes[0][0]
+    similarity = torch.nn.functional.cosine_similarity(feature.unsqueeze(0), prototypes)
+    nearest = explained["stages"][0]["nearest_prototypes"]["sar"][0]
+    assert nearest["similarity"] == pytest.approx(similarity.max().item(), abs=1e-4)
+    words = explanation_in_words(explained)
+    share, date = max((entry["reliance"], entry["date"]) for entry in seen[:2])
+    assert f"Of 3 dates of sar it relies most on {date[:10]} ({share:.0%})." in words
+    json.dumps(explained)

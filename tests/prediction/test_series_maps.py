@@ -12,6 +12,7 @@ from tiny_models import spread_weights, tiny_model
 from torch.nn.functional import interpolate
 
 from sgma_hf import SgmaImageProcessor, predict_raster
+from sgma_hf.commands.evaluate import main as evaluate
 from sgma_hf.commands.predict import main
 from sgma_hf.model.dates_sgma import to_days
 from sgma_hf.prediction.maps import MapMaker, WantedMap
@@ -245,6 +246,23 @@ def test_scenes_of_dates_have_a_map_each_and_a_record_of_their_dates(checkpoint,
     assert main(["--model", str(folder), *files, "--output", str(single)]) == 0
     # The grid is that of the first modality of the model in a folder, of the first flag on a command line.
     np.testing.assert_array_equal(read(single), read(out / "a.tif"))
+
+
+def test_scores_of_a_scene_are_those_of_the_maps_of_its_dates(checkpoint, scene, tmp_path):
+    folder, _, _ = checkpoint
+    truth = np.random.default_rng(1).integers(0, 5, (1, SIZE, SIZE)).astype(np.uint8)
+    write_tiff(tmp_path / "truth.tif", truth)
+    scored = ["--label", str(tmp_path / "truth.tif"), "--output", str(tmp_path / "scores.json")]
+    assert evaluate(["--model", str(folder), *flags(scene, s1=False), *scored]) == 0
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert sorted(found["combinations"]) == ["dsm", "s2", "s2+dsm"]
+    assert main(["--model", str(folder), *flags(scene, s1=False)[:2], "--output", str(tmp_path / "s2.tif")]) == 0
+    predicted = read(tmp_path / "s2.tif")
+    there = predicted < 255
+    confusion = np.zeros((5, 5), int)
+    np.add.at(confusion, (truth[there], predicted[there]), 1)
+    ious = np.diag(confusion) / (confusion.sum(0) + confusion.sum(1) - np.diag(confusion))
+    assert found["combinations"]["s2"]["miou"] == pytest.approx(ious.mean(), abs=1e-3)
 
 
 def test_what_cannot_be_meant_is_refused_before_the_weights_are_read(checkpoint, scene, tmp_path, capsys):

@@ -242,7 +242,7 @@ def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
         trainer.remove_callback(PlainLog)
         with _timed(facts, "seconds"):
             trainer.train()
-    names = ("loss_sgf", "loss_mas", "loss")
+    names = (*(f"loss_{term}" for term in model.config.loss_terms), "loss")
     facts["losses"] = {name: entry[name] for entry in trainer.state.log_history for name in names if name in entry}
     return trainer.plain_model().eval(), processor, facts
 

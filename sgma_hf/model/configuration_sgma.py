@@ -102,6 +102,13 @@ class SgmaConfig(PreTrainedConfig):
             Weight of the loss of the fused prediction (paper: 2).
         mas_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss of the modality-aware sampling branch (paper: 1). 0 leaves the branch out.
+        subset_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the loss of a prediction from some of a row's modalities together, which modality-aware sampling
+            draws, too, and which are fused from the one encoding: see [`sample_subset`]. The paper has none. Of two
+            modalities there is nothing between one and all, so it has no effect.
+        filter_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of a cross-entropy of CSF's class scores at every stage, from each modality alone, with `fusion` of
+            `"sgf"`: see [`filter_losses`]. The paper has none.
         mas_exponent (`float`, *optional*, defaults to 1.0):
             Power of the probabilities by which modality-aware sampling draws: 1 as in the paper, 0 uniformly over the
             modalities present, above 1 the fragile ones more often still.
@@ -164,6 +171,8 @@ class SgmaConfig(PreTrainedConfig):
     classifier_dropout_prob: float | int = 0.0
     sgf_loss_weight: float | int = 2.0
     mas_loss_weight: float | int = 1.0
+    subset_loss_weight: float | int = 0.0
+    filter_loss_weight: float | int = 0.0
     mas_exponent: float | int = 1.0
     dice_loss_weight: float | int = DICE_LOSS_WEIGHT
     freeze_batch_norm: bool = True
@@ -217,7 +226,8 @@ class SgmaConfig(PreTrainedConfig):
         for name, lower, upper in sizes:
             if not lower <= getattr(self, name) <= upper:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected {lower} to {upper}.")
-        for name in ("sgf_loss_weight", "mas_loss_weight", "mas_exponent", "dice_loss_weight", "initializer_range"):
+        weights = [f"{name}_loss_weight" for name in ("sgf", "mas", "subset", "filter", "dice")]
+        for name in (*weights, "mas_exponent", "initializer_range"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0.")
         periods = self.date_periods
@@ -325,6 +335,12 @@ class SgmaConfig(PreTrainedConfig):
     def num_modalities(self) -> int:
         """Number of modalities, M."""
         return len(self.modalities)
+
+    @property
+    def loss_terms(self) -> list[str]:
+        """Which terms the training loss has, by the names of their weights; the first is `"sgf"`."""
+        possible = {"mas": True, "subset": self.num_modalities > 2, "filter": self.fusion == "sgf"}
+        return ["sgf", *(name for name, is_so in possible.items() if is_so and getattr(self, f"{name}_loss_weight"))]
 
     @property
     def gap_value(self) -> float:

@@ -209,18 +209,21 @@ class SemanticGuidedFusion(nn.ModuleList):
         Raises:
             ValueError: If the subset has an unknown name or another shape.
         """
-        mask, host_mask = encoding.observed, encoding.host_observed
+        mask, host_mask, known = encoding.observed, encoding.host_observed, True
         if subset is not None:
             subset = self._subset_mask(subset, encoding)
             mask = mask & subset.to(mask.device, non_blocking=True)
-            if host_mask is not None:
-                host_mask = (torch.tensor(host_mask) & subset.cpu()).tolist()
+            known = (
+                subset.device.type == "cpu"
+            )  # no other device is asked: what is left out is then packed, and masked
+            if host_mask is not None and known:
+                host_mask = (torch.tensor(host_mask) & subset).tolist()
         prototypes = None
         if host_mask is not None and max(map(sum, host_mask)) < 2:  # nothing to compare
             fused = self._fuse_alone(encoding, mask.int().argmax(1), mask.any(1))
             robustness = encoding.single_robustness(mask) if self.has_robustness else None
         else:
-            fused, robustness, prototypes = self._fuse_stages(encoding, mask, host_mask)
+            fused, robustness, prototypes = self._fuse_stages(encoding, mask, host_mask, known)
         by_date = None
         if robustness is not None and (encoding.num_dates != 1 or output_date_robustness):
             by_date = tuple(encoding.by_date(maps) for maps in robustness)
@@ -270,8 +273,9 @@ class SemanticGuidedFusion(nn.ModuleList):
             maps.append(to_maps(fusion("fuse_single", stage, modality, index, covered), stage.size))
         return tuple(maps)
 
-    def _fuse_stages(self, encoding, mask, host_mask):
+    def _fuse_stages(self, encoding, mask, host_mask, known):
         pairs = encoding.pairs(host_mask)
+        pairs.complete = pairs.complete and known
         biases = [None] * len(encoding.stages)
         if not pairs.complete or encoding.observed_fractions is not None:
             biases = encoding.attention_biases(mask, pairs.active)

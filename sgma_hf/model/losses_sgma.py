@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .cells_sgma import pixel_logits
+from .cells_sgma import STAGE_STRIDES, pixel_logits
 from .configuration_sgma import SgmaConfig
 from .encoding_sgma import SgmaEncoding
+from .layers_sgma import ABSENT_SCORE, at_least_float32
 
 
 MIN_ROBUSTNESS = 1e-6
@@ -38,27 +39,51 @@ def row_losses(config: SgmaConfig, logits: torch.Tensor, labels: torch.Tensor) -
 
 
 def weigh_losses(
-    config: SgmaConfig, fused: RowLosses, sampled: RowLosses | None, num_items_in_batch: torch.Tensor | int | None
+    config: SgmaConfig, losses: dict[str, RowLosses], num_items_in_batch: torch.Tensor | int | None
 ) -> dict[str, Any]:
-    """Weigh and add the losses of the fused prediction and of the sampling branch, as fields of the model's output.
+    """Weigh and add the terms of the loss, by their names in the configuration, as fields of the model's output.
 
-    Both are divided by the pixels of the fused prediction: where the drawn modality covers less, its term weighs
-    less (ours; the paper has no partial coverage), and the divisor is known before anything is drawn.
+    `"sgf"` is the fused prediction's, and always there. All are divided by its pixels: where a drawn modality covers
+    less, its term weighs less (ours; the paper has no partial coverage), and the divisor is known before anything is
+    drawn.
     """
-    sums, counts = fused
+    sums, counts = losses["sgf"]
     valid = counts.sum().clamp_min(1)
     divisor = valid if num_items_in_batch is None else num_items_in_batch
+    weighted = [getattr(config, f"{name}_loss_weight") * sums.sum() / divisor for name, (sums, _) in losses.items()]
     fields = {
-        "loss": config.sgf_loss_weight * sums.sum() / divisor,
-        "loss_dict": {"loss_sgf": sums.detach().sum() / valid},
+        "loss": sum(weighted[1:], weighted[0]),
+        "loss_dict": {f"loss_{name}": sums.detach().sum() / valid for name, (sums, _) in losses.items()},
         "row_losses": sums.detach() / counts,  # 0 / 0 is NaN, as documented
     }
-    if sampled is not None:
-        sums, counts = sampled
-        fields["loss"] = fields["loss"] + config.mas_loss_weight * sums.sum() / divisor
-        fields["loss_dict"]["loss_mas"] = sums.detach().sum() / valid
+    if "mas" in losses:
+        sums, counts = losses["mas"]
         fields["sampled_row_losses"] = sums.detach() / counts
     return fields
+
+
+def filter_losses(encoding: SgmaEncoding, labels: torch.Tensor, counts: torch.Tensor, ignore_index: int) -> RowLosses:
+    """Supervise CSF's scores by the labels, as every modality alone has them (ours; the paper does not).
+
+    The cross-entropy of a cell is that of the label at its centre; a row's loss is the mean over the cells of all
+    stages that a present modality covers and the label says something of, and counts once for each of its valid
+    pixels, `counts`, as `row_losses` does with the Dice loss. Labels are int64 (batch_size, height, width).
+    """
+    pairs = encoding.pairs(encoding.host_observed)
+    biases = encoding.attention_biases(encoding.observed, pairs.active)
+    sums, cells = torch.zeros_like(counts, dtype=torch.float32), torch.zeros_like(counts)
+    for stage, bias, stride in zip(encoding.stages, biases, STAGE_STRIDES, strict=True):
+        if stage.class_logits is None:  # no row has two modalities
+            continue
+        padding = [size * stride - side for size, side in zip(stage.size, labels.shape[-2:], strict=True)]
+        centres = nn.functional.pad(labels, (0, padding[1], 0, padding[0]), value=ignore_index)
+        centres = centres[:, stride // 2 :: stride, stride // 2 :: stride].flatten(1)  # (B, N)
+        targets = torch.where(bias > ABSENT_SCORE, centres, ignore_index)  # (M', B, N)
+        logits = at_least_float32(pairs.unpack(stage.class_logits, stage.tokens.shape[1])).flatten(0, 2)
+        losses = nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=ignore_index, reduction="none")
+        sums = sums + losses.view_as(targets).sum((0, 2))
+        cells = cells + (targets != ignore_index).sum((0, 2))
+    return sums / cells.clamp_min(1) * counts, counts
 
 
 def _dice_losses(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> torch.Tensor:
@@ -156,3 +181,29 @@ def sample_modality(probabilities: torch.Tensor, noise: torch.Tensor) -> torch.T
     # Rounding may carry a number just below 1 past the end.
     last = (probabilities > 0).int().cumsum(1).argmax(1)
     return torch.minimum(drawn, last)
+
+
+@torch.no_grad()
+def sample_subset(probabilities: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Draw for every row some of its modalities to be trained together, the fragile more often (ours).
+
+    Of three or more that are there two at least, and not all: their number is drawn uniformly, and they one after the
+    other by their probabilities, without replacement (Efraimidis and Spirakis, 2006). Of two or one it is one alone.
+
+    Args:
+        probabilities: As of [`modality_sampling_probabilities`], float, (batch_size, num_modalities).
+        noise: The numbers that decided the single modality, in [0, 1), float, (batch_size,); others are derived.
+
+    Returns:
+        Bool, (batch_size, num_modalities); nothing of a row that has nothing.
+    """
+    modalities, device = probabilities.shape[1], probabilities.device
+    # Multiplied by an odd number, the 2**24 values of the noise change places: as uniform, and unlike it.
+    whole = (noise.to(device).double() * 2**24).long().unsqueeze(1)
+    factors = (torch.arange(1, modalities + 2, device=device) * 10368890) ** 2 + 1
+    uniform = (whole * (factors % 2**24) % 2**24 + 0.5) / 2**24
+    number, uniform = uniform[:, 0], uniform[:, 1:]
+    count = (probabilities > 0).sum(1)
+    chosen = torch.where(count > 2, 2 + (number * (count - 2)).long(), count.clamp_max(1)).unsqueeze(1)
+    keys = uniform.log() / probabilities  # the largest ones win; -inf for what is absent
+    return (keys.argsort(1, descending=True).argsort(1) < chosen) & (probabilities > 0)

@@ -31,7 +31,7 @@ from .encoding_sgma import (
 from .fusion_sgma import find_fusion
 from .fusion_stages_sgma import SemanticGuidedFusion, initialise_fusion
 from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, date_waves
-from .losses_sgma import modality_aware_sampling, row_losses, weigh_losses
+from .losses_sgma import filter_losses, modality_aware_sampling, row_losses, sample_subset, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
 from .saving_sgma import SgmaCheckpointMixin
@@ -382,45 +382,54 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         if labels is not None and encoding.observed_pixels is not None:
             # Nothing can be learnt where nothing covers, and the prediction is nodata there.
             labels = torch.where(fused.coverage, labels, self.config.semantic_loss_ignore_index)
-        if labels is not None and self.training and self.config.mas_loss_weight and not encoding.is_empty:
-            fields = self._with_sampling_branch(encoding, fused, labels, sampling_noise, num_items_in_batch)
+        if labels is not None and self.training and len(self.config.loss_terms) > 1 and not encoding.is_empty:
+            fields = self._with_branches(encoding, fused, labels, sampling_noise, num_items_in_batch)
         else:
             fields = {"logits": self._decode(fused.feature_maps, encoding.image_size)}
             if labels is not None:
-                losses = row_losses(self.config, fields["logits"], labels)
-                fields |= weigh_losses(self.config, losses, None, num_items_in_batch)
+                losses = {"sgf": row_losses(self.config, fields["logits"], labels)}
+                fields |= weigh_losses(self.config, losses, num_items_in_batch)
         return self._output(fused, **fields)
 
     def _output(self, fused, **fields):
         shared = {name: value for name, value in fused.items() if name != "feature_maps"}
         return SgmaSemanticSegmenterOutput(**fields, **shared)
 
-    def _with_sampling_branch(self, encoding, fused, labels, sampling_noise, num_items_in_batch):
-        """Draw one modality per row, pass it alone through SGF and the head, and supervise that prediction too.
+    def _with_branches(self, encoding, fused, labels, sampling_noise, num_items_in_batch):
+        """Pass what modality-aware sampling drew through SGF and the head, and supervise these predictions too.
 
-        Of series it passes with all its dates. A row with one modality is drawn with certainty, its L_MAS equals its
-        L_SGF; it is counted like any other row.
+        From the encoding of all: one modality alone (paper), and some of the modalities together (ours); of series
+        with all their dates. A row with one modality is drawn with certainty, its L_MAS equals its L_SGF; it is
+        counted like any other row.
         """
+        config, ignored = self.config, self.config.semantic_loss_ignore_index
+        if sampling_noise is None:
+            sampling_noise = torch.rand(labels.shape[0], device=labels.device)
         sampled, probabilities = modality_aware_sampling(
-            encoding, fused.robustness, exponent=self.config.mas_exponent, noise=sampling_noise
+            encoding, fused.robustness, exponent=config.mas_exponent, noise=sampling_noise
         )
-        single = self.sgma.fuse_single(encoding, sampled)
-        maps = tuple(torch.cat(pair) for pair in zip(fused.feature_maps, single, strict=True))
-        logits, single_logits = self._decode(maps, encoding.image_size).chunk(2)
-        single_labels, pixel_coverage = labels, encoding.pixel_coverage
-        if pixel_coverage is not None:
-            rows = torch.arange(labels.shape[0], device=labels.device)
-            covered = pixel_coverage[rows, sampled]
-            single_labels = torch.where(covered, labels, self.config.semantic_loss_ignore_index)
-        losses = row_losses(self.config, logits, labels)
-        single_losses = row_losses(self.config, single_logits, single_labels)
-        return {
-            "logits": logits,
-            "sampling_probabilities": probabilities,
-            "sampled_modality": sampled,
-            "sampled_logits": single_logits.detach(),
-            **weigh_losses(self.config, losses, single_losses, num_items_in_batch),
-        }
+        # What is decoded, by the term of the loss: the maps, and which pixels they cover; None: those of the labels.
+        branches = {"sgf": (fused.feature_maps, None)}
+        if "mas" in config.loss_terms:
+            covered = encoding.pixel_coverage
+            if covered is not None:
+                covered = covered[torch.arange(labels.shape[0], device=labels.device), sampled]
+            branches["mas"] = (self.sgma.fuse_single(encoding, sampled), covered)
+        if "subset" in config.loss_terms:
+            subset = self.sgma.fuse(encoding, sample_subset(probabilities, sampling_noise))
+            branches["subset"] = (subset.feature_maps, None if encoding.observed_pixels is None else subset.coverage)
+        maps = tuple(map(torch.cat, zip(*(maps for maps, _ in branches.values()), strict=True)))
+        logits = dict(zip(branches, self._decode(maps, encoding.image_size).chunk(len(branches)), strict=True))
+        losses = {}
+        for name, (_, covered) in branches.items():
+            own = labels if covered is None else torch.where(covered, labels, ignored)
+            losses[name] = row_losses(config, logits[name], own)
+        if "filter" in config.loss_terms:
+            losses["filter"] = filter_losses(encoding, labels, losses["sgf"][1], ignored)
+        fields = {"logits": logits["sgf"], "sampling_probabilities": probabilities}
+        if "mas" in logits:
+            fields |= {"sampled_modality": sampled, "sampled_logits": logits["mas"].detach()}
+        return {**fields, **weigh_losses(config, losses, num_items_in_batch)}
 
     def _decode(self, feature_maps, image_size):
         return crop_padding(self.decode_head(feature_maps), LOGITS_STRIDE, image_size)

@@ -38,13 +38,14 @@ class SgmaSemanticSegmenterOutput(ModelOutput):
     """Output of [`SgmaForSemanticSegmentation`].
 
     Attributes:
-        loss: `sgf_loss_weight * L_SGF + mas_loss_weight * L_MAS`, float32, only if `labels` are given. 0 where a batch
-            has no valid label pixel. L_MAS is part of it in training mode only.
+        loss: The terms of `loss_dict`, each times its weight in the configuration, float32, only if `labels` are
+            given. 0 where a batch has no valid label pixel.
         logits: Class scores of shape (batch_size, num_labels, ceil(height / 4), ceil(width / 4)). Cell (i, j) covers
             the pixels 4i to 4i + 3 and 4j to 4j + 3: see [`upsample_to_pixels`].
         robustness: See [`SgmaModelOutput`].
         coverage: See [`SgmaModelOutput`].
-        loss_dict: The unweighted terms, `loss_sgf` and, in training, `loss_mas`; float32 scalars without gradient.
+        loss_dict: The unweighted terms, `loss_sgf` and, in training mode, those of `loss_mas`, `loss_subset` and
+            `loss_filter` that have a weight; float32 scalars without gradient.
         sampling_probabilities: Modality-aware sampling's probability of each modality, float32, shape
             (batch_size, num_modalities); in training only.
         sampled_modality: Index of the modality that was drawn for each row, int64, shape (batch_size,).

@@ -372,6 +372,14 @@ class RunArguments:
     mas_loss_weight: float = HfArg(
         default=1.0, help="Weight of modality-aware sampling's loss in a new model; 0 leaves it out."
     )
+    subset_loss_weight: float = HfArg(
+        default=0.0,
+        help="Weight, in a new model, of the loss of a prediction from some of a row's modalities together, drawn by "
+        "modality-aware sampling; it takes the place of modality dropout.",
+    )
+    filter_loss_weight: float = HfArg(
+        default=0.0, help="Weight, in a new model, of a cross-entropy of the class filter's scores at every stage."
+    )
     dice_loss_weight: float = HfArg(
         default=DICE_LOSS_WEIGHT,
         help="Weight of a Dice loss beside the cross-entropy in a new model, against class imbalance; 0 is the "

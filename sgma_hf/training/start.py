@@ -212,6 +212,8 @@ def _new_model(
         fusion=arguments.fusion,
         date_periods=_date_periods(arguments, metadata, modalities),
         mas_loss_weight=arguments.mas_loss_weight,
+        subset_loss_weight=arguments.subset_loss_weight,
+        filter_loss_weight=arguments.filter_loss_weight,
         dice_loss_weight=arguments.dice_loss_weight,
         palette=metadata.palette or None,
         class_weights=_class_weights(arguments.class_weighting, metadata),

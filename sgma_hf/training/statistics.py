@@ -41,11 +41,12 @@ class TrainingStatistics:
         self.prototype_names, shapes = list(prototypes), shapes | prototypes
         self.sums = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         # Sums and counts since the last log; all names, whatever a process sees: they have to agree on what they add.
-        kinds = {"loss_sgf": 1, "loss_mas": 1, "robustness": num_modalities, "sampling_probability": num_modalities}
+        self._log_names = [f"loss_{name}" for name in config.loss_terms]
+        by_modality = ["robustness", "sampling_probability"]
+        kinds = dict.fromkeys(self._log_names, 1) | dict.fromkeys(by_modality, num_modalities)
         self._logged = torch.zeros(2, sum(kinds.values()), dtype=dtype, device=device)
         self._parts = dict(zip(kinds, self._logged.split(list(kinds.values()), dim=1), strict=True))
-        self._log_names = ["loss_sgf", "loss_mas"]
-        self._log_names += [f"{kind}/{name}" for kind in list(kinds)[2:] for name in config.modalities]
+        self._log_names += [f"{kind}/{name}" for kind in by_modality for name in config.modalities]
 
     @torch.no_grad()
     def add(self, outputs: Any, modality_mask: torch.Tensor, labels: torch.Tensor, row_index: torch.Tensor) -> None:

@@ -53,9 +53,13 @@ def test_arms_are_what_their_names_say(scenes):
     assert models["sgma_own_encoders"].sgma.encoder_channels() == metadata.modality_channels
     trainings = {name: COMMON_TRAINING | arm.training for name, arm in ARMS.items()}
     without_dropout = {name for name, training in trainings.items() if training["modality_dropout"] == [0.0]}
-    assert without_dropout == {"mean_no_dropout", "sgma_no_dropout"}
+    with_subsets = {name for name, model in models.items() if "subset" in model.config.loss_terms}
+    assert with_subsets == {"projector_mean_subsets", "sgma_subsets", "sgma_subsets_filter"}
+    assert without_dropout == {"mean_no_dropout", "sgma_no_dropout"} | with_subsets
+    with_filter = {name for name, model in models.items() if "filter" in model.config.loss_terms}
+    assert with_filter == {"sgma_subsets_filter", "sgma_filter"}
     row_sampling = {name for name, training in trainings.items() if training["robustness_sampling"]}
-    assert row_sampling == {"sgma_row_sampling", "sgma_recipe"}
+    assert row_sampling == {"sgma_row_sampling", "sgma_recipe", "sgma_subsets"} | with_filter
     default = SgmaTrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
     recipe = trainings["sgma_recipe"]
     assert recipe == {name: getattr(default, name) for name in recipe}

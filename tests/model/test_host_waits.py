@@ -63,7 +63,9 @@ def _shapes(value):
 @pytest.mark.parametrize("mask", masks().values(), ids=masks())
 @pytest.mark.parametrize("fusion", ["sgf", "mean"])
 def test_a_training_step_and_its_statistics_ask_the_device_for_nothing(fusion, mask):
-    config = tiny_config(fusion=fusion, class_weights=[1.0, 2.0, 1.0, 1.0, 1.0])
+    config = tiny_config(
+        fusion=fusion, class_weights=[1.0, 2.0, 1.0, 1.0, 1.0], subset_loss_weight=1.0, filter_loss_weight=1.0
+    )
     with torch.device("meta"):
         model = SgmaForSemanticSegmentation(config).train()
     labels, noise = torch.zeros(3, 64, 64, dtype=torch.int64), torch.rand(3)

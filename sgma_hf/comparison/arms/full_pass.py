@@ -157,7 +157,7 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         labels = torch.where(coverage, labels, self.config.semantic_loss_ignore_index)
         logits, own_loss = self._pass(pixel_values, covered, labels if self.training else None)
         losses = row_losses(self.config, logits, labels)
-        fields = weigh_losses(self.config, losses, None, num_items_in_batch)
+        fields = weigh_losses(self.config, {"sgf": losses}, num_items_in_batch)
         if own_loss is not None:  # a mean over these pixels: its share of a step's is theirs
             valid = losses[1].sum()
             divisor = valid.clamp_min(1) if num_items_in_batch is None else num_items_in_batch

@@ -37,6 +37,8 @@ _LESS_DROPOUT = {"modality_dropout": [0.3]}
 _WITHOUT_BRANCH = {"mas_loss_weight": 0.0}
 _MEAN = {"fusion": "mean", **_WITHOUT_BRANCH}
 _PROJECTOR_MEAN_SINGLE = {"fusion": "projector_mean", "mas_loss_weight": 1.0}
+_SUBSETS = {"subset_loss_weight": 1.0}
+_FILTER = {"filter_loss_weight": 0.5}
 _ROW_SAMPLING = {"robustness_sampling": True}
 
 _ALL = (
@@ -80,6 +82,12 @@ _ALL = (
         _PROJECTOR_MEAN_SINGLE,
         _LESS_DROPOUT,
     ),
+    Arm(
+        "projector_mean_subsets",
+        "`projector_mean_single` of all modalities, with some of them together, drawn uniformly, supervised as well",
+        {**_PROJECTOR_MEAN_SINGLE, **_SUBSETS},
+        _NO_DROPOUT,
+    ),
     Arm("sgf", "semantic-guided fusion without the sampling branch", _WITHOUT_BRANCH),
     Arm("sgf_less_dropout", "`sgf` with modality dropout 0.3", _WITHOUT_BRANCH, _LESS_DROPOUT),
     Arm(
@@ -99,6 +107,24 @@ _ALL = (
         "sgma_row_sampling",
         "`sgma`; rows sampled, and modalities dropped, by robustness and loss",
         training=_ROW_SAMPLING,
+    ),
+    Arm(
+        "sgma_subsets",
+        "`sgma` of all modalities, with some of them together, drawn by robustness, supervised as well; rows sampled",
+        _SUBSETS,
+        {**_ROW_SAMPLING, **_NO_DROPOUT},
+    ),
+    Arm(
+        "sgma_subsets_filter",
+        "`sgma_subsets` whose class filter is supervised, too",
+        {**_SUBSETS, **_FILTER},
+        {**_ROW_SAMPLING, **_NO_DROPOUT},
+    ),
+    Arm(
+        "sgma_filter",
+        "`sgma_row_sampling` with modality dropout 0.3 and a supervised class filter",
+        _FILTER,
+        {**_ROW_SAMPLING, **_LESS_DROPOUT},
     ),
     Arm(
         "sgma_own_encoders",

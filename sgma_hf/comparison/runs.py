@@ -130,9 +130,9 @@ def check_arm(run: Run) -> None:
         )
     try:
         processor = SgmaImageProcessor(metadata.modalities, metadata.modality_channels)
-        _config(run.arm, run.settings, metadata)
+        config = _config(run.arm, run.settings, metadata)
         arguments = _training_arguments(run.settings, "unused", seed=run.seed, **run.arm.training)
-        collator_of(arguments, processor, None, len(metadata.class_names))
+        collator_of(arguments, processor, None, config)
     except Exception as error:  # of many kinds, in transformers' own words
         raise ValueError(f"The arm {name}: {' '.join(str(error).split())}") from error
 

@@ -54,6 +54,11 @@ def row_parser() -> Parser:
         "`sgma-hf predict --extras agreement`; it takes a second pass"
     )
     parser.add_switch("--agreement", help=agreement)
+    calibration = (
+        "also say whether confidences are right as often as they say; fit: choose the temperature that makes them so "
+        "on these rows, not those trained on, and save it in the checkpoint for `predict` and `evaluate`"
+    )
+    add("--calibration", choices=["measure", "fit"], help=calibration)
     parser.add_switch("--allow_other_scale", help="score although the rows are far from what was trained on")
     add_device(parser)
     add("--dtype", choices=["float32", "float16", "bfloat16"], help=argparse.SUPPRESS)  # what it was called before
@@ -79,11 +84,17 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("`--dtype`, `--bf16` and `--fp16` exclude each other; give one of them")
     if args.protocol and (args.stride is not None or args.tta is not None):
         parser.error("`--protocol` takes neither `--stride` nor `--tta`")
+    if args.calibration == "fit" and not Path(args.model).is_dir():
+        parser.error(f"`--calibration fit` writes into the checkpoint; {args.model!r} is no folder, download it first")
     args.dtype = args.dtype or choose_dtype(parser, args)
     check_folder_or_id(args.dataset, "--dataset")
     check_checkpoint(args.model)
     results = _score_rows(args)
     write_json(args.output, results)
+    if args.calibration == "fit":
+        from sgma_hf.evaluation.trust.calibration import save_temperature
+
+        save_temperature(args.model, results["calibration"]["temperatures"][-1])
     print(results_to_markdown(results))
 
 
@@ -123,6 +134,9 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         "progress_bar": True,
     }
     agreement = {"agreement": evaluate_agreement(model, processor, rows, **reading)} if args.agreement else {}
+    calibration = {}
+    if args.calibration:
+        calibration["calibration"] = _calibration(args.calibration, model, processor, rows, reading)
     evaluate = partial(evaluate_modality_combinations, stride=args.stride, tta=args.tta)
     if args.protocol:
         evaluate = partial(evaluate_protocols, protocols=args.protocol, seed=args.seed)
@@ -138,7 +152,16 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    return source | results | agreement
+    return source | results | agreement | calibration
+
+
+def _calibration(how: str, model: Any, processor: Any, rows: Any, reading: dict[str, Any]) -> dict[str, Any]:
+    """What `evaluate_calibration` counts, at a temperature that was fitted on the same rows or is there."""
+    from sgma_hf.evaluation.trust.calibration import evaluate_calibration, fit_temperature
+
+    if how == "fit":
+        model.config.temperature = fit_temperature(model, processor, rows, **reading)
+    return evaluate_calibration(model, processor, rows, **reading) | {"fitted_on_these_rows": how == "fit"}
 
 
 def _chosen_by(args: argparse.Namespace) -> str | None:

@@ -16,7 +16,8 @@ from .settings import RunSettings
 
 
 # Settings that add figures to a run and are no part of the training, and settings that say where it ran.
-EVALUATION_SETTINGS = ("choosing_split", "corruptions", "reliance")
+EVALUATED = ("corruptions", "reliance", "calibration")  # settings and the figures in a line that they ask for
+EVALUATION_SETTINGS = ("choosing_split", *EVALUATED)
 PLACE_SETTINGS = ("device", "threads")
 SCORING_SETTINGS = ("score_classes", "label_column")  # they change the figures of a training, and not its weights
 # What decides a training beside the settings and the arm.
@@ -25,7 +26,7 @@ TRAINING_ARGUMENTS = sorted(
     - {"learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "crop_size"}
     - {"seed", "data_seed", "load_best_model_at_end", "metric_for_best_model"}
 )
-_MODEL_FIELDS = sorted(set(SgmaConfig.__annotations__) - {"backbone_config", "palette", "tile_size"})
+_MODEL_FIELDS = sorted(set(SgmaConfig.__annotations__) - {"backbone_config", "palette", "temperature", "tile_size"})
 
 
 def model_fields(config: SgmaConfig) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def is_recorded(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     """Whether a run of the same training, at the same place, is among the rows with all figures that are asked for."""
     wanted = json.loads(json.dumps(identity))  # as it reads back: tuples are lists
     settings, key = wanted["settings"], run_key(wanted)
-    figures = [name for name in ("corruptions", "reliance") if settings[name]]
+    figures = [name for name in EVALUATED if settings[name]]
     return any(
         run_key(row) == key and settings["choosing_split"] in (None, *row["results"]) and row.keys() >= {*figures}
         for row in rows

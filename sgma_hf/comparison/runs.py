@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from ..data.processor_fitting import colour_modalities, fit_processor, normalize
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.corruption_scores import evaluate_corruptions
 from ..evaluation.protocols import expected_scores
+from ..evaluation.trust.calibration import evaluate_calibration, fit_temperature, save_temperature
 from ..evaluation.trust.reliance import reliance_error_agreement
 from ..model.backbones_sgma import read_backbone_config
 from ..model.configuration_sgma import SgmaConfig
@@ -41,7 +43,7 @@ from ..training.trainer import SgmaTrainer
 from .arms import COMMON_TRAINING, Arm
 from .arms.full_pass import FullPassConfig, FullPassForSemanticSegmentation
 from .compared_rows import content_fingerprint, decoded_rows, load_metadata, num_bytes
-from .identity import encoder_identity, model_fields, training_fields
+from .identity import EVALUATED, encoder_identity, model_fields, training_fields
 from .kept_models import keep_model, load_kept, model_folder
 from .run_records import FORMAT_VERSION
 from .settings import RunSettings
@@ -188,16 +190,21 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0, keep_models: str | None
             keep_model(folder, model, processor, facts)
     else:
         model, processor, facts = kept
+        model.config.temperature = 1.0  # until it is fitted below
     seconds["train"] = facts["seconds"]
     row["dataset"] |= _describe_rows(metadata, {settings.train_split: training_rows, **rows})
     options = {"window_size": settings.crop_size, "batch_size": settings.batch_size}
     with _timed(seconds, "evaluate"):
         scored = options | {"scored_classes": settings.score_classes or "union"}
         row["results"] = {split: _evaluate(model, processor, part, scored) for split, part in rows.items()}
-    for name, evaluate in (("corruptions", evaluate_corruptions), ("reliance", reliance_error_agreement)):
-        if getattr(settings, name):
-            with _timed(seconds, name):
-                row[name] = evaluate(model, processor, rows[settings.report_split], **options)
+    evaluations = {
+        "corruptions": evaluate_corruptions,
+        "reliance": reliance_error_agreement,
+        "calibration": partial(_calibrate, folder=folder, fitted_on=rows.get(settings.choosing_split)),
+    }
+    for name in (name for name in EVALUATED if getattr(settings, name)):
+        with _timed(seconds, name):
+            row[name] = evaluations[name](model, processor, rows[settings.report_split], **options)
     row |= {
         "description": run.arm.description,
         "checkpoint": "last step",
@@ -259,6 +266,23 @@ def _evaluate(
         **{name: results[name] for name in kept},
         "bernoulli_miou": expected_scores(miou, results["modalities"]),
     }
+
+
+def _calibrate(
+    model: PreTrainedModel,
+    processor: SgmaImageProcessor,
+    rows: list[dict[str, Any]],
+    *,
+    folder: Path | None,
+    fitted_on: list[dict[str, Any]] | None,
+    **options: Any,
+) -> dict[str, Any]:
+    """What `evaluate_calibration` counts; with rows to fit a temperature on, which is kept with the model."""
+    if fitted_on is not None:
+        model.config.temperature = fit_temperature(model, processor, fitted_on, **options)
+        if folder is not None:
+            save_temperature(folder, model.config.temperature)
+    return evaluate_calibration(model, processor, rows, **options)
 
 
 def giga_macs(model: PreTrainedModel, crop_size: int) -> float:

@@ -54,6 +54,11 @@ class RunSettings:
     )
     corruptions: bool = setting(False, "Evaluate damaged inputs too.")
     reliance: bool = setting(False, "Compare robustness maps with the errors of single modalities too.")
+    calibration: bool = setting(
+        False,
+        "Say how often confidences are right too; with --choosing_split a temperature is fitted there, and kept with "
+        "the model.",
+    )
     device: str = setting(
         "cpu",
         "Where the models run; only on the CPU do two runs of one seed give one result for certain.",

@@ -132,6 +132,9 @@ class SgmaConfig(PreTrainedConfig):
             windows of this size. The model itself takes any size.
         palette (`list[list[int]]`, *optional*):
             [red, green, blue] in 0..255 of each class, for pictures; one for every class, or None.
+        temperature (`float`, *optional*, defaults to 1.0):
+            What logits are divided by while the model does not train, so that its confidences are right as often as
+            they say; no class depends on it. `sgma-hf evaluate --calibration fit` writes it, training makes it 1.
         format_version (`int`, *optional*, defaults to 2):
             Version of this configuration's meaning; one that this code does not know is refused. Checkpoints of
             version 1 go on to predict as they did: their gaps enter the encoder as 0 and not as `gap_value`.
@@ -181,6 +184,7 @@ class SgmaConfig(PreTrainedConfig):
     class_weights: list[float | int] | tuple[float | int, ...] | None = None
     tile_size: int | None = None
     palette: list[list[int]] | tuple[tuple[int, ...], ...] | None = None
+    temperature: float | int = 1.0
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
@@ -245,6 +249,8 @@ class SgmaConfig(PreTrainedConfig):
             )
         if self.tile_size is not None and not 1 <= self.tile_size <= MAX_IMAGE_SIDE:
             raise ValueError(f"`tile_size` is {self.tile_size}; expected 1 to {MAX_IMAGE_SIDE} pixels, or None.")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"`temperature` is {self.temperature}; expected a finite number above 0.")
         if not 0 <= self.classifier_dropout_prob < 1:
             raise ValueError(f"`classifier_dropout_prob` is {self.classifier_dropout_prob}; expected [0, 1).")
         if self.palette and len(self.palette) != self.num_labels:

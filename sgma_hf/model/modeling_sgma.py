@@ -432,7 +432,8 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         return {**fields, **weigh_losses(config, losses, num_items_in_batch)}
 
     def _decode(self, feature_maps, image_size):
-        return crop_padding(self.decode_head(feature_maps), LOGITS_STRIDE, image_size)
+        logits = crop_padding(self.decode_head(feature_maps), LOGITS_STRIDE, image_size)
+        return logits if self.training or self.config.temperature == 1 else logits / self.config.temperature
 
 
 __all__ = ["SgmaForSemanticSegmentation", "SgmaModel", "SgmaPreTrainedModel"]

@@ -30,7 +30,7 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
 
     What was left out is said below them.
     `results` is what `evaluate_modality_combinations` returned, or the same read back from JSON; under `agreement` it
-    may hold what `evaluate_agreement` returned.
+    may hold what `evaluate_agreement` returned, under `calibration` what `evaluate_calibration` did.
     """
     scores, *others = (markdown_table(table.header, table.lines) for table in result_tables(results))
     parts = [scores, "", *result_remarks(results)]
@@ -51,7 +51,16 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     name, scores = list(results["combinations"].items())[-1]  # from as many modalities as there are
     if scores.get("users_accuracy") is not None and scores["miou"] is not None:
         tables.append(_class_table(f"class, from {name}", scores, results["class_names"]))
+    if "calibration" in results:
+        tables.append(_calibration_table(results["calibration"]))
     return tables
+
+
+def _calibration_table(found: Mapping[str, Any]) -> Table:
+    """How far confidences are from the shares that are right, at each temperature."""
+    header = ["expected calibration error in %", *(f"temperature {one:g}" for one in found["temperatures"])]
+    lines = [[name, *(_percent(one["ece"]) for one in parts)] for name, parts in found["combinations"].items()]
+    return Table("calibration", "Whether confidences are right as often as they say", header, lines)
 
 
 def map_scores_to_markdown(scores: Mapping[str, Any]) -> str:

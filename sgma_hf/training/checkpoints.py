@@ -24,7 +24,7 @@ SAMPLER_STATE_NAME = "modality_sampler.json"
 TRAINER_STATE_NAME = "trainer_state.json"
 
 # Fields that make a model another one, and what saving and loading write into the configuration of its encoder.
-_MODEL_FIELDS = {"id2label", *SgmaConfig.__annotations__} - {"palette"}
+_MODEL_FIELDS = {"id2label", *SgmaConfig.__annotations__} - {"palette", "temperature"}
 _SERVICE_FIELDS = {"_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"}
 
 Layout = Literal["plain", "fsdp_full", "fsdp_sharded"]

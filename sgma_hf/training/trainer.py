@@ -201,6 +201,7 @@ class SgmaTrainer(TuningTrainer):
         # Not earlier: a model that is only evaluated keeps the size that it was trained on.
         self.model.config.tile_size = self.args.crop_size or largest_side(self.train_dataset)
         self.processing_class.reference_window = self.model.config.tile_size
+        self.model.config.temperature = 1.0  # that of other weights
         if resume_from_checkpoint:
             self._check_continues(resume_from_checkpoint)
         self._start_statistics(resume_from_checkpoint)

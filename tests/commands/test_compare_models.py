@@ -15,6 +15,7 @@ from sgma_hf.comparison.card.experiments import group_runs
 from sgma_hf.comparison.identity import encoder_identity
 from sgma_hf.comparison.run_records import read_rows
 from sgma_hf.data.rows import decode_row, load_rows
+from sgma_hf.data.whole_files import write_json
 from sgma_hf.model.fusion_sgma import FUSIONS
 
 
@@ -72,6 +73,36 @@ def test_kept_models_are_evaluated_and_give_maps_and_further_figures(scenes, tmp
             assert "is a checkpoint of 'sgma_arm'; expected one of SGMA" in capsys.readouterr().err
     (folder / "run.json").unlink()  # as if the process had been killed while it saved
     assert run(scenes, tmp_path / "other.jsonl", *keeping) == 1
+
+
+def test_a_temperature_is_fitted_kept_and_used(scenes, tmp_path, capsys):
+    output, models = tmp_path / "results.jsonl", tmp_path / "models"
+    arms = ["--arms", "sgma", "early", "--seeds", "0", "--keep_models", str(models)]
+    assert run(scenes, output, *arms, "--calibration") == 0
+    assert run(scenes, output, *arms, "--calibration") == 0 and len(read_rows(output)) == 2
+    for row in read_rows(output):
+        (folder,) = models.glob(f"{row['arm']}-*")
+        kept = json.loads((folder / "config.json").read_text())["temperature"]
+        assert row["calibration"]["temperatures"] == [1.0, kept] and "temperature" not in row["model_config"]
+
+    def evaluate_on(split, *flags):
+        results = tmp_path / "found.json"
+        words = ["--model", str(folder), "--dataset", scenes, "--split", split, "--output", str(results)]
+        assert evaluate.main([*words, "--device", "cpu", "--batch_size", "2", *flags]) in (0, None)
+        return json.loads(results.read_text())
+
+    capsys.readouterr()
+    found = evaluate_on("test", "--calibration", "measure")
+    assert found["calibration"]["combinations"] == row["calibration"]["combinations"]
+    assert found["combinations"] == row["results"]["test"]["combinations"]
+    assert f"| expected calibration error in % | temperature 1 | temperature {kept:g} |" in capsys.readouterr().out
+    write_json(folder / "config.json", json.loads((folder / "config.json").read_text()) | {"temperature": 3.0})
+    assert evaluate_on("validation", "--calibration", "fit")["calibration"]["temperatures"][-1] == pytest.approx(kept)
+    assert json.loads((folder / "config.json").read_text())["temperature"] == pytest.approx(kept)
+    assert evaluate_on("test")["combinations"] == row["results"]["test"]["combinations"]
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main("--model some/one --dataset x --split test --output y.json --calibration fit".split())
+    assert "is no folder" in capsys.readouterr().err
 
 
 def test_epochs_are_passes_over_the_usable_training_rows(scenes, tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import spread_weights, tiny_model
+from three_modalities import MODALITIES, noise_row, processor_of, spread_model
 
 from sgma_hf.evaluation.prepared_rows import PreparedRow
 from sgma_hf.evaluation.stage_cells import NUM_BINS
@@ -18,55 +18,24 @@ from sgma_hf.evaluation.trust.reliance import (
     weighted_correlation,
 )
 from sgma_hf.model.cells_sgma import upsample_to_pixels
-from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
-
-
-MODALITIES = {"rgb": 3, "dsm": 1, "nir": 1}
-
-
-def _processor(modalities):
-    return SgmaImageProcessor(
-        modalities=list(modalities),
-        modality_channels=list(modalities.values()),
-        rescale_factor=1.0,
-        image_mean=[0.0] * len(modalities),
-        image_std=[1.0] * len(modalities),
-        nodata=[[-9999.0]] * len(modalities),
-        reference_level="none",
-    )
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return _processor(MODALITIES)
-
-
-def _model(seed=2, **changes):
-    settings = {"modalities": list(MODALITIES), "modality_channels": list(MODALITIES.values()), "num_labels": 3}
-    settings["modality_adapter_size"] = 0  # of random weights, their constants would drown the bands
-    return spread_weights(tiny_model(**{**settings, **changes}), seed=seed).double()  # predicts several classes
-
-
-def _row(name, *, seed, size=(44, 68), **changes):
-    generator = np.random.default_rng(seed)
-    row = {"id": name, "rgb": generator.normal(size=(*size, 3)).astype(np.float32)}
-    row |= {modality: generator.normal(size=size).astype(np.float32) for modality in ("dsm", "nir")}
-    row["label"] = generator.integers(0, 3, size).astype(np.uint8)
-    row["label"][:3] = 255
-    return row | changes
+    return processor_of(MODALITIES)
 
 
 @pytest.fixture(scope="module")
 def rows():
-    hole = _row("dsm ends inside", seed=3)
+    hole = noise_row("dsm ends inside", seed=3)
     hole["dsm"][:, 30:] = -9999
     return [
-        _row("a", seed=0),
-        _row("no dsm", seed=1, dsm=None),
+        noise_row("a", seed=0),
+        noise_row("no dsm", seed=1, dsm=None),
         hole,
-        _row("another size", seed=4, size=(32, 40)),
-        _row("dsm alone, not to be compared with anything", seed=5, rgb=None, nir=None),
-        _row("no label", seed=6, label=None),
+        noise_row("another size", seed=4, size=(32, 40)),
+        noise_row("dsm alone, not to be compared with anything", seed=5, rgb=None, nir=None),
+        noise_row("no label", seed=6, label=None),
     ]
 
 
@@ -109,7 +78,7 @@ def _halves(shares_of_a):
     labels[16:] = 1
     row = {"id": "x", "a": np.ones((32, 64), np.float32), "b": np.ones((32, 64), np.float32), "label": labels}
     model = _TwoHalves(labels, shares_of_a)
-    return reliance_error_agreement(model, _processor({"a": 1, "b": 1}), [row, row], window_size=None)
+    return reliance_error_agreement(model, processor_of({"a": 1, "b": 1}), [row, row], window_size=None)
 
 
 def test_maps_that_know_where_each_modality_errs():
@@ -243,7 +212,7 @@ def _auc(pixels, level, modality, label):
 
 
 def test_streamed_figures_are_those_of_numpy_over_all_pixels(processor, rows):
-    model = _model()
+    model = spread_model()
     found = reliance_error_agreement(model, processor, rows, window_size=None, batch_size=2)
     pixels = _pixels(model, processor, rows)
     for key, contested in (("stages", False), ("contested_stages", True)):
@@ -267,7 +236,7 @@ def test_streamed_figures_are_those_of_numpy_over_all_pixels(processor, rows):
 
 
 def test_choice_is_that_of_a_loop_over_contested_pixels(processor, rows):
-    model = _model()
+    model = spread_model()
     found = reliance_error_agreement(model, processor, rows, window_size=None)["choice"]
     hits, chance, fused_hits, total = np.zeros(5), 0.0, 0, 0
     always = {name: [] for name in MODALITIES}
@@ -294,7 +263,7 @@ def test_choice_is_that_of_a_loop_over_contested_pixels(processor, rows):
 
 
 def test_bins_and_mean_reliance_are_those_of_a_loop_over_contested_pixels(processor, rows):
-    model = _model()
+    model = spread_model()
     found = reliance_error_agreement(model, processor, rows, window_size=None)
     counts, shares = np.zeros((3, 3, 2, 20), dtype=int), [[] for _ in range(3)]
     for maps, right, counted, labels, _ in _pixels(model, processor, rows):
@@ -310,7 +279,7 @@ def test_bins_and_mean_reliance_are_those_of_a_loop_over_contested_pixels(proces
 
 def test_deletion_is_that_of_a_loop_that_passes_all_but_one(processor, rows):
     """Each pixel from a full pass without the modality that it relies on most, or least."""
-    model = _model()
+    model = spread_model()
     deletion = reliance_error_agreement(model, processor, rows, window_size=None, batch_size=3)["deletion"]
     assert deletion["ids"] == [row["id"] for row in rows]
     found = {name: np.reshape(tiles, (len(rows), 3, 3)) for name, tiles in deletion["confusion"].items()}
@@ -356,7 +325,7 @@ def test_deletion_draws_every_modality_that_covers_alike():
 
 
 def test_figures_do_not_depend_on_batch_size(processor, rows):
-    model = _model()
+    model = spread_model()
     one = reliance_error_agreement(model, processor, rows, window_size=32, batch_size=1)
     other = reliance_error_agreement(model, processor, rows, window_size=32, batch_size=5)
     assert one["deletion"] == other["deletion"] and one["contested_bins"] == other["contested_bins"]
@@ -370,7 +339,7 @@ def test_figures_do_not_depend_on_batch_size(processor, rows):
 
 @pytest.mark.parametrize(("fusion", "seed"), [("mean", 2), ("projector_mean", 3)])
 def test_models_without_robustness_still_have_chance_and_their_own_prediction(processor, rows, fusion, seed):
-    model = _model(seed, fusion=fusion).train()
+    model = spread_model(seed, fusion=fusion).train()
     found = reliance_error_agreement(model, processor, rows, window_size=None)
     assert [found[key] for key in ("stages", "contested_stages", "contested_bins", "deletion")] == [None] * 4
     overall = found["choice"]["overall"]
@@ -380,11 +349,11 @@ def test_models_without_robustness_still_have_chance_and_their_own_prediction(pr
 
 
 def test_rows_with_one_modality_alone_give_no_figures(processor, rows):
-    found = reliance_error_agreement(_model(), processor, [rows[4]], window_size=None)
+    found = reliance_error_agreement(spread_model(), processor, [rows[4]], window_size=None)
     nothing = dict.fromkeys(("correlation", "auc", "error_rate", "reliance"))
     assert found["stages"]["4"]["overall"] == nothing | {"pixels": 0}
     assert found["choice"]["overall"]["chance"] is None and found["choice"]["overall"]["contested_pixels"] == 0
     with pytest.raises(ValueError, match="None of the 1 rows can be evaluated: 1 have no label"):
-        reliance_error_agreement(_model(), processor, [rows[5]], window_size=None)
+        reliance_error_agreement(spread_model(), processor, [rows[5]], window_size=None)
     with pytest.raises(ValueError, match="`batch_size` is 0"):
-        reliance_error_agreement(_model(), processor, rows, window_size=None, batch_size=0)
+        reliance_error_agreement(spread_model(), processor, rows, window_size=None, batch_size=0)

@@ -134,7 +134,7 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         """Predict from all or some of the modalities, one full pass; there is no robustness, no prototype."""
         covered = _covered(encoding, subset_mask)
         logits, _ = self._pass(encoding.pixel_values, covered, None)
-        return SgmaSemanticSegmenterOutput(logits=logits, coverage=covered.any(1))
+        return SgmaSemanticSegmenterOutput(logits=logits / self.config.temperature, coverage=covered.any(1))
 
     @can_return_tuple
     def forward(

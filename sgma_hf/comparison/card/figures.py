@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ...visualization.comparison_charts import plot_confusion, plot_mean_ranks, plot_scores
+from .calibration import calibration_figures
 from .experiments import SCORES, Experiment
 from .statistics import critical_difference, mean_ranks, weighted_scores
 from .trust import trust_figures
@@ -15,7 +16,7 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
 
     `combinations`: scores of all combinations. If all lines have the counts of tiles: `confusion`, the confusion
     matrices of all modalities together and of each alone, and `critical_difference`, mean ranks of Average over tiles.
-    See `trust_figures` for what runs with `--reliance` have.
+    See `trust_figures` and `calibration_figures` for what runs with `--reliance` and `--calibration` have.
     """
     scored = experiment.results(experiment.all_runs[0])["combinations"]
     figures = {name: experiment.score("combinations", name, "miou") for name in scored}
@@ -23,7 +24,7 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
     spreads = {arm: {name: experiment.spread(arm, one) for name, one in figures.items()} for arm in experiment.runs}
     means = {arm: {name: found and found.mean for name, found in row.items()} for arm, row in spreads.items()}
     drawn = {"combinations": plot_scores(means, title=f"mIoU in %, {_where(experiment)}")}
-    drawn |= trust_figures(experiment, _where(experiment))
+    drawn |= trust_figures(experiment, _where(experiment)) | calibration_figures(experiment, _where(experiment))
     if not all(experiment.tiles.values()):
         return drawn
     chosen = {"+".join(experiment.dataset["modalities"]): "all modalities"}

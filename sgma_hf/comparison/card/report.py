@@ -8,6 +8,7 @@ from typing import Any
 from ...publishing.tables import Cell, Table, csv_text, latex_table
 from ..arms import ARMS
 from .added import added_tables
+from .calibration import calibration_tables
 from .cells import difference_cells, interval, number, percent, tile_bounds
 from .corruptions import corruption_tables
 from .experiments import SCORES, Experiment, Figure, at, group_runs
@@ -133,6 +134,7 @@ def tables_of(experiment: Experiment) -> Iterator[Table]:
     yield from _choosing(experiment)
     yield from corruption_tables(experiment)
     yield from trust_tables(experiment)
+    yield from calibration_tables(experiment)
     lines = list(_facts(experiment).items())
     yield Table("setting", "What was run", ["what", "value"], lines, text_columns=2)
 

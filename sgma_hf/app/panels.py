@@ -57,8 +57,9 @@ def _card(name: str, sight: Sight, found: Answer, *, is_on: bool) -> Html:
     parts = [_figure("", _raster_picture(sight.images[name]), kind="webp", alt=name, **{"data-modality": name})]
     for title, maps in (("reliance", found.reliance), ("agreement", found.agreement)):
         if name in maps:
-            mean = "" if np.isnan(maps[name]).all() else f"{title}, {np.nanmean(maps[name]):.2f} on average"
-            parts.append(_figure(mean or title, share_picture(maps[name]), alt=f"{title} {name}"))
+            is_empty = np.isnan(maps[name]).all()  # of agreement, where there is no other to agree with
+            mean = "nothing to compare with" if is_empty else f"{np.nanmean(maps[name]):.2f} on average"
+            parts.append(_figure(f"{title}: {mean}", share_picture(maps[name]), alt=f"{title} {name}"))
     heading = element("h3", name, *([] if is_on else [element("small", "switched off")]))
     return element("section", heading, *parts, class_="card" if is_on else "card off")
 

@@ -160,7 +160,8 @@ def _share_scale(done: Sequence[ShownMap]) -> Html:
 def share_scale() -> Html:
     """The colours of `share_picture`, a `.scale` of spans."""
     steps = [element("span", style=f"background: {_css(color)}") for color in SHARE_COLORS.tolist()]
-    return joined("Confidence, reliance and agreement: 0 ", element("span", *steps, class_="scale"), " 1. ")
+    scale = element("span", "0 ", element("span", *steps, class_="scale"), " 1", style="white-space: nowrap")
+    return joined("Confidence, reliance and agreement: ", scale, ". ")
 
 
 def _card(number: int, one: ShownMap) -> Html:

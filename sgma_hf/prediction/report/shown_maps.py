@@ -204,5 +204,5 @@ def class_picture(ids: np.ndarray, colors: Sequence[Color]) -> bytes:
     image = Image.fromarray(np.where(ids < len(colors), ids, len(colors)).astype(np.uint8), "P")
     image.putpalette(bytes(int(part) for color in [*colors, (0, 0, 0)] for part in color))
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True, transparency=len(colors))
+    image.save(file, "PNG", transparency=len(colors))
     return file.getvalue()

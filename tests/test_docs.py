@@ -40,7 +40,7 @@ def workspace(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "page", ["rasters", "encoders", "modules", "training", "evaluation", "maps", "datasets", "research"]
+    "page", ["rasters", "encoders", "modules", "training", "evaluation", "maps", "datasets", "series", "research"]
 )
 def test_a_page_runs_as_printed(page, workspace, tmp_path, monkeypatch):
     shutil.copytree(workspace, tmp_path / "work")

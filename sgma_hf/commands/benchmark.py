@@ -24,8 +24,12 @@ class BenchmarkArguments:
     size: int = field(default=256, metadata={"help": "Side of the square images in pixels."})
     batch_size: int = field(default=1, metadata={"help": "Images per pass."})
     num_modalities: int = field(default=3, metadata={"help": "Modalities; the first has three bands, others one."})
+    num_dates: int = field(default=1, metadata={"help": "Images of each modality, each of a date."})
     num_labels: int = field(default=5, metadata={"help": "Classes."})
     decoder_hidden_size: int = field(default=128, metadata={"help": "Width of the decode head."})
+    logits_stride: int = field(
+        default=4, metadata={"choices": [4, 2, 1], "help": "Pixels a side of the cells of the logits."}
+    )
     repeats: int = field(default=15, metadata={"help": "Rounds; the median over them is reported."})
     threads: int = field(default=1, metadata={"help": "Threads of torch."})
     seed: int = field(default=0, metadata={"help": "Seed of weights and images."})
@@ -47,6 +51,7 @@ class BenchmarkArguments:
         default_factory=lambda: [1, 2, 3],
         metadata={"help": "How many of the modalities are present, in the sweep; more than there are is left out."},
     )
+    sweep_dates: list[int] = field(default_factory=lambda: [1, 5, 20], metadata={"help": "Dates of the sweep."})
     sweep_repeats: int = field(default=5, metadata={"help": "Rounds for each point of the sweep."})
     overlap_model: str | None = field(
         default=None,
@@ -72,7 +77,7 @@ class BenchmarkArguments:
     )
 
     def __post_init__(self):
-        for name in ("size", "batch_size", "num_modalities", "num_labels", "repeats", "threads"):
+        for name in ("size", "batch_size", "num_modalities", "num_dates", "num_labels", "repeats", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` is {getattr(self, name)}; expected at least 1.")
 

@@ -89,7 +89,8 @@ def _throughput(args: Any, case: BenchmarkCase) -> tuple[dict, str]:
 def _loading(case: BenchmarkCase, repeats: int) -> tuple[dict, str]:
     """Loading against compute, on a batch of demo scenes, as large as the images and encoded as in a data set."""
     metadata = demo_metadata()
-    case = replace(case, num_modalities=len(metadata.modalities), num_labels=len(metadata.class_names))
+    counts = {"num_modalities": len(metadata.modalities), "num_labels": len(metadata.class_names), "num_dates": 1}
+    case = replace(case, **counts)
     scenes = demo_rows(num_tiles=2 * case.batch_size + 2, tile_size=case.size, seed=case.seed, missing=0, coverage=0)
     rows = []
     for index, (_, row_id, images, label) in enumerate(itertools.islice(scenes, case.batch_size)):
@@ -116,6 +117,8 @@ def _sweep(args: Any, case: BenchmarkCase) -> Iterator[dict]:
         "num_labels": args.sweep_labels,
         "size": args.sweep_sizes,
         "num_present": [count for count in args.sweep_present if count <= args.num_modalities],
+        "num_dates": args.sweep_dates,
+        "logits_stride": [4, 2, 1],
     }
     points = [{name: value} for name, numbers in values.items() for value in numbers]
     variants = [name for name in FUSIONS if name != PACKAGE_DEFAULT]

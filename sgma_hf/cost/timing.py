@@ -52,8 +52,10 @@ class BenchmarkCase:
     batch_size: int = 1
     num_modalities: int = 3  # the first has three bands, the others one
     num_present: int | None = None  # how many of them, the first ones, each row has; None for all
+    num_dates: int = 1  # images of each modality, each of a date
     num_labels: int = 5
     decoder_hidden_size: int = 128
+    logits_stride: int = 4
     seed: int = 0  # of weights and images
     device: str = "cpu"
     bf16: bool = False  # autocast to bfloat16
@@ -67,7 +69,9 @@ class BenchmarkCase:
             modalities=[f"modality{index}" for index in range(self.num_modalities)],
             modality_channels=[3] + [1] * (self.num_modalities - 1),
             num_labels=self.num_labels,
+            date_periods=[365.25, 182.6, 121.75, 91.3, 60.9] if self.num_dates > 1 else None,
             decoder_hidden_size=self.decoder_hidden_size,
+            logits_stride=self.logits_stride,
             backbone_config=dict(self.backbone_config),
             **_PAPER | VARIANTS[variant],
         )
@@ -82,18 +86,24 @@ class BenchmarkCase:
         if self.gaps:
             mask = mask[..., None, None].repeat(1, 1, *sides)
             mask[:, present - 1, :, 2 * self.size // 3 :] = False
+        leading = [self.batch_size]
+        if self.num_dates > 1:
+            leading.append(self.num_dates)
+            mask = mask.unsqueeze(1).repeat(1, self.num_dates, *[1] * (mask.ndim - 1))
         batch = {
-            "pixel_values": torch.randn(self.batch_size, self.num_modalities + 2, *sides, generator=generator),
+            "pixel_values": torch.randn(*leading, self.num_modalities + 2, *sides, generator=generator),
             "modality_mask": mask,
             "labels": torch.randint(self.num_labels, (self.batch_size, *sides), generator=generator),
         }
+        if self.num_dates > 1:
+            batch["dates"] = 365 * torch.rand(*leading, self.num_modalities, generator=generator)
         return send_to_device(batch, self.device) | {"host_mask": host_mask_of(mask)}
 
     def passes(self, variant: str, *, training: bool) -> Callable[[], None]:
         """Make a function that does one training step, without the optimiser, or one inference of a variant."""
         model, batch = self.build(variant).train(training), self.batch()
         pairs = sum(share > 0 for row in batch["host_mask"] for share in row)
-        stacked = batch["pixel_values"][:1, :3].repeat(pairs, 1, 1, 1)
+        stacked = batch["pixel_values"].flatten(0, -4)[:1, :3].repeat(pairs, 1, 1, 1)
         inputs = {name: values for name, values in batch.items() if training or name != "labels"}
         called = model.sgma.encoder_maps if variant == BACKBONE else model
         if self.compiled:
@@ -255,9 +265,10 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def _subsets(case: BenchmarkCase) -> list[torch.Tensor]:
-    """Every non-empty combination as a mask, (batch_size, num_modalities), the first modality alone first."""
+    """Every non-empty combination as a mask of the model, the first modality alone first, with all dates."""
     masks = [mask for mask in itertools.product([True, False], repeat=case.num_modalities) if any(mask)]
-    return [torch.tensor(mask).expand(case.batch_size, -1) for mask in sorted(masks, key=sum)]
+    leading = [case.batch_size, case.num_dates] if case.num_dates > 1 else [case.batch_size]
+    return [torch.tensor(mask).expand(*leading, -1) for mask in sorted(masks, key=sum)]
 
 
 def _combinations_agree(case: BenchmarkCase) -> bool:

@@ -1,7 +1,7 @@
 """Cells and pixels: the model's maps have one cell for a square of pixels, counted from the top left corner.
 
-Stage i has cells of `STAGE_STRIDES[i]` pixels a side, the logits of `LOGITS_STRIDE`. The last cells of a row or column
-may stick out of the image.
+Stage i has cells of `STAGE_STRIDES[i]` pixels a side, the logits of `LOGITS_STRIDE`, or of fewer if the configuration
+says so. The last cells of a row or column may stick out of the image.
 """
 
 from collections.abc import Sequence
@@ -63,12 +63,16 @@ def repeat_to_pixels(maps: torch.Tensor, stride: int, size: Sequence[int]) -> to
 
 
 def pixel_logits(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Bring logits of stride 4, or of full resolution already, to the input's `size`; float32 at least."""
+    """Bring logits of stride 4 or 2, or of full resolution already, to the input's `size`; float32 at least."""
     # In half precision neighbouring classes would tie after rounding.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return upsample_to_pixels(logits, LOGITS_STRIDE, size)
+    stride = logits_stride(logits, size)
+    return logits if stride == 1 else upsample_to_pixels(logits, stride, size)
+
+
+def logits_stride(logits: torch.Tensor, size: Sequence[int]) -> int:
+    """Pixels a side of the cells of logits (..., h, w) of an image of `size` pixels: 1, 2, or else 4."""
+    return next((stride for stride in (1, 2) if tuple(logits.shape[-2:]) == grid_size(size, stride)), LOGITS_STRIDE)
 
 
 def predicted_classes(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -95,6 +95,9 @@ class SgmaConfig(PreTrainedConfig):
             the paper, and several images of a modality are a set.
         decoder_hidden_size (`int`, *optional*, defaults to 256):
             Width of the decode head. The paper does not name its head.
+        logits_stride (`int`, *optional*, defaults to 4):
+            Pixels a side of the cells of the logits: 4 as in the paper, 2, or 1 for every pixel, where what is to be
+            seen is a few pixels wide. Loss and maps are of pixels in each case; see docs/encoders.md for the cost.
         classifier_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout before the classifier. It draws from the global random state, so that training depends on more
             than seed, epoch and row.
@@ -171,6 +174,7 @@ class SgmaConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     date_periods: list[float | int] | tuple[float | int, ...] | None = None
     decoder_hidden_size: int = 256
+    logits_stride: int = 4
     classifier_dropout_prob: float | int = 0.0
     sgf_loss_weight: float | int = 2.0
     mas_loss_weight: float | int = 1.0
@@ -230,6 +234,8 @@ class SgmaConfig(PreTrainedConfig):
         for name, lower, upper in sizes:
             if not lower <= getattr(self, name) <= upper:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected {lower} to {upper}.")
+        if self.logits_stride not in (1, 2, 4):
+            raise ValueError(f"`logits_stride` is {self.logits_stride}; expected 4, 2 or 1 pixels.")
         weights = [f"{name}_loss_weight" for name in ("sgf", "mas", "subset", "filter", "dice")]
         for name in (*weights, "mas_exponent", "initializer_range"):
             if not 0 <= getattr(self, name) < float("inf"):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .cells_sgma import resize
+from .cells_sgma import STAGE_STRIDES, resize
 from .configuration_sgma import SgmaConfig
 
 
@@ -53,8 +53,8 @@ class SgmaConv2d(nn.Conv2d):
     """A convolution whose initial weights keep the variance of its input up to a constant."""
 
 
-class SgmaDateLinear(SgmaLinear):
-    """What is made of a date; it is 0 in a new model."""
+class SgmaZeroLinear(SgmaLinear):
+    """A linear map that is 0 in a new model."""
 
 
 class SgmaUpsampling(nn.ConvTranspose2d):
@@ -107,7 +107,7 @@ def initialise(module: nn.Module) -> bool:
     """Set the weights of a new leaf of the classes above; False for any other module."""
     if isinstance(module, SgmaIdentityLinear):
         init.eye_(module.weight)
-    elif isinstance(module, SgmaDateLinear):
+    elif isinstance(module, SgmaZeroLinear):
         init.zeros_(module.weight)
     elif isinstance(module, SgmaLinear):
         init.xavier_uniform_(module.weight)
@@ -284,7 +284,7 @@ class SgmaDateModulation(nn.Module):
 
     def __init__(self, channels: int, num_periods: int):
         super().__init__()
-        self.scale_and_shift = SgmaDateLinear(2 * num_periods, 2 * channels, bias=False)
+        self.scale_and_shift = SgmaZeroLinear(2 * num_periods, 2 * channels, bias=False)
 
     def forward(self, tokens: torch.Tensor, waves: torch.Tensor) -> torch.Tensor:
         """Tokens (P * N, C) of P pairs and the waves of their dates (P, 2 J) -> tokens."""
@@ -428,6 +428,9 @@ class SgmaDecodeHead(nn.Module):
     The paper does not name its head; this is SegFormer's (arXiv:2105.15203), whose two consecutive linear maps are
     one here, applied before the upsampling (both commute with it), and whose batch normalisation is a layer
     normalisation at every position: no pixel's class depends on the other rows of a batch or on the size of the tile.
+
+    Logits finer than the first stage (ours) are those of its cells, upsampled, and what the cell says of each of its
+    parts beside that, 0 in a new model: so a trained model can be given finer logits and starts as it was.
     """
 
     def __init__(self, config: SgmaConfig, channels: list[int]):
@@ -438,13 +441,21 @@ class SgmaDecodeHead(nn.Module):
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
         # Not transformers' usual weights of 0.02: with them, training stalls at the classes' shares for long.
         self.classifier = SgmaLinear(width, config.num_labels)
+        self.parts_per_side = STAGE_STRIDES[0] // config.logits_stride
+        self.part_classifier = None
+        if self.parts_per_side > 1:
+            self.part_classifier = SgmaZeroLinear(width, config.num_labels * self.parts_per_side**2, bias=False)
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Fused maps of the four stages -> logits (batch_size, num_labels, height / 4, width / 4)."""
+        """Fused maps of the four stages -> logits (batch_size, num_labels, height / stride, width / stride)."""
         size = feature_maps[0].shape[-2:]
         hidden = None
         for linear, maps in zip(self.linears, feature_maps, strict=True):
             maps = linear(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, width, h, w)
             hidden = maps if hidden is None else hidden + resize(maps, size)
-        hidden = nn.functional.relu(self.norm(hidden.permute(0, 2, 3, 1)))  # (B, h, w, width)
-        return self.classifier(self.dropout(hidden)).permute(0, 3, 1, 2)
+        hidden = self.dropout(nn.functional.relu(self.norm(hidden.permute(0, 2, 3, 1))))  # (B, h, w, width)
+        logits = self.classifier(hidden).permute(0, 3, 1, 2)
+        if self.part_classifier is None:
+            return logits
+        parts = nn.functional.pixel_shuffle(self.part_classifier(hidden).permute(0, 3, 1, 2), self.parts_per_side)
+        return parts + resize(logits, parts.shape[-2:])

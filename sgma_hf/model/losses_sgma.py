@@ -23,7 +23,8 @@ def row_losses(config: SgmaConfig, logits: torch.Tensor, labels: torch.Tensor) -
 
     Sums can be added over batches and processes and divided by all their pixels, so accumulated gradients are those
     of the large batch. For that a row's Dice loss, which is one number, counts once for each of its valid pixels.
-    Logits are at stride 4, labels int64 (batch_size, height, width); class weights count in the cross-entropy alone.
+    Logits are as `pixel_logits` takes them, labels int64 (batch_size, height, width); class weights count in the
+    cross-entropy alone.
     Sums are float32 at least, both results (batch_size,).
     """
     logits = pixel_logits(logits, labels.shape[-2:])

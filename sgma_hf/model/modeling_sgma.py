@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .backbones_sgma import load_pretrained
-from .cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding
+from .cells_sgma import PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding
 from .configuration_sgma import SgmaConfig
 from .encoders_sgma import SgmaEncodersMixin
 from .encoding_sgma import (
@@ -432,7 +432,7 @@ class SgmaForSemanticSegmentation(SgmaPreTrainedModel):
         return {**fields, **weigh_losses(config, losses, num_items_in_batch)}
 
     def _decode(self, feature_maps, image_size):
-        logits = crop_padding(self.decode_head(feature_maps), LOGITS_STRIDE, image_size)
+        logits = crop_padding(self.decode_head(feature_maps), self.config.logits_stride, image_size)
         return logits if self.training or self.config.temperature == 1 else logits / self.config.temperature
 
 

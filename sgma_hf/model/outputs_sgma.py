@@ -41,7 +41,8 @@ class SgmaSemanticSegmenterOutput(ModelOutput):
         loss: The terms of `loss_dict`, each times its weight in the configuration, float32, only if `labels` are
             given. 0 where a batch has no valid label pixel.
         logits: Class scores of shape (batch_size, num_labels, ceil(height / 4), ceil(width / 4)). Cell (i, j) covers
-            the pixels 4i to 4i + 3 and 4j to 4j + 3: see [`upsample_to_pixels`].
+            the pixels 4i to 4i + 3 and 4j to 4j + 3: see [`upsample_to_pixels`]. A `config.logits_stride` of 2 or 1
+            stands in place of 4.
         robustness: See [`SgmaModelOutput`].
         coverage: See [`SgmaModelOutput`].
         loss_dict: The unweighted terms, `loss_sgf` and, in training mode, those of `loss_mas`, `loss_subset` and

@@ -29,12 +29,12 @@ class SgmaPostProcessingMixin:
     ) -> list[torch.Tensor]:
         """Turn the model's output into one class map per row.
 
-        The logits, one cell per 4 x 4 pixels, are brought to the size of the model's input, and from there to the
-        target size if that is another one, both by bilinear interpolation before the argmax.
+        The logits, one cell per 4 x 4 pixels or fewer, are brought to the size of the model's input, and from there to
+        the target size if that is another one, both by bilinear interpolation before the argmax.
 
         Args:
-            outputs: Output of the model, with `logits` (batch_size, num_labels, height / 4, width / 4) and `coverage`
-                (batch_size, height, width).
+            outputs: Output of the model, with `logits` (batch_size, num_labels, height / 4, width / 4), or finer, and
+                `coverage` (batch_size, height, width).
             target_sizes: (height, width) of each map in pixels. None: that of the input.
             input_sizes: (height, width) of each row before it was padded to the batch's largest; the padding is cut
                 off. None: no row was padded.

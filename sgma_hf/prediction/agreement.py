@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..model.cells_sgma import LOGITS_STRIDE, grid_size, touched_cells
+from ..model.cells_sgma import LOGITS_STRIDE, grid_size, logits_stride, touched_cells
 from ..model.encoding_sgma import SgmaEncoding
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 
@@ -59,8 +59,9 @@ def modality_agreement(
         own, covered_by_own = predict((modality,))
         rest, covered_by_rest = predict(tuple(others.any(0).nonzero().flatten().tolist()))
         overlap = (0.5 * (own + rest)).exp().sum(1)
-        if tuple(overlap.shape[-2:]) != (rows, columns):  # logits of every pixel: the mean of those of a cell
-            overlap = torch.nn.functional.avg_pool2d(overlap, LOGITS_STRIDE, ceil_mode=True)
+        if tuple(overlap.shape[-2:]) != (rows, columns):  # finer logits: the mean of those of a cell
+            parts = LOGITS_STRIDE // logits_stride(overlap, encoding.image_size)
+            overlap = torch.nn.functional.avg_pool2d(overlap, parts, ceil_mode=True)
         covered = touched_cells((covered_by_own & covered_by_rest).unsqueeze(1), LOGITS_STRIDE).squeeze(1)
         agreement[:, modality] = torch.where(covered, overlap.clamp(max=1), float("nan"))
     return agreement

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..data.whole_files import replace_file, write_json
-from ..model.cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, upsample_to_pixels
+from ..model.cells_sgma import PAD_MULTIPLE, upsample_to_pixels
 from ..model.fusion_sgma import find_fusion
 from ..model.post_processing_sgma import modality_shares, robustness_at_pixels
 
@@ -38,7 +38,9 @@ class PixelOutputs(torch.nn.Module):
         outputs = self.model(pixel_values=pixel_values, modality_mask=modality_mask)
         values = {"coverage": outputs.coverage}
         if "logits" in self.names:
-            values["logits"] = upsample_to_pixels(outputs.logits, LOGITS_STRIDE, tuple(pixel_values.shape[-2:]))
+            values["logits"] = upsample_to_pixels(
+                outputs.logits, self.model.config.logits_stride, tuple(pixel_values.shape[-2:])
+            )
         if "robustness" in self.names:
             shares = robustness_at_pixels(outputs.robustness, outputs.coverage, modality_mask)
             values["robustness"] = modality_shares(*shares)

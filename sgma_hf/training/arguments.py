@@ -356,6 +356,11 @@ class RunArguments:
         "ImageNet's statistics; default: those of three bands of 8 bits; `none`: all by the training rows.",
     )
     decoder_hidden_size: int = HfArg(default=256, help="Width of a new model's decode head.")
+    logits_stride: int = HfArg(
+        default=4,
+        help="Pixels a side of the cells of a new model's logits: 4, or 2 or 1 where what is to be seen is a few "
+        "pixels wide.",
+    )
     modality_adapter_size: int = HfArg(
         default=MODALITY_ADAPTER_SIZE,
         help="Hidden channels of a new model's adapter of each modality; 0, the paper's model, has none.",

@@ -208,6 +208,7 @@ def _new_model(
         label2id={name: index for index, name in enumerate(metadata.class_names)},
         **encoder_fields(arguments),
         decoder_hidden_size=arguments.decoder_hidden_size,
+        logits_stride=arguments.logits_stride,
         modality_adapter_size=arguments.modality_adapter_size,
         fusion=arguments.fusion,
         date_periods=_date_periods(arguments, metadata, modalities),

@@ -127,6 +127,8 @@ class TrainingStatistics:
     def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
         """Add confusion and loss by class of the predictions from the drawn modality, at one pixel per cell."""
         logits, sums = outputs.sampled_logits, self.sums["class_single_loss"]
+        finer = -(-logits.shape[-1] // cells.shape[-1])  # logits of these pixels alone, where there are more
+        logits = logits[..., ::finer, ::finer]
         confusion, num_labels = self.sums["single_confusion"], sums.shape[2]
         places = (outputs.sampled_modality[:, None, None] * num_labels + cells) * num_labels + logits.argmax(1)
         confusion += count_cells(places, confusion.numel(), seen).view_as(confusion)

@@ -67,12 +67,13 @@ def test_what_cannot_be_measured_is_one_line(flags, message, capsys):
 
 def test_sweep_varies_one_number_at_a_time(tmp_path, capsys):
     arguments = [*TINY, "--num_modalities", "2", "--no_memory", "--sweep", "--sweep_repeats", "1"]
-    arguments += ["--sweep_modalities", "1", "--sweep_labels", "25", "--sweep_sizes", "64"]
+    arguments += ["--sweep_modalities", "1", "--sweep_labels", "25", "--sweep_sizes", "64", "--sweep_dates", "3"]
     assert main([*arguments, "--output", str(tmp_path / "figures.json")]) == 0
     sweep = json.loads((tmp_path / "figures.json").read_text())["sweep"]
     points = [{"num_modalities": 1}, {"num_labels": 25}, {"size": 64}]
     # of two modalities three cannot be present
-    assert [figures["point"] for figures in sweep] == [*points, {"num_present": 1}, {"num_present": 2}]
+    others = [{"num_present": 1}, {"num_present": 2}, {"num_dates": 3}, *({"logits_stride": n} for n in (4, 2, 1))]
+    assert [figures["point"] for figures in sweep] == points + others
     assert all(figures["inference"]["to_mean_fusion"]["mean fusion"] == 1 for figures in sweep)
     printed = capsys.readouterr().out
     assert all(f"\n| {name} {value} | " in printed for point in points for name, value in point.items())

@@ -48,7 +48,13 @@ def row_parser() -> Parser:
         "--missing zero as there"
     )
     add("--protocol", nargs="+", choices=["emm", "rmm", "nm"], default=[], help=protocols)
-    add("--seed", type=int, default=0, help="what --protocol draws depends on it; default: 0")
+    add("--seed", type=int, default=0, help="what --protocol and --dates draw depends on it; default: 0")
+    shares = "also score series of which a share of the dates is there: all, half, quarter, or numbers up to 1"
+    add("--dates", nargs="+", metavar="SHARE", default=[], help=f"{shares}; five draws for each row")
+    add("--before", nargs="+", metavar="DATE", default=[], help="also score the dates before each of these days")
+    gap = "also score without the dates from a day on until before another; can be repeated"
+    add("--gap", nargs=2, action="append", metavar=("FROM", "TO"), default=[], help=gap)
+    add("--plot", metavar="PNG", help="draw the scores over the days of --before, with the extra `viz`")
     agreement = (
         "also say how well each modality alone agrees with the others here: the yardstick for the maps of "
         "`sgma-hf predict --extras agreement`; it takes a second pass"
@@ -86,15 +92,27 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("`--protocol` takes neither `--stride` nor `--tta`")
     if args.calibration == "fit" and not Path(args.model).is_dir():
         parser.error(f"`--calibration fit` writes into the checkpoint; {args.model!r} is no folder, download it first")
+    leaves_dates_out = args.dates or args.before or args.gap
+    if leaves_dates_out and (args.protocol or args.stride is not None or args.missing == "zero"):
+        parser.error("`--dates`, `--before` and `--gap` take neither `--protocol`, `--stride` nor `--missing zero`")
+    if args.plot and not args.before:
+        parser.error("`--plot` draws the scores over the days of `--before`; give some")
     args.dtype = args.dtype or choose_dtype(parser, args)
     check_folder_or_id(args.dataset, "--dataset")
     check_checkpoint(args.model)
+    if args.plot:
+        from sgma_hf.visualization.charts import plot_season
+        from sgma_hf.visualization.palette import require_matplotlib
+
+        require_matplotlib()
     results = _score_rows(args)
     write_json(args.output, results)
     if args.calibration == "fit":
         from sgma_hf.evaluation.trust.calibration import save_temperature
 
         save_temperature(args.model, results["calibration"]["temperatures"][-1])
+    if args.plot:
+        plot_season(results).savefig(args.plot, dpi=150)
     print(results_to_markdown(results))
 
 
@@ -107,12 +125,15 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     from sgma_hf.evaluation.agreement_scores import evaluate_agreement
     from sgma_hf.evaluation.combinations import evaluate_modality_combinations
     from sgma_hf.evaluation.metrics import check_scored_classes
+    from sgma_hf.evaluation.over_time.dates import date_grid
     from sgma_hf.evaluation.prepared_rows import check_windows
     from sgma_hf.evaluation.protocols import evaluate_protocols
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
-    check_replaceable(args.output)
-    check_writable(args.output)
+    for path in (args.output, args.plot) if args.plot else (args.output,):
+        check_replaceable(path)
+        check_writable(path)
+    grid = date_grid(args.dates, args.before, args.gap, seed=args.seed)
     device = choose_device(args.device)
     processor = AutoImageProcessor.from_pretrained(args.model)
     rows = load_rows(args.dataset, args.split)
@@ -137,7 +158,8 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     calibration = {}
     if args.calibration:
         calibration["calibration"] = _calibration(args.calibration, model, processor, rows, reading)
-    evaluate = partial(evaluate_modality_combinations, stride=args.stride, tta=args.tta)
+    dates = grid if grid.conditions else None
+    evaluate = partial(evaluate_modality_combinations, stride=args.stride, tta=args.tta, dates=dates)
     if args.protocol:
         evaluate = partial(evaluate_protocols, protocols=args.protocol, seed=args.seed)
     results = evaluate(model, processor, rows, missing=args.missing, scored_classes=args.score_classes, **reading)

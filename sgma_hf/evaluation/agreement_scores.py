@@ -62,7 +62,7 @@ def evaluate_agreement(
     with evaluating(model):
         for batch in batches:
             batch = batch.on_device_of(model)
-            encoding = model.encode(**batch.inputs)
+            encoding = model.encode(**batch.inputs(model.config))
             agreement = modality_agreement(model, encoding).flatten(2)  # (B, M, h * w)
             sums.append(agreement.nansum(2, dtype=torch.float64).cpu().numpy())
             cells.append((~agreement.isnan()).sum(2).cpu().numpy())

@@ -29,8 +29,15 @@ from ..model.cells_sgma import pixel_logits
 from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.sliding_window import TileBlender
 from ..prediction.turns import average_over_turns, check_turns
-from .metrics import ScoredClasses, check_scored_classes, count_by_row, mean_of_defined, segmentation_scores
+from .metrics import (
+    ScoredClasses,
+    check_scored_classes,
+    count_by_row,
+    segmentation_scores,
+    summarize_combinations,
+)
 from .over_time.consistency import TemporalConsistency, rows_of_sequences
+from .over_time.dates import DateCases, DateGrid
 from .prepared_rows import PreparedBatches, PreparedRow, PreparedRows
 
 
@@ -80,6 +87,7 @@ def evaluate_modality_combinations(
     progress_bar: bool = False,
     accelerator: Accelerator | None = None,
     return_tiles: bool = False,
+    dates: DateGrid | None = None,
 ) -> dict[str, Any]:
     """Score a model on every combination of its modalities (protocol of arXiv:2603.02505).
 
@@ -101,6 +109,7 @@ def evaluate_modality_combinations(
         progress_bar: Show a progress bar over the rows.
         accelerator: Shares the rows out among its processes; all return the same.
         return_tiles: Whether to return the confusion matrix of every row and combination, too.
+        dates: Which dates of series are left out, see `date_grid`; of windows without `stride`.
 
     Returns:
         A dictionary that JSON can hold, scores as fractions in [0, 1] and None where undefined:
@@ -112,6 +121,7 @@ def evaluate_modality_combinations(
         - `rows` that were read and the `windows` they gave; of windows, `rows_without_label`, `rows_without_modality`
           and `rows_per_modality` of those evaluated.
         - `modalities`, `class_names`, `missing`, `scored_classes`, `window_size`, `stride`, `tta`.
+        - `dates`, if asked for: see `DateCases.combined`.
         - `tiles`, if asked for: `ids` of all rows, and `confusion`: names joined by "+" -> each row's flat matrix, all
           zeros where it is left out; the scores are those of the sum over the rows.
 
@@ -122,28 +132,31 @@ def evaluate_modality_combinations(
     """
     config, reading = model.config, {"num_workers": num_workers, "progress": "evaluate" if progress_bar else None}
     _check_options(missing, scored_classes, tta, config)
+    _check_dates(dates, missing, stride, accelerator)
     rows = PreparedRows(dataset, processor, config, window_size, stride=stride)
     subsets, num_tiles = _subset_masks(combinations, config.modalities), len(dataset) if return_tiles else 1
-    counts = _Counts(subsets, num_tiles, config.num_labels, model.device)
+    cases = DateCases(dates or DateGrid([]), dataset, config.modalities)
+    counts = _Counts(subsets, cases, num_tiles, config.num_labels, model.device)
     order = counts.follow_sequences(dataset) if accelerator is None else None
     batches = PreparedBatches(rows, batch_size, accelerator=accelerator, order=order, **reading)
     with evaluating(model):
-        for batch, predict in _Predictor(model, subsets, missing, tta).over(batches, stride, batch_size):
+        for batch, predict in _Predictor(model, subsets, cases, missing, tta).over(batches, stride, batch_size):
             counts.add(model, batch, predict)
     counts.finish(accelerator)
     batches.finish()
     return {
-        "modalities": list(config.modalities),
-        "class_names": config.class_names,
-        "missing": missing,
-        "scored_classes": scored_classes if isinstance(scored_classes, str) else list(scored_classes),
-        "window_size": window_size,
-        "stride": stride,
-        "tta": tta,
+        **_settings(config, missing, scored_classes),
+        **{"window_size": window_size, "stride": stride, "tta": tta},
         **batches.counts,
         **counts.summary(config, batches.num_evaluated, scored_classes),
         **({"tiles": counts.of_tiles(dataset, config.modalities)} if return_tiles else {}),
     }
+
+
+def _settings(config: PreTrainedConfig, missing: str, scored_classes: ScoredClasses) -> dict[str, Any]:
+    scored_classes = scored_classes if isinstance(scored_classes, str) else list(scored_classes)
+    names = {"modalities": list(config.modalities), "class_names": config.class_names}
+    return {**names, "missing": missing, "scored_classes": scored_classes}
 
 
 def _check_options(missing: str, scored_classes: ScoredClasses, tta: str | None, config: PreTrainedConfig) -> None:
@@ -151,6 +164,14 @@ def _check_options(missing: str, scored_classes: ScoredClasses, tta: str | None,
     if missing not in ("absent", "zero"):
         raise ValueError(f"`missing` is {missing!r}; expected 'absent' or 'zero'.")
     check_scored_classes(scored_classes, config.class_names)
+
+
+def _check_dates(dates: DateGrid | None, missing: str, stride: int | None, accelerator: Accelerator | None) -> None:
+    if dates is not None and (stride is not None or missing != "absent" or accelerator is not None):
+        raise ValueError(
+            "Dates can be left out of windows that do not overlap, in one process, and where what is missing is "
+            "absent: leave out the stride, the accelerator and `missing='zero'`."
+        )
 
 
 def _subset_masks(combinations: Sequence[Sequence[str]] | None, modalities: Sequence[str]) -> torch.Tensor:
@@ -170,12 +191,14 @@ def _subset_masks(combinations: Sequence[Sequence[str]] | None, modalities: Sequ
 class _Counts:
     """Everything that is added up over the batches, in integers; pixels on the model's device.
 
-    `num_tiles` is the number of rows if they are counted apart, else 1.
+    `num_tiles` is the number of rows if they are counted apart, else 1. The subsets of the modalities come as often as
+    there are cases of their dates, S of the first before those of the second.
     """
 
-    def __init__(self, subsets: torch.Tensor, num_tiles: int, num_labels: int, device: torch.device):
-        self.subsets, self.on_device = subsets, subsets.to(device)  # bool (S, M)
-        num_subsets, num_modalities = subsets.shape
+    def __init__(self, subsets: torch.Tensor, cases: DateCases, num_tiles: int, num_labels: int, device: torch.device):
+        self.cases, self.num_combinations = cases, len(subsets)
+        self.subsets = subsets.repeat(len(cases), 1)  # bool (S', M)
+        num_subsets, num_modalities = self.subsets.shape
         shape = (num_subsets, num_tiles, num_labels, num_labels)
         self.confusion = torch.zeros(shape, dtype=torch.int64, device=device)
         self.labelled = torch.zeros(num_subsets, dtype=torch.int64, device=device)
@@ -189,7 +212,7 @@ class _Counts:
         sequences = rows_of_sequences(dataset)
         if not sequences:
             return None
-        self.consistency = TemporalConsistency(sequences, len(dataset), len(self.subsets), self.on_device.device)
+        self.consistency = TemporalConsistency(sequences, len(dataset), self.num_combinations, self.labelled.device)
         return self.consistency.order()
 
     def finish(self, accelerator: Accelerator | None) -> None:
@@ -209,57 +232,77 @@ class _Counts:
 
         `predict` gives class ids (B, H, W), one after the other, for the subsets of those numbers.
         """
-        mask, device = batch.present, model.device
-        present = mask if mask.ndim == 2 else mask.flatten(2).any(2)  # (B, M), on the CPU, which decides by it
-        seen = (present[:, None] & self.subsets).any(2)  # (B, S)
-        self.rows_per_modality += present.sum(0)
+        kept, device = self.cases.kept(batch), model.device
+        mask = batch.present.unsqueeze(1) if kept is None else batch.observed  # (B, T, M[, H, W]), on the CPU
+        there = mask if mask.ndim == 3 else mask.flatten(3).any(3)
+        kept = torch.ones_like(there)[None] if kept is None else kept  # (cases, B, T, M)
+        present = (there & kept).any(2).transpose(0, 1).repeat_interleave(self.num_combinations, 1)  # (B, S', M)
+        seen = (present & self.subsets).any(2)  # (B, S')
+        self.rows_per_modality += there.any(1).sum(0)
         self.rows += seen.sum(0)
-        self.rows_complete += (present[:, None] | ~self.subsets).all(2).sum(0)
+        self.rows_complete += (present | ~self.subsets).all(2).sum(0)
         # From here on the device is given work, and asked for nothing.
-        covered, of_batch = (part.to(device, non_blocking=True) for part in (mask, seen))
+        chosen = kept.repeat_interleave(self.num_combinations, 0) & self.subsets[:, None, None]  # (S', B, T, M)
+        covered, of_batch, chosen = (part.to(device, non_blocking=True) for part in (mask, seen, chosen))
         place, batch = batch.place, batch.on_device_of(model, with_mask=False)
         labelled = batch.labels != model.config.semantic_loss_ignore_index
         wanted = seen.any(0).nonzero().flatten().tolist()
         if self.consistency is not None:
-            maps = batch.labels.new_full((len(self.subsets), *labelled.shape), IGNORE_INDEX, dtype=torch.uint8)
+            maps = batch.labels.new_full((self.num_combinations, *labelled.shape), IGNORE_INDEX, dtype=torch.uint8)
         for index, predicted in zip(wanted, predict(batch, wanted), strict=True):
             counted = of_rows = labelled & of_batch[:, index, None, None]
-            if mask.ndim == 4:
-                counted = of_rows & (covered & self.on_device[index, :, None, None]).any(1)
+            if mask.ndim == 5:
+                counted = of_rows & (covered & chosen[index, ..., None, None]).flatten(1, 2).any(1)
             self.labelled[index] += of_rows.sum()
             tiles = batch.place[:, 0] % self.confusion.shape[1]  # all of them 0 where rows are not counted apart
             by_row = count_by_row(predicted, batch.labels, model.config.num_labels, counted)
             self.confusion[index].index_add_(0, tiles, by_row)
-            if self.consistency is not None:
+            if self.consistency is not None and index < len(maps):
                 maps[index] = torch.where(counted, predicted, IGNORE_INDEX)
         if self.consistency is not None:
-            self.consistency.add(maps, batch.labels, seen, place)
+            self.consistency.add(maps, batch.labels, seen[:, : len(maps)], place)
 
     def of_tiles(self, dataset: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> dict[str, Any]:
         """Ids of all rows, and their flat confusion matrices by the names of the subsets."""
-        names = (joined_names(modalities, subset) for subset in self.subsets)
-        confusion = dict(zip(names, self.confusion.flatten(2).tolist(), strict=True))
+        names = (joined_names(modalities, subset) for subset in self.subsets[: self.num_combinations])
+        confusion = dict(zip(names, self.confusion[: self.num_combinations].flatten(2).tolist(), strict=True))
         return {"ids": row_ids(dataset), "confusion": confusion}
 
     def summary(self, config: PreTrainedConfig, num_rows: int, scored_classes: ScoredClasses) -> dict[str, Any]:
-        """The scores of each subset, and what sums them up."""
-        confusion, labelled = self.confusion.sum(1).cpu().numpy(), self.labelled.tolist()
+        """The scores of each subset, and what sums them up; of all dates, and under each condition."""
+        found = [self._scores(c, config, num_rows, scored_classes) for c in range(len(self.cases.conditions))]
+        if self.consistency is not None:
+            over_time = self.consistency.scores(self.rows[: self.num_combinations] > 0)
+            for scores, further in zip(found[0].values(), over_time, strict=True):
+                scores.update(further)
+        rows_per_modality = dict(zip(config.modalities, self.rows_per_modality.tolist(), strict=True))
+        results = {"rows_per_modality": rows_per_modality, **summarize_combinations(found[0])}
+        return results | ({"dates": self.cases.combined(found)} if self.cases.asked else {})
+
+    def _scores(
+        self, condition: int, config: PreTrainedConfig, num_rows: int, scored_classes: ScoredClasses
+    ) -> dict[str, Any]:
+        """The scores of each subset under one condition, all its draws together."""
+        draws = [case for case, (c, _) in enumerate(self.cases.cases) if c == condition]
+
+        def total(counts: torch.Tensor) -> torch.Tensor:
+            return counts.unflatten(0, (-1, self.num_combinations))[draws].sum(0).cpu()
+
+        confusion, labelled = total(self.confusion.sum(1)).numpy(), total(self.labelled).tolist()
+        rows, complete = total(self.rows).tolist(), total(self.rows_complete).tolist()
         results = {}
-        over_time = self.consistency.scores(self.rows > 0) if self.consistency else [{}] * len(self.subsets)
-        for index, subset in enumerate(self.subsets):
+        for index, subset in enumerate(self.subsets[: self.num_combinations]):
             matrix, names = confusion[index], config.class_names
             scores = segmentation_scores(matrix, scored_classes=scored_classes, class_names=names)
-            rows = int(self.rows[index])
+            known = rows[index] and labelled[index]
             results[joined_names(config.modalities, subset)] = scores | {
-                "rows": rows,
-                "rows_left_out": num_rows - rows,
-                "rows_complete": int(self.rows_complete[index]),
+                "rows": rows[index],
+                "rows_left_out": num_rows * len(draws) - rows[index],
+                "rows_complete": complete[index],
                 "confusion": matrix.tolist(),
-                "uncovered_share": 1 - scores["pixels"] / labelled[index] if rows and labelled[index] else None,
-                **over_time[index],
+                "uncovered_share": 1 - scores["pixels"] / labelled[index] if known else None,
             }
-        rows_per_modality = dict(zip(config.modalities, self.rows_per_modality.tolist(), strict=True))
-        return {"rows_per_modality": rows_per_modality, **summarize_combinations(results)}
+        return results
 
 
 def joined_names(modalities: Sequence[str], subset: torch.Tensor) -> str:
@@ -270,8 +313,10 @@ def joined_names(modalities: Sequence[str], subset: torch.Tensor) -> str:
 class _Predictor:
     """Predicts every subset of the modalities: whole windows, or rows from windows that overlap."""
 
-    def __init__(self, model: PreTrainedModel, subsets: torch.Tensor, missing: Missing, tta: str | None):
-        self.model, self.subsets, self.missing, self.tta = model, subsets, missing, tta
+    def __init__(
+        self, model: PreTrainedModel, subsets: torch.Tensor, cases: DateCases, missing: Missing, tta: str | None
+    ):
+        self.model, self.subsets, self.cases, self.missing, self.tta = model, subsets, cases, missing, tta
         self.channels = torch.tensor(model.config.modality_channels)
 
     def over(
@@ -331,31 +376,18 @@ class _Predictor:
         From one encoding where what is missing is absent; by a full pass per subset where it is shown as zeros.
         """
         model = self.model
-        encoding = model.encode(**batch.inputs) if self.missing == "absent" else None
-        for subset in self.subsets[list(wanted)]:
+        inputs, dates = batch.inputs(model.config), self.cases.kept(batch)
+        encoding = model.encode(**inputs) if self.missing == "absent" else None
+        for case, index in (divmod(number, len(self.subsets)) for number in wanted):
+            subset = self.subsets[index] if dates is None else dates[case] & self.subsets[index]
             if self.missing == "absent":
                 outputs = model.fuse_and_decode(encoding, subset)
             else:
                 kept = (batch.pixel_mask & subset[:, None, None]).repeat_interleave(self.channels, dim=-3)
                 kept = kept.to(model.device, non_blocking=True)
-                shown = batch.inputs | {
+                shown = inputs | {
                     "pixel_values": torch.where(kept, batch.pixel_values, 0),
                     "modality_mask": None,
                 }
                 outputs = model(**shown)
             yield pixel_logits(outputs.logits, batch.labels.shape[-2:])
-
-
-def summarize_combinations(combinations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Average, Top-1 and Last-1 over the combinations that have a score, beside the `combinations` themselves."""
-    scored = {name: scores["miou"] for name, scores in combinations.items() if scores["miou"] is not None}
-    best, worst = (max(scored, key=scored.get), min(scored, key=scored.get)) if scored else (None, None)
-    return {
-        "combinations": dict(combinations),
-        "average_miou": mean_of_defined(list(scored.values())),
-        "top1_miou": scored.get(best),
-        "top1_combination": best,
-        "last1_miou": scored.get(worst),
-        "last1_combination": worst,
-        "unscored_combinations": [name for name in combinations if name not in scored],
-    }

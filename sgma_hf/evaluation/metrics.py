@@ -16,7 +16,7 @@ Which classes count in a mean is a choice, and it moves the figures. Here:
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -192,3 +192,18 @@ def _as_integers(values: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
             f"`{name}` is of type {values.dtype}; expected integer class ids. Take the argmax, or cast it."
         )
     return torch.from_numpy(values.astype(np.int64))  # uint8 would overflow in the product of ids
+
+
+def summarize_combinations(combinations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Average, Top-1 and Last-1 over the combinations that have a score, beside the `combinations` themselves."""
+    scored = {name: scores["miou"] for name, scores in combinations.items() if scores["miou"] is not None}
+    best, worst = (max(scored, key=scored.get), min(scored, key=scored.get)) if scored else (None, None)
+    return {
+        "combinations": dict(combinations),
+        "average_miou": mean_of_defined(list(scored.values())),
+        "top1_miou": scored.get(best),
+        "top1_combination": best,
+        "last1_miou": scored.get(worst),
+        "last1_combination": worst,
+        "unscored_combinations": [name for name in combinations if name not in scored],
+    }

@@ -49,7 +49,7 @@ class PreparedRow:
     modality_mask: torch.Tensor  # bool, (M,), or (M, H, W) where coverage ends inside; with series (T, M[, H, W])
     labels: torch.Tensor  # int64, (H, W), 255 where nothing is counted
     place: torch.Tensor  # int64, (3,), index of the row in the data set, top and left of the window in pixels
-    dates: torch.Tensor | None = None  # days, float32, (T, M), NaN where unknown; None without series
+    dates: torch.Tensor | None = None  # days, float32, (T, M), NaN where unknown; None without series and dates
 
     @classmethod
     def batch(cls, rows: Sequence["PreparedRow"]) -> "PreparedRow":
@@ -68,11 +68,16 @@ class PreparedRow:
             None if self.dates is None else self.dates.to(**move),
         )
 
-    @property
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """What `encode` and `forward` of a model take."""
-        dates = {} if self.dates is None else {"dates": self.dates}
+    def inputs(self, config: Any) -> dict[str, torch.Tensor]:
+        """What `encode` and `forward` of a model of this configuration take: dates only if it knows any."""
+        dates = {} if self.dates is None or config.date_periods is None else {"dates": self.dates}
         return {"pixel_values": self.pixel_values, "modality_mask": self.modality_mask, **dates}
+
+    @property
+    def observed(self) -> torch.Tensor:
+        """The mask of a batch with an axis of dates, (batch_size, T, num_modalities) or that of every pixel."""
+        has_dates = self.pixel_values.ndim > self.labels.ndim + 1
+        return self.modality_mask if has_dates else self.modality_mask.unsqueeze(1)
 
     @property
     def present(self) -> torch.Tensor:
@@ -123,8 +128,7 @@ class PreparedRows(torch.utils.data.Dataset):
         self.processor = processor
         self.modalities = list(config.modalities)
         self.num_labels = config.num_labels
-        self.knows_dates = config.date_periods is not None
-        warn_of_dates(dataset, self.modalities, knows_dates=self.knows_dates)
+        warn_of_dates(dataset, self.modalities, knows_dates=config.date_periods is not None)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -149,7 +153,7 @@ class PreparedRows(torch.utils.data.Dataset):
         inputs = self.processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
         mask, labels = inputs["modality_mask"][0], inputs["labels"][0]
         place = torch.tensor([index, window.top, window.left])
-        dates = inputs["dates"][0] if self.knows_dates and "dates" in inputs else None
+        dates = inputs["dates"][0] if "dates" in inputs else None
         part = PreparedRow(inputs["pixel_values"][0], mask, labels, place, dates)
         if self.stride:
             return replace(part, modality_mask=part.pixel_mask)

@@ -47,7 +47,7 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
         [name, *(_percent(scores.get(key)) for key in keys), *map(_percent, scores["iou"]), scores["rows"]]
         for name, scores in results["combinations"].items()
     ]
-    tables = [Table("scores", "Scores in %", header, lines), *_protocol_table(results)]
+    tables = [Table("scores", "Scores in %", header, lines), *_date_tables(results), *_protocol_table(results)]
     name, scores = list(results["combinations"].items())[-1]  # from as many modalities as there are
     if scores.get("users_accuracy") is not None and scores["miou"] is not None:
         tables.append(_class_table(f"class, from {name}", scores, results["class_names"]))
@@ -80,6 +80,29 @@ def _unit(results: Mapping[str, Any]) -> str:
     return "rows" if results.get("windows", rows) == rows else "windows"
 
 
+_DATE_TITLES = {
+    "share": "mIoU in % from a share of the dates",
+    "before": "mIoU in % from dates before a day",
+    "gap": "mIoU in % without the dates of a time",
+}
+
+
+def _date_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The mIoU of each combination from some of the dates: a table for shares, days and gaps each."""
+    found, tables = results.get("dates", {"kinds": {}}), []
+    for kind, title in _DATE_TITLES.items():
+        chosen = {name: found["conditions"][name] for name, of_kind in found["kinds"].items() if of_kind == kind}
+        if chosen:
+            names = list(next(iter(chosen.values()))["combinations"])
+            lines = [
+                [name, *(_percent(one["combinations"][name]["miou"]) for one in chosen.values())] for name in names
+            ]
+            lines.append(["Average", *(_percent(one["average_miou"]) for one in chosen.values())])
+            lines.append(["Last-1", *(_percent(one["last1_miou"]) for one in chosen.values())])
+            tables.append(Table(f"dates_{kind}", title, [title, *chosen], lines))
+    return tables
+
+
 def _protocol_table(results: Mapping[str, Any]) -> list[Table]:
     """The figures of the robustness protocols, where they were asked for."""
     found = results.get("protocols", {})
@@ -101,6 +124,28 @@ def _class_table(first: str, scores: Mapping[str, Any], class_names: Sequence[st
 
 def _percent(score: float | None) -> str:
     return "–" if score is None else f"{100 * score:.2f}"
+
+
+def _date_remarks(results: Mapping[str, Any]) -> list[str]:
+    """What sums up the scores from some of the dates."""
+    found = results.get("dates")
+    if found is None:
+        return []
+    remarks = []
+    if found["average_miou"] is not None:
+        shares = ", ".join(name for name, kind in found["kinds"].items() if kind == "share")
+        remarks.append(
+            f"Over the combinations and {shares} of the dates: Average {_percent(found['average_miou'])}, Last-1 "
+            f"{_percent(found['last1_miou'])} ({found['last1_combination']}), mIoU in %. Of a share below all, "
+            f"{found['draws']} draws for each row count together, seed {found['seed']}."
+        )
+    largest, scores = [item for item in results["combinations"].items() if item[1]["rows"]][-1]
+    rows = {name: one["combinations"][largest]["rows"] for name, one in found["conditions"].items()}
+    days = [name for name, kind in found["kinds"].items() if kind != "share" and rows[name] < scores["rows"]]
+    left_out = [f"{name} {scores['rows'] - rows[name]}" for name in days]
+    if left_out:
+        remarks.append(f"Rows of which nothing is left, so not scored: {', '.join(left_out)}.")
+    return remarks
 
 
 def result_remarks(results: Mapping[str, Any]) -> list[str]:
@@ -153,6 +198,7 @@ def result_remarks(results: Mapping[str, Any]) -> list[str]:
     ]
     if uncovered:
         remarks.append(f"Labelled pixels that nothing of the combination covers, left out: {', '.join(uncovered)}.")
+    remarks += _date_remarks(results)
     if "flicker" in scores:
         remarks.append(
             "Of the pixels whose label stays the same over 8, or 16, rows of a sequence, mVC8 and mVC16 are the share "

@@ -226,7 +226,7 @@ def feature_separation(
     classes: list[list[torch.Tensor]] = [[] for _ in config.modalities]
     with evaluating(model):
         for batch, pixels in _sampled_windows(dataset, processor, config, seed):
-            encoding = model.encode(**batch.on_device_of(model).inputs)
+            encoding = model.encode(**batch.on_device_of(model).inputs(model.config))
             position = encoding.position.view(-1, len(config.modalities))  # (T, M), a series of one without dates
             masks = batch.pixel_mask.view(*position.shape, *batch.labels.shape[-2:])
             for modality, packed in enumerate(position.unbind(1)):

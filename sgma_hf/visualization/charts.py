@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,30 @@ def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = Non
         image = show_matrix(axes, matrix, record["class_names"], list(values), written=few)
     if matrices:
         add_colorbar(figure, image, ax=axes, fraction=0.05, pad=0.02)
+    return figure
+
+
+def plot_season(results: Mapping[str, Any], *, title: str | None = None) -> "Figure":
+    """Draw the mIoU of each combination over the day that dates had to be before: how early a map can be made.
+
+    `results` is what `evaluate_modality_combinations` returns with `dates`; a ValueError says that it has no days.
+    """
+    found = results.get("dates", {"kinds": {}})
+    days = [name for name, kind in found["kinds"].items() if kind == "before"]
+    if not days:
+        raise ValueError("The results have no scores of dates before a day; score with `--before` first.")
+    scores = {name: found["conditions"][name]["combinations"] for name in days}
+    places = [datetime.fromisoformat(name.removeprefix("before ")) for name in days]
+    lines = {
+        name: (places, [None if (miou := one[name]["miou"]) is None else 100 * miou for one in scores.values()])
+        for name in results["combinations"]
+    }
+    size = (4.6 + 0.2 * min(len(days), 12), 3.4)
+    figure = require_matplotlib().figure.Figure(figsize=size, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    _show_lines(axes, lines, title=title or "mIoU in % from the dates before a day")
+    axes.set_xticks(places, [name.removeprefix("before ") for name in days], rotation=40, ha="right")
+    axes.legend(fontsize=7, frameon=False, handlelength=1.6)
     return figure
 
 

@@ -124,7 +124,7 @@ def _predicted(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the class ids of a window by combination; those of nothing are 255. The last one gives the features."""
     with evaluating(model):
-        encoding = model.encode(**batch.inputs)
+        encoding = model.encode(**batch.inputs(model.config))
         for names in combinations:
             subset = torch.tensor([name in names for name in model.config.modalities], device=model.device)
             outputs = model.fuse_and_decode(encoding, subset, output_prototypes=True, output_hidden_states=True)

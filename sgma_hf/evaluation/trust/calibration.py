@@ -157,10 +157,10 @@ class _Pixels:
         subsets = [torch.tensor([name in names for name in config.modalities]) for names in self.combinations]
         with evaluating(self.model):
             for batch in self._batches:
-                there = present_pairs(batch.modality_mask).any(0).tolist()
+                there = present_pairs(batch.present).any(0).tolist()
                 self.seen |= set(compress(config.modalities, there))
                 batch = batch.on_device_of(self.model)
-                encoding = self.model.encode(batch.pixel_values, batch.modality_mask)
+                encoding = self.model.encode(**batch.inputs(config))
                 labelled = batch.labels != config.semantic_loss_ignore_index
                 for index, subset in enumerate(subset.to(batch.labels.device) for subset in subsets):
                     counted = labelled & (batch.covered & subset[:, None, None]).any(1)

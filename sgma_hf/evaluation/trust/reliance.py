@@ -237,7 +237,7 @@ def _count_batch(
     """Add one batch; return whether the model has robustness maps."""
     labels, covered = batch.labels, batch.covered
     size, num_labels = labels.shape[-2:], model.config.num_labels
-    encoding = model.encode(**batch.inputs)
+    encoding = model.encode(**batch.inputs(model.config))
     subsets = torch.eye(covered.shape[1], dtype=torch.bool, device=labels.device)
     fused = model.fuse_and_decode(encoding, subsets.any(0))
     singles = [predicted_classes(model.fuse_and_decode(encoding, one).logits, size) for one in subsets]

@@ -77,7 +77,9 @@ def explain(model: Any, sight: Sight, modalities: Collection[str], found: Answer
     weights = tile_weights(*sight.tiles.size)
     near = [tile for tile in sight.encoded if _is_in(tile.window, x, y)]
     tile = max(near, key=lambda tile: float(weights[y - tile.window.top, x - tile.window.left]))
-    why = explain_encoding(model, tile.encoding, x - tile.window.left, y - tile.window.top, among=modalities)
+    why = explain_encoding(
+        model, tile.encoding, x - tile.window.left, y - tile.window.top, among=modalities, days=tile.days
+    )
     lines = explanation_in_words(why | {"x": x_in_scene, "y": y_in_scene})
     names = model.config.class_names
     in_map = names[found.labels[y, x]]

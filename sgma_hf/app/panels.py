@@ -54,7 +54,13 @@ def _card(name: str, sight: Sight, found: Answer, *, is_on: bool) -> Html:
     """What a modality shows, and how the answer relies on it."""
     if name not in sight.images:
         return element("section", element("h3", name, element("small", "missing here")), class_="card off")
-    parts = [_figure("", _raster_picture(sight.images[name]), kind="webp", alt=name, **{"data-modality": name})]
+    shown = len(sight.images[name]) // 2
+    caption = ""
+    if name in sight.dates:
+        date = sight.dates[name][shown]
+        caption = f"{len(sight.dates[name])} dates; this is {date.date() if date else 'one that nobody knows'}"
+    picture = _raster_picture(sight.images[name][shown])
+    parts = [_figure(caption, picture, kind="webp", alt=name, **{"data-modality": name})]
     for title, maps in (("reliance", found.reliance), ("agreement", found.agreement)):
         if name in maps:
             is_empty = np.isnan(maps[name]).all()  # of agreement, where there is no other to agree with

@@ -4,6 +4,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..data.class_maps import ClassMap
 from ..data.command_line import USER_ERRORS
 from ..data.windows import Window
 from ..evaluation.scenes import TruthRaster
+from ..model.dates_sgma import from_days, observations, read_dates
 from ..model.encoding_sgma import SgmaEncoding
 from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.map_run import Tiles
@@ -46,6 +48,7 @@ class Tile:
     window: Window
     encoding: SgmaEncoding
     modality_mask: torch.Tensor
+    days: torch.Tensor | None  # of the dates of series, (T, num_modalities); None: there is none
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Sight:
 
     scene_size: tuple[int, int]
     window: Window  # what is shown, in pixels of the scene
-    images: Mapping[str, np.ma.MaskedArray]  # (height, width, channels), masked where there is no data
+    # What each modality shows there, of a series each date: (height, width, channels), masked where there is no data.
+    images: Mapping[str, Sequence[np.ma.MaskedArray]]
+    dates: Mapping[str, Sequence[datetime | None]]  # of series
     truth: np.ndarray | None  # class ids, uint8 (height, width), 255 for none
     note: str  # what is wrong with the truth
     tiles: Tiles
@@ -103,7 +108,7 @@ class Sights:
         }
         with scene.opened() as rasters:
             label = scene.rasters.get(LABEL, rasters.get(LABEL))
-            rasters = {name: rasters[name] for name in processor.modalities if name in rasters}
+            rasters = {name: files for name, files in rasters.items() if not name.startswith(LABEL)}
             if not rasters:
                 raise ValueError(f"{scene.name} has none of the modalities {', '.join(processor.modalities)}.")
             truth, note = None, ""
@@ -115,18 +120,17 @@ class Sights:
                 kind |= {"resampling": {LABEL: "nearest"}, "undeclared": [LABEL] if truth.is_undeclared else []}
             with RasterScene(rasters, **kind) as opened:
                 window = self._window(view, opened.grid.size)
-                images = opened.read(*window)
-                labels, problem = None, ""
-                if LABEL in images:
-                    labels, problem = _or_why_not(_class_ids, truth, images.pop(LABEL))
-                for name, gap in view.gaps:
-                    if name in images:
-                        images[name] = _with_gap(images[name], gap.moved(-window.top, -window.left))
+                read = functools.partial(_read, opened, processor.modalities, view.gaps)
+                images, ids = read(window), opened.read(*window, modalities=[LABEL])
+                labels, problem = _or_why_not(_class_ids, truth, ids[LABEL]) if ids else (None, "")
                 side = model.config.tile_size or min(processor.size.values())
                 levels = look_at(opened, processor, side, allow_other_scale=self._allow_other_scale)
                 tiles = Tiles(window[2:], side, default_stride(side))
-                encoded = list(self._encode(images, tiles, window, levels))
-        return Sight(opened.grid.size, window, images, labels, note or problem, tiles, encoded)
+                encoded = list(self._encode(read, tiles, window, levels))
+        names = [name for name in processor.modalities if name in images]
+        shown = {name: observations(images, name) for name in names}
+        dates = {name: list(map(from_days, read_dates(images, name))) for name in names if name in opened.dates}
+        return Sight(opened.grid.size, window, shown, dates, labels, note or problem, tiles, encoded)
 
     def _window(self, view: View, size: tuple[int, int]) -> Window:
         """The part that a view asks for, within the scene."""
@@ -136,19 +140,34 @@ class Sights:
 
     @torch.no_grad()
     def _encode(
-        self, images: Mapping[str, np.ma.MaskedArray], tiles: Tiles, window: Window, levels: SceneLevels | None
+        self, read: Callable[[Window], dict[str, Any]], tiles: Tiles, window: Window, levels: SceneLevels | None
     ) -> Iterator[Tile]:
         """What `predict` gives the model of the part that is shown, tile by tile."""
         model = self.model
         for place in (Window(top, left, *tiles.size) for top in tiles.tops for left in tiles.lefts):
-            cut = {name: image[place.slices] for name, image in images.items()}
-            if all(image.mask.all() for image in cut.values()):
+            there = place.moved(window.top, window.left)
+            images = read(there)
+            if not images:
                 continue
-            level = None if levels is None else levels.read(place.moved(window.top, window.left))
             how = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
-            inputs = self.processor(images=[cut], levels=[level], **how)
-            pixel_values = inputs["pixel_values"].to(model.device, model.dtype)
-            yield Tile(place, model.encode(pixel_values, inputs["modality_mask"]), inputs["modality_mask"])
+            inputs = self.processor(images=[images], levels=[levels and levels.read(there)], **how)
+            days, mask = inputs.get("dates"), inputs["modality_mask"]
+            known = {"dates": days} if days is not None and model.config.date_periods is not None else {}
+            encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask, **known)
+            yield Tile(place, encoding, mask, None if days is None else days[0])
+
+
+def _read(
+    scene: RasterScene, modalities: Sequence[str], gaps: Sequence[tuple[str, Window]], window: Window
+) -> dict[str, Any]:
+    """What `scene.read` reads of a window, with the gaps in it."""
+    images = scene.read(*window, modalities=modalities)
+    for name, gap in gaps:
+        inside = gap.moved(-window.top, -window.left).inside(window[2:])
+        found = [_with_gap(image, inside) for image in observations(images, name)]
+        if found:
+            images[name] = found if name in scene.dates else found[0]
+    return images
 
 
 def _own_scene(files: Sequence[tuple[str, str]]) -> ListedScene:
@@ -162,7 +181,7 @@ def _own_scene(files: Sequence[tuple[str, str]]) -> ListedScene:
 
 def _with_gap(image: np.ma.MaskedArray, gap: Window) -> np.ma.MaskedArray:
     mask = image.mask.copy()
-    mask[gap.inside(mask.shape[:2]).slices] = True
+    mask[gap.slices] = True
     return np.ma.MaskedArray(image.data, mask)
 
 

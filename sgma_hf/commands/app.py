@@ -57,17 +57,19 @@ def _serve(args: argparse.Namespace, modalities: Sequence[str]) -> None:
         if error.name != "gradio":
             raise
         raise ImportError("The page needs gradio, which is not installed: pip install 'sgma-hf[app]'.") from error
-    from transformers import AutoImageProcessor
+    from transformers import AutoConfig, AutoImageProcessor
 
     from sgma_hf.app.sights import LABEL, Sights
     from sgma_hf.publishing.record import recorded_classes
     from sgma_hf.rasters.listings.sources import list_rows, list_scenes
 
-    found = []
+    config, found = AutoConfig.from_pretrained(args.model), []
     if args.dataset is not None:
         found = list_rows(args.dataset, [*modalities, LABEL])
     elif args.scenes is not None:
-        found = list_scenes(args.scenes, [*modalities, LABEL], assets={LABEL: args.label})
+        found = list_scenes(
+            args.scenes, [*modalities, LABEL], assets={LABEL: args.label}, dated=config.date_periods is not None
+        )
     model = load_model(args.model, dtype="float32", device=choose_device(args.device))
     how = {"side": args.window, "allow_other_scale": args.allow_other_scale}
     classes = recorded_classes(args.model, model.config.class_names)

@@ -11,14 +11,17 @@ import torch
 from app_scenes import COLORS, HEIGHT, NAMES, WIDTH, app_model, app_processor, predicted, write_app_scenes
 from PIL import Image
 from raster_scenes import write_tiff
-from tiny_models import tiny_model
+from tiny_dataset import write_dataset
+from tiny_models import spread_weights, tiny_model
 
+from sgma_hf import predict_raster
 from sgma_hf.app.answers import answer, explain, scores
 from sgma_hf.app.panels import panels
 from sgma_hf.app.sights import LABEL, Sights, View
 from sgma_hf.data.class_maps import ClassMap
 from sgma_hf.data.windows import Window
-from sgma_hf.rasters.listings.sources import list_scenes
+from sgma_hf.rasters.listings.sources import list_rows, list_scenes
+from sgma_hf.rasters.scene import dated
 from sgma_hf.visualization.palette import class_palette, colorize
 
 
@@ -81,8 +84,8 @@ def test_a_gap_is_missing_data_and_stays_where_it_was_cut(model, processor, scen
     part = Sights(model, processor, list(sights.scenes.values()), side=64, allow_other_scale=True)
     sight = part.look(replace(view, top=10, left=1000))
     assert (sight.scene_size, sight.window) == ((HEIGHT, WIDTH), Window(10, 32, 64, 64))
-    assert sight.images["rgb"].mask[..., 0].nonzero()[0].min() == 6
-    assert sight.images["rgb"].mask[..., 0].sum() == 40 * 40
+    assert sight.images["rgb"][0].mask[..., 0].nonzero()[0].min() == 6
+    assert sight.images["rgb"][0].mask[..., 0].sum() == 40 * 40
     assert sight.truth.shape == (64, 64)
 
 
@@ -126,7 +129,7 @@ def test_pictures_show_the_maps_to_the_pixel(model, processor, sights):
         np.testing.assert_array_equal(pictures[name][..., 3] == 0, ids == 255)
     wrong = (found.labels != sight.truth) & (sight.truth != 255)
     np.testing.assert_array_equal((pictures["errors"][..., :3] == [213, 94, 0]).all(-1) & (sight.truth != 255), wrong)
-    np.testing.assert_array_equal(pictures["dsm"][..., 3] == 0, sight.images["dsm"].mask[..., 0])
+    np.testing.assert_array_equal(pictures["dsm"][..., 3] == 0, sight.images["dsm"][0].mask[..., 0])
     assert html.count("switched off") == 1
     assert "--x: 5.729%" in html  # of the middle of pixel 5 of 96
     shares = [float(cell) for cell in re.findall(r'<td class="number">([\d.]+)%</td>', html)]
@@ -185,3 +188,54 @@ def test_an_encoding_is_made_once(model, sights, monkeypatch):
         answer(model, sights.processor, sights.look(View("b")), names[:2], with_agreement=True)
     assert len(calls) == 4  # a tile each
     assert torch.is_grad_enabled()
+
+
+def test_rows_of_a_data_set_are_seen_with_their_labels(model, processor, tmp_path):
+    generator = np.random.default_rng(0)
+    images = {
+        "rgb": generator.integers(1, 255, (64, 64, 3)).astype(np.uint8),
+        "dsm": generator.uniform(90, 130, (64, 64)).astype(np.float32),
+        "sar": None,
+    }
+    label = generator.integers(0, 2, (64, 64)).astype(np.uint8)
+    write_dataset(tmp_path, [("first", images, label), ("second", images | {"dsm": None}, None)])
+    rows = list_rows(str(tmp_path), [*NAMES, LABEL])
+    assert [row.name for row in rows] == ["first", "second"]
+    sights = Sights(model, processor, rows, classes=ClassMap.of_entries([{"name": "other", "value": 9}]))
+    sight = sights.look(View("first"))
+    np.testing.assert_array_equal(sight.truth, label)  # these are ids, whatever the values of rasters mean
+    with torch.no_grad():
+        outputs = model(**processor(images))
+    expected = processor.post_process_semantic_segmentation(outputs)[0].numpy()
+    assert (answer(model, processor, sight, NAMES, with_agreement=False).labels == expected).mean() > 0.999
+    assert sights.look(View("second")).truth is None and list(sights.look(View("second")).images) == ["rgb"]
+
+
+def test_a_series_is_predicted_from_all_its_dates_and_one_is_shown(processor, tmp_path):
+    dated_model = spread_weights(tiny_model(tile_size=64, date_periods=[365.25])).eval()
+    generator = np.random.default_rng(0)
+    days = ["20190302", "20190511", "20190702"]
+    for day in days:
+        values = np.kron(generator.integers(1, 255, (3, 8, 8)), np.ones((8, 8))).astype(np.uint8)
+        (tmp_path / "scenes" / "a").mkdir(parents=True, exist_ok=True)
+        write_tiff(tmp_path / "scenes" / "a" / f"rgb_{day}.tif", values)
+    dsm = generator.uniform(90, 130, (1, 64, 64)).astype(np.float32)
+    write_tiff(tmp_path / "scenes" / "a" / "dsm.tif", dsm)
+    write_tiff(tmp_path / "scenes" / "a" / "label.tif", np.ones((1, 64, 64), np.uint8))
+    scenes = list_scenes(tmp_path / "scenes", [*NAMES, LABEL], dated=True)
+    sight = Sights(dated_model, processor, scenes, allow_other_scale=True).look(View("a"))
+    assert len(sight.images["rgb"]) == 3 and len(sight.images["dsm"]) == 1 and (sight.truth == 1).all()
+    files = [str(tmp_path / "scenes" / "a" / f"rgb_{day}.tif") for day in days]
+    rasters = dated("rgb", files, (), ()) | {"dsm": str(tmp_path / "scenes" / "a" / "dsm.tif")}
+    written = predict_raster(dated_model, processor, rasters, tmp_path / "map.tif", allow_other_scale=True).files
+    found = answer(dated_model, processor, sight, NAMES, with_agreement=True)
+    with rasterio.open(written["labels"]) as file:
+        assert (file.read(1) == found.labels).mean() > 0.999
+    html = panels(dated_model.config, sight, found, NAMES, None)
+    assert "3 dates; this is 2019-05-11" in html
+    assert any(line.startswith("Of 3 dates of rgb ") for line in explain(dated_model, sight, NAMES, found, (9, 9)))
+    # a gap hides all dates
+    gap = View("a", gaps=(("rgb", Window(0, 0, 64, 64)),))
+    hidden = Sights(dated_model, processor, scenes, allow_other_scale=True).look(gap)
+    alone = answer(dated_model, processor, hidden, NAMES, with_agreement=False)
+    np.testing.assert_allclose(alone.reliance["dsm"], 1, atol=1e-6)

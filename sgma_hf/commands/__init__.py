@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from sgma_hf.data.command_line import did_you_mean, import_own_module
+from sgma_hf.data.command_line import did_you_mean, import_own_module, report_errors
 
 
 # Command -> (module, one line of help). Modules are imported when their command is called: `sgma-hf --help` answers
@@ -58,6 +58,7 @@ def _usage() -> str:
     )
 
 
+@report_errors("sgma-hf")
 def main(argv: list[str] | None = None) -> int:
     """Import the modules that `--import` names, and run the command that the next argument names.
 
@@ -69,13 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     while argv and argv[0] == "--import":
-        try:
-            if len(argv) == 1:
-                raise ValueError("--import names no module; expected `--import MODULE` in front of the command")
-            import_own_module(argv[1])
-        except ValueError as error:
-            print(f"sgma-hf: {error}", file=sys.stderr)
-            return 2
+        if len(argv) == 1:
+            raise ValueError("--import names no module; expected `--import MODULE` in front of the command")
+        import_own_module(argv[1])
         argv = argv[2:]
     if argv and argv[0] in ("-h", "--help"):
         print(_usage())

@@ -28,7 +28,7 @@ from sgma_hf.comparison.arms import ARMS, select_arms
 from sgma_hf.comparison.compared_rows import content_fingerprint, load_metadata
 from sgma_hf.comparison.run_records import append_row, prepare_file, read_rows
 from sgma_hf.comparison.settings import RunSettings, setting
-from sgma_hf.data.command_line import check_folder_or_id, report_errors
+from sgma_hf.data.command_line import OWN_MODULES, check_folder_or_id, import_own_module, report_errors
 from sgma_hf.data.incomplete_rows import parse_shares
 from sgma_hf.data.rows import labelled_rows, load_rows, present_modalities, with_label_column
 from sgma_hf.training import PVT_V2_SIZES
@@ -249,7 +249,7 @@ def _start(run: "Run", options: dict[str, Any]) -> tuple[Connection, SpawnProces
     # spawned, not forked: a child would inherit torch's threads in whatever state they are
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_attempt, args=(sender, _attempt, run, options))
+    process = context.Process(target=_send_attempt, args=(sender, _attempt, run, options, OWN_MODULES))
     # Ctrl-C reaches all processes. A child is born deaf to it, so that it cannot be cut short in its imports, which
     # would print a traceback: this process ends it.
     heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -261,8 +261,12 @@ def _start(run: "Run", options: dict[str, Any]) -> tuple[Connection, SpawnProces
     return receiver, process
 
 
-def _send_attempt(sender: Connection, attempt: Callable[..., Any], run: "Run", options: dict[str, Any]) -> None:
+def _send_attempt(
+    sender: Connection, attempt: Callable[..., Any], run: "Run", options: dict[str, Any], modules: list[str]
+) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no temporary folder behind
+    for name in modules:
+        import_own_module(name)
     sender.send(attempt(run, options))
 
 

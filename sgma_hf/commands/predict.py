@@ -191,8 +191,7 @@ def main(argv: list[str] | None = None) -> int | None:
 def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     from transformers import AutoConfig, AutoImageProcessor
 
-    from sgma_hf.model.fusion_sgma import find_fusion
-    from sgma_hf.prediction.map_files import PNG_SUFFIXES, plan_layers, plan_outputs
+    from sgma_hf.prediction.map_files import PNG_SUFFIXES, lacks_robustness, plan_layers, plan_outputs
     from sgma_hf.prediction.maps import check_options, predict_raster
     from sgma_hf.visualization.palette import recolor
 
@@ -204,7 +203,7 @@ def _predict(args: argparse.Namespace, rasters: dict[str, list[str]]) -> None:
     extras = args.extras
     if extras is None:
         is_picture = args.output.lower().endswith(PNG_SUFFIXES)
-        extras = ["robustness"] if is_picture and find_fusion(config).has_robustness else []
+        extras = ["robustness"] if is_picture and not lacks_robustness(config) else []
     sources = rasters_of(args, rasters, config)
     _check_vectors(args)
     # What cannot be written is said before gigabytes of weights are loaded.
@@ -265,7 +264,7 @@ def _resampling(texts: list[str]) -> str | dict[str, str]:
 
 def _report(prediction: Any, config: Any, *, is_sifted: bool) -> None:
     """Say what the map is made of, what it shows, and what is in each file."""
-    from sgma_hf.model.fusion_sgma import find_fusion
+    from sgma_hf.prediction.map_files import lacks_robustness
 
     height, width = prediction.size
     missing = [name for name in config.modalities if name not in prediction.modalities]
@@ -303,5 +302,5 @@ def _report(prediction: Any, config: Any, *, is_sifted: bool) -> None:
         print(f"{path!s:<{space}}  {meaning}")
     for path in prediction.removed:
         print(f"{path!s:<{space}}  removed: it belonged to an earlier map")
-    if not find_fusion(config).has_robustness:
-        print(f"no robustness maps: this checkpoint fuses by {config.fusion!r}")
+    if reason := lacks_robustness(config):
+        print(f"no robustness maps: {reason}")

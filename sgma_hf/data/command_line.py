@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import re
+import select
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
+OWN_MODULES: list[str] = []  # that `import_own_module` imported: what a process that starts anew has to import, too
 # What a person can cause: arguments that contradict each other, files that are not there, an extra that is missing.
 USER_ERRORS = (ValueError, OSError, ImportError)
 
@@ -141,15 +143,21 @@ def report_errors(
     """Decorate a command's `main(argv)` so that it says in one line what went wrong, without a traceback.
 
     The line begins with the program, `sgma-hf predict`; `on_stop` says how to go on after Ctrl-C. Errors are
-    `USER_ERRORS` and `also`. It returns what `main` returns (0 for None), 2 after an error, 130 after Ctrl-C.
+    `USER_ERRORS` and `also`. It returns what `main` returns (0 for None), 2 after an error, 130 after Ctrl-C, and 141,
+    as of a process that SIGPIPE ends, where nobody reads what is printed any more, as behind `| head`.
     """
 
     def decorate(main: Callable[..., int | None]) -> Callable[..., int]:
         @functools.wraps(main)
         def run(*args: Any, **kwargs: Any) -> int:
             try:
-                return main(*args, **kwargs) or 0
+                try:
+                    return main(*args, **kwargs) or 0
+                finally:
+                    sys.stdout.flush()  # or it would fail when the process ends
             except (*USER_ERRORS, *also) as error:
+                if isinstance(error, BrokenPipeError) and _nobody_reads():
+                    return 141
                 _say_below_bars(f"{program}: {str(error) or type(error).__name__}")
                 return 2
             except KeyboardInterrupt:
@@ -161,17 +169,29 @@ def report_errors(
     return decorate
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe without a reader; what is still to be written goes nowhere then."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    is_left = any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
+    if is_left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_left
+
+
 def import_own_module(name: str) -> types.ModuleType:
     """Import a module of somebody's own, from the working folder too; ValueError in one line, whatever it raises."""
     if os.getcwd() not in sys.path:  # an installed command has its own folder there
         sys.path.insert(0, os.getcwd())
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except Exception as error:  # whatever somebody's module may raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"the module {name!r} cannot be imported: {reason}. It has to be in the working folder, or installed."
         ) from error
+    OWN_MODULES.append(name)
+    return module
 
 
 def _say_below_bars(line: str) -> None:

@@ -33,6 +33,13 @@ _LABELS = "labels"
 NODATA = {"uint8": IGNORE_INDEX, "float32": float("nan"), "int32": 0}
 
 
+def lacks_robustness(config: Any) -> str | None:
+    """Why a model says nothing of its reliance on modalities; None if it does."""
+    if config.model_type == "sgma":
+        return None if find_fusion(config).has_robustness else f"this checkpoint fuses by {config.fusion!r}"
+    return f"this checkpoint is of another network, {config.arm!r} of `sgma-hf compare`"
+
+
 def plan_layers(
     config: Any,
     modalities: Sequence[str],
@@ -50,10 +57,10 @@ def plan_layers(
     if by_date and config.date_periods is None:
         raise ValueError(f"Output {by_date[0]!r} is by dates, and this checkpoint knows none (`date_periods`).")
     needs_robustness = [name for name in extras if name in ("robustness", "decision", MONTH, DAY)]
-    if needs_robustness and not find_fusion(config).has_robustness:
+    if needs_robustness and (reason := lacks_robustness(config)):
         raise ValueError(
-            f"Output {needs_robustness[0]!r} needs robustness, but this checkpoint fuses by {config.fusion!r}, which "
-            "has none. Leave it out, or use a checkpoint with `fusion='sgf'`."
+            f"Output {needs_robustness[0]!r} needs robustness, but {reason}, which has none. Leave it out, or use a "
+            "checkpoint with `fusion='sgf'`."
         )
     if "agreement" in extras and len(modalities) < 2:
         raise ValueError(

@@ -73,6 +73,16 @@ def test_an_import_of_nothing_is_one_line(capsys):
     assert said == "sgma-hf: --import names no module; expected `--import MODULE` in front of the command\n"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["convert-rasters", "--help"]])
+def test_a_reader_that_has_left_is_no_error(words):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "import sys; from sgma_hf.commands import main; sys.exit(main())", *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode in (0, 141) and done.stderr == ""  # argparse says nothing of it
+
+
 def test_help_and_refusals_come_without_torch():
     program = (
         "import contextlib, os, sys\n"

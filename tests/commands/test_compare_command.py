@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import re
+import subprocess
 import sys
 
 import pytest
@@ -269,6 +270,26 @@ def test_a_spawned_process_gives_the_figures_of_this_one(scenes, tmp_path, monke
     (here,), (there,) = (read_rows(tmp_path / f"{place}.jsonl") for place in ("here", "there"))
     assert here["results"] == there["results"]
     assert here["losses"] == there["losses"]
+
+
+@pytest.mark.long
+def test_a_spawned_process_imports_what_this_one_was_told_to(scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_fusion.py").write_text(
+        "from sgma_hf.model.fusion_sgma import SgmaMeanFusion, register_fusion\n"
+        "@register_fusion('own_mean')\n"
+        "class OwnFusion(SgmaMeanFusion):\n"
+        "    pass\n"
+    )
+    (tmp_path / "own_arm.py").write_text(
+        "from sgma_hf.comparison.arms import Arm\nARM = Arm('own', 'A mean.', config={'fusion': 'own_mean'})\n"
+    )
+    program = "import sys; from sgma_hf.commands import main; sys.exit(main())"
+    flags = ["--arms", "own_arm:ARM", "--seeds", "0", "--num_proc", "2"]
+    words = ["--dataset", str(scenes), "--output", "own.jsonl", *FLAGS, *flags]
+    subprocess.run([sys.executable, "-c", program, "--import", "own_fusion", "compare", *words], check=True)
+    (row,) = read_rows(tmp_path / "own.jsonl")
+    assert row["results"]
 
 
 @pytest.mark.parametrize(

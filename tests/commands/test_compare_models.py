@@ -49,7 +49,9 @@ def test_kept_models_are_evaluated_and_give_maps_and_further_figures(scenes, tmp
     images, _ = decode_row(load_rows(scenes, "test")[0], ["rgb"])
     Image.fromarray(images["rgb"]).save(image)
     given = ["--model", str(folder), "--rgb", str(image), "--out", str(tmp_path / "map.png"), "--device", "cpu"]
+    capsys.readouterr()
     assert predict.main(given) in (0, None)
+    assert ("no robustness maps: this checkpoint is of another network" in capsys.readouterr().out) == (arm != "sgma")
     assert (tmp_path / "map.png").is_file()
 
     def refuse(*_):

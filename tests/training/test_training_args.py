@@ -1,4 +1,5 @@
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from sgma_hf import SgmaTrainingArguments
@@ -33,6 +34,9 @@ def test_float16_is_refused_on_a_cpu_which_would_not_follow(tmp_path):
     with pytest.raises(ValueError, match="`fp16` is True, but a CPU trains in float32 or bfloat16"):
         SgmaTrainingArguments(str(tmp_path), use_cpu=True, fp16=True)
     assert SgmaTrainingArguments(str(tmp_path), use_cpu=True, bf16=True).bf16
+    if not torch.accelerator.is_available():
+        with pytest.raises(ValueError, match="`bf16` is asked for, as recipes do, but torch sees no GPU"):
+            SgmaTrainingArguments(str(tmp_path), bf16=True)
 
 
 def test_the_polynomial_schedule_takes_its_power_and_its_end_as_numbers(tmp_path):

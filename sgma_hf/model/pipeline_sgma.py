@@ -14,10 +14,10 @@ class SgmaPipeline(Pipeline):
     """Segments samples that are dicts of named, possibly missing rasters.
 
     A call takes one dict or a list of dicts, as [`SgmaImageProcessor`] does: `{"rgb": array, "dsm": None}`, where a
-    raster is an array, a PIL image or a path. A raster alone, as `"scene.png"`, is the model's `rgb`, or its only
-    modality; all others are missing then. Every sample is predicted as a whole; for large ones there is
-    `sgma_hf.predict_raster`. Samples of any sizes may share a batch (`batch_size=8`): what is predicted for one does
-    not depend on the others.
+    raster is an array, a PIL image or a path, and a list of them, with `<name>_dates`, is a series. A raster alone, as
+    `"scene.png"`, is the model's `rgb`, or its only modality; all others are missing then. Every sample is predicted
+    as a whole; for large ones there is `sgma_hf.predict_raster`. Samples of any sizes may share a batch
+    (`batch_size=8`): what is predicted for one does not depend on the others.
 
     A call returns a dict for each sample, with arrays of the size of its largest raster:
 
@@ -83,12 +83,10 @@ class SgmaPipeline(Pipeline):
             passes.setdefault((sample["pixel_values"].shape, sample["modality_mask"].shape), []).append(index)
         predictions: dict[int, dict[str, torch.Tensor]] = {}
         for indices in passes.values():
-            modality_mask = torch.cat([samples[index]["modality_mask"] for index in indices])
-            outputs = self.model(
-                pixel_values=torch.cat([samples[index]["pixel_values"] for index in indices]).to(self.model.dtype),
-                modality_mask=modality_mask,
-            )
-            predictions |= zip(indices, self._maps(outputs, modality_mask), strict=True)
+            parts = {name: [samples[index][name] for index in indices] for name in samples[indices[0]]}
+            inputs = {name: torch.cat(values) for name, values in parts.items()}
+            outputs = self.model(**inputs | {"pixel_values": inputs["pixel_values"].to(self.model.dtype)})
+            predictions |= zip(indices, self._maps(outputs, inputs["modality_mask"]), strict=True)
         return [predictions[index] for index in range(len(samples))]
 
     def _maps(self, outputs: Any, modality_mask: torch.Tensor) -> list[dict[str, torch.Tensor]]:

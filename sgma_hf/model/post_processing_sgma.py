@@ -14,6 +14,7 @@ from .cells_sgma import (
     resize_mask,
     upsample_to_pixels,
 )
+from .dates_sgma import over_dates
 from .limits_sgma import IGNORE_INDEX
 
 
@@ -125,8 +126,9 @@ def robustness_at_pixels(
     size = coverage.shape[-2:]
     if modality_mask is not None and modality_mask.ndim == 5:  # of series: covered on any date
         modality_mask = modality_mask.any(1)
-    if modality_mask is not None and modality_mask.ndim == 4:
-        covered = modality_mask.to(coverage.device)
+    mask = None if modality_mask is None else over_dates(modality_mask)
+    if mask is not None and mask.ndim == 4:
+        covered = mask.to(coverage.device)
     else:  # exactly 0 where a modality has no pixel in the cell
         covered = repeat_to_pixels(robustness[0] > 0, LOGITS_STRIDE, size)
     shares = sum(upsample_to_pixels(robustness[i].float(), STAGE_STRIDES[i], size) for i in stages)

@@ -33,8 +33,8 @@ RECORDED_ARGUMENTS = (
     "lr_scheduler_kwargs warmup_steps num_train_epochs max_steps per_device_train_batch_size "
     "gradient_accumulation_steps seed data_seed bf16 fp16 load_best_model_at_end metric_for_best_model crop_size "
     "random_flip random_quarter_turns random_scale modality_dropout noise_std gain_range augment class_balanced_crops "
-    "robustness_sampling freeze_encoder encoder_learning_rate layer_decay lora_rank "
-    "ema_decay"
+    "date_dropout date_keep max_dates date_jitter robustness_sampling freeze_encoder encoder_learning_rate "
+    "layer_decay lora_rank ema_decay"
 ).split()
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 _TOKEN_FLAGS = ("--hub_token", "--hub-token", "--token", "--push_to_hub_token")

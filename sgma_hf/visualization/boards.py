@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from ..data.evaluation_mode import evaluating
-from ..model.image_transforms_sgma import read_raster, valid_pixels
-from ..model.limits_sgma import IGNORE_INDEX
+from ..model.dates_sgma import observations
+from ..model.image_transforms_sgma import find_covered, read_raster, valid_pixels
+from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from .palette import (
     GAP_COLOR,
     HATCH,
@@ -134,7 +135,8 @@ def plot_modality_board(
     Args:
         model: An SGMA model with a segmentation head, on any device.
         processor: Its image processor.
-        images: Raster per modality, as for `plot_sample`; None where missing.
+        images: Raster per modality, as for `plot_sample`; None where missing. Of a series, with its dates, the one
+            with the most valid pixels is shown.
         label: Class ids (height, width), 255 where there is none.
         subsets: Names of the modalities to predict from together, a panel each. None: all there are, then each time
             one less.
@@ -150,8 +152,9 @@ def plot_modality_board(
         ValueError: If a subset names no modality of the sample.
     """
     require_matplotlib()
-    images = {name: images.get(name) for name in processor.modalities}
-    present = [name for name, raster in images.items() if raster is not None]
+    known = {*processor.modalities, *(name + DATES_SUFFIX for name in processor.modalities)}
+    images = {name: value for name, value in images.items() if name in known}
+    present = [name for name in processor.modalities if len(observations(images, name))]
     if subsets is None:
         without_one = [[other for other in present if other != name] for name in present]
         subsets = [present, *filter(None, without_one)]
@@ -168,7 +171,7 @@ def plot_modality_board(
     ]
     config = model.config
     return plot_sample(
-        {name: _as_read(raster, processor, name) for name, raster in images.items()},
+        {name: _as_read(images, processor, name) for name in processor.modalities},
         label=label,
         predictions={_subset_title(names, present): ids for names, ids in zip(subsets, predictions, strict=True)},
         robustness=None if shares is None else dict(zip(headings, shares, strict=True)),
@@ -192,8 +195,9 @@ def _predict_subsets(
     size = None if label is None else [label.shape]
     inputs = processor([images], segmentation_maps=None if label is None else [label])
     with evaluating(model):
+        dates = {"dates": inputs["dates"].to(model.device)} if "dates" in inputs else {}
         encoding = model.encode(
-            inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"].to(model.device)
+            inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"].to(model.device), **dates
         )
         masks = [torch.tensor([name in names for name in processor.modalities]) for names in subsets]
         outputs = [model.fuse_and_decode(encoding, mask.to(model.device)) for mask in masks]
@@ -211,12 +215,18 @@ def _predict_subsets(
     return predictions, robustness
 
 
-def _as_read(value: Any, processor: Any, name: str) -> np.ndarray | None:
-    """A raster as the processor reads it, (height, width, channels), with transparent pixels masked."""
-    if value is None:
+def _as_read(images: Mapping[str, Any], processor: Any, name: str) -> np.ndarray | None:
+    """A raster as the processor reads it, (height, width, channels), with transparent pixels masked.
+
+    Of a series, the date with the most valid pixels.
+    """
+    index = processor.modalities.index(name)
+    channels, where = processor.modality_channels[index], f"`images[{name!r}]`"
+    dates = [read_raster(value, channels, layout=None, where=where) for value in observations(images, name)]
+    if not dates:
         return None
-    channels = processor.modality_channels[processor.modalities.index(name)]
-    raster = read_raster(value, channels, layout=None, where=f"`images[{name!r}]`")
+    covered = [find_covered(raster, processor.nodata[index]) for raster in dates]
+    raster = dates[int(np.argmax([1 if part is None else part.mean() for part in covered]))]
     values = np.moveaxis(raster.values, 0, -1)
     if raster.valid is None:
         return values

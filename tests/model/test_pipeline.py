@@ -78,6 +78,31 @@ def test_dict_and_list_of_dicts(model, processor, checkpoint):
     assert (both[1]["labels"][10:] < 5).all()
 
 
+def test_series_go_in_with_their_dates_and_share_a_batch_with_single_images():
+    model = spread_weights(tiny_model(date_periods=[365.25, 91.3])).eval()
+    processor = SgmaImageProcessor(model.config.modalities, model.config.modality_channels)
+    segment = pipeline("image-segmentation", model=model, image_processor=processor)
+    static, (height, width) = samples()[0], (40, 50)
+    dsm = [np.full((height, width), level, np.float32) for level in (3.0, 9.0)]
+    dsm[1][:10] = np.nan
+    series = static | {"dsm": dsm, "dsm_dates": ["2019-03-02", "2019-07-01"]}
+    with torch.no_grad():
+        inputs = processor(series)
+        outputs = model(**inputs)
+    expected = upsample_to_pixels(outputs.logits, 4, (height, width))[0].softmax(0).numpy()
+    results = segment([static, series, series | {"dsm_dates": ["2019-07-01", "2019-03-02"]}], batch_size=3)
+    np.testing.assert_allclose(results[1]["scores"], expected.max(0), atol=1e-5)
+    assert_same_classes(results[1]["labels"], expected.argmax(0))
+    assert np.abs(results[2]["scores"] - results[1]["scores"]).max() > 1e-4  # dates count
+    shares = results[1]["robustness"]
+    assert (shares["dsm"] > 0).all()  # one date of two has no gap
+    np.testing.assert_allclose(shares["rgb"] + shares["dsm"], 1, atol=1e-5)
+    static_model = spread_weights(tiny_model()).eval()
+    segment = pipeline("image-segmentation", model=static_model, image_processor=processor)
+    with pytest.raises(ValueError, match=r"`dates` are given to a model without `date_periods`.*leave them out"):
+        segment(series)
+
+
 def test_model_in_memory_and_model_without_robustness(processor):
     mean = tiny_model(fusion="mean")
     segment = pipeline("image-segmentation", model=mean, image_processor=processor)

@@ -281,3 +281,15 @@ def test_matplotlib_is_asked_for_by_the_name_of_its_extra():
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "pip install 'sgma-hf[viz]'" in run.stdout, run.stderr
+
+
+def test_a_board_shows_the_date_of_a_series_that_sees_most():
+    model = tiny_model(date_periods=[365.25])
+    dsm = [np.full((32, 32), value, np.float32) for value in (5.0, 7.0, 9.0)]
+    dsm[0][:8], dsm[1][0, 0], dsm[2][:] = np.nan, np.nan, np.nan
+    dsm[1][16:] = 8
+    sample = {"rgb": np.zeros((32, 32, 3), np.uint8), "dsm": dsm, "dsm_dates": ["2019-01-01", None, "2019-03-01"]}
+    figure = plot_modality_board(model, SgmaImageProcessor(["rgb", "dsm", "sar"], [3, 1, 2]), sample)
+    picture = shown(panel(figure, "dsm"))
+    assert is_hatched(panel(figure, "sar")) and picture.shape[:2] == (32, 32)
+    assert len(np.unique(picture[1:][np.isfinite(picture[1:]).all(-1) if picture.ndim == 3 else ...])) > 1

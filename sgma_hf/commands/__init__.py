@@ -30,6 +30,7 @@ COMMANDS = {
     "inspect": ("sgma_hf.commands.inspect_folder", "say what a folder of rasters holds, and how to convert it"),
     "convert-rasters": ("sgma_hf.converters.raster_folders", "turn folders of rasters into a dataset"),
     "demo-scenes": ("sgma_hf.converters.demo_scenes", "write a dataset of procedural scenes"),
+    "demo-series": ("sgma_hf.converters.demo_series", "write a dataset of made-up fields with many dates"),
     "isprs-potsdam": ("sgma_hf.converters.isprs_potsdam", "check or convert ISPRS Potsdam: RGB, NIR, height"),
     "isprs-vaihingen": ("sgma_hf.converters.isprs_vaihingen", "check or convert ISPRS Vaihingen: IRRG, height"),
     "dfc2023": ("sgma_hf.converters.dfc2023", "check or convert DFC2023: RGB, height, SAR; buildings"),

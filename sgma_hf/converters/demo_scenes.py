@@ -51,10 +51,10 @@ def demo_metadata() -> DatasetMetadata:
     )
 
 
-def split_sizes(num_tiles: int) -> dict[str, int]:
-    """Tiles per split, 70 : 15 : 15, at least one each."""
+def split_sizes(num_tiles: int, what: str = "tiles") -> dict[str, int]:
+    """Rows per split, 70 : 15 : 15, at least one each."""
     if num_tiles < len(SPLITS):
-        raise ValueError(f"{num_tiles} tiles cannot fill the splits {list(SPLITS)}. Ask for 3 or more (--tiles).")
+        raise ValueError(f"{num_tiles} {what} cannot fill the splits {list(SPLITS)}. Ask for 3 or more (--{what}).")
     held_out = max(1, round(0.15 * num_tiles))
     return {"train": num_tiles - 2 * held_out, "validation": held_out, "test": held_out}
 

@@ -18,8 +18,10 @@ from sgma_hf import SgmaForSemanticSegmentation, SgmaImageProcessor
 from sgma_hf.commands.evaluate import main as evaluate
 from sgma_hf.commands.train import MAIN_ARGUMENTS, main
 from sgma_hf.converters.demo_scenes import write_demo_scenes
+from sgma_hf.converters.demo_series import write_demo_series
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
 from sgma_hf.data.metadata import DatasetMetadata
+from sgma_hf.data.rows import decode_row, load_rows
 from sgma_hf.publishing.record import TrainingRecord
 from sgma_hf.publishing.weights_digest import checkpoint_digest
 from sgma_hf.training import hub_trainer
@@ -506,3 +508,44 @@ def test_a_private_push_to_a_public_repository_is_refused_in_one_line(arguments,
         "sgma-hf train: The repository org/public is public, and a private one was asked for; nothing was uploaded. "
         "Leave `hub_private_repo` out to push to it all the same, or choose another `hub_model_id`."
     )
+
+
+def test_a_data_set_of_series_is_trained_on_and_scored_by_the_commands(tmp_path, caplog, capsys):
+    """A new model knows the seasons, or none if that is asked for; dates that a split lacks are said."""
+    write_demo_series(tmp_path / "series", num_rows=14, tile_size=16)
+    metadata = DatasetMetadata.load(tmp_path / "series")
+    arguments = tiny_run(tmp_path / "series", tmp_path, date_jitter=9.0, max_dates=3)
+    assert main(flags(arguments)) == 0
+    model = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    assert list(model.config.date_periods) == [365.25, 182.6, 121.75, 91.3, 60.9]
+    record = TrainingRecord.load(tmp_path / "run").arguments
+    assert (record["date_keep"], record["max_dates"], record["date_jitter"]) == ([1.0, 0.5, 0.25], 3, 9.0)
+    score = [
+        "--model",
+        str(tmp_path / "run"),
+        "--dataset",
+        str(tmp_path / "series"),
+        "--split",
+        "test",
+        "--output",
+        str(tmp_path / "scores.json"),
+    ]
+    assert evaluate(score) == 0
+    assert "s2+s1" in capsys.readouterr().out
+    assert "Damaging inputs is for rows of one date" in refusal(evaluate, [*score, "--protocol", "rmm"], capsys)
+
+    with ParquetDatasetWriter(tmp_path / "undated", metadata, title="Undated") as writer:
+        for split in ("train", "test"):
+            for row in load_rows(tmp_path / "series", split):
+                images, label = decode_row(row, metadata.modalities)
+                images["s1_dates"] = None if split == "test" else images["s1_dates"]
+                writer.write(split, row["id"], images, label)
+    score[3] = str(tmp_path / "undated")
+    assert evaluate(score) == 0
+    assert "The rows have no dates of the series ['s1'] ('s1_dates')" in caplog.text
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    assert main(flags(tiny_run(tmp_path / "series", folder), date_periods=0)) == 0
+    assert SgmaForSemanticSegmentation.from_pretrained(folder / "run").config.date_periods is None
+    assert "The rows have dates of ['s2', 's1'], and the model knows none" in caplog.text

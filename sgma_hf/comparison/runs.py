@@ -185,7 +185,7 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0, keep_models: str | None
     folder = None if keep_models is None else model_folder(keep_models, row)
     kept = None if folder is None else load_kept(folder, settings.device)
     if kept is None:
-        model, processor, facts = _train(run, metadata, training_rows)
+        model, processor, facts = _train(run, metadata, training_rows, rows.get(settings.choosing_split))
         if folder is not None:
             keep_model(folder, model, processor, facts)
     else:
@@ -213,6 +213,7 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0, keep_models: str | None
         "parameters": model.num_parameters(),
         "gmacs": giga_macs(model, settings.crop_size),
         "losses": facts["losses"],
+        **{name: facts[name] for name in ("dynamics",) if name in facts},  # models that were kept earlier have none
         "format_version": FORMAT_VERSION,
     }
     return finite(row)
@@ -225,8 +226,10 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - started, 2)
 
 
-def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
-    """Return model and processor after the last step, the last losses logged and the seconds that it took."""
+def _train(
+    run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]], choosing_rows: list[dict[str, Any]] | None
+) -> tuple[PreTrainedModel, SgmaImageProcessor, dict[str, Any]]:
+    """Return model and processor after the last step, and the last losses, how it learned and the seconds it took."""
     settings = run.settings
     set_seed(run.seed)
     model = build_model(run.arm, settings, metadata)
@@ -244,13 +247,18 @@ def _train(run: Run, metadata: DatasetMetadata, rows: list[dict[str, Any]]):
         normalize_as_encoder(processor, settings.backbone, colour_modalities(*fields, None))
     facts: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="sgma-compare-") as folder:
-        arguments = _training_arguments(settings, folder, seed=run.seed, **run.arm.training)
-        trainer = SgmaTrainer(model, arguments, processing_class=processor, train_dataset=rows)
+        curve: dict[str, Any] = {}
+        if settings.curve_points:
+            curve = {"eval_strategy": "steps", "eval_steps": -(-settings.max_steps // settings.curve_points)}
+        arguments = _training_arguments(settings, folder, seed=run.seed, **curve, **run.arm.training)
+        shown = choosing_rows if curve else None
+        trainer = SgmaTrainer(model, arguments, processing_class=processor, train_dataset=rows, eval_dataset=shown)
         trainer.remove_callback(PlainLog)
         with _timed(facts, "seconds"):
             trainer.train()
     names = (*(f"loss_{term}" for term in model.config.loss_terms), "loss")
     facts["losses"] = {name: entry[name] for entry in trainer.state.log_history for name in names if name in entry}
+    facts["dynamics"] = trainer.dynamics.record()
     return trainer.plain_model().eval(), processor, facts
 
 

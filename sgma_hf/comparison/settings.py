@@ -52,6 +52,11 @@ class RunSettings:
     label_column: str | None = setting(
         None, "Column of the labels to score by, for instance scoring_label; default: label, which trains."
     )
+    curve_points: int = setting(
+        0,
+        "Times that --choosing_split is evaluated while training, for the curves of learning; it takes time that is "
+        "counted as training.",
+    )
     corruptions: bool = setting(False, "Evaluate damaged inputs too.")
     reliance: bool = setting(False, "Compare robustness maps with the errors of single modalities too.")
     calibration: bool = setting(
@@ -76,6 +81,10 @@ class RunSettings:
         if report in others:
             raise ValueError(
                 f"`report_split` is {self.report_split!r}, which is trained on or chooses; report on another split."
+            )
+        if self.curve_points < 0 or (self.curve_points and self.choosing_split is None):
+            raise ValueError(
+                f"`curve_points` is {self.curve_points}; expected at least 0, and with more a `choosing_split`."
             )
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"`device` is {self.device!r}; expected 'cpu' or 'cuda'.")

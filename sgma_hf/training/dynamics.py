@@ -116,7 +116,11 @@ class LearningDynamics:
 
     def save(self, directory: str | os.PathLike) -> None:
         """Write `learning_dynamics.json` into the run's folder, whole or not at all."""
-        write_json(Path(directory) / DYNAMICS_FILE, {name: getattr(self, name) for name in _RECORDED})
+        write_json(Path(directory) / DYNAMICS_FILE, self.record())
+
+    def record(self) -> dict[str, Any]:
+        """What `read_learning_dynamics` reads back."""
+        return {name: getattr(self, name) for name in _RECORDED}
 
 
 def read_learning_dynamics(directory: str | os.PathLike) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sgma_hf.comparison import runs
 from sgma_hf.comparison.arms import ARMS, COMMON_TRAINING, select_arms
 from sgma_hf.comparison.arms.full_pass import FullPassForSemanticSegmentation
 from sgma_hf.comparison.card.experiments import group_runs
+from sgma_hf.comparison.card.figures import figures_of
 from sgma_hf.comparison.compared_rows import content_fingerprint, decoded_rows, load_metadata
 from sgma_hf.comparison.identity import is_recorded
 from sgma_hf.comparison.kept_models import model_folder
@@ -180,6 +181,24 @@ def test_extras_are_kept_where_asked_for(scenes):
     assert "corruptions" not in row and set(row["seconds"]) == {"load", "train", "evaluate", "reliance"}
 
 
+def test_curves_of_learning_do_not_change_what_is_learned(scenes):
+    settings = TINY | {"max_steps": 8}  # two epochs
+    plain = execute_run(Run(ARMS["sgma"], 0, scenes, RunSettings(**settings)))
+    curved = Run(ARMS["sgma"], 0, scenes, RunSettings(**settings, curve_points=3))
+    row = execute_run(curved)
+    assert row["results"] == plain["results"] and row["losses"] == plain["losses"]
+    assert is_recorded(curved.identity(row["dataset"]["fingerprint"]), [plain])  # it would not be trained again
+    assert [entry["step"] for entry in row["dynamics"]["evaluations"]] == [3, 6, 8]
+    last = row["dynamics"]["evaluations"][-1]["scores"]
+    chosen = row["results"]["validation"]
+    assert last["average_miou"] == pytest.approx(chosen["average_miou"]) and len(row["dynamics"]["epochs"]) == 2
+    assert plain["dynamics"]["evaluations"] == [] and plain["dynamics"]["steps"] == row["dynamics"]["steps"]
+    (experiment,) = group_runs([plain, row])
+    figures = figures_of(experiment)
+    titles = [axes.get_title() for axes in figures["dynamics_sgma"].axes]
+    assert {"Training loss", "Validation mIoU", "Robustness"} < set(titles)
+
+
 def test_rows_made_incomplete_are_the_same_every_time_and_keep_a_modality(scenes):
     metadata = load_metadata(scenes)
     complete = decoded_rows(scenes, "train", metadata, max_gigabytes=1)
@@ -227,6 +246,7 @@ def test_wrong_input_is_refused_before_any_training(scenes, tmp_path):
         content_fingerprint(str(tmp_path))
     for wrong in (
         {"max_steps": 0},
+        {"curve_points": 5},
         {"learning_rate": 0.0},
         {"report_split": "train"},
         {"report_split": "val", "choosing_split": "validation"},

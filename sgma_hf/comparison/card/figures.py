@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ...visualization.charts import plot_learning_dynamics
 from ...visualization.comparison_charts import plot_confusion, plot_mean_ranks, plot_scores
 from .calibration import calibration_figures
 from .experiments import SCORES, Experiment
@@ -16,7 +17,8 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
 
     `combinations`: scores of all combinations. If all lines have the counts of tiles: `confusion`, the confusion
     matrices of all modalities together and of each alone, and `critical_difference`, mean ranks of Average over tiles.
-    See `trust_figures` and `calibration_figures` for what runs with `--reliance` and `--calibration` have.
+    `dynamics_ARM`: how the first seed of each arm learned. What runs with `--reliance` and `--calibration` have is
+    said in `trust_figures` and `calibration_figures`.
     """
     scored = experiment.results(experiment.all_runs[0])["combinations"]
     figures = {name: experiment.score("combinations", name, "miou") for name in scored}
@@ -25,6 +27,10 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
     means = {arm: {name: found and found.mean for name, found in row.items()} for arm, row in spreads.items()}
     drawn = {"combinations": plot_scores(means, title=f"mIoU in %, {_where(experiment)}")}
     drawn |= trust_figures(experiment, _where(experiment)) | calibration_figures(experiment, _where(experiment))
+    for arm, runs in experiment.runs.items():
+        record = next((run["dynamics"] for run in runs.values() if run.get("dynamics", {}).get("epochs")), None)
+        if record is not None:
+            drawn[f"dynamics_{arm.replace(':', '.')}"] = plot_learning_dynamics(record, title=arm)
     if not all(experiment.tiles.values()):
         return drawn
     chosen = {"+".join(experiment.dataset["modalities"]): "all modalities"}

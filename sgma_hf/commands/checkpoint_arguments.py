@@ -129,7 +129,7 @@ def date_table(path: str | None, config: Any) -> Any:
 
     if path is not None and config.date_periods is None:
         raise ValueError(f"`--dates {path}`: this checkpoint knows no dates (`date_periods`). Leave it out.")
-    return None if path is None else DateTable(path)
+    return None if path is None else DateTable.read(path)
 
 
 def rasters_of(args: argparse.Namespace, given: Mapping[str, Sequence[str]], config: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def convert_rasters(
     how = {"split_names": options.split_names, "absent": options.absent.keys(), "series": options.series}
     found = find_scenes(source, folders | masks, label, **how)
     found = [files for files in found if files.label is not None or any(map(files.rasters.get, folders))]
-    series, table = series_of(found, folders), None if options.dates is None else DateTable(options.dates)
+    series, table = series_of(found, folders), None if options.dates is None else DateTable.read(options.dates)
     if table is not None and not series:
         raise ValueError(f"--dates {options.dates}: no modality of {source} has several dates in a scene.")
     watched = tqdm(found, desc="headers", unit="scene", leave=False)

@@ -6,11 +6,12 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from ..model.dates_sgma import from_days, to_days
 from .files import uses_pillow
 from .opening import as_source, is_npy, open_dataset
 
@@ -47,15 +48,24 @@ class Dated(NamedTuple):
 
 
 class DateTable:
-    """When files were taken, by a `.csv` with the columns `file` and `date`.
+    """When files were taken, UTC without a zone.
 
     A file is named by its path, by the end of it, by its name, or by its name without the suffix; the longest of these
     that the table has counts.
     """
 
-    def __init__(self, path: str | Path):
-        self._dates: dict[str, datetime] = {}
-        self.version = hashlib.sha256(Path(path).read_bytes()).hexdigest()  # of what it holds
+    def __init__(self, dates: Mapping[str, datetime]):
+        self._dates = {Path(name).as_posix(): time for name, time in dates.items()}
+
+    @property
+    def version(self) -> str:
+        """What is another one if the table is."""
+        return hashlib.sha256(repr(sorted(self._dates.items())).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path: str | Path) -> "DateTable":
+        """Read a `.csv` with the columns `file` and `date`."""
+        dates: dict[str, datetime] = {}
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
             if not {"file", "date"} <= set(reader.fieldnames or ()):
@@ -63,9 +73,10 @@ class DateTable:
                     f"{path} has the columns {reader.fieldnames}; expected file and date, as in x.tif,2019-03-02."
                 )
             for number, row in enumerate(reader, start=2):
-                name, time = Path(row["file"].strip()).as_posix(), _read(row["date"], f"{path}, line {number}")
-                if self._dates.setdefault(name, time) != time:
-                    raise ValueError(f"{path} has two dates for {name}: {self._dates[name]} and {time}. Keep one.")
+                name, time = row["file"].strip(), read_date(row["date"], f"{path}, line {number}")
+                if dates.setdefault(name, time) != time:
+                    raise ValueError(f"{path} has two dates for {name}: {dates[name]} and {time}. Keep one.")
+        return cls(dates)
 
     def find(self, path: str | Path) -> datetime | None:
         """The date of a file, None if the table does not name it."""
@@ -201,7 +212,7 @@ def _date_in_tags(source: str | Path) -> datetime | None:
             # TIFF writes 2019:03:02 10:50:21. Some programs write zeros, or what is no date.
             text = re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", dataset.tags(ns=domain).get(tag, ""))
             with contextlib.suppress(ValueError):
-                return _read(text, tag)
+                return read_date(text, tag)
     return None
 
 
@@ -219,16 +230,15 @@ def _items_beside(folder: Path, changed: int) -> dict[str, datetime]:
         properties = item.get("properties") or {}
         text = properties.get("datetime") or properties.get("start_datetime")
         if text:
-            time = _read(text, f"The datetime of {path}")
+            time = read_date(text, f"The datetime of {path}")
             hrefs = [str(asset.get("href", "")) for asset in (item.get("assets") or {}).values()]
             dates |= dict.fromkeys([path.stem, *(Path(href).name for href in hrefs)], time)
     return dates
 
 
-def _read(text: str, where: str) -> datetime:
+def read_date(text: str, where: str) -> datetime:
     """A date of ISO 8601, UTC without a zone; ValueError that says where it stands."""
     try:
-        time = datetime.fromisoformat(text.strip())
+        return from_days(to_days(text.strip()))
     except ValueError as error:
         raise ValueError(f"{where} is {text!r}, which is no date; expected one such as 2019-03-02.") from error
-    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)

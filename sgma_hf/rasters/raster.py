@@ -51,6 +51,18 @@ def bounded_cache() -> AbstractContextManager:
     return require_rasterio("the rasters").Env(**options)
 
 
+def allow_open_files(count: int) -> None:
+    """Let this process have so many more files open, as far as the system does: the dates of a scene stay open."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # there is no such limit on Windows
+        import resource
+
+        most, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 2 * count + 256
+        wanted = wanted if limit == resource.RLIM_INFINITY else min(wanted, limit)
+        if most != resource.RLIM_INFINITY and most < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limit))
+
+
 @functools.lru_cache(maxsize=64)
 def parse_crs(wkt: str) -> Any:
     """Rasterio's CRS of a WKT text."""

@@ -27,7 +27,7 @@ from .dates import DateTable, date_of, known_date, match_dates
 from .files import RasterFile, check_bands, read_info, uses_pillow
 from .grids import Grid, check_crs, footprint
 from .opening import as_source, is_npy, is_raster_file, local_files, open_dataset
-from .raster import RasterInfo
+from .raster import RasterInfo, allow_open_files
 from .sources import RESAMPLINGS, Mosaic, PixelMask, read_npy
 
 
@@ -191,6 +191,7 @@ class RasterScene(contextlib.AbstractContextManager):
             for name, gaps in self._gaps.items()
         }
         self._files: dict[str, list[Mosaic]] = {name: [] for name in self.inputs}
+        allow_open_files(len(self.paths))
         with contextlib.ExitStack() as opened:
             parts: list[
                 tuple[str, list[RasterInfo], dict[str, Any]]

@@ -1,5 +1,7 @@
 """The dates of a modality on one grid: what a window holds, clouds of each date, and what lists them."""
 
+import json
+
 import numpy as np
 import pytest
 from raster_scenes import write_tiff
@@ -86,7 +88,7 @@ def test_one_file_may_have_no_date_but_none_of_several(folder, tmp_path):
         dated("s2", files, [], [])
     table = tmp_path / "dates.csv"
     table.write_text("file,date\nfirst.tif,2020-01-01\n")
-    rasters = dated("s2", files, [], [], DateTable(table))
+    rasters = dated("s2", files, [], [], DateTable.read(table))
     assert [source.path.name for source in rasters["s2"]] == ["20190401.tif", "20190511.tif", "first.tif"]
     with pytest.raises(ValueError, match="No raster is named as"):
         expand([str(folder / "s2" / "*.png")])
@@ -120,3 +122,41 @@ def test_rows_of_series_are_scenes(tmp_path):
         images = scene.read(0, 0, 4, 4)
         assert [np.shape(images[name]) for name in ("s2", "dsm")] == [(3, 4, 4, 4), (4, 4, 1)]
         assert images["s2_dates"] == [to_days(f"2019-0{month}-11T10:30:31.5") for month in (1, 2, 3)]
+
+
+def test_more_dates_than_a_process_may_have_files_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] != resource.RLIM_INFINITY and limits[1] < 1500:
+        pytest.skip("this system lets no process have so many files open")
+    files = [write_tiff(tmp_path / f"{day}.tif", image(day, size=(4, 6))) for day in range(300)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with RasterScene({"s2": files, "s2_dates": list(range(300))}, channels=CHANNELS) as scene:
+            images = scene.read(0, 0, 4, 6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert images["s2_dates"] == list(range(300))
+    np.testing.assert_array_equal(np.stack(images["s2"])[:, 0, 0, 0], 100 * np.arange(300) + 1)
+
+
+def test_items_of_a_catalogue_and_files_of_a_cell_are_dates(folder):
+    """A catalogue says when its files were taken, whatever their names say."""
+    items = []
+    for number, day in enumerate(DAYS):
+        properties = {"datetime": f"2020-0{number + 1}-05T10:00:00Z", "grid:code": "MGRS-31UFR"}
+        assets = {"reflectance": {"href": f"s2/{day}.tif"}}
+        items.append({"type": "Feature", "id": day, "properties": properties, "assets": assets})
+    path = folder / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    how = {"assets": {"s2": "reflectance"}, "scene_by": "grid:code"}
+    assert len(list_scenes(path, ["s2"], **how)) == 3  # for a model without dates a scene each
+    (scene,) = list_scenes(path, ["s2"], dated=True, **how)
+    assert scene.name == "MGRS-31UFR"
+    with scene.opened() as rasters, RasterScene(rasters, channels=CHANNELS) as opened:
+        assert opened.dates == {"s2": [to_days(f"2020-0{month}-05T10:00") for month in (1, 2, 3)]}
+    table = folder / "scenes.csv"
+    table.write_text("scene,s2\na," + ";".join(f"s2/{day}.tif" for day in DAYS) + "\n")
+    (scene,) = list_scenes(table, ["s2"], dated=True)
+    with scene.opened() as rasters, RasterScene(rasters, channels=CHANNELS) as opened:
+        assert opened.dates == {"s2": days()}

@@ -109,7 +109,7 @@ def test_tags_then_a_stac_item_beside_it_and_a_table_before_all(tmp_path):
     # Who gives a table knows better than a name.
     table = tmp_path / "dates.csv"
     table.write_text("file,date\nsite_a/20190302.tif,2018-01-01\n20190302,2018-02-02T12:00:00-01:00\nd,2018-03-03\n")
-    table = DateTable(table)
+    table = DateTable.read(table)
     assert date_of(tmp_path / "site_a" / "20190302.tif", table) == (datetime(2018, 1, 1), "table")
     assert date_of(tmp_path / "site_b" / "20190302.tif", table) == (datetime(2018, 2, 2, 13), "table")
     assert date_of(picture, table) == (datetime(2018, 3, 3), "table")
@@ -137,4 +137,4 @@ def test_a_table_that_does_not_say_is_refused(tmp_path, text, message):
     path = tmp_path / "dates.csv"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        DateTable(path)
+        DateTable.read(path)

@@ -36,7 +36,7 @@ from .spatial_groups import group_scenes
 # What writers put where there is nothing, and do not always declare.
 _UNDECLARED = (0, *map(int, HEIGHT_NODATA), -32767, -99999, -999, 32767, 65535)
 _MANY = 0.001  # share of the pixels from which on 0, or the largest number, looks like a gap
-_LARGE_SIDE, _TILE = 1024, 512  # pixels: scenes of which side are to be cut, into what
+_LARGE_SIDE, _TILE, _DATED_TILE = 1024, 512, 128  # pixels: scenes of which side are to be cut, into what
 _VALUES_AT_ONCE = 2**23
 _PIXELS_PER_FILE = 2**25  # more are sampled by windows spread evenly, as are the files beyond
 _PIXELS_PER_MODALITY = 2**29
@@ -422,7 +422,7 @@ def _command(
     gaps = [f"{column.name}={','.join(map(str, column.undeclared))}" for column in columns if column.undeclared]
     words += ["--nodata", *gaps] if gaps else []
     if max(max(scene.size) for scene in scenes) > _LARGE_SIDE:
-        words += ["--tile_size", str(_TILE)]
+        words += ["--tile_size", str(_DATED_TILE if any(column.dates for column in columns) else _TILE)]
     words += _validation_flags(scenes, notes)
     return " ".join([shlex.join(words), *classes])
 

@@ -43,7 +43,7 @@ def list_scenes(
         assets: What a modality is called there, where not by its name, and its bands: `{"rgb": "visual",
             "nir": "B08", "red": "rgbn:1"}`. It names a folder, stem or suffix of files, a column or an asset.
         scene_by: Column of a table that names the scenes; None takes `scene`, `id` or `name`. Of a catalogue a
-            property: items of one value and date are one scene; None takes the items' ids.
+            property: items of one value and date are one scene, with `dated` all of one value; None takes their ids.
         masks: By modality what its masks are called there, as in `assets`, and which of their classes hide it. Where a
             scene has no mask, nothing is hidden.
         dated: Whether several files of a modality are its dates, for a model that knows them, and no mosaic.
@@ -59,7 +59,8 @@ def list_scenes(
         raise ValueError(f"`assets` names {unknown}; the modalities are {list(modalities)}.")
     keys = {name: BandSelection.parse((assets or {}).get(name, name)) for name in modalities}
     keys |= {_MASK + name: BandSelection.parse(key) for name, (key, _) in (masks or {}).items()}
-    found = [replace(scene, is_dated=dated, table=table) for scene in _list(path, keys, scene_by, dated)]
+    found = _list(path, keys, scene_by, dated)
+    found = [replace(scene, is_dated=dated, table=table or scene.table) for scene in found]
     return [_with_masks(scene, masks) for scene in found] if masks else found
 
 
@@ -99,8 +100,11 @@ def _list(
         )
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}.")
-    read = scenes_of_table if suffix in (".csv", ".parquet") else scenes_of_catalogue
-    return sorted(read(path, keys, scene_by), key=lambda scene: scene.name)
+    if suffix in (".csv", ".parquet"):
+        found = scenes_of_table(path, keys, scene_by)
+    else:
+        found = scenes_of_catalogue(path, keys, scene_by, dated)
+    return sorted(found, key=lambda scene: scene.name)
 
 
 def _scenes_of_folder(folder: Path, keys: Mapping[str, tuple[str, BandSelection]], dated: bool) -> list[ListedScene]:

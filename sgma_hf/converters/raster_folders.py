@@ -49,6 +49,7 @@ from .folders.scenes import (
     series_of,
     shared_layer,
 )
+from .folders.sequences import sequence_of
 from .folders.spatial_groups import choose_validation, group_scenes, least_gap
 from .folders.tiling import Tiling, cut
 from .writing.card import command_for_card
@@ -73,6 +74,7 @@ class ConversionOptions:
     val_fraction: float | None = None  # share of the training rows to set aside as `validation`; None sets none aside
     group_distance: float | None = None  # scenes closer than so many metres stay on one side
     group_regex: str | None = None  # scenes whose names give the same match stay on one side
+    sequence_regex: str | None = None  # scenes whose names give the same match are one sequence, see `sequence_of`
     series: bool = False  # whether files that differ by date alone are one scene, whatever else there is
     dates: str | os.PathLike | None = None  # a table of dates, see `DateTable`
     seed: int = 0  # decides what is set aside
@@ -143,6 +145,7 @@ def _convert(
         units=[options.units.get(name) for name in folders],
         resolution=shared_sampling([Grid(scene.size, scene.grid) for scene in scenes]),
         preview=options.preview,
+        sequences=options.sequence_regex is not None,
         split_notes=_split_notes(source, scenes, options),
         **({} if class_map is None else _described(class_map)),
     )
@@ -154,15 +157,20 @@ def _convert(
         command=command,
         overwrite=options.overwrite,
     )
+    sequences = [None] * len(scenes) if options.sequence_regex is None else sequence_of(scenes, options.sequence_regex)
     rows, empty, gaps = 0, 0, {name: BandGaps() for name in folders}
     tiling = Tiling(options.tile, options.stride)
     with writer:
-        for scene in tqdm(scenes, desc="converting", unit="scene"):
+        for scene, named in zip(tqdm(scenes, desc="converting", unit="scene"), sequences, strict=True):
             for row_id, images, label in _rows(scene, plans, class_map, tiling, gaps, writer.out.parent):
                 if not any(observations(images, name) for name in folders):
                     empty += 1
                 else:
-                    writer.write(scene.files.split, row_id, images, label)
+                    time = {}
+                    if named is not None:
+                        place = row_id.removeprefix(scene.files.name)
+                        time = {"sequence": named[0] + place, "label_date": named[1]}
+                    writer.write(scene.files.split, row_id, images, label, **time)
                     rows += 1
         notes = _notes_on_bands(folders, bands, gaps)
         if not rows:
@@ -413,6 +421,8 @@ def _parser() -> Parser:
     add("--val_fraction", type=float, help="share of the training rows to set aside as validation, by whole scenes")
     add("--group_distance", type=float, metavar="METRES", help="scenes closer than this stay on one side")
     add("--group_regex", help="scenes whose names give the same match (its first group) stay on one side")
+    sequence = "scenes whose names give the same match (its first group) are one place or video, for evaluations"
+    add("--sequence_regex", metavar="REGEX", help=sequence)
     dated = "a scene whose files differ by their date alone is one, also where no label or other file says so"
     parser.add_switch("--series", help=dated)
     add("--dates", metavar="CSV", help="when files were taken, columns file and date; default: by name, tag or STAC")

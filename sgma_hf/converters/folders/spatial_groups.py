@@ -25,18 +25,8 @@ def group_scenes(
     """
     pairs = [] if distance is None else _close_pairs(names, footprints, distance)
     if regex is not None:
-        try:
-            matches = list(map(re.compile(regex).search, names))
-        except re.error as error:
-            raise ValueError(f"--group_regex {regex!r} is not a regular expression: {error}.") from error
-        unmatched = [name for name, match in zip(names, matches, strict=True) if match is None]
-        if unmatched:
-            raise ValueError(
-                f"--group_regex {regex!r} does not match {unmatched[:5]} ({len(unmatched)} scenes in all)."
-            )
         first: dict[str, int] = {}
-        for index, match in enumerate(matches):
-            key = next((group for group in match.groups()[:1] if group is not None), match[0])
+        for index, key in enumerate(match_names(names, regex, "--group_regex")):
             pairs.append((first.setdefault(key, index), index))
     groups = list(range(len(names)))  # a group has the number of its first scene
     for pair in pairs:
@@ -44,6 +34,18 @@ def group_scenes(
         if one != other:
             groups = [one if group == other else group for group in groups]
     return np.unique(groups, return_inverse=True)[1].tolist()
+
+
+def match_names(names: Sequence[str], regex: str, flag: str) -> list[str]:
+    """The first group, or the whole match, of a regular expression in each name; a ValueError names the `flag`."""
+    try:
+        matches = list(map(re.compile(regex).search, names))
+    except re.error as error:
+        raise ValueError(f"{flag} {regex!r} is not a regular expression: {error}.") from error
+    unmatched = [name for name, match in zip(names, matches, strict=True) if match is None]
+    if unmatched:
+        raise ValueError(f"{flag} {regex!r} does not match {unmatched[:5]} ({len(unmatched)} scenes in all).")
+    return [next((group for group in match.groups()[:1] if group is not None), match[0]) for match in matches]
 
 
 def _close_pairs(

@@ -35,11 +35,14 @@ Written by `sgma-hf app --space`. To push it: `hf upload OWNER/NAME . --repo-typ
 """
 
 
-def write_space(folder: Path, model: str, arguments: Sequence[str], *, scenes: tuple[str, str] | None) -> list[Path]:
+def write_space(
+    folder: Path, title: str, model: str, arguments: Sequence[str], *, scenes: tuple[str, str] | None
+) -> list[Path]:
     """Write `app.py`, `requirements.txt`, `README.md` and all that they need.
 
     Args:
         folder: A new or empty folder.
+        title: Of the Space.
         model: A folder, which is copied, or an id on the Hub.
         arguments: More of those of `sgma-hf app`, for `app.py`.
         scenes: Flag and value of `sgma-hf app` that name scenes. A folder is copied, an id of a data set is not.
@@ -64,7 +67,7 @@ def write_space(folder: Path, model: str, arguments: Sequence[str], *, scenes: t
         space = Path(staging) / "space"
         words, origin = _copy(space, model, scenes)
         matter = {
-            "title": f"SGMA: {Path(model).name}",
+            "title": title,
             "emoji": "🛰️",
             "colorFrom": "green",
             "colorTo": "blue",
@@ -77,7 +80,7 @@ def write_space(folder: Path, model: str, arguments: Sequence[str], *, scenes: t
             "tags": ["remote-sensing", "image-segmentation", "missing-modalities"],
         }
         front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
-        write_text(space / "README.md", f"---\n{front}---\n\n# {matter['title']}\n\n{_CARD}")
+        write_text(space / "README.md", f"---\n{front}---\n\n# {title}\n\n{_CARD}")
         write_text(space / "app.py", _APP.format(arguments=json.dumps([*words, *arguments])))
         write_text(space / "requirements.txt", "".join(f"{line}\n" for line in needed))
         large = (f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in _LARGE_FILES)

@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     scenes.add_argument("--dataset", metavar="DIR_OR_ID", help="rows to choose from")
     add("--label", metavar="NAME", default="label", help="what the truth of a scene is called; default: label")
     add("--window", type=int, default=512, metavar="PIXELS", help="side of what is shown at once; default: 512")
+    add("--title", help="heading of the page; default: the name of the model")
     add("--host", help="address to serve at; default: this machine alone. 0.0.0.0: the whole network")
     add("--port", type=int, help="default: the first free one from 7860 on")
     add("--device", help="cpu, cuda, cuda:1, ...; CUDA where there is some")
@@ -33,23 +34,26 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.window < 32:
         raise ValueError(f"`--window` is {args.window}; expected at least 32 pixels.")
+    if args.port is not None and not 0 < args.port < 2**16:
+        raise ValueError(f"`--port` is {args.port}; expected 1 to 65535.")
     modalities = check_checkpoint(args.model, of_arms=False)
     if args.dataset is not None:
         check_folder_or_id(args.dataset, "--dataset")
+    title = args.title or f"SGMA: {Path(args.model).resolve().name}"
     if args.space is not None:
         from sgma_hf.app.space import write_space
 
         named = [("--scenes", args.scenes), ("--dataset", args.dataset)]
         found = next((pair for pair in named if pair[1] is not None), None)
-        more = ["--label", args.label, "--window", str(args.window)]
+        more = ["--title", title, "--label", args.label, "--window", str(args.window)]
         more += ["--allow_other_scale"] if args.allow_other_scale else []
-        for path in write_space(Path(args.space), args.model, more, scenes=found):
+        for path in write_space(Path(args.space), title, args.model, more, scenes=found):
             print(path)
         return
-    _serve(args, modalities)
+    _serve(args, title, modalities)
 
 
-def _serve(args: argparse.Namespace, modalities: Sequence[str]) -> None:
+def _serve(args: argparse.Namespace, title: str, modalities: Sequence[str]) -> None:
     """Serve the page until Ctrl-C."""
     try:
         from sgma_hf.app.page import Page
@@ -74,6 +78,6 @@ def _serve(args: argparse.Namespace, modalities: Sequence[str]) -> None:
     how = {"side": args.window, "allow_other_scale": args.allow_other_scale}
     classes = recorded_classes(args.model, model.config.class_names)
     sights = Sights(model, AutoImageProcessor.from_pretrained(args.model), found, classes=classes, **how)
-    address = Page(sights, f"SGMA: {Path(args.model).name}").launch(host=args.host, port=args.port)
+    address = Page(sights, title).launch(host=args.host, port=args.port)
     print(f"The page is at {address}; Ctrl-C ends it", flush=True)
     threading.Event().wait()

@@ -45,6 +45,7 @@ def test_what_cannot_be_shown_is_one_line(checkpoint, tmp_path, capsys, monkeypa
     assert "there is no such folder" in refusal(capsys, "--model", tmp_path / "none")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
     assert "is a checkpoint of 'segformer'; expected one of SGMA" in refusal(capsys, "--model", tmp_path)
+    assert refusal(capsys, "--model", checkpoint, "--port", "99999") == "`--port` is 99999; expected 1 to 65535."
     assert "`--window` is 8" in refusal(capsys, "--model", checkpoint, "--window", "8")
     assert "--dataset" in refusal(capsys, "--model", checkpoint, "--dataset", tmp_path / "none")
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -64,20 +65,32 @@ def test_a_model_that_is_damaged_is_one_line(checkpoint, tmp_path, capsys):
 def test_a_space_holds_all_that_it_needs(checkpoint, tmp_path, installed, capsys):
     write_app_scenes(tmp_path / "scenes")
     folder = tmp_path / "space"
-    assert main(["--model", str(checkpoint), "--scenes", str(tmp_path / "scenes"), "--space", str(folder)]) == 0
+    assert (
+        main(
+            [
+                "--model",
+                str(checkpoint),
+                "--scenes",
+                str(tmp_path / "scenes"),
+                "--space",
+                str(folder),
+                "--title",
+                "My: fields",
+            ]
+        )
+        == 0
+    )
     assert str(folder / "app.py") in capsys.readouterr().out
     front, text = (folder / "README.md").read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n")
     matter = yaml.safe_load(front)
     assert (matter["sdk"], matter["sdk_version"], matter["app_file"]) == ("gradio", "6.31.0", "app.py")
     assert {matter["colorFrom"], matter["colorTo"]} <= {*"red yellow green blue indigo purple pink gray".split()}
-    assert matter["title"].startswith("SGMA: ") and "models" not in matter and "--repo-type space" in text
+    assert matter["title"] == "My: fields" and "models" not in matter and "--repo-type space" in text
     assert (folder / "requirements.txt").read_text().splitlines() == ["numpy<3,>=2.0", "rasterio<2,>=1.4.4"]
-    called = {}
-    scope = {"__name__": "app", "called": called}
     source = (folder / "app.py").read_text()
-    exec(compile(source, "app.py", "exec"), scope)
+    compile(source, "app.py", "exec")
     words = json.loads(source[source.index("[") : source.index("]") + 1])
-    assert words[:4] == ["--model", "model", "--scenes", "scenes"]
+    assert words[:6] == ["--model", "model", "--scenes", "scenes", "--title", "My: fields"]
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         assert (folder / "model" / name).read_bytes() == (checkpoint / name).read_bytes()
     assert (folder / "scenes" / "a" / "rgb.tif").is_file()

@@ -82,8 +82,8 @@ class UnusedParameters:
         if not self._has_pair:
             first, *others = inputs["host_mask"]
             inputs["host_mask"] = [[1.0, *first[1:]], *others]
-            inputs["modality_mask"] = inputs["modality_mask"].clone()
-            inputs["modality_mask"][0, 0] = True
+            mask = inputs["modality_mask"] = inputs["modality_mask"].clone()
+            mask[(0,) * (3 if mask.ndim in (3, 5) else 2)] = True  # the first date of the first modality
             inputs["labels"] = torch.full_like(inputs["labels"], ignore_index)
 
     def drop_gradients(self, model: torch.nn.Module) -> None:

@@ -15,8 +15,10 @@ from sgma_hf import (
     evaluate_modality_combinations,
 )
 from sgma_hf.data.codec import encode_raster
+from sgma_hf.model.encoding_sgma import host_mask_of
 from sgma_hf.training.collator import draw_row
 from sgma_hf.training.row_sampling import ROW_KEY, ModalityAwareSampler, RowKey, alike_together
+from sgma_hf.training.sharding import UnusedParameters
 
 
 PERIODS = [365.25, 91.3]
@@ -275,3 +277,13 @@ def test_series_are_evaluated_in_every_way(tmp_path, options):
     trainer = make_trainer(tmp_path, rows, PERIODS)
     results = evaluate_modality_combinations(trainer.model, trainer.processing_class, rows, **options)
     assert results["combinations"]["s2+dsm"]["pixels"] == 4 * 32 * 32
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 8, 8), (2, 4, 3), (2, 4, 3, 8, 8)])
+def test_a_batch_of_nothing_is_shown_one_image_that_the_host_knows_of(shape):
+    """Where parameters are sharded, the encoder is called on every process: of a series, too, by one date."""
+    mask = torch.zeros(shape, dtype=torch.bool)
+    inputs = {"modality_mask": mask, "host_mask": host_mask_of(mask), "labels": torch.zeros(2, 8, 8)}
+    UnusedParameters.__new__(UnusedParameters).add_pair(inputs, 255)
+    assert inputs["host_mask"] == host_mask_of(inputs["modality_mask"]) and sum(map(sum, inputs["host_mask"])) == 1
+    assert not mask.any() and (inputs["labels"] == 255).all()

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value, load_dataset
 from series_rows import series_metadata, series_rows, write_series
 
+from sgma_hf.converters.writing.statistics import SplitStatistics
 from sgma_hf.data.metadata import METADATA_FILE, DatasetMetadata
 from sgma_hf.data.rows import count_dates, decode_row, load_rows, present_modalities, with_modality_columns
 from sgma_hf.model.dates_sgma import to_days
@@ -148,3 +149,21 @@ def test_cells_of_series_that_name_foreign_files_are_refused(tmp_path):
     Dataset.from_dict(cells, features=features).to_parquet(str(tmp_path / "data" / "train.parquet"))
     with pytest.raises(ValueError, match=r"Column 'vv' of dataset .* names the file '/etc/passwd'"):
         load_rows(tmp_path / "data", "train")
+
+
+def test_card_and_summary_say_how_many_dates_there_are_and_of_when(tmp_path):
+    writer = write_series(tmp_path / "data")
+    dates = "2 to 3 dates, 2019-01-11 to 2019-03-11"
+    assert f"  a row has s2 {dates}; vv 1 to 2 dates, 2019-03-03 to 2019-03-03" in writer.summary().splitlines()
+    card = (tmp_path / "data" / "README.md").read_text()
+    assert "| nodata | a row of train | missing in train |" in card and f"| 0 | {dates} | 33% |" in card
+    assert "| `dsm` | 1 | float32 | - | -9999, NaN | - | 0% |" in card and "in `<column>_dates`" in card
+    whole, parts = SplitStatistics(series_metadata()), SplitStatistics(series_metadata())
+    for _, images, label in series_rows():
+        part = SplitStatistics(series_metadata())
+        for statistics in (whole, part):
+            statistics.update(images, label)
+        parts.merge_state(json.loads(json.dumps(part.state())))
+    assert {name: str(item.dates) for name, item in parts.modalities.items()} == {
+        name: str(item.dates) for name, item in whole.modalities.items()
+    }

@@ -78,7 +78,9 @@ def build_card(
         _modality_table(metadata, statistics),
         _class_table(metadata, statistics),
         "## Rows\n\nA missing modality, and a label that nobody drew, is null. "
-        "Bands that no image format holds exactly are the bytes of a `.npy` file, (height, width, channels).",
+        "Bands that no image format holds exactly are the bytes of a `.npy` file, (height, width, channels)."
+        + " A series is a list of images, with their dates, UTC, in `<column>_dates`."
+        * bool(metadata.series),
         markdown_table(["split", "rows", "without label"], rows),
         "\n".join(f"- `{split}`: {note}" for split, note in metadata.split_notes.items() if split in statistics),
         *sections,
@@ -105,10 +107,15 @@ def _modality_table(metadata: DatasetMetadata, statistics: Mapping[str, SplitSta
         dtype = metadata.modality_dtypes[index]
         nodata = [f"{value:g}" for value in metadata.nodata[index]] + ["NaN"] * (dtype == "float32")
         missing = [f"{item.modalities[name].missing_rows / item.num_rows:.0%}" for item in statistics.values()]
+        if metadata.series:
+            missing = [*(item.modalities[name].dates or "-" for item in statistics.values()), *missing]
         unit = metadata.units[index] or "-"
         lines.append([f"`{name}`", metadata.modality_channels[index], dtype, unit, ", ".join(nodata) or "-", *missing])
-    head = ["column", "channels", "dtype", "unit", "nodata", *(f"missing in {split}" for split in statistics)]
-    return f"## Modalities\n\n{markdown_table(head, lines, text_columns=5)}"
+    head = ["column", "channels", "dtype", "unit", "nodata"]
+    head += [f"a row of {split}" for split in statistics if metadata.series]
+    columns = len(head)
+    head += [f"missing in {split}" for split in statistics]
+    return f"## Modalities\n\n{markdown_table(head, lines, text_columns=columns)}"
 
 
 def _class_table(metadata: DatasetMetadata, statistics: Mapping[str, SplitStatistics]) -> str:

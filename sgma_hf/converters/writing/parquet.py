@@ -310,6 +310,8 @@ def summarize(out: Path, metadata: DatasetMetadata, statistics: Mapping[str, Spl
         missing = [f"{name} {modality.missing_rows / item.num_rows:.0%}" for name, modality in item.modalities.items()]
         missing.append(f"label {item.unlabelled_rows / item.num_rows:.0%}")
         lines.append(f"{split}: rows without {', '.join(missing)}")
+        dates = [f"{name} {found.dates}" for name, found in item.modalities.items() if found.dates is not None]
+        lines += [f"  a row has {'; '.join(dates)}"] * bool(dates)
         if metadata.class_names:
             shares = zip(metadata.class_names, item.class_shares(), strict=True)
             classes = ", ".join(f"{name} {share:.1%}" for name, share in shares)

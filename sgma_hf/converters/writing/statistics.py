@@ -6,25 +6,51 @@ from typing import Any
 import numpy as np
 
 from ...data.metadata import DatasetMetadata
-from ...model.dates_sgma import observations
+from ...model.dates_sgma import from_days, observations, read_dates
 from ...model.image_transforms_sgma import Moments, valid_pixels
 from ...model.limits_sgma import IGNORE_INDEX
+
+
+class _Dates:
+    """How many dates of a modality rows have, and from when to when they are."""
+
+    def __init__(self) -> None:
+        self.total, self.fewest, self.most = 0, np.inf, 0
+        self.first, self.last = np.inf, -np.inf  # days
+
+    def merge(self, total: int, fewest: float, most: int, first: float, last: float) -> None:
+        self.total += total
+        self.fewest, self.most = min(self.fewest, fewest), max(self.most, most)
+        self.first, self.last = min(self.first, first), max(self.last, last)
+
+    def __str__(self) -> str:
+        """`5 to 10 dates, 2016-01-21 to 2021-12-10`."""
+        if not self.total:
+            return "no dates"
+        count = f"{self.fewest} to {self.most}" if self.fewest < self.most else f"{self.most}"
+        days = [from_days(day).date().isoformat() for day in (self.first, self.last) if np.isfinite(day)]
+        return ", ".join([f"{count} date{'s' if self.most > 1 else ''}", " to ".join(days)]).removesuffix(", ")
 
 
 class _ModalityStatistics:
     """Mean, spread, range and gaps of one modality, merged row by row."""
 
-    def __init__(self, channels: int, nodata: Sequence[float]) -> None:
+    def __init__(self, channels: int, nodata: Sequence[float], series: bool) -> None:
         self.nodata = list(nodata)
+        self.dates = _Dates() if series else None
         self.moments = Moments(channels)
         self.minimum = np.full(channels, np.inf)
         self.maximum = np.full(channels, -np.inf)
         self.pixels = 0
         self.missing_rows = 0
 
-    def update(self, rasters: Sequence[np.ndarray]) -> None:
+    def update(self, rasters: Sequence[np.ndarray], days: Sequence[float]) -> None:
         """Add one row's rasters, (height, width) or (height, width, channels): one, those of a series, or none."""
         self.missing_rows += not len(rasters)
+        if self.dates is not None and len(rasters):
+            known = [day for day in days if not np.isnan(day)]
+            count = len(rasters)
+            self.dates.merge(count, count, count, min(known, default=np.inf), max(known, default=-np.inf))
         for array in rasters:
             self._add(array)
 
@@ -44,6 +70,8 @@ class _ModalityStatistics:
         """Add what another instance gathered; `state` is what its `state` gave."""
         self.pixels += state["pixels"]
         self.missing_rows += state["missing_rows"]
+        if self.dates is not None:
+            self.dates.merge(**state["dates"])
         if state["count"]:
             self.moments.merge(state["count"], np.array(state["mean"]), np.array(state["squares"]))
             self._widen(np.array(state["minimum"]), np.array(state["maximum"]))
@@ -58,6 +86,7 @@ class _ModalityStatistics:
             "maximum": self.maximum.tolist(),
             "pixels": self.pixels,
             "missing_rows": self.missing_rows,
+            **({} if self.dates is None else {"dates": vars(self.dates)}),
         }
 
     def as_dict(self, num_rows: int) -> dict[str, Any]:
@@ -78,7 +107,9 @@ class SplitStatistics:
 
     def __init__(self, metadata: DatasetMetadata) -> None:
         columns = zip(metadata.modalities, metadata.modality_channels, metadata.nodata, strict=True)
-        self.modalities = {name: _ModalityStatistics(channels, nodata) for name, channels, nodata in columns}
+        self.modalities = {
+            name: _ModalityStatistics(channels, nodata, metadata.is_series(name)) for name, channels, nodata in columns
+        }
         self.class_pixels = np.zeros(len(metadata.class_names), dtype=np.int64)
         self.ignored_pixels = 0
         self.num_rows = 0
@@ -107,7 +138,7 @@ class SplitStatistics:
         """Add one row."""
         self.num_rows += 1
         for name, statistics in self.modalities.items():
-            statistics.update(observations(images, name))
+            statistics.update(observations(images, name), read_dates(images, name))
         if label is None:
             self.unlabelled_rows += 1
             return

@@ -148,7 +148,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     """All runs, seed by seed, after a check of everything that can be checked without training."""
     preset = PRESETS[args.preset]
     arms = select_arms(args.arms or preset["arms"])
-    from sgma_hf.comparison.runs import Run, check_arm, check_device, pretrained_config
+    from sgma_hf.comparison.runs import Run, check_arm, check_dates, check_device, pretrained_config
     from sgma_hf.evaluation.metrics import check_scored_classes
     from sgma_hf.training.fine_tuning.encoder_arguments import encoder_from_text
 
@@ -175,6 +175,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     for split in filter(None, (settings.report_split, settings.choosing_split)):
         with_label_column(load_rows(args.dataset, split), settings.label_column or "label")
     check_scored_classes(settings.score_classes or "union", metadata.class_names)
+    check_dates(settings, metadata)
     seeds = preset["seeds"] if args.seeds is None else args.seeds
     runs = [Run(arm, seed, args.dataset, settings) for seed in dict.fromkeys(seeds) for arm in arms]
     for run in {run.arm.name: run for run in runs}.values():

@@ -16,7 +16,7 @@ from .settings import RunSettings
 
 
 # Settings that add figures to a run and are no part of the training, and settings that say where it ran.
-EVALUATED = ("corruptions", "reliance", "calibration")  # settings and the figures in a line that they ask for
+EVALUATED = ("corruptions", "reliance", "calibration", "dates")  # settings and the figures in a line that they ask for
 EVALUATION_SETTINGS = ("choosing_split", "curve_points", *EVALUATED)
 PLACE_SETTINGS = ("device", "threads")
 SCORING_SETTINGS = ("score_classes", "label_column")  # they change the figures of a training, and not its weights

@@ -28,12 +28,14 @@ from ..data.metadata import DatasetMetadata
 from ..data.processor_fitting import colour_modalities, fit_processor, normalize_as_encoder
 from ..evaluation.combinations import evaluate_modality_combinations
 from ..evaluation.corruption_scores import evaluate_corruptions
+from ..evaluation.over_time.dates import date_grid
 from ..evaluation.protocols import expected_scores
 from ..evaluation.trust.calibration import evaluate_calibration, fit_temperature, save_temperature
 from ..evaluation.trust.reliance import reliance_error_agreement
 from ..model.backbones_sgma import read_backbone_config
 from ..model.configuration_sgma import SgmaConfig
 from ..model.image_processing_sgma import SgmaImageProcessor
+from ..model.limits_sgma import YEARLY_PERIODS
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import dataset_name, hardware_name, package_commit, package_versions
 from ..training.arguments import SgmaTrainingArguments
@@ -89,6 +91,7 @@ def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaC
             "decoder_hidden_size": settings.decoder_hidden_size,
             "dice_loss_weight": settings.dice_loss_weight,
             "modality_adapter_size": settings.modality_adapter_size,
+            "date_periods": list(YEARLY_PERIODS) if metadata.series and arm.build is None else None,
             **own,
             **arm.config,
         },
@@ -200,6 +203,7 @@ def execute_run(run: Run, *, max_gigabytes: float = 4.0, keep_models: str | None
     evaluations = {
         "corruptions": evaluate_corruptions,
         "reliance": reliance_error_agreement,
+        "dates": partial(_score_dates, shares=settings.dates, scored_classes=scored["scored_classes"]),
         "calibration": partial(_calibrate, folder=folder, fitted_on=rows.get(settings.choosing_split)),
     }
     for name in (name for name in EVALUATED if getattr(settings, name)):
@@ -274,6 +278,25 @@ def _evaluate(
         **{name: results[name] for name in kept},
         "bernoulli_miou": expected_scores(miou, results["modalities"]),
     }
+
+
+def check_dates(settings: RunSettings, metadata: DatasetMetadata) -> None:
+    """Raise a ValueError if shares of dates are asked for that are none, or of a data set without series."""
+    if settings.dates and not metadata.series:
+        raise ValueError(f"`dates` are {settings.dates}, but no modality of the data set is a series; leave them out.")
+    date_grid(settings.dates or ())
+
+
+def _score_dates(
+    model: PreTrainedModel,
+    processor: SgmaImageProcessor,
+    rows: list[dict[str, Any]],
+    *,
+    shares: list[str],
+    **options: Any,
+) -> dict[str, Any]:
+    """What every combination scores with shares of the dates, which are the same for all arms and seeds."""
+    return evaluate_modality_combinations(model, processor, rows, dates=date_grid(shares), **options)["dates"]
 
 
 def _calibrate(

@@ -64,6 +64,10 @@ class RunSettings:
         "Say how often confidences are right too; with --choosing_split a temperature is fitted there, and kept with "
         "the model.",
     )
+    dates: list[str] | None = field(
+        default=None,
+        metadata={"help": "Score series from shares of their dates too: all, half, quarter, or numbers up to 1."},
+    )
     device: str = setting(
         "cpu",
         "Where the models run; only on the CPU do two runs of one seed give one result for certain.",

@@ -11,6 +11,7 @@ from .added import added_tables
 from .calibration import calibration_tables
 from .cells import difference_cells, interval, number, percent, tile_bounds
 from .corruptions import corruption_tables
+from .dates import date_tables
 from .experiments import SCORES, Experiment, Figure, at, group_runs
 from .statistics import NUM_RESAMPLES
 from .trust import trust_tables
@@ -135,6 +136,7 @@ def tables_of(experiment: Experiment) -> Iterator[Table]:
     yield from corruption_tables(experiment)
     yield from trust_tables(experiment)
     yield from calibration_tables(experiment)
+    yield from date_tables(experiment)
     lines = list(_facts(experiment).items())
     yield Table("setting", "What was run", ["what", "value"], lines, text_columns=2)
 

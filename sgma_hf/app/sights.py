@@ -16,7 +16,7 @@ from ..data.windows import Window
 from ..evaluation.scenes import TruthRaster
 from ..model.dates_sgma import from_days, observations, read_dates
 from ..model.encoding_sgma import SgmaEncoding
-from ..model.limits_sgma import IGNORE_INDEX
+from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from ..prediction.map_run import Tiles
 from ..prediction.scene_levels import SceneLevels, look_at
 from ..prediction.sliding_window import default_stride
@@ -108,7 +108,7 @@ class Sights:
         }
         with scene.opened() as rasters:
             label = scene.rasters.get(LABEL, rasters.get(LABEL))
-            rasters = {name: files for name, files in rasters.items() if not name.startswith(LABEL)}
+            rasters = {name: files for name, files in rasters.items() if name not in (LABEL, LABEL + DATES_SUFFIX)}
             if not rasters:
                 raise ValueError(f"{scene.name} has none of the modalities {', '.join(processor.modalities)}.")
             truth, note = None, ""
@@ -123,9 +123,9 @@ class Sights:
                 read = functools.partial(_read, opened, processor.modalities, view.gaps)
                 images, ids = read(window), opened.read(*window, modalities=[LABEL])
                 labels, problem = _or_why_not(_class_ids, truth, ids[LABEL]) if ids else (None, "")
-                side = model.config.tile_size or min(processor.size.values())
-                levels = look_at(opened, processor, side, allow_other_scale=self._allow_other_scale)
-                tiles = Tiles(window[2:], side, default_stride(side))
+                tile_size = model.config.tile_size or min(processor.size.values())
+                levels = look_at(opened, processor, tile_size, allow_other_scale=self._allow_other_scale)
+                tiles = Tiles(window[2:], tile_size, default_stride(tile_size))
                 encoded = list(self._encode(read, tiles, window, levels))
         names = [name for name in processor.modalities if name in images]
         shown = {name: observations(images, name) for name in names}

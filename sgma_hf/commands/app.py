@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgma_hf.commands.checkpoint_arguments import check_checkpoint, choose_device, load_model
+from sgma_hf.commands.scene_maps import ASSETS, parse_assets
 from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
 
 
@@ -23,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         "--scenes", metavar="SOURCE", help="scenes to choose from, as `sgma-hf predict --scenes` takes"
     )
     scenes.add_argument("--dataset", metavar="DIR_OR_ID", help="rows to choose from")
-    add("--label", metavar="NAME", default="label", help="what the truth of a scene is called; default: label")
+    assets = f"with --scenes: {ASSETS}; the truth is `label`"
+    add("--assets", nargs="+", action="extend", default=[], metavar="NAME=KEY[:BANDS]", help=assets)
     add("--window", type=int, default=512, metavar="PIXELS", help="side of what is shown at once; default: 512")
     add("--title", help="heading of the page; default: the name of the model")
     add("--host", help="address to serve at; default: this machine alone. 0.0.0.0: the whole network")
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
         named = [("--scenes", args.scenes), ("--dataset", args.dataset)]
         found = next((pair for pair in named if pair[1] is not None), None)
-        more = ["--title", title, "--label", args.label, "--window", str(args.window)]
+        more = ["--title", title, "--window", str(args.window)]
+        more += ["--assets", *args.assets] if args.assets else []
         more += ["--allow_other_scale"] if args.allow_other_scale else []
         for path in write_space(Path(args.space), title, args.model, more, scenes=found):
             print(path)
@@ -72,7 +75,7 @@ def _serve(args: argparse.Namespace, title: str, modalities: Sequence[str]) -> N
         found = list_rows(args.dataset, [*modalities, LABEL])
     elif args.scenes is not None:
         found = list_scenes(
-            args.scenes, [*modalities, LABEL], assets={LABEL: args.label}, dated=config.date_periods is not None
+            args.scenes, [*modalities, LABEL], assets=parse_assets(args.assets), dated=config.date_periods is not None
         )
     model = load_model(args.model, dtype="float32", device=choose_device(args.device))
     how = {"side": args.window, "allow_other_scale": args.allow_other_scale}

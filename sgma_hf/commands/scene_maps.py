@@ -13,6 +13,7 @@ from sgma_hf.commands.checkpoint_arguments import date_table, load_model
 from sgma_hf.data.command_line import Parser
 
 
+ASSETS = "what a modality is called there, where not by its name: a folder, file stem, column or asset"
 NAMED = 10  # failed or uncertain scenes that are named on the screen; the table has all
 
 
@@ -21,8 +22,7 @@ def add_scene_arguments(parser: Parser) -> None:
     add = parser.add_argument_group("many scenes, see docs/maps.md").add_argument
     scenes = "folder as `convert-rasters` reads it, or of a data set; table .csv, .parquet; STAC ItemCollection .json"
     add("--scenes", metavar="SOURCE", help=scenes)
-    assets = "what a modality is called there, where not by its name: a folder, file stem, column or asset"
-    add("--assets", nargs="+", action="extend", default=[], metavar="NAME=KEY[:BANDS]", help=assets)
+    add("--assets", nargs="+", action="extend", default=[], metavar="NAME=KEY[:BANDS]", help=ASSETS)
     scene_by = "column of a table that names the scenes; property by which items of one date are one scene"
     add("--scene_by", metavar="NAME", help=scene_by)
     add("--shard", metavar="I/N", help="make the maps of one of N parts of the scenes, I from 1 to N")
@@ -47,7 +47,7 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     if args.like is not None and args.like not in modalities:
         raise ValueError(f"`--like {args.like}`: with --scenes it is a modality, one of {', '.join(modalities)}.")
     config, processor = AutoConfig.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
-    how = {"assets": _assets(args.assets), "scene_by": args.scene_by, "masks": mask_options(args, modalities)}
+    how = {"assets": parse_assets(args.assets), "scene_by": args.scene_by, "masks": mask_options(args, modalities)}
     how |= {"dated": config.date_periods is not None, "table": date_table(args.dates, config)}
     found = list_scenes(args.scenes, modalities, **how)
     scenes = found[_shard(args.shard)]
@@ -85,7 +85,8 @@ def map_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in (*names, "allow_other_scale")}
 
 
-def _assets(entries: Sequence[str]) -> dict[str, str]:
+def parse_assets(entries: Sequence[str]) -> dict[str, str]:
+    """What `--assets` says, by name."""
     pairs = dict(entry.partition("=")[::2] for entry in entries)
     if not all(pairs.values()) or len(pairs) < len(entries):
         raise ValueError(f"`--assets {' '.join(entries)}`: expected NAME=KEY, each modality once, as in rgb=visual.")

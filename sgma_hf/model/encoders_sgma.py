@@ -13,6 +13,9 @@ from .layers_sgma import SgmaConv2d, restride_single
 # What an encoder is made of. Those of the first group have these names, those of the next `backbone_1` and so on, all
 # of them the model's own children: of these alone transformers gathers what may not be split, for instance.
 _PARTS = ("backbone", "pyramid", "widening")
+# Pixels of the images that a CPU encodes at once: its caches hold what comes of them. With more, an image takes up to
+# half as long again.
+_PIXELS_AT_ONCE = 2**18
 
 
 class SgmaWidening(nn.ModuleList):
@@ -111,14 +114,26 @@ class SgmaEncodersMixin:
             maps = pyramid(backbone(pyramid.resize(pixel_values)).feature_maps)
         return maps if widening is None else widening(maps)
 
-    def encode_pairs(self, images: list[torch.Tensor], counts: list[int]) -> tuple[torch.Tensor, ...]:
+    def _maps_of_many(self, pixel_values: torch.Tensor, group: int = 0) -> tuple[torch.Tensor, ...]:
+        """What `encoder_maps` gives, of the many images of series; on a CPU, in inference, of some at a time."""
+        count = max(1, _PIXELS_AT_ONCE // pixel_values[0, 0].numel())
+        at_once = pixel_values.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if at_once or self.calls_all_encoders or len(pixel_values) <= count:
+            return self.encoder_maps(pixel_values, group)
+        parts = [self.encoder_maps(part, group) for part in pixel_values.split(count)]
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    def encode_pairs(
+        self, images: list[torch.Tensor], counts: list[int], *, series: bool = False
+    ) -> tuple[torch.Tensor, ...]:
         """Maps of the present pairs, one modality after the other; an encoder without a pair does not run.
 
         `images` are those of the modalities that have a pair, in their encoder's channels; `counts` are the pairs of
-        every modality.
+        every modality, in `series` several of a row.
         """
+        encoder_maps = self._maps_of_many if series else self.encoder_maps
         if len(self.groups) == 1:
-            return self.encoder_maps(torch.cat(images))
+            return encoder_maps(torch.cat(images))
         own = dict(zip((index for index, count in enumerate(counts) if count), images, strict=True))
         maps: dict[int, tuple[torch.Tensor, ...]] = {}
         nothing: Any = 0
@@ -126,7 +141,7 @@ class SgmaEncodersMixin:
         for group, members in enumerate(self.groups):
             there = [index for index in members if counts[index]]
             if there:
-                stages = self.encoder_maps(torch.cat([own[index] for index in there]), group)
+                stages = encoder_maps(torch.cat([own[index] for index in there]), group)
                 parts = [stage.split([counts[index] for index in there]) for stage in stages]
                 maps |= zip(there, zip(*parts, strict=True), strict=True)
             elif self.calls_all_encoders:

@@ -143,7 +143,7 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
         counts, chosen = present_images(host_observed, observed, self.config.num_modalities)
         packed = self._pack(pixel_values, coverage, counts, chosen)
         if packed:
-            maps = self.encode_pairs(packed, counts)
+            maps = self.encode_pairs(packed, counts, series=slots != 1)
         else:  # no row has anything
             sizes = [[side // stride for side in pixel_values.shape[-2:]] for stride in STAGE_STRIDES]
             stages = zip(self.channels, sizes, strict=True)

@@ -145,6 +145,13 @@ def test_all_bands_learn_and_no_weight_is_left_over(name):
     assert first.shape[1] == 6 and (first.grad.flatten(2).abs().sum((0, 2)) > 0).all()
 
 
+def test_series_are_refused_in_one_line(arm):
+    model = new_model(arm(Recorder))
+    with pytest.raises(ValueError, match=r"are series, .*; the network 'tried' takes one image") as refused:
+        model(torch.zeros(1, 2, 6, 32, 32))
+    assert "\n" not in str(refused.value)
+
+
 def test_a_network_may_have_a_loss_of_its_own(arm):
     """It is a mean over the labelled pixels; of a step of several batches it counts by theirs."""
     model = new_model(arm(lambda config: Recorder(config, loss=3.0))).train()

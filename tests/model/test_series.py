@@ -5,10 +5,11 @@ from typing import ClassVar
 import pytest
 import torch
 from reference_sgma import reference_forward
-from tiny_models import spread_weights, tiny_config, tiny_model
+from tiny_models import PVT_V2, RESNET, spread_weights, tiny_config, tiny_model
 from torch.export import Dim
 
 from sgma_hf import SemanticGuidedFusion, SgmaForSemanticSegmentation, SgmaFusion
+from sgma_hf.model import encoders_sgma
 from sgma_hf.model.encoding_sgma import SgmaEncoding, host_mask_of
 from sgma_hf.model.layers_sgma import date_waves
 
@@ -278,6 +279,22 @@ def test_only_what_is_there_is_encoded():
     encoding = model.encode(pixel_values, mask, dates=dates)
     assert seen == [int(mask.sum())]
     assert torch.equal(encoding.observations, mask) and torch.equal(encoding.present, mask.any(1))
+
+
+def test_a_cpu_encodes_many_images_some_at_a_time(monkeypatch):
+    monkeypatch.setattr(encoders_sgma, "_PIXELS_AT_ONCE", 3 * 64 * 64)
+    model = exact_model(backbone_config={"rgb+dsm": PVT_V2, "sar": RESNET})
+    pixel_values, mask, dates = series("dates")
+    encoded = []
+    for backbone in model.sgma.backbones:
+        backbone.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
+    expected = model(pixel_values, mask, dates=dates).logits
+    sensors = [int(mask[..., :2].sum()), int(mask[..., 2].sum())]
+    assert encoded == sensors  # what learns keeps all of it anyway
+    encoded.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values, mask, dates=dates).logits, expected, **TOLERANCE)
+    assert encoded == [min(3, count - start) for count in sensors for start in range(0, count, 3)]
 
 
 @torch.no_grad()

@@ -117,6 +117,11 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         labels: torch.Tensor | None = None,
     ) -> FullPassEncoding:
         """Check the inputs, as [`SgmaModel.encode`] does, and keep them."""
+        if pixel_values.ndim == 5:
+            raise ValueError(
+                f"`pixel_values` are series, {tuple(pixel_values.shape)}; the network {self.config.arm!r} takes one "
+                "image of each modality. Leave the arm out, or give it rows without series."
+            )
         observed, coverage, host_observed = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
         return FullPassEncoding(
             stages=[],

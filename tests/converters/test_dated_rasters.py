@@ -215,3 +215,26 @@ def test_files_that_are_not_held_in_memory_are_removed(dated, tmp_path):
     assert len(rows) == 8
     part = np.squeeze(rows["b_y00008_x00000"][0]["s2"][1])
     np.testing.assert_array_equal(part, band(1)[8:, :8])
+
+
+def test_two_modalities_share_the_dates_of_one_folder_and_polygons_label_them(tmp_path, capsys):
+    from shapely.geometry import box
+    from vector_files import write_vectors
+
+    source = tmp_path / "source"
+    for number, day in enumerate(DAYS):
+        values = np.stack([band(number), band(number) + 1, band(number) + 2])
+        tiff(source / "s2" / "a" / f"{day}.tif", values)
+    field = box(500000, 4800000 - 80, 500000 + 80, 4800000)  # the upper left quarter
+    (source / "label").mkdir()
+    write_vectors(source / "label" / "a.gpkg", [field], crs="EPSG:32631", use=["crop"])
+    flags = ("--modalities", "visible=s2:1,2", "nir=s2:3", "--label_attribute", "use", "--label_background", "soil")
+    assert convert(source, tmp_path / "out", *flags, "--classes", '["soil", "crop"]') == 0, capsys.readouterr().err
+    images, found = rows_of(tmp_path / "out")["a"]
+    for number in range(3):
+        np.testing.assert_array_equal(images["visible"][number][..., 1], band(number) + 1)
+        np.testing.assert_array_equal(np.squeeze(images["nir"][number]), band(number) + 2)
+    assert images["visible_dates"] == images["nir_dates"]
+    expected = np.zeros((SIZE, SIZE), np.uint8)
+    expected[:8, :8] = 1
+    np.testing.assert_array_equal(found, expected)

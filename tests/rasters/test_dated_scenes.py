@@ -101,6 +101,11 @@ def test_scenes_of_a_folder_have_their_dates_where_the_model_knows_them(tmp_path
             (tmp_path / "scenes" / "s2").mkdir(parents=True, exist_ok=True)
             write_tiff(tmp_path / "scenes" / "s2" / f"{name}_{day}.tif", image(number))
     assert len(list_scenes(tmp_path / "scenes", ["s2"])) == 6
+    (tmp_path / "scenes" / "dsm").mkdir()
+    write_tiff(tmp_path / "scenes" / "dsm" / "a.tif", np.full((1, 40, 60), 5, np.float32))
+    assert len(list_scenes(tmp_path / "scenes", ["s2", "dsm"])) == 7  # as ever for a model without dates
+    found = list_scenes(tmp_path / "scenes", ["s2", "dsm"], dated=True)
+    assert [(scene.name, scene.modalities) for scene in found] == [("a", ["s2", "dsm"]), ("b", ["s2"])]
     scenes = list_scenes(tmp_path / "scenes", ["s2"], dated=True)
     assert [scene.name for scene in scenes] == ["a", "b"]
     with scenes[1].opened() as rasters, RasterScene(rasters, channels=CHANNELS) as scene:

@@ -51,7 +51,7 @@ def find_scenes(
     *,
     split_names: Mapping[str, str] | None = None,
     absent: Collection[str] | None = (),
-    series: bool = False,
+    series: bool | None = False,
 ) -> list[SceneFiles]:
     """Find the scenes of a folder, by split and name; those in no split folder are `train`.
 
@@ -62,7 +62,7 @@ def find_scenes(
         split_names: What a split folder is to be called, where not as usual: `{"valid": "test"}`.
         absent: Modalities that must have no file at all; all others must have one. None: any may have none.
         series: Whether files that differ by their date alone are one scene also where no file without a date, a label
-            above all, says so. Else each of those is a scene.
+            above all, says so. Else each of those is a scene. None: each is in any case.
     """
     scenes, problems = survey_scenes(source, folders, label, split_names=split_names, absent=absent, series=series)
     if problems:
@@ -77,7 +77,7 @@ def survey_scenes(
     *,
     split_names: Mapping[str, str] | None = None,
     absent: Collection[str] | None = (),
-    series: bool = False,
+    series: bool | None = False,
 ) -> tuple[list[SceneFiles], list[str]]:
     """The scenes of `find_scenes`, and why they cannot be what was meant; of files of one name the first counts."""
     roots = _split_roots(source, split_names)
@@ -205,7 +205,7 @@ def _num_usual(names: Iterable[str]) -> int:
 
 
 def _scenes_of_root(
-    root: Path, split: str, folders: Mapping[str, str], label: str | None, *, series: bool, clashes: list[str]
+    root: Path, split: str, folders: Mapping[str, str], label: str | None, *, series: bool | None, clashes: list[str]
 ) -> list[SceneFiles]:
     kinds = dict.fromkeys(_wanted(folders, label), is_raster_file) | ({label: _is_label_file} if label else {})
     homes = {name: _folder_of(root, name) for name in kinds}
@@ -221,7 +221,7 @@ def _scenes_of_root(
         for name in dict.fromkeys(folders.values()):
             for scene, path in (*_dated_files_of(root, name), *_suffixed(root, name, kinds, dated=True)):
                 dated[name].setdefault(scene, []).append(path)
-    for name in folders.values():
+    for name in folders.values() if series is not None else ():
         for scene, paths in _take_series(files, name, label, series=series).items():
             dated[name].setdefault(scene, []).extend(paths)
     return [

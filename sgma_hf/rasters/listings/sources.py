@@ -108,7 +108,8 @@ def _list(
 
 
 def _scenes_of_folder(folder: Path, keys: Mapping[str, tuple[str, BandSelection]], dated: bool) -> list[ListedScene]:
-    found = find_scenes(folder, {name: key for name, (key, _) in keys.items()}, None, absent=None, series=dated)
+    folders = {name: key for name, (key, _) in keys.items()}
+    found = find_scenes(folder, folders, None, absent=None, series=dated or None)
     several = len({scene.split for scene in found}) > 1
     return [
         ListedScene(

@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"`--window` is {args.window}; expected at least 32 pixels.")
     if args.port is not None and not 0 < args.port < 2**16:
         raise ValueError(f"`--port` is {args.port}; expected 1 to 65535.")
+    if args.assets and args.scenes is None:
+        raise ValueError("`--assets` says what things are called in `--scenes`; give both, or neither.")
     modalities = check_checkpoint(args.model, of_arms=False)
     if args.dataset is not None:
         check_folder_or_id(args.dataset, "--dataset")

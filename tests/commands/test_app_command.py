@@ -46,6 +46,9 @@ def test_what_cannot_be_shown_is_one_line(checkpoint, tmp_path, capsys, monkeypa
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
     assert "is a checkpoint of 'segformer'; expected one of SGMA" in refusal(capsys, "--model", tmp_path)
     assert refusal(capsys, "--model", checkpoint, "--port", "99999") == "`--port` is 99999; expected 1 to 65535."
+    assert "give both, or neither" in refusal(
+        capsys, "--model", checkpoint, "--dataset", "rows", "--assets", "label=gt"
+    )
     assert "`--window` is 8" in refusal(capsys, "--model", checkpoint, "--window", "8")
     assert "--dataset" in refusal(capsys, "--model", checkpoint, "--dataset", tmp_path / "none")
     monkeypatch.setitem(sys.modules, "gradio", None)

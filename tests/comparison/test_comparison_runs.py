@@ -197,6 +197,10 @@ def test_curves_of_learning_do_not_change_what_is_learned(scenes):
     figures = figures_of(experiment)
     titles = [axes.get_title() for axes in figures["dynamics_sgma"].axes]
     assert {"Training loss", "Validation mIoU", "Robustness"} < set(titles)
+    loss, average, *_ = figures["learning"].axes
+    assert loss.lines[0].get_ydata() == pytest.approx([entry["loss"] for entry in row["dynamics"]["steps"]])
+    assert average.lines[0].get_xdata() == pytest.approx([3, 6, 8])
+    assert average.lines[0].get_ydata()[-1] == pytest.approx(chosen["average_miou"])
 
 
 def test_rows_made_incomplete_are_the_same_every_time_and_keep_a_modality(scenes):

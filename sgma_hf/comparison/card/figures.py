@@ -6,6 +6,7 @@ import numpy as np
 
 from ...visualization.charts import plot_learning_dynamics
 from ...visualization.comparison_charts import plot_confusion, plot_mean_ranks, plot_scores
+from ...visualization.trust_charts import Points, plot_panels
 from .calibration import calibration_figures
 from .experiments import SCORES, Experiment
 from .statistics import critical_difference, mean_ranks, weighted_scores
@@ -17,8 +18,8 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
 
     `combinations`: scores of all combinations. If all lines have the counts of tiles: `confusion`, the confusion
     matrices of all modalities together and of each alone, and `critical_difference`, mean ranks of Average over tiles.
-    `dynamics_ARM`: how the first seed of each arm learned. What runs with `--reliance` and `--calibration` have is
-    said in `trust_figures` and `calibration_figures`.
+    `learning`: loss and scores of all arms over the steps, and `dynamics_ARM` how each modality learned. What runs
+    with `--reliance` and `--calibration` have is said in `trust_figures` and `calibration_figures`.
     """
     scored = experiment.results(experiment.all_runs[0])["combinations"]
     figures = {name: experiment.score("combinations", name, "miou") for name in scored}
@@ -27,10 +28,7 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
     means = {arm: {name: found and found.mean for name, found in row.items()} for arm, row in spreads.items()}
     drawn = {"combinations": plot_scores(means, title=f"mIoU in %, {_where(experiment)}")}
     drawn |= trust_figures(experiment, _where(experiment)) | calibration_figures(experiment, _where(experiment))
-    for arm, runs in experiment.runs.items():
-        record = next((run["dynamics"] for run in runs.values() if run.get("dynamics", {}).get("epochs")), None)
-        if record is not None:
-            drawn[f"dynamics_{arm.replace(':', '.')}"] = plot_learning_dynamics(record, title=arm)
+    drawn |= _learning_figures(experiment)
     if not all(experiment.tiles.values()):
         return drawn
     chosen = {"+".join(experiment.dataset["modalities"]): "all modalities"}
@@ -47,6 +45,28 @@ def figures_of(experiment: Experiment) -> dict[str, Any]:
         title = f"Mean ranks of Average over {len(averages)} tiles, {_where(experiment)}"
         critical = critical_difference(len(ranks), len(averages))
         drawn["critical_difference"] = plot_mean_ranks(ranks, critical, title=title)
+    return drawn
+
+
+def _learning_figures(experiment: Experiment) -> dict[str, Any]:
+    """Draw how arms learned, of the first seed of each whose line holds it."""
+    arms = experiment.holding("dynamics")
+    if arms is None:
+        return {}
+    records = {arm: next(iter(runs.values()))["dynamics"] for arm, runs in arms.runs.items()}
+    panels: dict[str, dict[str, Points]] = {"Training loss": {}}
+    for arm, record in records.items():
+        steps = [entry["step"] for entry in record["steps"]]
+        panels["Training loss"][arm] = Points(steps, [entry["loss"] for entry in record["steps"]])
+        for name, key in SCORES.items() if record["evaluations"] else ():
+            values = [entry["scores"][key] for entry in record["evaluations"]]
+            steps = [entry["step"] for entry in record["evaluations"]]
+            panels.setdefault(f"{name}, choosing split", {})[arm] = Points(steps, np.array(values, dtype=np.float64))
+    title = f"Learning, {experiment.dataset['name']}"
+    drawn = {"learning": plot_panels({"": panels}, xlabel="step", ylabel="", title=title, limits=None)}
+    for arm, record in records.items():
+        if record["epochs"]:
+            drawn[f"dynamics_{arm.replace(':', '.')}"] = plot_learning_dynamics(record, title=arm)
     return drawn
 
 

@@ -91,7 +91,7 @@ def _config(arm: Arm, settings: RunSettings, metadata: DatasetMetadata) -> SgmaC
             "decoder_hidden_size": settings.decoder_hidden_size,
             "dice_loss_weight": settings.dice_loss_weight,
             "modality_adapter_size": settings.modality_adapter_size,
-            "date_periods": list(YEARLY_PERIODS) if metadata.series and arm.build is None else None,
+            "date_periods": list(YEARLY_PERIODS) if metadata.series else None,
             **own,
             **arm.config,
         },

@@ -43,7 +43,7 @@ def test_arms_are_what_their_names_say(scenes):
     metadata = load_metadata(scenes)
     models = {name: build_model(arm, RunSettings(**TINY), metadata) for name, arm in ARMS.items()}
     networks = [name for name, model in models.items() if isinstance(model, FullPassForSemanticSegmentation)]
-    assert networks == ["early", "early_less_dropout", "segformer", "upernet"]
+    assert networks == ["early", "early_less_dropout", "segformer", "upernet", "ltae", "monthly_mean"]
     with_branch = {name for name, model in models.items() if model.config.mas_loss_weight}
     assert {"mean_mas", "projector_mean_single", "sgma", "sgma_no_dropout", "sgma_row_sampling"} <= with_branch
     assert not {"mean", "mean_no_dropout", "early", "projector_mean", "sgf"} & with_branch

@@ -43,7 +43,9 @@ class Arm:
             It returns a dict, or a `ModelOutput`, with `logits`, (batch_size, num_labels, height, width) or
             (batch_size, num_labels, height / 4, width / 4). In training it may hold `loss`, a mean over the labelled
             pixels, which is trained on; without one the loss is that of all arms. For `--backbone` it has a method
-            `load_pretrained(name_or_path)`.
+            `load_pretrained(name_or_path)`. Where its attribute `takes_series` is True, it is called with series too:
+            `pixel_values` and `modality_mask` with an axis of dates after that of rows, and `dates`,
+            (batch_size, T, num_modalities), NaN where unknown, or None.
     """
 
     name: str

@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from ...model.cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, crop_padding
 from ...model.configuration_sgma import SgmaConfig
-from ...model.encoding_sgma import HostMask, SgmaEncoding, check_inputs, check_labels
+from ...model.encoding_sgma import HostMask, SgmaEncoding, check_dates, check_inputs, check_labels, num_dates
 from ...model.losses_sgma import row_losses, weigh_losses
 from ...model.modeling_sgma import SgmaPreTrainedModel
 from ...model.outputs_sgma import SgmaSemanticSegmenterOutput
@@ -43,7 +43,8 @@ class FullPassConfig(SgmaConfig):
 class FullPassEncoding(SgmaEncoding):
     """The checked input; the network runs when a combination is asked for."""
 
-    pixel_values: torch.Tensor | None = None  # as given, (B, sum C, H, W)
+    pixel_values: torch.Tensor | None = None  # as given, (B, sum C, H, W), or of series (B, T, sum C, H, W)
+    dates: torch.Tensor | None = None  # of series, (B, T, M)
 
     @property
     def position(self) -> torch.Tensor:
@@ -115,13 +116,20 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         modality_mask: torch.Tensor | None = None,
         host_mask: HostMask | None = None,
         labels: torch.Tensor | None = None,
+        dates: torch.Tensor | None = None,
     ) -> FullPassEncoding:
-        """Check the inputs, as [`SgmaModel.encode`] does, and keep them."""
-        if pixel_values.ndim == 5:
+        """Check the inputs, as [`SgmaModel.encode`] does, and keep them.
+
+        Raises:
+            ValueError: If they are refused there, or are series and the network takes none.
+        """
+        if pixel_values.ndim == 5 and not getattr(self.network, "takes_series", False):
             raise ValueError(
-                f"`pixel_values` are series, {tuple(pixel_values.shape)}; the network {self.config.arm!r} takes one "
-                "image of each modality. Leave the arm out, or give it rows without series."
+                f"`pixel_values` are series, {tuple(pixel_values.shape)}; the network {self.config.arm!r} takes "
+                "one image of each modality. Leave the arm out, or give it rows without series."
             )
+        if dates is not None:
+            check_dates(self.config, pixel_values, dates)
         observed, coverage, host_observed = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
         return FullPassEncoding(
             stages=[],
@@ -131,6 +139,8 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
             observed_fractions=None,
             image_size=(pixel_values.shape[-2], pixel_values.shape[-1]),
             pixel_values=pixel_values,
+            num_dates=num_dates(pixel_values),
+            dates=dates,
         )
 
     def fuse_and_decode(
@@ -138,8 +148,9 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
     ) -> SgmaSemanticSegmenterOutput:
         """Predict from all or some of the modalities, one full pass; there is no robustness, no prototype."""
         covered = _covered(encoding, subset_mask)
-        logits, _ = self._pass(encoding.pixel_values, covered, None)
-        return SgmaSemanticSegmenterOutput(logits=logits / self.config.temperature, coverage=covered.any(1))
+        logits, _ = self._pass(encoding, covered, None)
+        coverage = covered.any(-3) if covered.ndim == 4 else covered.flatten(1, 2).any(1)
+        return SgmaSemanticSegmenterOutput(logits=logits / self.config.temperature, coverage=coverage)
 
     @can_return_tuple
     def forward(
@@ -149,18 +160,19 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         host_mask: HostMask | None = None,
+        dates: torch.Tensor | None = None,
         **kwargs,
     ) -> SgmaSemanticSegmenterOutput:
         """Segment a batch, see [`SgmaForSemanticSegmentation.forward`]; what only SGMA has a use for is ignored."""
         if labels is not None:
             labels = check_labels(labels, pixel_values)
-        encoding = self.encode(pixel_values, modality_mask, host_mask=host_mask, labels=labels)
-        covered = _covered(encoding)
-        coverage = covered.any(1)
+        encoding = self.encode(pixel_values, modality_mask, host_mask=host_mask, labels=labels, dates=dates)
         if labels is None:
             return self.fuse_and_decode(encoding)
+        covered = _covered(encoding)
+        coverage = covered.any(-3) if covered.ndim == 4 else covered.flatten(1, 2).any(1)
         labels = torch.where(coverage, labels, self.config.semantic_loss_ignore_index)
-        logits, own_loss = self._pass(pixel_values, covered, labels if self.training else None)
+        logits, own_loss = self._pass(encoding, covered, labels if self.training else None)
         losses = row_losses(self.config, logits, labels)
         fields = weigh_losses(self.config, {"sgf": losses}, num_items_in_batch)
         if own_loss is not None:  # a mean over these pixels: its share of a step's is theirs
@@ -170,21 +182,23 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         return SgmaSemanticSegmenterOutput(logits=logits, coverage=coverage, **fields)
 
     def _pass(
-        self, pixel_values: torch.Tensor, covered: torch.Tensor, labels: torch.Tensor | None
+        self, encoding: FullPassEncoding, covered: torch.Tensor, labels: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits and, if the network gives one, loss; coverage is bool, (B, M, H, W)."""
-        size = pixel_values.shape[-2:]
+        """Logits and, if the network gives one, loss; coverage is bool, (B, M, H, W), or of series (B, T, M, H, W)."""
+        pixel_values, size = encoding.pixel_values, encoding.pixel_values.shape[-2:]
         of_band = [index for index, bands in enumerate(self.config.modality_channels) for _ in range(bands)]
         # `torch.where`, not a product: what stands in a gap may be NaN
-        shown = torch.where(covered[:, of_band], pixel_values, 0)
+        shown = torch.where(covered[..., of_band, :, :], pixel_values, 0)
         # zeros in all bands would be a vector of zeros in the encoder: see `SgmaConfig.gap_value`
-        shown = torch.where(covered.any(1, keepdim=True), shown, self.config.gap_value)
+        shown = torch.where(covered.any(-3, keepdim=True), shown, self.config.gap_value)
         bottom, right = ((-side) % PAD_MULTIPLE for side in size)
         beside = (0, right, 0, bottom)
         if labels is not None:
             labels = nn.functional.pad(labels, beside, value=self.config.semantic_loss_ignore_index)
         shown = nn.functional.pad(shown, beside, value=self.config.gap_value)
-        output = self.network(pixel_values=shown, modality_mask=nn.functional.pad(covered, beside), labels=labels)
+        dates = {"dates": encoding.dates} if pixel_values.ndim == 5 else {}
+        mask = nn.functional.pad(covered, beside)
+        output = self.network(pixel_values=shown, modality_mask=mask, labels=labels, **dates)
         logits = self._checked_logits(output, shown.shape)
         stride = shown.shape[-1] // logits.shape[-1]
         return crop_padding(logits, stride, size), None if labels is None else output.get("loss")
@@ -195,7 +209,7 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
             raise TypeError(
                 f"the network returned a {type(output).__name__}; expected a dict or a ModelOutput with `logits`"
             )
-        logits, (batch_size, _, height, width) = output["logits"], shape
+        logits, (batch_size, *_, height, width) = output["logits"], shape
         whole = (batch_size, self.config.num_labels, height, width)
         cells = (*whole[:2], height // LOGITS_STRIDE, width // LOGITS_STRIDE)
         if tuple(logits.shape) not in (whole, cells):
@@ -207,12 +221,15 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
 
 
 def _covered(encoding: FullPassEncoding, subset_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Where each modality is there, and in the subset, bool, (batch_size, num_modalities, height, width)."""
-    present = encoding.present
+    """Where each modality is there, and in the subset, bool, (B, M, H, W), or of series (B, T, M, H, W)."""
+    there = encoding.observations  # (B, T, M)
     if subset_mask is not None:
-        present = present & subset_mask.to(present.device)
-    covered = present[..., None, None].expand(-1, -1, *encoding.image_size)
-    return covered if encoding.pixel_coverage is None else covered & encoding.pixel_coverage
+        subset = subset_mask.to(there.device)
+        there = there & (subset if subset.ndim != 2 else subset.unsqueeze(1))
+    covered = there[..., None, None].expand(*there.shape, *encoding.image_size)
+    if encoding.observed_pixels is not None:
+        covered = covered & encoding.by_date(encoding.observed_pixels)
+    return covered if encoding.pixel_values.ndim == 5 else covered[:, 0]
 
 
 AutoConfig.register(FullPassConfig.model_type, FullPassConfig)

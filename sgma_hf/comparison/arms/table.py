@@ -32,6 +32,20 @@ def upernet(config: "SgmaConfig") -> "nn.Module":
     return UperNet(config)
 
 
+def ltae(config: "SgmaConfig") -> "nn.Module":
+    """Build L-TAE of each sensor over its dates, then semantic-guided fusion."""
+    from .series_networks import Ltae
+
+    return Ltae(config)
+
+
+def monthly_mean(config: "SgmaConfig") -> "nn.Module":
+    """Build semantic-guided fusion of monthly composites."""
+    from .series_networks import MonthlyMean
+
+    return MonthlyMean(config, date_periods=config.date_periods)
+
+
 _NO_DROPOUT = {"modality_dropout": [0.0]}
 _LESS_DROPOUT = {"modality_dropout": [0.3]}
 _WITHOUT_BRANCH = {"mas_loss_weight": 0.0}
@@ -100,6 +114,16 @@ _ALL = (
         "sgma_uniform_draw",
         "`sgma` whose single modality is drawn uniformly, not by robustness",
         {"mas_exponent": 0.0},
+    ),
+    Arm(
+        "ltae",
+        "attention of L-TAE over the dates of each sensor, as in U-TAE, then `sgf`; a full pass for every combination",
+        build=ltae,
+    ),
+    Arm(
+        "monthly_mean",
+        "`sgf` of monthly composites: of each sensor and pixel the mean of a month; a full pass for every combination",
+        build=monthly_mean,
     ),
     Arm("sgma_no_dropout", "`sgma`, trained with all modalities only", training=_NO_DROPOUT),
     Arm("sgma_less_dropout", "`sgma` with modality dropout 0.3", training=_LESS_DROPOUT),

@@ -30,9 +30,9 @@ def panels(config: Any, sight: Sight, found: Answer, modalities: Collection[str]
     colors = config.palette or class_palette(config.class_names)
     pictures = [_figure("map", class_picture(found.labels, colors))]
     if sight.truth is not None:
-        is_right, counted = found.labels == sight.truth, sight.truth != IGNORE_INDEX
+        counted = (found.labels != IGNORE_INDEX) & (sight.truth != IGNORE_INDEX)
         pictures.append(_figure("truth", class_picture(sight.truth, colors)))
-        wrong = np.where(counted, (~is_right).astype(np.uint8), IGNORE_INDEX)
+        wrong = np.where(counted, found.labels != sight.truth, IGNORE_INDEX).astype(np.uint8)
         pictures.append(_figure("errors", class_picture(wrong, [_RIGHT, _WRONG])))
     pictures.append(_figure("confidence", share_picture(found.confidence)))
     cards = [_card(name, sight, found, is_on=name in modalities) for name in config.modalities]

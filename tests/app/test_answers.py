@@ -131,6 +131,12 @@ def test_pictures_show_the_maps_to_the_pixel(model, processor, sights):
     np.testing.assert_array_equal((pictures["errors"][..., :3] == [213, 94, 0]).all(-1) & (sight.truth != 255), wrong)
     np.testing.assert_array_equal(pictures["dsm"][..., 3] == 0, sight.images["dsm"][0].mask[..., 0])
     assert html.count("switched off") == 1
+    uncovered = panels(
+        model.config, sight, answer(model, processor, sight, ["dsm"], with_agreement=False), ["dsm"], None
+    )
+    (errors,) = re.findall(r'base64,([^"]+)" alt="errors"', uncovered)
+    errors = np.array(Image.open(io.BytesIO(base64.b64decode(errors))).convert("RGBA"))
+    assert not errors[:10, :, 3].any() and errors[10:, 20:, 3].all()  # a pixel without a class is no error
     assert "--x: 5.729%" in html  # of the middle of pixel 5 of 96
     shares = [float(cell) for cell in re.findall(r'<td class="number">([\d.]+)%</td>', html)]
     assert shares[0] == pytest.approx(100 * (found.labels == 0).mean(), abs=0.06)

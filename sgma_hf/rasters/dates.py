@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,33 +128,30 @@ def known_date(path: str | Path, table: DateTable | None = None) -> Dated | None
 
 def match_dates(
     times: Sequence[datetime | None], paths: Sequence[Path | str], table: DateTable | None = None
-) -> list[Path | str | None]:
-    """Which of some files goes with each raster of a series: that of its time, else the only one of its day.
+) -> list[list[Path | str]]:
+    """Which of some files go with each raster of a series: those of its time, else those of its day.
 
     One file goes with all rasters if nobody says when it was taken, or the raster is no series (None).
 
     Raises:
-        ValueError: If one of several files has no date, or there is no telling which of one day is meant.
+        ValueError: If one of several files has no date, or those of a day are of several times.
     """
     if not paths or (len(paths) == 1 and (None in times or known_date(paths[0], table) is None)):
-        return [paths[0] if paths else None] * len(times)
+        return [list(paths)] * len(times)
     if None in times:
         raise ValueError(f"{paths[0]} and {paths[1]} are masks of several dates of a raster that has none.")
-    by_time: dict[datetime, Path | str] = {}
-    by_day: dict[date, list[Path | str]] = {}
+    by_time: dict[datetime, list[Path | str]] = {}
     for path in paths:
-        time = date_of(path, table).time
-        by_time[time] = path
-        by_day.setdefault(time.date(), []).append(path)
+        by_time.setdefault(date_of(path, table).time, []).append(path)
     matched = []
     for time in times:
-        same_day = by_day.get(time.date(), [])
-        if time not in by_time and len(same_day) > 1:
+        of_day = [several for other, several in by_time.items() if other.date() == time.date()]
+        if time not in by_time and len(of_day) > 1:
             raise ValueError(
-                f"{same_day[0]} and {same_day[1]} are of one day, and none has the time {time.time()} of the raster "
+                f"{of_day[0][0]} and {of_day[1][0]} are of one day, and none has the time {time.time()} of the raster "
                 "that they may belong to. Put the times into the names, as in x_20190302T105021.tif."
             )
-        matched.append(by_time.get(time, next(iter(same_day), None)))
+        matched.append(by_time.get(time, next(iter(of_day), [])))
     return matched
 
 

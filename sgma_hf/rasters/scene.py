@@ -109,9 +109,9 @@ def dated(
         return {name: masked(rasters, masks, values)}
     times = [date_of(file.path, table).time for file in files]
     hiding = {source.path: source.bands for source in map(RasterInput.parse, masks)}
-    for index, path in enumerate(match_dates(times, list(hiding), table)):
-        if path is not None:
-            files[index] = replace(files[index], mask=PixelMask([(path, hiding[path])], values))
+    for index, paths in enumerate(match_dates(times, list(hiding), table)):
+        if paths:
+            files[index] = replace(files[index], mask=PixelMask([(path, hiding[path]) for path in paths], values))
     order = sorted(range(len(files)), key=lambda index: times[index])
     return {name: [files[index] for index in order], name + DATES_SUFFIX: [times[index] for index in order]}
 

@@ -172,8 +172,8 @@ def test_what_is_of_one_day_is_kept_and_told_apart_by_the_time(tmp_path, capsys)
     assert np.diff(images["s1_dates"]).tolist() == [0.5]
     hidden = [np.unique(np.nonzero(np.squeeze(array) == -1)[0]).tolist() for array in images["s1"]]
     assert hidden == [[0], [1]]
-    for path in (source / "wet" / "a").iterdir():
-        path.rename(path.with_name(path.name.replace("T", "_x")))
+    for number, path in enumerate(sorted((source / "wet" / "a").iterdir())):
+        path.rename(path.with_name(f"20190302T0{number}3000.tif"))
     assert convert(source, tmp_path / "again", *flags) == 2
     assert "are of one day, and none has the time 06:00:00" in capsys.readouterr().err
 

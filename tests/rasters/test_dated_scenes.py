@@ -70,6 +70,21 @@ def test_a_window_has_the_dates_that_hold_data_there(folder, window):
     assert ("dsm" in images) == (window[1] < 60)
 
 
+def test_two_tiles_of_one_date_are_hidden_each_by_its_own_mask(tmp_path):
+    for number, name in enumerate(("T31UFR", "T31UGR")):
+        origin = (500000.0 + 60 * number, 4800000.0)
+        write_tiff(tmp_path / f"{name}_20190302T105021.tif", image(number), origin=origin)
+        clouds = np.zeros((1, 40, 60), np.uint8)
+        clouds[0, :, 10 + 20 * number] = 9
+        write_tiff(tmp_path / f"{name}_20190302T105021_scl.tif", clouds, origin=origin)
+    files, masks = (expand([str(tmp_path / pattern)]) for pattern in ("*21.tif", "*scl.tif"))
+    with RasterScene(dated("s2", files, masks, [9]), channels=CHANNELS) as scene:
+        images = scene.read(0, 0, 40, 120)
+    hidden = [np.flatnonzero(array.mask[0, :, 0]).tolist() for array in images["s2"]]
+    assert hidden == [[10, *range(60, 120)], [*range(60), 90]]
+    assert images["s2_dates"] == [to_days("2019-03-02T10:50:21")] * 2
+
+
 def test_files_without_dates_are_a_mosaic_as_before(folder):
     files = sorted(str(path) for path in (folder / "s2").iterdir())
     with RasterScene({"s2": files}, channels=CHANNELS) as scene:

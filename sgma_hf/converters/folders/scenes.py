@@ -66,12 +66,12 @@ def read_headers(
         observations[name] = sorted(dated, key=lambda seen: seen.dated.time)
     for name, (folder, values) in masks.items():
         times = [seen.dated and seen.dated.time for seen in observations[name]]
-        paths = match_dates(times, files.files_of(mask_key(name)), table)
+        matched = match_dates(times, files.files_of(mask_key(name)), table)
         files.rasters.pop(mask_key(name))
         chosen = BandSelection.parse(folder)[1]
-        for index, (seen, path) in enumerate(zip(observations[name], paths, strict=True)):
-            if path is not None:
-                mask, info = PixelMask([(path, chosen)], values), replace(seen.info, has_mask=True)
+        for index, (seen, paths) in enumerate(zip(observations[name], matched, strict=True)):
+            if paths:
+                mask, info = PixelMask([(path, chosen) for path in paths], values), replace(seen.info, has_mask=True)
                 observations[name][index] = replace(seen, mask=mask, info=info)
     if files.label is None or is_vector_file(files.label):
         if not any(observations.values()):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .visualization.boards import plot_modality_board
     from .visualization.palette import colorize
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _MODULES = {
     "SemanticGuidedFusion": "model.fusion_stages_sgma",

@@ -430,4 +430,4 @@ def _files_of(scene: RasterScene) -> list[Any]:
             inputs.append(
                 [name, str(source.path), str(source.bands), files, *(source.mask.values if source.mask else ())]
             )
-    return [*inputs, scene.dates] if scene.dates else inputs
+    return [*inputs, iso_dates(scene)] if scene.dates else inputs

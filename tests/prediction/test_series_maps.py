@@ -167,6 +167,16 @@ def test_the_files_name_their_dates_and_a_changed_date_is_another_run(checkpoint
     assert not out.with_name("map_reliance_month.tif").exists()
 
 
+def test_a_series_with_an_unknown_date_is_mapped_tile_by_tile(checkpoint, scene, tmp_path):
+    _, model, processor = checkpoint
+    files = [scene / "s2" / f"{day}.tif" for day in DAYS["s2"][:2]]
+    given, out = {"s2": files, "s2_dates": [iso(DAYS["s2"][0]), None]}, tmp_path / "map.tif"
+    how = {"tile_size": 32, "stride": 32, "extras": ["reliance_month"]}
+    found = predict_raster(model, processor, given, out, **how)
+    assert found.dates == {"s2": [f"{iso(DAYS['s2'][0])}T00:00:00", None]}
+    assert described(tmp_path / "map_reliance_month.tif") == ("2019-03", "undated")
+
+
 def test_tiles_batches_and_the_order_of_files_do_not_change_a_map(checkpoint, scene, tmp_path):
     _, model, processor = checkpoint
     rasters = dated("s2", expand([str(scene / "s2" / "*.tif")]), [], []) | {"dsm": str(scene / "dsm.tif")}

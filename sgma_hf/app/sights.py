@@ -48,7 +48,7 @@ class Tile:
     window: Window
     encoding: SgmaEncoding
     modality_mask: torch.Tensor
-    days: torch.Tensor | None  # of the dates of series, (T, num_modalities); None: there is none
+    days: Mapping[str, Sequence[float]] | None  # of each modality's images; None: there is no series
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,11 @@ class Sights:
                 continue
             how = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
             inputs = self.processor(images=[images], levels=[levels and levels.read(there)], **how)
-            days, mask = inputs.get("dates"), inputs["modality_mask"]
-            known = {"dates": days} if days is not None and model.config.date_periods is not None else {}
+            dates, mask = inputs.get("dates"), inputs["modality_mask"]
+            known = {"dates": dates} if dates is not None and model.config.date_periods is not None else {}
             encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask, **known)
-            yield Tile(place, encoding, mask, None if days is None else days[0])
+            days = {name: read_dates(images, name) for name in self.processor.modalities}
+            yield Tile(place, encoding, mask, None if dates is None else days)
 
 
 def _read(

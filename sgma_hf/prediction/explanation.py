@@ -1,12 +1,13 @@
 """Why a pixel got its class: what it was relied on for, what it resembles, and what each modality changes."""
 
 from collections.abc import Collection, Mapping, Sequence
+from math import inf, isnan
 from typing import Any
 
 import torch
 
 from ..model.cells_sgma import STAGE_STRIDES, pixel_logits
-from ..model.dates_sgma import from_days
+from ..model.dates_sgma import from_days, read_dates
 from ..model.encoding_sgma import SgmaEncoding
 
 
@@ -48,7 +49,7 @@ def explain_pixel(
     inputs = processor(images=[dict(images)], do_resize=False, return_tensors="pt")
     dates = {"dates": inputs["dates"]} if "dates" in inputs and model.config.date_periods is not None else {}
     encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"], **dates)
-    days = inputs["dates"][0] if "dates" in inputs else None
+    days = {name: read_dates(images, name) for name in model.config.modalities} if "dates" in inputs else None
     return explain_encoding(model, encoding, x, y, days=days, num_prototypes=num_prototypes)
 
 
@@ -60,13 +61,13 @@ def explain_encoding(
     y: int,
     *,
     among: Collection[str] | None = None,
-    days: torch.Tensor | None = None,
+    days: Mapping[str, Sequence[float]] | None = None,
     num_prototypes: int = 3,
 ) -> dict[str, Any]:
     """What `explain_pixel` says, of what `model.encode` made of one sample.
 
-    `among` are the modalities that are there, as if the encoding had no others; None: all. `days` are its dates,
-    (T, num_modalities); None: it is no series.
+    `among` are the modalities that are there, as if the encoding had no others; None: all. `days` are those of each
+    modality's images, as `read_dates` has them; None: there is no series.
     """
     height, width = encoding.image_size
     if not (0 <= x < width and 0 <= y < height):
@@ -107,7 +108,7 @@ def explain_encoding(
 def _dates(
     encoding: SgmaEncoding,
     outputs: Any,
-    days: torch.Tensor,
+    days: Mapping[str, Sequence[float]],
     covering: Collection[str],
     modalities: Sequence[str],
     x: int,
@@ -121,10 +122,10 @@ def _dates(
         shares = torch.stack([maps[0, ..., y // stride, x // stride] for maps, stride in cells]).mean(0)  # (T, M)
     found = {}
     for name in covering:
-        index, seen = modalities.index(name), []
+        index, own, seen = modalities.index(name), days[name], []
         slots = there[:, index].nonzero().flatten().tolist()
-        for slot in sorted(slots, key=lambda slot: days[slot, index].nan_to_num(torch.inf).item()):
-            time = from_days(days[slot, index].item())
+        for slot in sorted(slots, key=lambda slot: inf if isnan(own[slot]) else own[slot]):
+            time = from_days(own[slot])
             reliance = None if shares is None else shares[slot, index].item()
             seen.append({"date": time and time.isoformat(timespec="minutes"), "reliance": reliance})
         found[name] = seen

@@ -133,6 +133,14 @@ def test_pixels_that_are_not_there_are_refused(model, processor, images):
         explain_pixel(model, processor, {"dsm": images["dsm"]}, 3, 11)
 
 
+def test_a_date_is_named_to_the_minute_and_by_its_day(processor):
+    model = tiny_model(date_periods=[365.25]).eval()
+    sar = np.zeros((32, 32, 2), np.float32)
+    dates = ["2019-03-02T10:50", "2024-07-15T23:59:50"]  # a float32 of days has steps of 42 and 84 seconds there
+    found = explain_pixel(model, processor, {"sar": [sar, sar], "sar_dates": dates}, 3, 3)
+    assert [entry["date"] for entry in found["dates"]["sar"]] == ["2019-03-02T10:50", "2024-07-15T23:59"]
+
+
 @pytest.mark.parametrize("periods", [None, [365.25, 91.3]])
 def test_of_a_series_each_date_is_named_with_its_reliance(processor, periods):
     """By fusing every date alone of another encoding, and from what the model says of its stages."""

@@ -65,6 +65,8 @@ class DateTable:
     @classmethod
     def read(cls, path: str | Path) -> "DateTable":
         """Read a `.csv` with the columns `file` and `date`."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no {path}; expected a table .csv with the columns file and date.")
         dates: dict[str, datetime] = {}
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")

@@ -57,7 +57,7 @@ def allow_open_files(count: int) -> None:
         import resource
 
         most, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 2 * count + 256
+        wanted = count + 512
         wanted = wanted if limit == resource.RLIM_INFINITY else min(wanted, limit)
         if most != resource.RLIM_INFINITY and most < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, limit))

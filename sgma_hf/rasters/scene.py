@@ -191,7 +191,7 @@ class RasterScene(contextlib.AbstractContextManager):
             for name, gaps in self._gaps.items()
         }
         self._files: dict[str, list[Mosaic]] = {name: [] for name in self.inputs}
-        allow_open_files(len(self.paths))
+        allow_open_files(2 * sum(map(len, self.inputs.values())))  # each with a mask
         with contextlib.ExitStack() as opened:
             parts: list[
                 tuple[str, list[RasterInfo], dict[str, Any]]

@@ -258,6 +258,30 @@ def test_scenes_of_dates_have_a_map_each_and_a_record_of_their_dates(checkpoint,
     np.testing.assert_array_equal(read(single), read(out / "a.tif"))
 
 
+def test_a_run_that_died_goes_on_where_a_date_is_not_known(checkpoint, scene, tmp_path):
+    _, model, processor = checkpoint
+    files = expand([str(scene / "s2" / "*.tif")])
+    rasters = {"s2": files, "s2_dates": [None, *(iso(day) for day in DAYS["s2"][1:])]}
+    how = {"tile_size": 32, "stride": 32, "extras": ["probabilities"]}
+    predict_raster(model, processor, rasters, tmp_path / "whole.tif", **how)
+    calls = []
+
+    def stop(module, args):
+        calls.append(0)
+        if len(calls) > 2:
+            raise OSError("the disk is gone")
+
+    handle = model.register_forward_pre_hook(stop)
+    try:
+        with pytest.raises(OSError, match="the disk is gone"):
+            predict_raster(model, processor, rasters, tmp_path / "map.tif", **how)
+    finally:
+        handle.remove()
+    predict_raster(model, processor, rasters, tmp_path / "map.tif", resume=True, **how)
+    for name in ("", "_probabilities"):
+        np.testing.assert_allclose(read(tmp_path / f"map{name}.tif"), read(tmp_path / f"whole{name}.tif"), atol=1e-4)
+
+
 def test_scores_of_a_scene_are_those_of_the_maps_of_its_dates(checkpoint, scene, tmp_path):
     folder, _, _ = checkpoint
     truth = np.random.default_rng(1).integers(0, 5, (1, SIZE, SIZE)).astype(np.uint8)
@@ -290,7 +314,7 @@ def test_what_cannot_be_meant_is_refused_before_the_weights_are_read(checkpoint,
         (folder, ["--s2", str(scene / "s2" / "*.jp2")], "No raster is named as"),
         (static, ["--s2", pattern, "--dates", str(table)], "this checkpoint knows no dates"),
         (static, ["--dsm", str(scene / "dsm.tif"), "--reliance_by", "month"], "'reliance_month' is by dates"),
-        (folder, ["--dsm", str(scene / "dsm.tif"), "--dates", str(tmp_path / "none.csv")], "none.csv"),
+        (folder, ["--dsm", str(scene / "dsm.tif"), "--dates", "half"], "There is no half; expected a table"),
     ]
     for checkpoint_folder, arguments, message in cases:
         assert main(["--model", str(checkpoint_folder), *arguments, *out]) == 2

@@ -183,7 +183,8 @@ def warn_of_dates(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str], 
         series = [name for name in modalities if isinstance(rows.features.get(name), List)]
         columns = [name for name in series if name + DATES_SUFFIX in rows.column_names]
         dated = [name for name in columns if count_dates(rows, [name + DATES_SUFFIX]).any()]
-    else:
+    else:  # of rows that are read one by one, nothing is said
+        rows = rows if isinstance(rows, list | tuple) else []
         series = [name for name in modalities if any(is_series(row.get(name)) for row in rows)]
         dated = [name for name in series if any(row.get(name + DATES_SUFFIX) is not None for row in rows)]
     undated = [name for name in series if name not in dated]

@@ -10,7 +10,14 @@ from series_rows import series_metadata, series_rows, write_series
 
 from sgma_hf.converters.writing.statistics import SplitStatistics
 from sgma_hf.data.metadata import METADATA_FILE, DatasetMetadata
-from sgma_hf.data.rows import count_dates, decode_row, load_rows, present_modalities, with_modality_columns
+from sgma_hf.data.rows import (
+    count_dates,
+    decode_row,
+    load_rows,
+    present_modalities,
+    warn_of_dates,
+    with_modality_columns,
+)
 from sgma_hf.model.dates_sgma import to_days
 
 
@@ -167,3 +174,21 @@ def test_card_and_summary_say_how_many_dates_there_are_and_of_when(tmp_path):
     assert {name: str(item.dates) for name, item in parts.modalities.items()} == {
         name: str(item.dates) for name, item in whole.modalities.items()
     }
+
+
+@pytest.mark.parametrize("knows_dates", [True, False])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_dates_that_a_model_lacks_or_rows_lack_are_said(tmp_path, monkeypatch, knows_dates, in_memory):
+    said = []
+    monkeypatch.setattr("sgma_hf.data.rows.logger.warning_once", said.append)
+    rows = series_rows()
+    for _, images, _ in rows:
+        images["vv_dates"] = None
+    write_series(tmp_path / "data", rows)
+    loaded = load_rows(tmp_path / "data", "train")
+    warn_of_dates(list(loaded) if in_memory else loaded, NAMES, knows_dates=knows_dates)
+    (line,) = said
+    assert ("no dates of the series ['vv'] ('vv_dates')" if knows_dates else "dates of ['s2'], and the model") in line
+    warn_of_dates([{"dsm": np.ones((2, 2))}], NAMES, knows_dates=knows_dates)
+    warn_of_dates(loaded, ["dsm"], knows_dates=knows_dates)
+    assert len(said) == 1

@@ -287,3 +287,19 @@ def test_a_batch_of_nothing_is_shown_one_image_that_the_host_knows_of(shape):
     UnusedParameters.__new__(UnusedParameters).add_pair(inputs, 255)
     assert inputs["host_mask"] == host_mask_of(inputs["modality_mask"]) and sum(map(sum, inputs["host_mask"])) == 1
     assert not mask.any() and (inputs["labels"] == 255).all()
+
+
+def test_rows_that_make_no_sense_are_named(processor, tmp_path):
+    collator = SgmaDataCollator(processor)
+    for columns, message in (
+        ({"s2_dates": [1.0]}, "Row 'row0': 's2_dates' has 1 dates for 8 rasters"),
+        ({"s2_dates": ["some day"] * 8}, "Row 'row0': 's2_dates': 'some day' is no date"),
+        ({"s2": None}, "Row 'row0': 's2_dates' has 8 dates for 0 rasters"),
+        ({"s2": [], "s2_dates": [], "dsm": None}, r"Row 'row0' has none of the modalities \['s2', 'dsm'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collator([make_row(0, **columns)])
+    rows = series_rows()
+    rows[2] |= {"s2": [], "s2_dates": None, "dsm": None}
+    with pytest.raises(ValueError, match=r"1 of 8 training rows have none of the modalities .*'row2'"):
+        make_trainer(tmp_path, rows)

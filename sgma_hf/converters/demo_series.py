@@ -32,9 +32,9 @@ PALETTE = (
 PIXEL_SIZE = 10.0  # metres
 PARCEL_PIXELS = 144  # of the area of a parcel, about
 # Days of the year of the greatest growth and its spread, for crops that are sown and harvested.
-_PEAKS = {"cereal": [(175, 30)], "rapeseed": [(175, 30)], "maize": [(245, 30)], "early_crop": [(115, 30)]}
-_PEAKS["double_season"] = [(115, 25), (250, 25)]
-_FLOWERING, _FLOWERING_DAYS = 150, 20
+_PEAKS = {"early_crop": [(105, 28)], "rapeseed": [(150, 28)], "cereal": [(195, 28)], "maize": [(245, 28)]}
+_PEAKS["double_season"] = [(105, 25), (245, 25)]
+_FLOWERING, _FLOWERING_DAYS = 135, 20
 _CUTS, _REGROWTH = (135, 185, 235), 20.0
 # Reflectance of green, red, near and short-wave infrared.
 _SOIL, _LEAVES, _FLOWERS = (0.10, 0.14, 0.22, 0.28), (0.07, 0.04, 0.46, 0.16), (0.22, 0.20, 0.40, 0.18)
@@ -100,7 +100,7 @@ def _paint_fields(rng: np.random.Generator, size: int) -> tuple[dict[str, list],
     crops = rng.integers(0, len(CLASS_NAMES), count)
     # Seasons come early or late, in the whole place and in single fields; no field is as lush as another.
     shifts = rng.normal(0, 4) + rng.normal(0, 6, count)
-    vigour, soil = rng.uniform(0.6, 1.0, count), rng.uniform(0.8, 1.2, count)
+    vigour, soil = rng.uniform(0.7, 1.0, count), rng.uniform(0.8, 1.2, count)
     year = np.datetime64(f"{rng.integers(2016, 2022)}-01-01")
     images: dict[str, list] = {}
     for name, paint in (("s2", _reflectance), ("s1", _backscatter)):

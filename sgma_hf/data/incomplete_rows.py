@@ -79,22 +79,22 @@ class RowWithholder:
             elif cut[index]:
                 line = float(angles[index]), float(shares[index])
                 parts = [self._cut(index, array, *line) for array in observations(images, name)]
-                if all(part is not None for part in parts):
+                nodata = self.metadata.nodata[index]
+                if any(valid_pixels(part, nodata).any() for part in parts):  # some date still holds something
                     result[name] = parts if is_series(images[name]) else parts[0]
                     taken.append(f"{name} (part)")
         return result, taken
 
-    def _cut(self, index: int, array: np.ndarray, angle: float, share: float) -> np.ndarray | None:
-        """The raster with "no data" beyond a line; None if nothing would be left."""
+    def _cut(self, index: int, array: np.ndarray, angle: float, share: float) -> np.ndarray:
+        """The raster with "no data" beyond a line."""
         height, width = array.shape[:2]
         y, x = np.mgrid[0:height, 0:width]
         across = np.cos(angle) * (x + 0.5) / width + np.sin(angle) * (y + 0.5) / height
         low, high = across.min(), across.max()
         beyond = across > low + share * (high - low)
-        nodata = self.metadata.nodata[index]
         result = array.copy()
-        result[beyond] = np.nan if array.dtype.kind == "f" else nodata[0]
-        return result if valid_pixels(result, nodata).any() else None
+        result[beyond] = np.nan if array.dtype.kind == "f" else self.metadata.nodata[index][0]
+        return result
 
 
 def free_fill_value(

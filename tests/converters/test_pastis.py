@@ -129,6 +129,7 @@ def test_whole_series_and_parts_of_them_are_withheld_on_purpose(source, tmp_path
     assert all(row["s1a"] is not None for row in load_rows(tmp_path / "out", "test"))
     images, _ = decoded(tmp_path / "out", "train")["10000"]
     gone = [~valid_pixels(date, [0.0]) for date in images["s2"]]
+    assert gone[5].all()  # a date of which there was nothing does not keep the others whole
     assert gone[1].any() and not gone[1].all() and (gone[1] == gone[2]).all()
 
 

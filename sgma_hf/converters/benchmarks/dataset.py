@@ -109,7 +109,6 @@ class Scene:
     extra: Any = None  # whatever else the reader wants to know, such as the scene's annotations
     dates: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # by series, one as `to_days` takes it per raster
     sequence: str | None = None  # video or place that the scene is a part of, see `BenchmarkDataset.sequences`
-    label_date: Any = None  # when the label holds, as `to_days` takes it
 
     @property
     def key(self) -> str:

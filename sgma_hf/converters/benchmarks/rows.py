@@ -26,12 +26,11 @@ class BenchmarkRow:
     scoring_label: np.ndarray | None  # the same of the labels to score by, None where there are none
     taken: list[str]  # what was withheld on purpose
     sequence: str | None = None  # which video or place it is a part of
-    label_date: Any = None  # when the label holds
 
     def encoded(self, metadata: DatasetMetadata) -> dict[str, Any]:
         """The row as it is written."""
-        time = {"sequence": self.sequence, "label_date": self.label_date}
-        return encode_row(metadata, self.row_id, self.images, self.label, scoring_label=self.scoring_label, **time)
+        further = {"scoring_label": self.scoring_label, "sequence": self.sequence}
+        return encode_row(metadata, self.row_id, self.images, self.label, **further)
 
 
 class RowMaker:
@@ -80,7 +79,7 @@ class RowMaker:
                     if scene.split == "train":  # what is judged stays complete
                         images, taken = self.withholder.apply(row_id, images)
                     sequence = scene.sequence and f"{scene.sequence}{row_id.removeprefix(scene.name)}"
-                    yield BenchmarkRow(row_id, images, *labels, taken, sequence, scene.label_date)
+                    yield BenchmarkRow(row_id, images, *labels, taken, sequence)
         finally:
             dataset.readers.close()
 

@@ -81,7 +81,7 @@ def write_space(
         }
         front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
         write_text(space / "README.md", f"---\n{front}---\n\n# {title}\n\n{_CARD}")
-        write_text(space / "app.py", _APP.format(arguments=json.dumps([*words, *arguments])))
+        write_text(space / "app.py", _APP.format(arguments=json.dumps([*words, *arguments], ensure_ascii=False)))
         write_text(space / "requirements.txt", "".join(f"{line}\n" for line in needed))
         large = (f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in _LARGE_FILES)
         write_text(space / ".gitattributes", "".join(large))

@@ -1,5 +1,6 @@
 """`sgma-hf app`: what it refuses in one line, and the Space that it writes."""
 
+import ast
 import json
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -68,32 +69,20 @@ def test_a_model_that_is_damaged_is_one_line(checkpoint, tmp_path, capsys):
 def test_a_space_holds_all_that_it_needs(checkpoint, tmp_path, installed, capsys):
     write_app_scenes(tmp_path / "scenes")
     folder = tmp_path / "space"
-    assert (
-        main(
-            [
-                "--model",
-                str(checkpoint),
-                "--scenes",
-                str(tmp_path / "scenes"),
-                "--space",
-                str(folder),
-                "--title",
-                "My: fields",
-            ]
-        )
-        == 0
-    )
+    title, scenes = "My: fields \N{SEEDLING}", str(tmp_path / "scenes")
+    flags = ["--model", str(checkpoint), "--scenes", scenes, "--space", str(folder), "--title", title]
+    assert main(flags) == 0
     assert str(folder / "app.py") in capsys.readouterr().out
     front, text = (folder / "README.md").read_text(encoding="utf-8").removeprefix("---\n").split("\n---\n")
     matter = yaml.safe_load(front)
     assert (matter["sdk"], matter["sdk_version"], matter["app_file"]) == ("gradio", "6.31.0", "app.py")
     assert {matter["colorFrom"], matter["colorTo"]} <= {*"red yellow green blue indigo purple pink gray".split()}
-    assert matter["title"] == "My: fields" and "models" not in matter and "--repo-type space" in text
+    assert matter["title"] == title and "models" not in matter and "--repo-type space" in text
     assert (folder / "requirements.txt").read_text().splitlines() == ["numpy<3,>=2.0", "rasterio<2,>=1.4.4"]
-    source = (folder / "app.py").read_text()
+    source = (folder / "app.py").read_text(encoding="utf-8")
     compile(source, "app.py", "exec")
-    words = json.loads(source[source.index("[") : source.index("]") + 1])
-    assert words[:6] == ["--model", "model", "--scenes", "scenes", "--title", "My: fields"]
+    words = ast.literal_eval(source[source.index("[") : source.index("]") + 1])
+    assert words[:6] == ["--model", "model", "--scenes", "scenes", "--title", title]
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         assert (folder / "model" / name).read_bytes() == (checkpoint / name).read_bytes()
     assert (folder / "scenes" / "a" / "rgb.tif").is_file()

@@ -122,6 +122,13 @@ def test_temperature_is_fitted_to_a_drawn_part_of_many_pixels(rows, monkeypatch)
     assert len(seen[0][1]) == 4000 and drawn != whole and drawn == pytest.approx(whole, rel=0.3)
 
 
+def test_rows_without_a_labelled_pixel_have_no_temperature():
+    row = noise_row("nothing is labelled", seed=0)
+    row["label"][:] = 255
+    with pytest.raises(ValueError, match="No pixel of these rows is labelled and covered"):
+        fit_temperature(spread_model(), processor_of(MODALITIES), [row], window_size=None)
+
+
 def test_likeliest_temperature_worked_by_hand():
     # two classes, logits (s, 0), right in three of four: sigmoid(s / T) = 3 / 4, so T = s / ln 3
     logits, labels = torch.tensor([[5.0, 0.0]] * 4, dtype=torch.float64), torch.tensor([0, 0, 0, 1])

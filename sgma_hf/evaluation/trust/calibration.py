@@ -49,6 +49,9 @@ def fit_temperature(
 
     Returns:
         A number from 0.05 to 20; above 1 where confidences are too high.
+
+    Raises:
+        ValueError: If no pixel is labelled and covered.
     """
     generator = torch.Generator().manual_seed(0)
     kept = (torch.empty(0), torch.empty(0, model.config.num_labels), torch.empty(0, dtype=torch.int64))
@@ -63,6 +66,11 @@ def fit_temperature(
         smallest = kept[0].topk(min(len(kept[0]), MAX_FITTED_PIXELS), largest=False).indices
         kept = tuple(part[smallest] for part in kept)
     _, logits, labels = kept
+    if not len(labels):
+        raise ValueError(
+            "No pixel of these rows is labelled and covered, so that there is nothing to fit a temperature to. Give "
+            "rows with labels."
+        )
     return round(likeliest_temperature(logits.double(), labels), 4)
 
 

@@ -162,6 +162,10 @@ def test_pastis_without_radar_is_told_how_to_go_on(tmp_path, capsys):
     assert run(source, "--output", tmp_path / "out", "--sensors", "s2") == 0
     assert run(tmp_path / "unpacked" / "PASTIS-R" / "DATA_S2", "--check") == 1
     assert "holds no metadata.geojson" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metadata.geojson").write_text('{"features": []}')
+    assert run(tmp_path / "empty", "--check") == 1
+    assert "is no list of patches with ID_PATCH and Fold (it has none)" in capsys.readouterr().out
 
 
 def test_the_builder_gives_the_same_rows(source, tmp_path):

@@ -204,6 +204,8 @@ class PastisReader(BenchmarkDataset):
             ]
             patches = sorted(patches, key=lambda patch: int(patch["ID_PATCH"]))
             splits = [self._split_of(patch) for patch in patches]
+            if not patches:
+                raise ValueError("it has none")
         except (ValueError, KeyError, TypeError) as error:
             reason = f"is no list of patches with ID_PATCH and Fold ({error})"
             return Survey([], [Problem("damaged", str(listing), reason, _REMEDY)])

@@ -1,22 +1,19 @@
 """Pictures of an answer side by side, with their legend, as HTML that holds them."""
 
 import base64
-import io
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..model.limits_sgma import IGNORE_INDEX
 from ..prediction.report.maps_page import share_scale, swatch
 from ..prediction.report.shown_maps import class_picture, share_picture
 from ..publishing.html import Html, element, html_table, joined
 from ..publishing.tables import Table
-from ..visualization.boards import bands_to_show, stretch
 from ..visualization.palette import class_palette
 from .answers import Answer, scores
-from .sights import Sight
+from .sights import Sight, middle
 
 
 _RIGHT, _WRONG = (205, 210, 215), (213, 94, 0)
@@ -54,13 +51,11 @@ def _card(name: str, sight: Sight, found: Answer, *, is_on: bool) -> Html:
     """What a modality shows, and how the answer relies on it."""
     if name not in sight.images:
         return element("section", element("h3", name, element("small", "missing here")), class_="card off")
-    shown = len(sight.images[name]) // 2
     caption = ""
     if name in sight.dates:
-        date = sight.dates[name][shown]
+        date = sight.dates[name][middle(sight.dates[name])]
         caption = f"{len(sight.dates[name])} dates; this is {date.date() if date else 'one that nobody knows'}"
-    picture = _raster_picture(sight.images[name][shown])
-    parts = [_figure(caption, picture, kind="webp", alt=name, **{"data-modality": name})]
+    parts = [_figure(caption, sight.pictures[name], kind="webp", alt=name, **{"data-modality": name})]
     for title, maps in (("reliance", found.reliance), ("agreement", found.agreement)):
         if name in maps:
             is_empty = np.isnan(maps[name]).all()  # of agreement, where there is no other to agree with
@@ -74,17 +69,6 @@ def _figure(caption: str, picture: bytes, *, kind: str = "png", alt: str = "", *
     source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
     image = element("img", src=source, alt=alt or caption, draggable="false", **attributes)
     return element("figure", element("div", image, class_="frame"), element("figcaption", caption))
-
-
-def _raster_picture(raster: np.ma.MaskedArray) -> bytes:
-    """Up to three bands in colours; where there is no data, it is transparent."""
-    shown = ~raster.mask.any(axis=2)
-    values = raster.data[..., bands_to_show(raster.shape[2])]
-    picture, _ = stretch(np.where(shown[..., None], values, 0), shown)
-    file = io.BytesIO()
-    alpha = np.where(shown, 255, 0).astype(np.uint8)
-    Image.fromarray(np.dstack([picture, alpha])).save(file, "WEBP", quality=85)
-    return file.getvalue()
 
 
 def _legend(config: Any, colors: Sequence[Sequence[int]], sight: Sight, found: Answer) -> list[Html]:

@@ -1,6 +1,7 @@
 """What somebody looks at: a part of a scene, with gaps if they cut some, read and encoded once."""
 
 import functools
+import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..data.class_maps import ClassMap
 from ..data.command_line import USER_ERRORS
@@ -22,6 +24,7 @@ from ..prediction.scene_levels import SceneLevels, look_at
 from ..prediction.sliding_window import default_stride
 from ..rasters.listings.listed import ListedScene
 from ..rasters.scene import RasterScene
+from ..visualization.boards import bands_to_show, stretch
 
 
 LABEL = "label"  # stands for the truth among the modalities of a listed scene
@@ -64,6 +67,11 @@ class Sight:
     note: str  # what is wrong with the truth
     tiles: Tiles
     encoded: Sequence[Tile]  # row by row; without those that nothing covers
+
+    @functools.cached_property
+    def pictures(self) -> dict[str, bytes]:
+        """What each modality shows in up to three bands, of a series the date in the middle, as WebP."""
+        return {name: _picture(images[middle(images)]) for name, images in self.images.items()}
 
 
 class Sights:
@@ -169,6 +177,22 @@ def _read(
         if found:
             images[name] = found if name in scene.dates else found[0]
     return images
+
+
+def middle(dates: Sequence[Any]) -> int:
+    """Index of the date that stands for a series."""
+    return len(dates) // 2
+
+
+def _picture(raster: np.ma.MaskedArray) -> bytes:
+    """Up to three bands in colours; where there is no data, it is transparent."""
+    shown = ~raster.mask.any(axis=2)
+    values = raster.data[..., bands_to_show(raster.shape[2])]
+    picture, _ = stretch(np.where(shown[..., None], values, 0), shown)
+    alpha = np.where(shown, 255, 0).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([picture, alpha])).save(file, "WEBP", quality=85)
+    return file.getvalue()
 
 
 def _own_scene(files: Sequence[tuple[str, str]]) -> ListedScene:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,12 +74,12 @@ def plot_season(results: Mapping[str, Any], *, title: str | None = None) -> "Fig
 
     `results` is what `evaluate_modality_combinations` returns with `dates`; a ValueError says that it has no days.
     """
-    found = results.get("dates", {"kinds": {}})
-    days = [name for name, kind in found["kinds"].items() if kind == "before"]
+    found = results.get("dates", {"days": {}})
+    days = list(found["days"])
     if not days:
         raise ValueError("The results have no scores of dates before a day; score with `--before` first.")
     scores = {name: found["conditions"][name]["combinations"] for name in days}
-    places = [datetime.fromisoformat(name.removeprefix("before ")) for name in days]
+    places = list(found["days"].values())
     lines = {
         name: (places, [None if (miou := one[name]["miou"]) is None else 100 * miou for one in scores.values()])
         for name in results["combinations"]

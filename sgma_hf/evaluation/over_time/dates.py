@@ -165,8 +165,9 @@ class DateCases:
 
         Returns:
             `conditions`, by name what `summarize_combinations` makes of those that were asked for; `kinds`, each one's
-            kind, `share`, `before` or `gap`; `average_miou`, `last1_miou` and `last1_combination` over the
-            combinations under all shares, None without any; `seed`, and the `draws` of a share below 1.
+            kind, `share`, `before` or `gap`, and `days`, by name the day of those that are `before` one;
+            `average_miou`, `last1_miou` and `last1_combination` over the combinations under all shares, None without
+            any; `seed`, and the `draws` of a share below 1.
         """
         found = dict(zip((condition.name for condition in self.conditions), scores, strict=True))
         conditions = {condition.name: summarize_combinations(found[condition.name]) for condition in self.asked}
@@ -182,4 +183,5 @@ class DateCases:
             condition.name: "share" if condition.is_share else "before" if condition.gap is None else "gap"
             for condition in self.asked
         }
-        return {"seed": self.seed, "draws": NUM_DRAWS, "kinds": kinds, **means, "conditions": conditions}
+        days = {condition.name: condition.before for condition in self.asked if kinds[condition.name] == "before"}
+        return {"seed": self.seed, "draws": NUM_DRAWS, "kinds": kinds, "days": days, **means, "conditions": conditions}

@@ -44,7 +44,7 @@ class Dated(NamedTuple):
     """When a raster was taken, and what says so."""
 
     time: datetime  # UTC, without a zone
-    source: str  # "name", "tag", "STAC item" or "table"
+    source: str  # "name", "folder", "tag", "STAC item" or "table"
 
 
 class DateTable:
@@ -92,8 +92,9 @@ def date_of(path: str | Path, table: DateTable | None = None) -> Dated:
     """When a raster was taken.
 
     A table that names it counts first. Else it is the first date of the calendar in the name of the file, which is
-    that of acquisition in the names of all agencies; a number that is no date counts for nothing. Else it is what the
-    file's own tags say, `ACQUISITIONDATETIME` or `TIFFTAG_DATETIME`, and else the `datetime` of a STAC item beside it.
+    that of acquisition in the names of all agencies; a number that is no date counts for nothing. Else it is the name
+    of its folder, if that is a date and nothing else; else what the file's own tags say, `ACQUISITIONDATETIME` or
+    `TIFFTAG_DATETIME`; else the `datetime` of a STAC item beside it.
 
     Raises:
         ValueError: If none of them says.
@@ -117,6 +118,8 @@ def known_date(path: str | Path, table: DateTable | None = None) -> Dated | None
     named = date_in_name(Path(str(source)).name)
     if named is not None:
         return Dated(named, "name")
+    if isinstance(source, Path) and name_without_date(source.parent.name) == "":
+        return Dated(date_in_name(source.parent.name), "folder")
     tagged = None if is_npy(source) or uses_pillow(source) else _date_in_tags(source)
     if tagged is not None:
         return Dated(tagged, "tag")

@@ -63,6 +63,8 @@ LAYOUTS = [
     ("{scene}/s2/{day}.tif", "{scene}/{modality}.tif"),
     ("{scene}/S2/T31UFR_{day}T105021.tif", "{scene}/{modality}.tif"),
     ("{scene}/s2_{day}.tif", "{scene}/{modality}.tif"),
+    ("s2/{day}/{scene}.tif", "{modality}/{scene}.tif"),
+    ("{scene}/{day}T105021/s2.tif", "{scene}/{modality}.tif"),
     ("{scene}_s2_{day}.tif", "{scene}_{modality}.tif"),
     ("{scene}_{day}_s2.tif", "{scene}_{modality}.tif"),
 ]
@@ -76,7 +78,8 @@ def test_every_layout_gives_lists_beside_their_dates(tmp_path, capsys, series, s
         tiff(tmp_path / "source" / static.format(scene=scene, modality="label"), label())
     tiff(tmp_path / "source" / static.format(scene="a", modality="dsm"), np.full((SIZE, SIZE), 7, np.float32))
     assert convert(tmp_path / "source", tmp_path / "out", "--modalities", "s2", "dsm") == 0
-    assert "s2: 2 to 3 dates a scene, 2019-03-02 to 2019-05-11, by name (5)" in capsys.readouterr().out
+    says = f"by {'folder' if '{day}' in str(Path(series).parent) else 'name'} (5)"
+    assert f"s2: 2 to 3 dates a scene, 2019-03-02 to 2019-05-11, {says}" in capsys.readouterr().out
     assert DatasetMetadata.load(tmp_path / "out").series == [True, False]
     rows = rows_of(tmp_path / "out")
     assert sorted(rows) == ["a", "b"]
@@ -91,7 +94,7 @@ def test_every_layout_gives_lists_beside_their_dates(tmp_path, capsys, series, s
     assert inspect([str(tmp_path / "source"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {column["name"]: column["dates"] for column in report["modalities"]} == {
-        "s2": "2 to 3 dates a scene, 2019-03-02 to 2019-05-11, by name (5)",
+        "s2": f"2 to 3 dates a scene, 2019-03-02 to 2019-05-11, {says}",
         "dsm": "",
     }
     assert report["problems"] == [] and "--modalities dsm s2" in report["command"]

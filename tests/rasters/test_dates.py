@@ -8,7 +8,7 @@ import pytest
 import rasterio
 from PIL import Image
 
-from sgma_hf.rasters.dates import DateTable, date_in_name, date_of, name_without_date
+from sgma_hf.rasters.dates import DateTable, date_in_name, date_of, known_date, name_without_date
 
 
 DAY = datetime(2019, 3, 2)
@@ -96,6 +96,9 @@ def test_tags_then_a_stac_item_beside_it_and_a_table_before_all(tmp_path):
     assert date_of(tagged) == (datetime(2019, 3, 2, 10, 50, 21), "tag")
     imagery = write_tiff(tmp_path / "b.tif", ns="IMAGERY", ACQUISITIONDATETIME="2019-03-02T10:50:21+02:00")
     assert date_of(str(imagery)) == (datetime(2019, 3, 2, 8, 50, 21), "tag")
+    for name, expected in (("20190302", (DAY, "folder")), ("field_20190302", None)):
+        (tmp_path / name).mkdir()
+        assert known_date(write_tiff(tmp_path / name / "a.tif")) == expected
     item = {"type": "Feature", "stac_version": "1.0.0", "properties": {"datetime": "2019-03-02T10:50:21Z"}}
     empty = write_tiff(tmp_path / "c.tif", TIFFTAG_DATETIME="0000:00:00 00:00:00")
     (tmp_path / "c.json").write_text(json.dumps(item))

@@ -8,7 +8,8 @@ Three layouts, each with or without split folders (`train`, `valid`, `test`, ...
 - one folder: `x_nir.tif`, `x_label.tif`, or `nir_x.tif`, `label_x.tif`.
 
 A series of dates is several files with a date in their names in the place of one (`nir/x_20190302.png`,
-`x/nir_20190302.tif`, `x_nir_20190302.tif`), or a folder of them (`nir/x/20190302.png`, `x/nir/20190302.tif`).
+`x/nir_20190302.tif`, `x_nir_20190302.tif`), a folder of them (`nir/x/20190302.png`, `x/nir/20190302.tif`), or a folder
+for each date (`nir/20190302/x.png`, `x/20190302/nir.tif`).
 """
 
 import os
@@ -186,7 +187,10 @@ def _best_names(source: Path, labels: Sequence[str]) -> set[str]:
         for folder in _folders(root):
             folders |= {folder.name.lower()} if any(map(is_raster_file, folder.rglob("*"))) else set()
             stems |= {_undated(path.stem).lower() for path in folder.iterdir() if is_raster_file(path)}
-            stems |= {path.name.lower() for path in _folders(folder) if any(map(_is_dated, path.iterdir()))}
+            for path in _folders(folder):
+                stems |= {path.name.lower()} if any(map(_is_dated, path.iterdir())) else set()
+                if name_without_date(path.name) == "":
+                    stems |= {file.stem.lower() for file in path.iterdir() if is_raster_file(file)}
     found = [names for names in (folders, stems, ends, starts) if names]
     return min(found, key=lambda names: (names.isdisjoint(labels), -_num_usual(names), len(names)), default=set())
 
@@ -258,7 +262,9 @@ def _take_series(
     for name in (name for name in found if name not in anchors):
         path = PurePosixPath(name)
         folder, rest = path.parent.as_posix(), name_without_date(path.name)
-        if folder != ".":
+        if rest is None and name_without_date(path.parent.name) == "":
+            path, rest = path.parent, path.name
+        elif folder != ".":
             by_folder[folder].append(name)
         if rest is not None:
             rest = re.sub(rf"^{own}[_-]|[_-]{own}$", "", rest, flags=re.IGNORECASE)
@@ -300,8 +306,12 @@ def _files_of(root: Path, stem: str, is_file: Callable[[Path], bool]) -> Iterato
 
 
 def _dated_files_of(root: Path, name: str) -> Iterator[tuple[str, Path]]:
-    """Scene and file of the dates in scenes' folders: those in a folder of a modality, and `rgb_20190302.tif`."""
+    """Scene and file of the dates in scenes' folders: in a folder of a modality or a date, and `rgb_20190302.tif`."""
     for scene in _folders(root):
+        for folder in (folder for folder in _folders(scene) if name_without_date(folder.name) == ""):
+            for path in filter(is_raster_file, sorted(folder.iterdir())):
+                if path.stem.lower() == name.lower():
+                    yield scene.name, path
         for _, path in _files_below(_folder_of(scene, name), is_raster_file):
             yield scene.name, path
         for path in filter(is_raster_file, sorted(scene.iterdir())):

@@ -190,6 +190,18 @@ def test_tiles_batches_and_the_order_of_files_do_not_change_a_map(checkpoint, sc
             np.testing.assert_allclose(read(tmp_path / f"{name}_{layer}.tif"), first, atol=1e-4)
 
 
+def test_turned_tiles_have_the_same_periods(checkpoint, scene, tmp_path):
+    _, model, processor = checkpoint
+    rasters = dated("s2", expand([str(scene / "s2" / "*.tif")]), [], [])
+    how = {"tta": "flips", "extras": ["reliance_month", "probabilities"]}
+    predict_raster(model, processor, rasters, tmp_path / "map.tif", **how)
+    predict_raster(model, processor, rasters, tmp_path / "plain.tif", extras=["probabilities"])
+    months = read(tmp_path / "map_reliance_month.tif")
+    np.testing.assert_allclose(months.sum(0), 1, atol=1e-5)
+    assert (months[2, :, : SIZE // 2] == 0).all() and (months[3] == 0).all()  # beside July's date; nothing is undated
+    assert np.abs(read(tmp_path / "map_probabilities.tif") - read(tmp_path / "plain_probabilities.tif")).max() > 1e-4
+
+
 def test_a_batch_has_as_many_images_as_tiles_were_asked_for_but_one_tile_at_least(checkpoint, scene, tmp_path):
     _, model, processor = checkpoint
     seen = []

@@ -192,3 +192,15 @@ def test_dates_that_a_model_lacks_or_rows_lack_are_said(tmp_path, monkeypatch, k
     warn_of_dates([{"dsm": np.ones((2, 2))}], NAMES, knows_dates=knows_dates)
     warn_of_dates(loaded, ["dsm"], knows_dates=knows_dates)
     assert len(said) == 1
+
+
+def test_streamed_rows_are_those_that_are_loaded(tmp_path):
+    write_series(tmp_path / "data")
+    stream = load_dataset(str(tmp_path / "data"), split="train", streaming=True)
+    for row, streamed in zip(load_rows(tmp_path / "data", "train"), stream, strict=True):
+        (images, label), (other, other_label) = (decode_row(found, NAMES) for found in (row, streamed))
+        assert images.keys() == other.keys() and np.array_equal(label, other_label)
+        for name, values in images.items():
+            assert (values is None) == (other[name] is None)
+            if values is not None:
+                np.testing.assert_array_equal(np.asarray(values), np.asarray(other[name]))

@@ -303,3 +303,13 @@ def test_rows_that_make_no_sense_are_named(processor, tmp_path):
     rows[2] |= {"s2": [], "s2_dates": None, "dsm": None}
     with pytest.raises(ValueError, match=r"1 of 8 training rows have none of the modalities .*'row2'"):
         make_trainer(tmp_path, rows)
+
+
+def test_a_resumed_run_draws_the_same_dates_in_the_same_order(tmp_path):
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "no", "date_jitter": 20.0}
+    whole = make_trainer(tmp_path, series_rows(), PERIODS, **options)
+    whole.train()
+    resumed = make_trainer(tmp_path, series_rows(), PERIODS, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = whole.model.state_dict()
+    assert all(torch.equal(values, expected[name]) for name, values in resumed.model.state_dict().items())

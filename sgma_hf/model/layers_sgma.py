@@ -276,20 +276,24 @@ def date_waves(dates: torch.Tensor, periods: Sequence[float]) -> torch.Tensor:
 
 
 class SgmaDateModulation(nn.Module):
-    """Binds a modality's tokens to their date: x * (1 + G e) + B e, e the waves of the date (ours).
+    """Binds tokens to their date: x + W [gelu(V x + b + U e) - gelu(V x + b)], e the waves of the date (ours).
 
     One for each modality and stage. What is summed over dates afterwards still says when it was so; a date in the
-    keys or added to the tokens would be lost in the sum. Without biases, an unknown date changes nothing.
+    keys or added to the tokens would be lost in the sum. An unknown date, whose waves are 0, changes nothing.
     """
 
     def __init__(self, channels: int, num_periods: int):
         super().__init__()
-        self.scale_and_shift = SgmaZeroLinear(2 * num_periods, 2 * channels, bias=False)
+        self.hidden = SgmaLinear(channels, channels)
+        self.date = SgmaLinear(2 * num_periods, channels, bias=False)
+        self.output = SgmaZeroLinear(channels, channels, bias=False)
 
     def forward(self, tokens: torch.Tensor, waves: torch.Tensor) -> torch.Tensor:
         """Tokens (P * N, C) of P pairs and the waves of their dates (P, 2 J) -> tokens."""
-        scale, shift = self.scale_and_shift(waves.to(tokens.dtype)).unsqueeze(1).chunk(2, dim=2)  # (P, 1, C)
-        return torch.addcmul(shift, tokens.unflatten(0, (waves.shape[0], -1)), 1 + scale).flatten(0, 1)
+        hidden = self.hidden(tokens)
+        date = self.date(waves.to(tokens.dtype)).unsqueeze(1)  # (P, 1, C)
+        dated = (hidden.unflatten(0, (waves.shape[0], -1)) + date).flatten(0, 1)
+        return tokens + self.output(nn.functional.gelu(dated) - nn.functional.gelu(hidden))
 
 
 class SgmaSemanticFilter(nn.Module):

@@ -118,12 +118,13 @@ def test_a_model_without_dates_has_the_same_weights_as_ever():
     static, dated = tiny_model(), tiny_model(date_periods=PERIODS)
     added = {name for name in dated.state_dict() if name not in static.state_dict()}
     assert added == {
-        f"sgma.fusion_stages.{level}.date_modulations.{modality}.scale_and_shift.weight"
+        f"sgma.fusion_stages.{level}.date_modulations.{modality}.{part}"
         for level in range(4)
         for modality in range(3)
+        for part in ("hidden.weight", "hidden.bias", "date.weight", "output.weight")
     }
-    channels = sum(dated.sgma.channels)
-    assert sum(dated.state_dict()[name].numel() for name in added) == 3 * 2 * channels * 2 * len(PERIODS)
+    per_modality = sum(2 * channels**2 + channels + 2 * len(PERIODS) * channels for channels in dated.sgma.channels)
+    assert sum(dated.state_dict()[name].numel() for name in added) == 3 * per_modality
     with torch.no_grad():  # what a new model makes of dates is nothing yet
         pixel_values, mask, dates = (part.float() if part.is_floating_point() else part for part in series())
         assert torch.equal(dated(pixel_values, mask, dates=dates).logits, dated(pixel_values, mask).logits)
@@ -347,7 +348,10 @@ def test_a_static_checkpoint_starts_a_model_with_dates_as_it_is(tmp_path):
     static = spread_weights(tiny_model(), seed=1)
     static.save_pretrained(tmp_path)
     dated = SgmaForSemanticSegmentation.from_pretrained(tmp_path, date_periods=PERIODS).eval()
-    assert not any(part.any() for name, part in dated.named_parameters() if "date_modulations" in name)
+    pixel_values, mask, dates = (part.float() if part.is_floating_point() else part for part in series())
+    with torch.no_grad():
+        expected, output = static(pixel_values, mask), dated(pixel_values, mask, dates=dates)
+    torch.testing.assert_close(output.logits, expected.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_gradient_checkpointing_changes_nothing():
@@ -383,7 +387,7 @@ def test_modalities_of_a_model_with_dates_come_and_go():
         expected = model(pixel_values, mask, dates=dates).logits
     model.add_modality("thermal", 1, like="dsm")
     for block in model.sgma.fusion_stages:
-        weights = [block.date_modulations[index].scale_and_shift.weight for index in (1, 3)]
+        weights = [block.date_modulations[index].hidden.weight for index in (1, 3)]
         assert torch.equal(*weights)
     model.drop_modality("thermal")
     with torch.no_grad():
@@ -419,7 +423,7 @@ def test_every_fusion_of_ones_own_gets_dates():
 
     sgf = SemanticGuidedFusion([8], ["a", "b"], 3, fusion=Brightest, date_periods=[365.25])
     with torch.no_grad():
-        sgf[0].date_modulations[1].scale_and_shift.weight.normal_()
+        sgf[0].date_modulations[1].output.weight.normal_()
     maps = torch.randn(3, 8, 4, 4)  # of "a" two dates, of "b" one
     encoding = SgmaEncoding(
         sgf.project_pairs([maps], [2, 1], True, date_waves(torch.tensor([1.0, 2.0, 100.0]), [365.25])),

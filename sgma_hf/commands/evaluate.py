@@ -154,15 +154,16 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         "num_workers": args.num_workers,
         "progress_bar": True,
     }
-    agreement = {"agreement": evaluate_agreement(model, processor, rows, **reading)} if args.agreement else {}
-    calibration = {}
-    if args.calibration:
-        calibration["calibration"] = _calibration(args.calibration, model, processor, rows, reading)
     dates = grid if grid.conditions else None
     evaluate = partial(evaluate_modality_combinations, stride=args.stride, tta=args.tta, dates=dates)
     if args.protocol:
         evaluate = partial(evaluate_protocols, protocols=args.protocol, seed=args.seed)
+    # First, as it refuses rows that conditions of dates do not fit.
     results = evaluate(model, processor, rows, missing=args.missing, scored_classes=args.score_classes, **reading)
+    if args.agreement:
+        results["agreement"] = evaluate_agreement(model, processor, rows, **reading)
+    if args.calibration:
+        results["calibration"] = _calibration(args.calibration, model, processor, rows, reading)
     source = {
         "model": args.model,
         DIGEST_KEY: checkpoint_digest(args.model),
@@ -174,7 +175,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    return source | results | agreement | calibration
+    return source | results
 
 
 def _calibration(how: str, model: Any, processor: Any, rows: Any, reading: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..data.class_maps import ClassMap
 from ..data.command_line import USER_ERRORS
 from ..data.windows import Window
 from ..evaluation.scenes import TruthRaster
-from ..model.dates_sgma import from_days, observations, read_dates
+from ..model.dates_sgma import dates_for, from_days, observations, read_dates
 from ..model.encoding_sgma import SgmaEncoding
 from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from ..prediction.map_run import Tiles
@@ -160,7 +160,7 @@ class Sights:
             how = {"do_resize": False, "input_data_format": "channels_last", "return_tensors": "pt"}
             inputs = self.processor(images=[images], levels=[levels and levels.read(there)], **how)
             dates, mask = inputs.get("dates"), inputs["modality_mask"]
-            known = {"dates": dates} if dates is not None and model.config.date_periods is not None else {}
+            known = dates_for(model.config, dates)
             encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask, **known)
             days = {name: read_dates(images, name) for name in self.processor.modalities}
             yield Tile(place, encoding, mask, None if dates is None else days)

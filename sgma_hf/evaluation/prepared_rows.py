@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..data.rows import count_dates, decode_row, warn_of_dates
 from ..data.windows import Window, cover, window_starts
-from ..model.dates_sgma import observations
+from ..model.dates_sgma import dates_for, observations
 from ..model.limits_sgma import IGNORE_INDEX
 from ..model.modalities_sgma import check_same_modalities
 from .metrics import check_class_ids
@@ -70,8 +70,8 @@ class PreparedRow:
 
     def inputs(self, config: Any) -> dict[str, torch.Tensor]:
         """What `encode` and `forward` of a model of this configuration take: dates only if it knows any."""
-        dates = {} if self.dates is None or config.date_periods is None else {"dates": self.dates}
-        return {"pixel_values": self.pixel_values, "modality_mask": self.modality_mask, **dates}
+        values = {"pixel_values": self.pixel_values, "modality_mask": self.modality_mask}
+        return values | dates_for(config, self.dates)
 
     @property
     def observed(self) -> torch.Tensor:

@@ -86,6 +86,11 @@ def over_dates(mask: Any) -> Any:
     return mask.any(1) if mask.ndim in (3, 5) else mask
 
 
+def dates_for(config: Any, dates: Any) -> dict[str, Any]:
+    """Dates as an argument of a model; none for one without `date_periods`, which takes a series as a set."""
+    return {} if dates is None or config.date_periods is None else {"dates": dates}
+
+
 def read_dates(row: Mapping[str, Any], name: str) -> list[float]:
     """The days of each of a modality's `observations`, NaN where nobody knows.
 

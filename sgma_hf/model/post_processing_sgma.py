@@ -124,8 +124,6 @@ def robustness_at_pixels(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The stages' sum, and which pixels each modality covers; both (batch_size, num_modalities, height, width)."""
     size = coverage.shape[-2:]
-    if modality_mask is not None and modality_mask.ndim == 5:  # of series: covered on any date
-        modality_mask = modality_mask.any(1)
     mask = None if modality_mask is None else over_dates(modality_mask)
     if mask is not None and mask.ndim == 4:
         covered = mask.to(coverage.device)

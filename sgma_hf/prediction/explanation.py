@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..model.cells_sgma import STAGE_STRIDES, pixel_logits
-from ..model.dates_sgma import from_days, read_dates
+from ..model.dates_sgma import dates_for, from_days, read_dates
 from ..model.encoding_sgma import SgmaEncoding
 
 
@@ -47,8 +47,8 @@ def explain_pixel(
         ValueError: If the pixel lies outside the image, or no modality covers it.
     """
     inputs = processor(images=[dict(images)], do_resize=False, return_tensors="pt")
-    dates = {"dates": inputs["dates"]} if "dates" in inputs and model.config.date_periods is not None else {}
-    encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"], **dates)
+    known = dates_for(model.config, inputs.get("dates"))
+    encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"], **known)
     days = {name: read_dates(images, name) for name in model.config.modalities} if "dates" in inputs else None
     return explain_encoding(model, encoding, x, y, days=days, num_prototypes=num_prototypes)
 

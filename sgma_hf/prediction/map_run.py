@@ -14,7 +14,7 @@ import torch
 
 from ..data.windows import Window, window_starts
 from ..model.cells_sgma import LOGITS_STRIDE, pixel_logits, repeat_to_pixels
-from ..model.dates_sgma import from_days, observations
+from ..model.dates_sgma import dates_for, from_days, observations
 from ..model.encoding_sgma import SgmaEncoding
 from ..model.fusion_sgma import find_fusion
 from ..model.limits_sgma import IGNORE_INDEX
@@ -123,7 +123,7 @@ class BlendedMaps:
 
         `periods` are what `Periods.of_rows` makes of the tiles.
         """
-        known = {} if dates is None else {"dates": dates}
+        known = dates_for(self._model.config, dates)
         if self._with_agreement:
             encoding = self._model.encode(pixel_values, modality_mask, **known)
             return self.of_encoding(encoding, modality_mask, periods)
@@ -291,8 +291,7 @@ class MapRun:
         """What is blended of tiles, (tiles, maps, height, width), on the CPU, the mean over the test-time turns."""
         pixel_values = batch.inputs["pixel_values"].to(self._model.device, self._model.dtype)
         modality_mask = batch.inputs["modality_mask"]  # on the CPU, where the model reads it without waiting
-        # A model without dates takes the images of a series as a set.
-        dates = batch.inputs.get("dates") if self._model.config.date_periods else None
+        dates = batch.inputs.get("dates")
 
         def predict(turn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
             mask = turn(modality_mask) if modality_mask.ndim > 3 else modality_mask

@@ -266,9 +266,8 @@ def _sampled_windows(
             starts = [generator.integers(side - extent + 1) for side, extent in zip(label.shape, extents, strict=True)]
             window = (*map(int, starts), *extents)
         inputs = processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
-        dates = inputs.pop("dates", None) if config.date_periods is not None else None
-        place = torch.tensor([[index, 0, 0]])
-        batch = PreparedRow(inputs["pixel_values"], inputs["modality_mask"], inputs["labels"], place, dates)
+        fields = (inputs[name] for name in ("pixel_values", "modality_mask", "labels"))
+        batch = PreparedRow(*fields, torch.tensor([[index, 0, 0]]), inputs.get("dates"))
         pixels = ((batch.labels != config.semantic_loss_ignore_index) & batch.covered.any(1))[0].nonzero()
         if len(pixels):
             count = min(len(pixels), SEPARATION_PIXELS // len(chosen))

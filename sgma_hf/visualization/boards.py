@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..data.evaluation_mode import evaluating
-from ..model.dates_sgma import observations
+from ..model.dates_sgma import dates_for, observations
 from ..model.image_transforms_sgma import find_covered, read_raster, valid_pixels
 from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from .palette import (
@@ -195,9 +195,10 @@ def _predict_subsets(
     size = None if label is None else [label.shape]
     inputs = processor([images], segmentation_maps=None if label is None else [label])
     with evaluating(model):
-        dates = {"dates": inputs["dates"].to(model.device)} if "dates" in inputs else {}
         encoding = model.encode(
-            inputs["pixel_values"].to(model.device, model.dtype), inputs["modality_mask"].to(model.device), **dates
+            inputs["pixel_values"].to(model.device, model.dtype),
+            inputs["modality_mask"].to(model.device),
+            **dates_for(model.config, inputs.get("dates")),
         )
         masks = [torch.tensor([name in names for name in processor.modalities]) for names in subsets]
         outputs = [model.fuse_and_decode(encoding, mask.to(model.device)) for mask in masks]

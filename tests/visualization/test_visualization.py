@@ -283,8 +283,9 @@ def test_matplotlib_is_asked_for_by_the_name_of_its_extra():
     assert "pip install 'sgma-hf[viz]'" in run.stdout, run.stderr
 
 
-def test_a_board_shows_the_date_of_a_series_that_sees_most():
-    model = tiny_model(date_periods=[365.25])
+@pytest.mark.parametrize("periods", [[365.25], None])  # a model without dates takes a series as a set
+def test_a_board_shows_the_date_of_a_series_that_sees_most(periods):
+    model = tiny_model(date_periods=periods)
     dsm = [np.full((32, 32), value, np.float32) for value in (5.0, 7.0, 9.0)]
     dsm[0][:8], dsm[1][0, 0], dsm[2][:] = np.nan, np.nan, np.nan
     dsm[1][16:] = 8

@@ -217,10 +217,10 @@ class SgmaDataCollator:
         """A row with the dates of its series that are kept, and its calendar shifted; nothing is decoded yet."""
         thinned = dict(row)
         for m, name in enumerate(self.processor.modalities):
-            rasters = row.get(name)
-            if not is_series(rasters) or not len(rasters):
+            if not is_series(row.get(name)) and row.get(name + DATES_SUFFIX) is None:
                 continue
-            days, kept = row_days(row, name), self._kept(len(rasters), m, draw)
+            days, rasters = row_days(row, name), observations(row, name)
+            kept = self._kept(len(rasters), m, draw)
             thinned[name] = [rasters[date] for date in kept]
             thinned[name + DATES_SUFFIX] = [days[date] + self.date_jitter * draw.date_shift for date in kept]
         return thinned

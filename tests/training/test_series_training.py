@@ -106,6 +106,8 @@ def test_the_calendar_of_a_row_is_shifted_as_one(processor):
         shift = dates[:, 0] - 7000 - 10 * torch.arange(8.0)
         torch.testing.assert_close(shift, shift[:1].expand(8), rtol=0, atol=1e-2)
         assert abs(dates[0, 1] - 7000 - shift[0]) < 1e-2 and dates[1:, 1].isnan().all()
+        single = row | {"dsm": np.zeros((8, 8)), "dsm_dates": "2019-03-02", ROW_KEY: RowKey(0, index)}
+        assert collator([single])["dates"][0, 0, 1] == dates[0, 1]
         shifts.append(float(shift[0]))
     assert -30 <= min(shifts) < -20 and 20 < max(shifts) <= 30
 

@@ -24,6 +24,12 @@ class Points(NamedTuple):
     weight: np.ndarray | None = None
 
 
+def shares_of_bins(x: np.ndarray, right: np.ndarray, total: np.ndarray, *, fewest: float = 0.001) -> Points:
+    """Points of bins at `x`: the share that is right, and the share of all that is in it, left out below `fewest`."""
+    drawn = total > fewest * total.sum()
+    return Points(x[drawn], right[drawn] / total[drawn], total[drawn] / max(total.sum(), 1))
+
+
 def plot_panels(
     rows: Mapping[str, Mapping[str, Mapping[str, Points]]],
     *,

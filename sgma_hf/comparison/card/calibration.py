@@ -7,12 +7,11 @@ import numpy as np
 
 from ...evaluation.trust.calibration import CONFIDENCE_UNIT, expected_error
 from ...publishing.tables import Table
-from ...visualization.trust_charts import Points, plot_panels
+from ...visualization.trust_charts import Points, plot_panels, shares_of_bins
 from .cells import number, percent
 from .experiments import Experiment, Figure, at
 
 
-_FEWEST = 0.001  # share of the pixels that a point of a figure stands for at least
 _NOTE = (
     "Expected calibration error in %, 15 bins: how far the confidence of pixels is from the share of them that is "
     "right, mean over the pixels of a combination; less is better. As trained, and with logits divided by the "
@@ -78,6 +77,4 @@ def _diagram(parts: list[Mapping[str, list[int]]]) -> Points:
     pixels, right, confidence = (
         np.sum([part[key] for part in parts], axis=0) for key in ("pixels", "right", "confidence")
     )
-    drawn = pixels > _FEWEST * pixels.sum()
-    total = pixels[drawn]
-    return Points(confidence[drawn] / CONFIDENCE_UNIT / total, right[drawn] / total, total / max(pixels.sum(), 1))
+    return shares_of_bins(confidence / CONFIDENCE_UNIT / np.maximum(pixels, 1), right, pixels)

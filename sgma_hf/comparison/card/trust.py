@@ -7,13 +7,12 @@ import numpy as np
 
 from ...publishing.tables import Table
 from ...visualization.comparison_charts import plot_scores
-from ...visualization.trust_charts import Points, plot_panels
+from ...visualization.trust_charts import Points, plot_panels, shares_of_bins
 from .cells import NOTHING, number, percent, tested_cells
 from .experiments import Experiment, at
 from .statistics import Spread, paired_difference, resampled_weights, spread, weighted_miou
 
 
-_FEWEST = 0.001  # share of a panel's pixels that a point of it stands for at least
 _REMOVED = {"nothing": "nothing", "least": "least relied on", "random": "a random one", "most": "most relied on"}
 _AGREEMENT_NOTE = (
     "Mean robustness of the four stages against the errors of the prediction from a modality alone. Correlation: over "
@@ -96,8 +95,8 @@ def _choice_by_class(arms: Experiment) -> Table:
                 [paired_difference(relied_on, other) for other in (figures(*choice, "chance"), always.get(best, {}))]
             )
             told = [f"`{arm}`", class_name, _highest(reliance) or NOTHING, best or NOTHING]
-            auc = number(spread(list(figures(*contested, "classes", label, "auc").values())))
-            lines.append([*told, percent(spread(list(relied_on.values()))), auc])
+            auc = number(_spread(arms, arm, *contested, "classes", label, "auc"))
+            lines.append([*told, percent(_spread_of(relied_on)), auc])
     columns = [tested_cells(found, [None] * len(found)) for found in zip(*differences, strict=True)]
     lines = [[*line[:5], *more, line[5]] for line, *more in zip(lines, *columns, strict=True)]
     header = ["arm", "class", "most relied on", "most often right", "relied on", "− chance", "− always one", "AUC"]
@@ -107,41 +106,50 @@ def _choice_by_class(arms: Experiment) -> Table:
 
 def _highest(figures: Mapping[str, Mapping[int, float | None]]) -> str | None:
     """The name of the highest mean over seeds; None if none is known."""
-    means = {name: found.mean for name, of_seeds in figures.items() if (found := spread(list(of_seeds.values())))}
+    means = {name: found.mean for name, of_seeds in figures.items() if (found := _spread_of(of_seeds))}
     return max(means, key=means.get, default=None)
 
 
 def _deletion_table(arms: Experiment) -> Table:
-    pairs = (("least", "random"), ("random", "most"), ("least", "nothing"))
-    scores = {arm: _deletion_scores(arms, arm) for arm in arms.runs}
-    columns = []
+    counts = {arm: _deletion_counts(arms, arm) for arm in arms.runs}
+    scores = {arm: _deletion_scores(arms, found) for arm, found in counts.items()}
+    resampled = {
+        arm: np.mean([weighted_miou(one, resampled_weights(len(one)), arms.classes) for one in found.values()], axis=0)
+        for arm, found in counts.items()
+    }
+    pairs, columns, places = (("least", "random"), ("random", "most"), ("least", "nothing")), [], list(_REMOVED)
     for first, second in pairs:
-        found = [paired_difference(miou[first], miou[second]) for miou, _ in scores.values()]
-        columns.append(tested_cells(found, [of_tiles[first] - of_tiles[second] for _, of_tiles in scores.values()]))
+        of_seeds = [paired_difference(one[first], one[second]) for one in scores.values()]
+        one, other = places.index(first), places.index(second)
+        columns.append(tested_cells(of_seeds, [found[:, one] - found[:, other] for found in resampled.values()]))
     lines = [
-        [f"`{arm}`", *(percent(spread(list(miou[name].values()))) for name in _REMOVED), *differences]
-        for (arm, (miou, _)), *differences in zip(scores.items(), *columns, strict=True)
+        [f"`{arm}`", *(percent(_spread_of(miou)) for miou in of_arm.values()), *differences]
+        for (arm, of_arm), *differences in zip(scores.items(), *columns, strict=True)
     ]
     header = ["arm, removed", *_REMOVED.values(), *(" − ".join(pair) for pair in pairs)]
     return Table("deletion", "What it costs to remove a sensor from every pixel", header, lines, _DELETION_NOTE)
 
 
-def _deletion_scores(arms: Experiment, arm: str) -> tuple[dict[str, dict[int, float | None]], dict[str, np.ndarray]]:
-    """By what was removed mIoU of each seed, None where it is not defined, and resamples of its mean over seeds."""
-    size, miou, resampled = len(arms.dataset["class_names"]), {}, []
-    for seed, run in arms.runs[arm].items():
-        confusion = np.array(list(run["reliance"]["deletion"]["confusion"].values()), dtype=np.int64)
-        counts = confusion.reshape(len(_REMOVED), -1, size, size).swapaxes(0, 1)  # (tiles, removed, K, K)
-        weights = resampled_weights(len(counts))
-        (found,) = weighted_miou(counts, np.ones((1, len(counts))), arms.classes)
-        miou[seed] = [None if np.isnan(score) else float(score) for score in found]
-        resampled.append(weighted_miou(counts, weights, arms.classes))
-    by_removed = np.mean(resampled, axis=0).T
-    names = list(_REMOVED)
-    return (
-        {name: {seed: scores[place] for seed, scores in miou.items()} for place, name in enumerate(names)},
-        dict(zip(names, by_removed, strict=True)),
-    )
+def _deletion_counts(arms: Experiment, arm: str) -> dict[int, np.ndarray]:
+    """Counts of every tile by what was removed, (tiles, removed, K, K), by seed."""
+    size, found = len(arms.dataset["class_names"]), arms.figures(arm, at("reliance", "deletion", "confusion"))
+    return {
+        seed: np.array(list(tiles.values()), dtype=np.int64).reshape(len(_REMOVED), -1, size, size).swapaxes(0, 1)
+        for seed, tiles in found.items()
+    }
+
+
+def _deletion_scores(arms: Experiment, counts: Mapping[int, np.ndarray]) -> dict[str, dict[int, float | None]]:
+    """By what was removed mIoU of each seed, None where it is not defined."""
+    found = {seed: weighted_miou(one, np.ones((1, len(one))), arms.classes)[0] for seed, one in counts.items()}
+    return {
+        name: {seed: None if np.isnan(miou[place]) else float(miou[place]) for seed, miou in found.items()}
+        for place, name in enumerate(_REMOVED)
+    }
+
+
+def _spread_of(of_seeds: Mapping[int, float | None]) -> Spread | None:
+    return spread(list(of_seeds.values()))
 
 
 def trust_figures(experiment: Experiment, where: str) -> dict[str, Any]:
@@ -149,36 +157,27 @@ def trust_figures(experiment: Experiment, where: str) -> dict[str, Any]:
     arms = experiment.holding("reliance", "deletion")
     if arms is None:
         return {}
-    rows = {arm: _reliance_panels(arms, arm) for arm in arms.runs}
+    panels = {arm: _reliance_panels(arms, arm) for arm in arms.runs}
+    labels = {"xlabel": "reliance on the modality", "ylabel": "share right from it alone"}
+    scores = {arm: _deletion_scores(arms, _deletion_counts(arms, arm)) for arm in arms.runs}
     removed = {
-        arm: {_REMOVED[name]: found and found.mean for name, found in _means(_deletion_scores(arms, arm)[0]).items()}
-        for arm in arms.runs
+        arm: {_REMOVED[name]: found.mean for name, miou in of_arm.items() if (found := _spread_of(miou))}
+        for arm, of_arm in scores.items()
     }
     return {
-        "reliance": plot_panels(
-            rows,
-            xlabel="reliance on the modality",
-            ylabel="share right from it alone",
-            title=f"Contested pixels, {where}",
-        ),
+        "reliance": plot_panels(panels, title=f"Contested pixels, {where}", **labels),
         "deletion": plot_scores(removed, title=f"A sensor less, {where}"),
     }
-
-
-def _means(figures: Mapping[str, Mapping[int, float | None]]) -> dict[str, Spread | None]:
-    return {name: spread(list(of_seeds.values())) for name, of_seeds in figures.items()}
 
 
 def _reliance_panels(arms: Experiment, arm: str) -> dict[str, dict[str, Points]]:
     """Of each class, for each modality: share of pixels that are right by the bin of reliance, all seeds together."""
     counts = np.sum([run["reliance"]["contested_bins"] for run in arms.runs[arm].values()], axis=0)  # (M, K, 2, bins)
     centers = (np.arange(counts.shape[-1]) + 0.5) / counts.shape[-1]
-    panels = {}
-    for label, class_name in enumerate(arms.dataset["class_names"]):
-        panel = {}
-        for name, (right, wrong) in zip(arms.dataset["modalities"], counts[:, label], strict=True):
-            total = right + wrong
-            drawn = total > max(_FEWEST * total.sum(), 0)
-            panel[name] = Points(centers[drawn], right[drawn] / total[drawn], total[drawn] / max(total.sum(), 1))
-        panels[class_name] = panel
-    return panels
+    return {
+        class_name: {
+            name: shares_of_bins(centers, right, right + wrong)
+            for name, (right, wrong) in zip(arms.dataset["modalities"], counts[:, label], strict=True)
+        }
+        for label, class_name in enumerate(arms.dataset["class_names"])
+    }

@@ -31,6 +31,7 @@ from sgma_hf.comparison.settings import RunSettings, setting
 from sgma_hf.data.command_line import OWN_MODULES, check_folder_or_id, import_own_module, report_errors
 from sgma_hf.data.incomplete_rows import parse_shares
 from sgma_hf.data.rows import labelled_rows, load_rows, present_modalities, with_label_column
+from sgma_hf.publishing.results import worst_pair
 from sgma_hf.training import PVT_V2_SIZES
 
 
@@ -297,8 +298,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _one_line(row: dict[str, Any]) -> str:
-    from sgma_hf.comparison.card.added import worst_pair
-
     results = row["results"][row["settings"]["report_split"]]
     figures = " / ".join(
         "–" if results[name] is None else f"{100 * results[name]:.1f}"

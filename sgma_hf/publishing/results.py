@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .tables import Table, markdown_table
 
@@ -148,6 +148,34 @@ def _date_remarks(results: Mapping[str, Any]) -> list[str]:
     return remarks
 
 
+class Pair(NamedTuple):
+    """A combination of modalities, names joined by "+", one that is added to it, and both together."""
+
+    without: str
+    added: str
+    together: str
+
+    def __str__(self) -> str:
+        return f"{self.added} to `{self.without}`"
+
+
+def pairs_of(names: Iterable[str]) -> list[Pair]:
+    """All pairs of which both combinations are among these names, in their order."""
+    by_parts = {frozenset(name.split("+")): name for name in names}
+    return [
+        Pair(name, added, by_parts[parts | {added}])
+        for parts, name in by_parts.items()
+        for added in dict.fromkeys(part for other in by_parts.values() for part in other.split("+"))
+        if added not in parts and parts | {added} in by_parts
+    ]
+
+
+def worst_pair(combinations: Mapping[str, Mapping[str, Any]]) -> tuple[float, Pair] | None:
+    """The least that an added modality brings, a fraction of mIoU, and to what; None if no pair is scored."""
+    miou = {name: scores["miou"] for name, scores in combinations.items() if scores["miou"] is not None}
+    return min(((miou[pair.together] - miou[pair.without], pair) for pair in pairs_of(miou)), default=None)
+
+
 def result_remarks(results: Mapping[str, Any]) -> list[str]:
     """What sums the scores up, and what has to be known to read them."""
     top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
@@ -156,6 +184,9 @@ def result_remarks(results: Mapping[str, Any]) -> list[str]:
         f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
         f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
     ]
+    worst = worst_pair(results["combinations"])
+    if worst is not None:
+        remarks.append(f"The least that an added sensor brings is {100 * worst[0]:+.2f}, {worst[1]}.")
     if results["missing"] == "zero":
         remarks.append("Modalities that are not in a combination were shown to the model as zeros.")
     if not isinstance(results["scored_classes"], str):

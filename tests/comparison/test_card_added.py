@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 from comparison_fixtures import made_up_run, made_up_tiles
+from evaluation_results import EVALUATION
 
-from sgma_hf.comparison.card.added import pairs_of, worst_pair
 from sgma_hf.comparison.card.report import make_card
 from sgma_hf.comparison.card.statistics import holm, resampled_weights, t_quantile
 from sgma_hf.evaluation.combinations import modality_combinations
 from sgma_hf.evaluation.metrics import segmentation_scores
+from sgma_hf.publishing.results import pairs_of, result_remarks, worst_pair
 
 
 def tables(rows):
@@ -32,6 +33,8 @@ def test_worst_pair_of_an_evaluation():
     points, pair = worst_pair({name: {"miou": miou} for name, miou in scored.items()})
     assert points == pytest.approx(-0.11) and pair == ("a", "b", "a+b")
     assert worst_pair({"a": {"miou": 0.5}}) is None
+    # rgb 0.5, dsm 0.25, both 0.75
+    assert "The least that an added sensor brings is +25.00, dsm to `rgb`." in result_remarks(EVALUATION)
 
 
 def plain_resamples(rows, pair, num_resamples):

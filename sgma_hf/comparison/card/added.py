@@ -1,10 +1,11 @@
 """What an added sensor brings: each combination of the modalities beside the same with one more."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from ...publishing.results import Pair, pairs_of
 from ...publishing.tables import Cell, Table
 from .cells import interval, tested_cells
 from .experiments import Experiment
@@ -18,37 +19,6 @@ _NOTE = (
     "over seeds and over tiles; s: a t-test over seeds tells it from 0, t: a bootstrap over tiles does, each at 5 % "
     "for all pairs of an arm together (Holm)."
 )
-
-
-class Pair(NamedTuple):
-    """A combination of modalities, names joined by "+", one that is added to it, and both together."""
-
-    without: str
-    added: str
-    together: str
-
-    def __str__(self) -> str:
-        return f"{self.added} to `{self.without}`"
-
-
-def pairs_of(names: Iterable[str]) -> list[Pair]:
-    """All pairs of which both combinations are among these names, in their order."""
-    by_parts = {frozenset(name.split("+")): name for name in names}
-    return [
-        Pair(name, added, by_parts[parts | {added}])
-        for parts, name in by_parts.items()
-        for added in dict.fromkeys(part for other in by_parts.values() for part in other.split("+"))
-        if added not in parts and parts | {added} in by_parts
-    ]
-
-
-def worst_pair(combinations: Mapping[str, Mapping[str, Any]]) -> tuple[float, Pair] | None:
-    """The least that a sensor brings in one evaluation, a fraction, and to what; None if no pair is scored.
-
-    `combinations` are those that `evaluate_modality_combinations` returns.
-    """
-    miou = {name: scores["miou"] for name, scores in combinations.items() if scores["miou"] is not None}
-    return min(((miou[pair.together] - miou[pair.without], pair) for pair in pairs_of(miou)), default=None)
 
 
 def added_tables(experiment: Experiment) -> Iterator[Table]:

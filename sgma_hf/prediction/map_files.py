@@ -314,7 +314,7 @@ def _write_cog(store: StripStore, layer: Layer, path: Path, grid: Grid) -> None:
                 overview_resampling="AVERAGE" if layer.dtype == "float32" else "NEAREST",
                 bigtiff="IF_SAFER",
                 statistics="YES",
-                num_threads="ALL_CPUS",
+                num_threads="ALL_CPUS" if store.held is None else "1",  # threads cost more than a small map
             )
             _check_written(rasterio, plain, path)
             rasterio.shutil.delete(plain)

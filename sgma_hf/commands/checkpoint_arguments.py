@@ -24,7 +24,10 @@ def check_checkpoint(model: str, *, of_arms: bool = True) -> list[str]:
     path = Path(model, "config.json") if Path(model).exists() else _from_hub(model)
     if not path.is_file():
         raise FileNotFoundError(f"--model {model} has no config.json; give the folder of a checkpoint.")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--model {model}: {path} is damaged: {error}. Fetch or save it again.") from error
     if config.get("model_type") == "sgma_arm" and of_arms:  # kept by `compare`; this import registers it
         import sgma_hf.comparison.arms.full_pass  # noqa: F401
     elif config.get("model_type") != "sgma":

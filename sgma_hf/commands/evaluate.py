@@ -19,6 +19,7 @@ from sgma_hf.commands.checkpoint_arguments import (
     check_checkpoint,
     choose_device,
     choose_dtype,
+    load_model,
 )
 from sgma_hf.data.command_line import Parser, check_folder_or_id, report_errors
 from sgma_hf.data.whole_files import check_replaceable, check_writable, write_json
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+    from transformers import AutoConfig, AutoImageProcessor
 
     from sgma_hf.data.metadata import DatasetMetadata, check_meaning
     from sgma_hf.data.rows import load_rows, with_label_column, with_modality_columns
@@ -147,7 +148,7 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     problem = None if args.allow_other_scale else rows_on_another_scale(processor, rows, config.tile_size)
     if problem is not None:
         raise ValueError(problem)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device)
+    model = load_model(args.model, dtype=args.dtype, device=device)
     reading = {
         "window_size": window_size,
         "batch_size": args.batch_size,

@@ -24,6 +24,7 @@ from sgma_hf.commands.checkpoint_arguments import (
     check_checkpoint,
     choose_device,
     choose_dtype,
+    load_model,
     rasters_of,
 )
 from sgma_hf.data.command_line import Parser
@@ -136,15 +137,14 @@ def _check_outputs(args: argparse.Namespace, sources: "Sequence[RasterInput]") -
 
 
 def _score_model(args: argparse.Namespace, rasters: Mapping[str, Any], classes: "ClassMap | None") -> dict[str, Any]:
-    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+    from transformers import AutoImageProcessor
 
     from sgma_hf.data.metadata import check_class_names
     from sgma_hf.evaluation.scenes import evaluate_scene
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
     processor = AutoImageProcessor.from_pretrained(args.model)
-    device = choose_device(args.device)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=args.dtype).to(device).eval()
+    model = load_model(args.model, dtype=args.dtype, device=choose_device(args.device))
     names = ("tile_size", "stride", "tta", "batch_size", "resolution", "allow_other_scale")
     options = {name: getattr(args, name) for name in names}
     if classes is None:

@@ -17,7 +17,7 @@ missing, of the file and of the model, which skips what is absent. ONNX takes th
 
 import argparse
 
-from sgma_hf.commands.checkpoint_arguments import check_checkpoint
+from sgma_hf.commands.checkpoint_arguments import check_checkpoint, load_model
 from sgma_hf.data.command_line import Parser, report_errors
 
 
@@ -43,13 +43,13 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     check_checkpoint(args.model)
 
-    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+    from transformers import AutoImageProcessor
 
     from sgma_hf.prediction.export import check_export_path, export_model
 
     output = check_export_path(args.output)  # before the weights are loaded
     difference, latencies = export_model(
-        AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype="float32").eval(),
+        load_model(args.model, dtype="float32", device="cpu"),
         AutoImageProcessor.from_pretrained(args.model),
         output,
         size=args.size,

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sgma_hf.commands.checkpoint_arguments import check_checkpoint
+from sgma_hf.commands.checkpoint_arguments import check_checkpoint, load_model
 from sgma_hf.data.command_line import Parser, report_errors
 
 
@@ -33,14 +33,14 @@ def main(argv: list[str] | None = None) -> int:
         raise FileNotFoundError(f"--model {args.model} is no folder of a checkpoint")
     check_checkpoint(args.model, of_arms=False)
 
-    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+    from transformers import AutoImageProcessor
 
     from sgma_hf.model.saving_sgma import push_folder
     from sgma_hf.publishing.model_card import MARKER, build_model_card
     from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
 
     processor = AutoImageProcessor.from_pretrained(folder)
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype="auto")
+    model = load_model(str(folder), dtype="auto", device="cpu")
     record = record_with_scores(folder, args.evaluation)
     written = folder / "README.md"
     card = written.read_text(encoding="utf-8") if written.is_file() else ""

@@ -124,9 +124,12 @@ def _train(arguments: RunArguments, training_args: SgmaTrainingArguments, argv: 
 def _preparing() -> Iterator[None]:
     """Say in one line what libraries raise before the first step: of values of a wrong type, packages that lack."""
     from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
 
     try:
         yield
+    except SafetensorError as error:
+        raise ValueError(f"The weights that `--model` or `--backbone` names are damaged: {error}.") from error
     except (TypeError, RuntimeError, StrictDataclassError) as error:
         raise ValueError(" ".join(str(error).split())) from error
 

@@ -295,7 +295,8 @@ class _Layer:
                 )
             header = pyogrio.read_info(path, name, force_feature_count=True, force_total_bounds=True)
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
-            raise ValueError(f"Cannot read {path}: {error}") from error
+            reason = str(error).split("; It might help")[0]  # to name a driver, which nobody can here
+            raise ValueError(f"Cannot read {path}: {reason}") from error
         bounds = header["total_bounds"]
         if not header["features"] or bounds is None or not np.isfinite(bounds).all():
             raise ValueError(f"{path}:{name} is empty: it holds no shape. Leave it out, or give the file that does.")

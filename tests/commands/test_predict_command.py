@@ -1,6 +1,7 @@
 """`sgma-hf predict`: flags by the checkpoint, files in and out, and nothing half-written."""
 
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from tiny_models import spread_weights, tiny_model
 
+from sgma_hf.commands import main as run_command
 from sgma_hf.commands.predict import main
 from sgma_hf.model.image_processing_sgma import SgmaImageProcessor
 from sgma_hf.rasters.scene import RasterScene
@@ -434,6 +436,27 @@ def test_checkpoint_that_is_none_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("predict", ["--rgb", "in.png", "--output", "map.png"]),
+        ("evaluate", ["--label", "label.png", "--rgb", "in.png"]),
+        ("export", ["--output", "model.pt2"]),
+        ("push-to-hub", ["--repo_id", "org/name"]),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line(checkpoint, rasters, tmp_path, capsys, monkeypatch, command, flags, damaged):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint, "model")
+    path = tmp_path / "model" / damaged
+    path.write_bytes(path.read_bytes()[:200])
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save("label.png")
+    assert run_command([command, "--model", "model", *flags]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"sgma-hf {command}: --model model") and said.endswith("Fetch or save it again.")
+
+
 def test_device_that_is_not_there_is_refused(checkpoint, rasters, tmp_path, capsys):
     for device in ("cuda", "warp"):
         arguments = ["--model", checkpoint, *flags(rasters[0], "rgb"), "--output", str(tmp_path / "map.png")]

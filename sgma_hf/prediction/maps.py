@@ -399,7 +399,8 @@ def _progress(*, disable: bool) -> Any:
     bar_format = (
         "{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} MPixel [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     )
-    return logging.tqdm(total=1, unit="MPixel", desc="predict", bar_format=bar_format, disable=disable)
+    # How much there is to do is known with the first batch: until then nothing is shown.
+    return logging.tqdm(total=1, unit="MPixel", desc="predict", bar_format=bar_format, disable=disable, delay=1e-3)
 
 
 def _thread() -> ThreadPoolExecutor:

@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="the same seed gives the same rows")
     add("--missing", type=float, default=0.2, help="share of training rows that lack a modality")
     add("--coverage", type=float, default=0.25, help="chance that a modality ends inside a training scene")
-    add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
+    parser.add_switch("--overwrite", help="replace an earlier dataset in --output")
     add_push_arguments(parser)
     arguments = parser.parse_args(argv)
     options = {name: value for name, value in vars(arguments).items() if name not in ("output", "push", "public")}

@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--rows", dest="num_rows", type=int, default=480, help="rows in all, 70 : 15 : 15 %% per split")
     add("--tile_size", type=int, default=32, help="side of a row in pixels of 10 m")
     add("--seed", type=int, default=0, help="the same seed gives the same rows")
-    add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
+    parser.add_switch("--overwrite", help="replace an earlier dataset in --output")
     add_push_arguments(parser)
     arguments = parser.parse_args(argv)
     options = {name: value for name, value in vars(arguments).items() if name not in ("output", "push", "public")}

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_switch(self, name: str, *, help: str) -> argparse.Action:
         """Add a flag that is true where it is given, and takes true or false as those of dataclasses do."""
-        return self.add_argument(name, nargs="?", type=_truth, const=True, default=False, metavar="BOOL", help=help)
+        return self.add_argument(name, **SWITCH, help=help)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parse all arguments; those that are wrong end the process with one line and status 2."""
@@ -103,6 +103,10 @@ def _truth(text: str) -> bool:
         return words[text.lower()]
     except KeyError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
+
+
+# A flag that is true where it is given, and takes true or false; for groups of arguments.
+SWITCH: dict[str, Any] = {"nargs": "?", "type": _truth, "const": True, "default": False, "metavar": "BOOL"}
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

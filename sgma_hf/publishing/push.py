@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from ..data.command_line import Parser
 from ..data.metadata import METADATA_FILE
 
 
@@ -92,10 +93,10 @@ def _check_card(path: Path) -> None:
         ) from error
 
 
-def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+def add_push_arguments(parser: Parser) -> None:
     """Add `--push ORG/NAME` and `--public` to a converter's command line, for `push_as_asked`."""
     parser.add_argument("--push", metavar="ORG/NAME", help="upload --output to the Hub, as a private dataset")
-    parser.add_argument("--public", action="store_true", help="with --push: make a public dataset")
+    parser.add_switch("--public", help="with --push: make a public dataset")
 
 
 def push_as_asked(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from transformers.utils import logging
 
 from ..data.class_maps import ClassMap, classes_flag
-from ..data.command_line import Parser, did_you_mean
+from ..data.command_line import SWITCH, Parser, did_you_mean
 from ..data.windows import Window, blocks
 from ..model.limits_sgma import IGNORE_INDEX
 from .grids import Grid, ground_sampling
@@ -476,7 +476,7 @@ def add_polygon_arguments(parser: Parser) -> None:
     add("--label_priority", nargs="+", action="extend", default=(), metavar="CLASS", help=priority)
     add("--label_buffer", type=float, default=0.0, metavar="METRES", help="around lines and points")
     touched = "a feature labels all pixels that it touches, not those alone whose centre it holds"
-    add("--label_all_touched", action="store_true", help=touched)
+    add("--label_all_touched", **SWITCH, help=touched)
 
 
 def polygon_options(args: argparse.Namespace) -> PolygonLabels:

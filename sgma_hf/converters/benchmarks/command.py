@@ -64,12 +64,12 @@ def benchmark_parser(reader: type[BenchmarkDataset]) -> Parser:
     add("--missing", default="", metavar="NAME=SHARE,...", help=f"make null in training rows: {names[-1]}=0.3")
     add("--coverage", default="", metavar="NAME=SHARE,...", help="let a modality end inside training rows")
     add("--missing_seed", type=int, default=0, help="decides which rows (default: 0)")
-    add("--check", action="store_true", help="say what is found, missing or damaged; convert nothing")
-    add("--skip_damaged", action="store_true", help="leave out scenes with a damaged file")
-    add("--allow_missing", action="store_true", help="take null for files that are not there")
+    parser.add_switch("--check", help="say what is found, missing or damaged; convert nothing")
+    parser.add_switch("--skip_damaged", help="leave out scenes with a damaged file")
+    parser.add_switch("--allow_missing", help="take null for files that are not there")
     add("--preview", type=Path, metavar="PNG", help="draw some rows with the official colours (extra `viz`)")
     add("--num_proc", type=int, default=default_processes(), help="processes (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
+    parser.add_switch("--overwrite", help="replace an earlier dataset in --output")
     add_push_arguments(parser)
     return parser
 

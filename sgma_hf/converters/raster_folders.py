@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..data.class_maps import ClassMap
 from ..data.command_line import Parser, report_errors
@@ -54,6 +55,9 @@ from .folders.spatial_groups import choose_validation, group_scenes, least_gap
 from .folders.tiling import Tiling, cut
 from .writing.card import command_for_card
 from .writing.parquet import ParquetDatasetWriter, check_output
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -256,18 +260,20 @@ def _set_validation_aside(scenes: Sequence[Scene], options: ConversionOptions) -
             "split something else: --split_as valid=test."
         )
     training = [scene for scene in scenes if scene.files.split == "train"]
-    groups = group_scenes(
-        [scene.files.name for scene in training],
-        [(scene.grid, scene.size) for scene in training],
-        distance=options.group_distance,
-        regex=options.group_regex,
-    )
+    names, places = [scene.files.name for scene in training], [(scene.grid, scene.size) for scene in training]
+    groups = group_scenes(names, places, distance=options.group_distance, regex=options.group_regex)
     tiling = Tiling(options.tile, options.stride)
     sizes = [len(tiling.windows(scene.size, "train")) for scene in training]
     chosen = choose_validation(groups, sizes, options.val_fraction, options.seed)
     for scene, is_validation in zip(training, chosen, strict=True):
         if is_validation:
             scene.files.split = "validation"
+    sides = ([place for place, one in zip(places, chosen, strict=True) if one == side] for side in (True, False))
+    if options.group_distance is None and options.group_regex is None and least_gap(*sides) == 0:
+        logger.warning(
+            "Scenes set aside for validation touch scenes to train on, so that scores flatter: `--group_distance 1` "
+            "keeps those that touch together."
+        )
 
 
 def _split_notes(source: Path, scenes: Sequence[Scene], options: ConversionOptions) -> dict[str, str]:
@@ -414,8 +420,8 @@ def _parser() -> Parser:
         """{"value": 9, "ignore": true}]'; or a dataset's folder, for the classes that it has"""
     )
     add("--classes", metavar="FILE_OR_JSON", help=classes)
-    add("--ignore_unmapped", action="store_true", help="ignore label values that --classes does not have")
-    add("--preview", action="store_true", help="add a column with a small picture of all modalities, for viewers")
+    parser.add_switch("--ignore_unmapped", help="ignore label values that --classes does not have")
+    parser.add_switch("--preview", help="add a column with a small picture of all modalities, for viewers")
     add("--tile_size", dest="tile", type=int, former=["--tile"], help="cut scenes into tiles of so many label pixels")
     add("--stride", type=int, help="pixels from tile to tile of training scenes (default: --tile_size)")
     add("--val_fraction", type=float, help="share of the training rows to set aside as validation, by whole scenes")
@@ -430,7 +436,7 @@ def _parser() -> Parser:
     add("--split_as", dest="split_names", **several, metavar="FOLDER=SPLIT", help="e.g. valid=test")
     how = 'how a split was made, for cards and evaluations: test="a random part of the training fields"'
     add("--split_notes", **several, metavar="SPLIT=TEXT", help=how)
-    add("--overwrite", action="store_true", help="replace an earlier dataset in --output")
+    parser.add_switch("--overwrite", help="replace an earlier dataset in --output")
     add_polygon_arguments(parser)
     add_mask_arguments(parser, "folder or file stem")
     add_push_arguments(parser)

@@ -93,3 +93,18 @@ def test_how_far_a_split_lies_from_the_training_is_measured(tmp_path):
     metadata = DatasetMetadata.load(tmp_path / "out")
     assert metadata.note_on("validation").endswith("Its nearest scene lies 0 m from those of the training.")
     assert metadata.note_on("test").endswith("Its nearest scene lies 480 m from those of the training.")
+
+
+def test_scenes_set_aside_that_touch_others_are_said_with_what_keeps_them_together(tmp_path, caplog):
+    for index, name in enumerate("abcd"):  # b touches a, d touches c
+        for kind in ("nir", "label"):
+            path = tmp_path / "fields" / kind / f"{name}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            origin = (500000.0 + 10 * index + 1000 * (index // 2), 4.8e6)
+            write_tiff(path, np.zeros((1, 10, 10), dtype=np.uint8), origin=origin)
+    said = "`--group_distance 1` keeps those that touch together"
+    assert run(tmp_path / "fields", tmp_path / "split", "--val_fraction", 0.25) == 0
+    assert said in caplog.text
+    caplog.clear()
+    assert run(tmp_path / "fields", tmp_path / "apart", "--val_fraction", 0.25, "--group_distance", 1) == 0
+    assert said not in caplog.text

@@ -36,9 +36,9 @@ def check_processor(config: Any, processor: BaseImageProcessor) -> None:
 def refuse_series(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str], what: str) -> None:
     """Raise a ValueError if any row has several dates of a modality, which `what` is not defined for."""
     most = count_dates(rows, modalities).max(0)
-    named = [f"{name!r} up to {count}" for name, count in zip(modalities, most.tolist(), strict=True) if count > 1]
+    named = [f"up to {count} of {name!r}" for name, count in zip(modalities, most.tolist(), strict=True) if count > 1]
     if named:
-        raise ValueError(f"{what} is for rows of one date, and of {', '.join(named)} are in a row. Leave it out.")
+        raise ValueError(f"{what} is for rows of one date; a row here has {', '.join(named)}. Leave it out.")
 
 
 @dataclass

@@ -213,9 +213,8 @@ class SemanticGuidedFusion(nn.ModuleList):
         if subset is not None:
             subset = self._subset_mask(subset, encoding)
             mask = mask & subset.to(mask.device, non_blocking=True)
-            known = (
-                subset.device.type == "cpu"
-            )  # no other device is asked: what is left out is then packed, and masked
+            # No other device is asked: what is left out is then packed, and masked.
+            known = subset.device.type == "cpu"
             if host_mask is not None and known:
                 host_mask = (torch.tensor(host_mask) & subset).tolist()
         prototypes = None

@@ -199,9 +199,8 @@ class SgmaRowsMixin:
             np.copyto(values, 0, where=~covered)
         scale = self.rescale_factor[m] / np.asarray(self.image_std[m])
         values *= scale.astype(np.float32)[:, None, None]
-        if (
-            axes is not None
-        ):  # last: the target is often far larger, a hundredfold for a hyperspectral sensor beside RGB
+        # Last: the target is often far larger, a hundredfold for a hyperspectral sensor beside RGB.
+        if axes is not None:
             covered = resample(values, covered, *axes, out=out)
             if covered is not None:
                 np.copyto(out, 0, where=~covered)

@@ -41,9 +41,7 @@ _MOSAIC_CELLS = 500  # along each side, in which that is counted
 class RasterInput:
     """A file that somebody named, and the bands of it that are meant."""
 
-    path: (
-        Path | str
-    )  # text where GDAL alone knows it by that name: `/vsizip/a.zip/b.tif`, `https://...`, `NETCDF:a.nc:b`
+    path: Path | str  # text where GDAL alone knows it: `/vsizip/a.zip/b.tif`, `https://...`, `NETCDF:a.nc:b`
     bands: BandSelection = ALL_BANDS
     mask: PixelMask | None = None  # what hides pixels of it
 
@@ -193,9 +191,7 @@ class RasterScene(contextlib.AbstractContextManager):
         self._files: dict[str, list[Mosaic]] = {name: [] for name in self.inputs}
         allow_open_files(2 * sum(map(len, self.inputs.values())))  # each with a mask
         with contextlib.ExitStack() as opened:
-            parts: list[
-                tuple[str, list[RasterInfo], dict[str, Any]]
-            ] = []  # of every mosaic, those of a series one by one
+            parts: list[tuple[str, list[RasterInfo], dict[str, Any]]] = []  # of every mosaic; a date is one
             for name, sources in _share_files(self.inputs).items():
                 for own in [[source] for source in sources] if name in self.dates else [sources]:
                     how = missing[name] | {"mask": next((file.mask for file in own if file.mask is not None), None)}

@@ -34,10 +34,8 @@ class Deletion:
         """Add a batch, with its prediction (B, H, W) and how much its pixels rely on each modality, (B, M, H, W)."""
         covered, labels = batch.covered, batch.labels
         others = ~torch.eye(covered.shape[1], dtype=torch.bool, device=labels.device)
-        size = labels.shape[-2:]
-        without = torch.stack(
-            [predicted_classes(model.fuse_and_decode(encoding, one).logits, size) for one in others], dim=1
-        )  # (B, M, H, W)
+        logits = (model.fuse_and_decode(encoding, one).logits for one in others)
+        without = torch.stack([predicted_classes(part, labels.shape[-2:]) for part in logits], dim=1)  # (B, M, H, W)
         scores = {"least": -shares, "random": _draws(batch), "most": shares}
         predictions = {"nothing": fused}
         for name, score in scores.items():

@@ -25,9 +25,7 @@ class ListedScene:
     """A scene, and what names its rasters."""
 
     name: str  # unique in its listing; a path below the folder of the maps, without a suffix
-    rasters: Mapping[str, Sequence[str]] = field(
-        default_factory=dict
-    )  # by modality, as `RasterInput.parse` reads them
+    rasters: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by modality, see `RasterInput.parse`
     problem: str | None = None  # why it cannot be read
     masks: Mapping[str, tuple[Sequence[str], Sequence[float]]] = field(default_factory=dict)  # see `scene.masked`
     row: tuple[Dataset, int, Mapping[str, str]] | None = None  # of a data set: rows, index and column by modality

@@ -179,7 +179,6 @@ def worst_pair(combinations: Mapping[str, Mapping[str, Any]]) -> tuple[float, Pa
 def result_remarks(results: Mapping[str, Any]) -> list[str]:
     """What sums the scores up, and what has to be known to read them."""
     top, last = (f" ({results[key]})" if results[key] else "" for key in ("top1_combination", "last1_combination"))
-    largest, scores = list(results["combinations"].items())[-1]
     remarks = [
         f"Average {_percent(results['average_miou'])}, Top-1 {_percent(results['top1_miou'])}{top}, "
         f"Last-1 {_percent(results['last1_miou'])}{last}: mIoU in %."
@@ -187,6 +186,12 @@ def result_remarks(results: Mapping[str, Any]) -> list[str]:
     worst = worst_pair(results["combinations"])
     if worst is not None:
         remarks.append(f"The least that an added sensor brings is {100 * worst[0]:+.2f}, {worst[1]}.")
+    return [*remarks, *_settings(results), *_left_out(results), *_date_remarks(results), *_further_remarks(results)]
+
+
+def _settings(results: Mapping[str, Any]) -> list[str]:
+    """How the scores were made."""
+    remarks = []
     if results["missing"] == "zero":
         remarks.append("Modalities that are not in a combination were shown to the model as zeros.")
     if not isinstance(results["scored_classes"], str):
@@ -207,13 +212,18 @@ def result_remarks(results: Mapping[str, Any]) -> list[str]:
         )
     if results.get("split_note"):
         remarks.append(f"How the rows were split off: {results['split_note']}")
+    return remarks
+
+
+def _left_out(results: Mapping[str, Any]) -> list[str]:
+    """What is not scored, or only in part."""
+    remarks = []
     if results["unscored_combinations"]:
         names = ", ".join(results["unscored_combinations"])
         remarks.append(f"Without data, so not scored and no part of the average: {names}.")
     skipped, unit = (results["rows_without_label"], results["rows_without_modality"]), _unit(results)
     if any(skipped):
-        counted = f"{results['windows']} {unit}"
-        remarks.append(f"Of {counted} {skipped[0]} have no label and {skipped[1]} no modality; skipped.")
+        remarks.append(f"Left out: {skipped[0]} {unit} without a label, {skipped[1]} without a modality.")
     incomplete = [
         f"{name} {scores['rows'] - scores['rows_complete']}"
         for name, scores in results["combinations"].items()
@@ -229,7 +239,13 @@ def result_remarks(results: Mapping[str, Any]) -> list[str]:
     ]
     if uncovered:
         remarks.append(f"Labelled pixels that nothing of the combination covers, left out: {', '.join(uncovered)}.")
-    remarks += _date_remarks(results)
+    return remarks
+
+
+def _further_remarks(results: Mapping[str, Any]) -> list[str]:
+    """What sequences and agreement say, where they were asked for."""
+    remarks = []
+    largest, scores = list(results["combinations"].items())[-1]
     if "flicker" in scores:
         remarks.append(
             "Of the pixels whose label stays the same over 8, or 16, rows of a sequence, mVC8 and mVC16 are the share "

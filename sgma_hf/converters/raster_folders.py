@@ -140,22 +140,9 @@ def _convert(
     survey = survey_labels(labels, options.classes, ignore_unmapped=options.ignore_unmapped) if labels else None
     class_map = None if survey is None else survey.class_map
     _set_validation_aside(scenes, options)
-    metadata = DatasetMetadata(
-        modalities=list(folders),
-        modality_channels=[plan.channels for plan in plans],
-        modality_dtypes=[plan.dtype for plan in plans],
-        nodata=[list(plan.nodata) for plan in plans],
-        series=[name in series for name in folders],
-        units=[options.units.get(name) for name in folders],
-        resolution=shared_sampling([Grid(scene.size, scene.grid) for scene in scenes]),
-        preview=options.preview,
-        sequences=options.sequence_regex is not None,
-        split_notes=_split_notes(source, scenes, options),
-        **({} if class_map is None else _described(class_map)),
-    )
     writer = ParquetDatasetWriter(
         out,
-        metadata,
+        _metadata(source, plans, scenes, series, class_map, options),
         title=f"{Path(os.path.abspath(source)).name}: {', '.join(folders)}",
         description=f"Converted from a folder of rasters, {len(scenes)} scenes. Mind their licence when you share it.",
         command=command,
@@ -169,29 +156,56 @@ def _convert(
             for row_id, images, label in _rows(scene, plans, class_map, tiling, gaps, writer.out.parent):
                 if not any(observations(images, name) for name in folders):
                     empty += 1
-                else:
-                    time = {}
-                    if named is not None:
-                        place = row_id.removeprefix(scene.files.name)
-                        time = {"sequence": named[0] + place, "label_date": named[1]}
-                    writer.write(scene.files.split, row_id, images, label, **time)
-                    rows += 1
+                    continue
+                time = {}
+                if named is not None:
+                    place = row_id.removeprefix(scene.files.name)
+                    time = {"sequence": named[0] + place, "label_date": named[1]}
+                writer.write(scene.files.split, row_id, images, label, **time)
+                rows += 1
         notes = _notes_on_bands(folders, bands, gaps)
         if not rows:
             raise ValueError(" ".join([f"No pixel of {source} holds data in any modality.", *filter(None, notes)]))
-    said = [writer.summary()]
-    if empty:
-        said.append(f"{empty} tiles without data in any modality were left out.")
-    said += notes
-    for name in options.masks:
+    left_out = f"{empty} tiles without data in any modality were left out." if empty else ""
+    on_labels = [] if survey is None else [survey.table(), survey.note]
+    said = [writer.summary(), left_out, *notes, *_notes_on_dates(scenes, series, options.masks), *on_labels]
+    return "\n".join(filter(None, said))
+
+
+def _metadata(
+    source: Path,
+    plans: Sequence[ModalityPlan],
+    scenes: Sequence[Scene],
+    series: Collection[str],
+    class_map: ClassMap | None,
+    options: ConversionOptions,
+) -> DatasetMetadata:
+    """What the columns mean."""
+    names = [plan.name for plan in plans]
+    return DatasetMetadata(
+        modalities=names,
+        modality_channels=[plan.channels for plan in plans],
+        modality_dtypes=[plan.dtype for plan in plans],
+        nodata=[list(plan.nodata) for plan in plans],
+        series=[name in series for name in names],
+        units=[options.units.get(name) for name in names],
+        resolution=shared_sampling([Grid(scene.size, scene.grid) for scene in scenes]),
+        preview=options.preview,
+        sequences=options.sequence_regex is not None,
+        split_notes=_split_notes(source, scenes, options),
+        **({} if class_map is None else _described(class_map)),
+    )
+
+
+def _notes_on_dates(scenes: Sequence[Scene], series: Collection[str], masks: Collection[str]) -> Iterator[str]:
+    """A line for each modality whose files lack masks, and for each series, about its dates."""
+    for name in masks:
         lacking = sum(seen.mask is None for scene in scenes for seen in scene.observations[name])
         if lacking:
             what = "dates" if name in series else "scenes"
-            said.append(f"{lacking} {what} have no mask for {name}: nothing of it is hidden there.")
-    said += [f"{name}: {describe_dates(scene.observations[name] for scene in scenes)}" for name in series]
-    if survey is not None:
-        said += [survey.table(), survey.note]
-    return "\n".join(line for line in said if line)
+            yield f"{lacking} {what} have no mask for {name}: nothing of it is hidden there."
+    for name in series:
+        yield f"{name}: {describe_dates(scene.observations[name] for scene in scenes)}"
 
 
 def _notes_on_bands(

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..model.cells_sgma import predicted_classes
 from ..model.configuration_sgma import SgmaConfig
 from ..model.encoding_sgma import host_mask_of
+from ..model.limits_sgma import YEARLY_PERIODS
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..training.collator import SgmaDataCollator
 
@@ -69,7 +70,7 @@ class BenchmarkCase:
             modalities=[f"modality{index}" for index in range(self.num_modalities)],
             modality_channels=[3] + [1] * (self.num_modalities - 1),
             num_labels=self.num_labels,
-            date_periods=[365.25, 182.6, 121.75, 91.3, 60.9] if self.num_dates > 1 else None,
+            date_periods=list(YEARLY_PERIODS) if self.num_dates > 1 else None,
             decoder_hidden_size=self.decoder_hidden_size,
             logits_stride=self.logits_stride,
             backbone_config=dict(self.backbone_config),

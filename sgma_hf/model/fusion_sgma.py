@@ -169,7 +169,14 @@ class SgmaFusion(nn.Module):
             parts = zip(self.date_modulations, tokens, date_waves.split(pairs_per_modality), strict=True)
             tokens = [None if part is None else modulation(part, waves) for modulation, part, waves in parts]
         packed = torch.cat([part for part in tokens if part is not None])  # (P * N, C)
-        return SgmaStageTokens((features.shape[-2], features.shape[-1]), packed.unflatten(0, (features.shape[0], -1)))
+        size = (features.shape[-2], features.shape[-1])
+        stage = SgmaStageTokens(size, packed.unflatten(0, (features.shape[0], -1)), self.values_of(packed))
+        if with_context:
+            self.add_context(stage, packed)
+        return stage
+
+    def values_of(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """What of single pairs is fused in the place of their tokens, flat as these; None: the tokens."""
 
     def add_context(self, stage: SgmaStageTokens, tokens: torch.Tensor) -> None:
         """Add to a stage what its pairs are compared by; its tokens flat, (pairs * positions, channels)."""
@@ -323,20 +330,9 @@ class SgmaSemanticGuidedFusion(SgmaProjectorMeanFusion):
         self.spatial_perceptron = SgmaSpatialPerceptron(channels, num_attention_heads)
         self.robustness_perceptron = SgmaRobustnessPerceptron(channels, num_attention_heads)
 
-    def project(
-        self,
-        features: torch.Tensor,
-        pairs_per_modality: list[int],
-        with_context: bool,
-        date_waves: torch.Tensor | None = None,
-    ) -> SgmaStageTokens:
-        """See [`SgmaFusion.project`]."""
-        stage = super().project(features, pairs_per_modality, with_context, date_waves)
-        tokens = stage.tokens.flatten(0, 1)
-        stage.values = self.robustness_perceptron.value(tokens)
-        if with_context:
-            self.add_context(stage, tokens)
-        return stage
+    def values_of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """See [`SgmaFusion.values_of`]."""
+        return self.robustness_perceptron.value(tokens)
 
     def add_context(self, stage: SgmaStageTokens, tokens: torch.Tensor) -> None:
         """See [`SgmaFusion.add_context`]: keys, reference values and class scores."""

@@ -48,9 +48,8 @@ def training_settings(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def definition(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What an arm was and which model it built; fields that the package did not have then are as their defaults."""
-    arm = {name: value for name, value in row["arm_definition"].items() if (name, value) != ("early_fusion", False)}
     defaults = {name: getattr(SgmaConfig, name) for name in _MODEL_FIELDS if name not in row["model_config"]}
-    return arm, {**row["model_config"], **defaults}
+    return row["arm_definition"], {**row["model_config"], **defaults}
 
 
 def is_recorded(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -304,7 +304,6 @@ def test_lines_of_the_first_format_are_read_and_their_runs_not_done_again(scenes
         del row["settings"][name]
     for scores in row["results"].values():
         del scores["tiles"]
-    row["arm_definition"]["early_fusion"] = False
     del row["model_config"]["modality_adapter_size"]  # as if it had come later, with this default
     former.write_text(json.dumps(row) + "\n")
     assert run(scenes, former, "--arms", "sgma", "--seeds", "0") == 0

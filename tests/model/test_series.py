@@ -9,6 +9,7 @@ from tiny_models import PVT_V2, RESNET, spread_weights, tiny_config, tiny_model
 from torch.export import Dim
 
 from sgma_hf import SemanticGuidedFusion, SgmaForSemanticSegmentation, SgmaFusion
+from sgma_hf.cost.timing import CountedOperators
 from sgma_hf.model import encoders_sgma
 from sgma_hf.model.encoding_sgma import SgmaEncoding, host_mask_of
 from sgma_hf.model.layers_sgma import date_waves
@@ -280,6 +281,17 @@ def test_only_what_is_there_is_encoded():
     encoding = model.encode(pixel_values, mask, dates=dates)
     assert seen == [int(mask.sum())]
     assert torch.equal(encoding.observations, mask) and torch.equal(encoding.present, mask.any(1))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_single_images_cost_no_operator_more(training):
+    counts = []
+    for changes in ({}, {"date_periods": PERIODS}):
+        model = tiny_model(**changes).train(training)
+        with CountedOperators() as operators:
+            model(torch.zeros(1, 6, 32, 32), labels=torch.zeros(1, 32, 32, dtype=torch.int64)).loss.backward()
+        counts.append(operators.count)
+    assert counts[0] == counts[1]
 
 
 def test_a_cpu_encodes_many_images_some_at_a_time(monkeypatch):

@@ -5,6 +5,7 @@ observation t * M + m is slot t of modality m. Without dates, T is 1, and the ob
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -255,10 +256,10 @@ def host_mask_of(modality_mask: torch.Tensor) -> HostMask:
     Of a mask with dates, of every row and observation, (batch_size, T * num_modalities). Taken while the mask is on
     the CPU, and given to the model beside it, it spares asking another device.
     """
-    return _shares(_flat_mask(modality_mask)).tolist()
+    return _shares(flat_mask(modality_mask)).tolist()
 
 
-def _flat_mask(mask: torch.Tensor) -> torch.Tensor:
+def flat_mask(mask: torch.Tensor) -> torch.Tensor:
     """(batch_size, T, num_modalities), per pixel or not -> (batch_size, T * num_modalities, ...); else as it is."""
     return mask.flatten(1, 2) if mask.ndim % 2 else mask
 
@@ -282,7 +283,7 @@ def check_inputs(
     The third is the first on the host, None while tracing. See [`SgmaModel.encode`] for the arguments.
     """
     _check_shapes(config, pixel_values, modality_mask)
-    modality_mask = None if modality_mask is None else _flat_mask(modality_mask)
+    modality_mask = None if modality_mask is None else flat_mask(modality_mask)
     shape, mask = (pixel_values.shape[0], num_dates(pixel_values) * config.num_modalities), modality_mask
     if mask is None:
         mask = pixel_values.new_ones(shape, dtype=torch.bool)
@@ -297,26 +298,27 @@ def num_dates(pixel_values: torch.Tensor) -> int:
     return pixel_values.shape[1] if pixel_values.ndim == 5 else 1
 
 
-def check_dates(config: SgmaConfig, pixel_values: torch.Tensor, dates: torch.Tensor) -> torch.Tensor | None:
+def check_dates(
+    dates: torch.Tensor, periods: Sequence[float] | None, shape: tuple[int, ...], device: torch.device
+) -> torch.Tensor | None:
     """Dates (batch_size * T, num_modalities), float32 at least, or None for a model that knows no dates.
 
     Raises:
         ValueError: If the shape does not fit, or there are dates for such a model.
     """
-    expected = (*pixel_values.shape[:-3], config.num_modalities)
-    if tuple(dates.shape) != expected or not dates.is_floating_point():
+    if tuple(dates.shape) != shape or not dates.is_floating_point():
         raise ValueError(
-            f"`dates` is {dates.dtype} of shape {tuple(dates.shape)}; expected floats of {expected}: rows, dates as "
-            "`pixel_values` has them, modalities; NaN where a date is not known."
+            f"`dates` is {dates.dtype} of shape {tuple(dates.shape)}; expected floats of {shape}: rows, dates as the "
+            "images have them, modalities; NaN where a date is not known."
         )
-    if config.date_periods is None:
+    if periods is None:
         if torch.compiler.is_compiling() or not dates.isnan().all():
             raise ValueError(
                 "`dates` are given to a model without `date_periods`, which knows none; leave them out, or train a "
                 "model with `date_periods`, such as [365.25, 182.6, 121.75, 91.3, 60.9] for days."
             )
         return None
-    return dates.to(pixel_values.device, torch.promote_types(dates.dtype, torch.float32)).flatten(0, -2)
+    return dates.to(device, torch.promote_types(dates.dtype, torch.float32)).flatten(0, -2)
 
 
 def split_mask(

@@ -6,9 +6,18 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from .encoding_sgma import SgmaEncoding, check_mask, host_mask_of, present_images, present_pairs, split_mask
+from .encoding_sgma import (
+    SgmaEncoding,
+    check_dates,
+    check_mask,
+    flat_mask,
+    host_mask_of,
+    present_images,
+    present_pairs,
+    split_mask,
+)
 from .fusion_sgma import SgmaFusion, SgmaStageTokens, look_up_fusion
-from .layers_sgma import SgmaDateModulation, initialise, to_maps
+from .layers_sgma import SgmaDateModulation, date_waves, initialise, to_maps
 from .outputs_sgma import SgmaModelOutput
 
 
@@ -82,7 +91,7 @@ class SemanticGuidedFusion(nn.ModuleList):
             )
         fusion = look_up_fusion(fusion) if isinstance(fusion, str) else fusion
         super().__init__(fusion(stage_channels, len(modalities), **sizes) for stage_channels in channels)
-        self.channels, self.modalities = list(channels), list(modalities)
+        self.channels, self.modalities, self.date_periods = list(channels), list(modalities), date_periods
         if date_periods is not None:
             for block, stage_channels in zip(self, channels, strict=True):
                 modulations = (SgmaDateModulation(stage_channels, len(date_periods)) for _ in modalities)
@@ -102,36 +111,50 @@ class SemanticGuidedFusion(nn.ModuleList):
         mask: torch.Tensor | None = None,
         subset: torch.Tensor | Sequence[str] | None = None,
         *,
+        dates: torch.Tensor | None = None,
         output_prototypes: bool = False,
     ) -> SgmaModelOutput:
         """Project and fuse; see `project` and `fuse`."""
-        return self.fuse(self.project(features, mask), subset, output_prototypes=output_prototypes)
+        return self.fuse(self.project(features, mask, dates), subset, output_prototypes=output_prototypes)
 
-    def project(self, features: Features, mask: torch.Tensor | None = None) -> SgmaEncoding:
+    def project(
+        self, features: Features, mask: torch.Tensor | None = None, dates: torch.Tensor | None = None
+    ) -> SgmaEncoding:
         """Do once what concerns single modalities; of what is absent nothing is computed.
 
         Args:
             features: For each modality the maps of the stages, float, (batch_size, channels, height, width); the
                 modalities by name, or all in their order. None, or no entry, for one that the whole batch lacks.
                 Encoders should be given a constant where nothing is: here the maps of a row that has the modality are
-                taken as they are, in its gaps too.
+                taken as they are, in its gaps too. Of series they are (batch_size, T, channels, height, width), with
+                T slots for dates.
             mask: True where a modality is there, bool: (batch_size, num_modalities), or per pixel (batch_size,
                 num_modalities, image height, image width). The cells of a map divide the image evenly. None: all that
-                is given. A mask on the CPU spares asking a GPU.
+                is given. A mask on the CPU spares asking a GPU. Of series with T after batch_size.
+            dates: When each map is of, in the unit of `date_periods`, float, (batch_size, T, num_modalities), NaN
+                where it is not known. None: no date is known.
 
         Raises:
-            ValueError: If a name is unknown, a shape does not fit, or a row has no modality at all in a mask that is
-                not per pixel.
+            ValueError: If a name is unknown, a shape does not fit, a row has no modality at all in a mask that is not
+                per pixel, or there are dates without `date_periods`.
             TypeError: If the mask is not bool.
         """
         maps, first = self._check_features(features)
         given = torch.tensor([each is not None for each in maps])
-        batch_size, device = first[0].shape[0], first[0].device
+        leading, device = first[0].shape[:-3], first[0].device
+        shape = (*leading, len(maps))
         if mask is None:
-            mask = given.expand(batch_size, -1)
+            mask = given.expand(shape)
         else:
-            check_mask("mask", mask, (batch_size, len(maps)), None)
-            mask = mask & given.to(mask.device).view(-1, *[1] * (mask.ndim - 2))
+            check_mask("mask", mask, shape, None)
+            mask = mask & given.to(mask.device).view(-1, *[1] * (mask.ndim - len(shape)))
+        if dates is not None:
+            dates = check_dates(dates, self.date_periods, shape, device)
+        slots = 1
+        if len(leading) == 2:  # the maps of a row one after the other, (B * T, C, h, w)
+            slots, mask = leading[1], flat_mask(mask)
+            maps = [None if each is None else [one.flatten(0, 1) for one in each] for each in maps]
+            first = [one.flatten(0, 1) for one in first]
         coverage = mask if mask.ndim == 4 else None
         if torch.compiler.is_compiling():  # all pairs are computed, so that one graph holds for all masks
             observed, host_observed = present_pairs(mask).to(device), None
@@ -152,8 +175,18 @@ class SemanticGuidedFusion(nn.ModuleList):
         if coverage is not None:
             covered = coverage.float()
             fractions = [nn.functional.adaptive_avg_pool2d(covered, stage.shape[-2:]) for stage in first]
-        stages = self.project_pairs(packed, counts, with_context)
-        return SgmaEncoding(stages, observed, host_observed, coverage, fractions, image_size=None)
+        stages = self.project_pairs(packed, counts, with_context, self.waves(dates, counts, partial))
+        return SgmaEncoding(stages, observed, host_observed, coverage, fractions, image_size=None, num_dates=slots)
+
+    def waves(
+        self, dates: torch.Tensor | None, counts: list[int], chosen: Mapping[int, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Waves of dates (batch_size * T, num_modalities), of those packed as `present_images` says: (pairs, 2 J)."""
+        if dates is None or not any(counts):
+            return None
+        columns = [(index, column) for index, column in enumerate(dates.unbind(1)) if counts[index]]
+        packed = [column.index_select(0, chosen[index]) if index in chosen else column for index, column in columns]
+        return date_waves(torch.cat(packed), self.date_periods)
 
     def project_pairs(
         self, maps: Sequence[torch.Tensor], counts: list[int], with_context: bool, waves: torch.Tensor | None = None
@@ -307,8 +340,8 @@ class SemanticGuidedFusion(nn.ModuleList):
             if maps is None:
                 continue
             shapes, pairs = [tuple(one.shape) for one in maps], zip(first, self.channels, strict=False)
-            sizes = [(first[0].shape[0], channels, *one.shape[2:]) for one, channels in pairs]
-            if len(shapes) != len(self) or shapes != sizes or any(len(shape) != 4 for shape in shapes):
+            sizes = [(*first[0].shape[:-3], channels, *one.shape[-2:]) for one, channels in pairs]
+            if len(shapes) != len(self) or shapes != sizes or any(len(shape) not in (4, 5) for shape in shapes):
                 raise ValueError(
                     f"The maps of {name!r} have shapes {shapes}; expected {len(self)} of (batch_size, channels, "
                     f"height, width) with {self.channels} channels, of the same sizes for all modalities."

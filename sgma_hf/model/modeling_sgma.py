@@ -30,7 +30,7 @@ from .encoding_sgma import (
 )
 from .fusion_sgma import find_fusion
 from .fusion_stages_sgma import SemanticGuidedFusion, initialise_fusion
-from .layers_sgma import SgmaDecodeHead, SgmaModalityStem, date_waves
+from .layers_sgma import SgmaDecodeHead, SgmaModalityStem
 from .losses_sgma import filter_losses, modality_aware_sampling, row_losses, sample_subset, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin
 from .outputs_sgma import SgmaModelOutput, SgmaSemanticSegmenterOutput
@@ -123,7 +123,9 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
             TypeError: If `pixel_values` are not floats or the mask is not bool.
         """
         observed, coverage, host_observed = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
-        dates = None if dates is None else check_dates(self.config, pixel_values, dates)
+        if dates is not None:
+            shape = (*pixel_values.shape[:-3], self.config.num_modalities)
+            dates = check_dates(dates, self.config.date_periods, shape, pixel_values.device)
         slots, image_size = num_dates(pixel_values), (pixel_values.shape[-2], pixel_values.shape[-1])
         tracing = host_observed is None
         if pixel_values.ndim == 5:
@@ -149,7 +151,7 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
             stages = zip(self.channels, sizes, strict=True)
             maps = [pixel_values.new_zeros((0, channels, *size), dtype=self.dtype) for channels, size in stages]
         with_context = tracing or any(sum(row) > 1 for row in host_observed)
-        waves = None if dates is None else self._waves(dates, counts, chosen)
+        waves = self.fusion_stages.waves(dates, counts, chosen)
         stages = self.fusion_stages.project_pairs(maps, counts, with_context, waves)
         return SgmaEncoding(stages, observed, host_observed, pixel_coverage, fractions, image_size, slots)
 
@@ -235,12 +237,6 @@ class SgmaModel(SgmaEncodersMixin, SgmaPreTrainedModel):
                 rasters = torch.where(covered, rasters, self.config.gap_value)
             packed.append(self.stems[index](rasters))
         return packed
-
-    def _waves(self, dates, counts, chosen):
-        """Waves of the dates of all observations as they are packed, (pairs, 2 J)."""
-        columns = [(index, column) for index, column in enumerate(dates.unbind(1)) if counts[index]]
-        packed = [column.index_select(0, chosen[index]) if index in chosen else column for index, column in columns]
-        return date_waves(torch.cat(packed), self.config.date_periods) if packed else None
 
 
 class SgmaForSemanticSegmentation(SgmaPreTrainedModel):

@@ -11,8 +11,7 @@ from torch.export import Dim
 from sgma_hf import SemanticGuidedFusion, SgmaForSemanticSegmentation, SgmaFusion
 from sgma_hf.cost.timing import CountedOperators
 from sgma_hf.model import encoders_sgma
-from sgma_hf.model.encoding_sgma import SgmaEncoding, host_mask_of
-from sgma_hf.model.layers_sgma import date_waves
+from sgma_hf.model.encoding_sgma import host_mask_of
 
 
 PERIODS = [365.25, 182.6, 121.75, 91.3, 60.9]
@@ -437,15 +436,9 @@ def test_every_fusion_of_ones_own_gets_dates():
     with torch.no_grad():
         sgf[0].date_modulations[1].output.weight.normal_()
     maps = torch.randn(3, 8, 4, 4)  # of "a" two dates, of "b" one
-    encoding = SgmaEncoding(
-        sgf.project_pairs([maps], [2, 1], True, date_waves(torch.tensor([1.0, 2.0, 100.0]), [365.25])),
-        observed=torch.tensor([[True, True, True, False]]),
-        host_observed=[[True, True, True, False]],
-        observed_pixels=None,
-        observed_fractions=None,
-        image_size=None,
-        num_dates=2,
-    )
+    features = {"a": [maps[None, :2]], "b": [torch.stack([maps[2], torch.full_like(maps[2], torch.nan)])[None]]}
+    dates = torch.tensor([[[1.0, 100.0], [2.0, torch.nan]]])
+    encoding = sgf.project(features, torch.tensor([[[True, True], [True, False]]]), dates)
     fused = sgf.fuse(encoding).feature_maps[0]
     (count, modalities), tokens = Brightest.seen[-1], encoding.stages[0].tokens
     assert count == 3 and modalities.tolist() == [[0], [0], [1]]
@@ -453,3 +446,23 @@ def test_every_fusion_of_ones_own_gets_dates():
     size = tokens.norm(dim=2) - torch.tensor([2.0, 2.0, 1.0]).log()[:, None]  # two dates of "a" share its place
     expected = [tokens[size[:, position].argmax(), position] for position in range(16)]
     assert torch.equal(fused[0].flatten(1).t(), torch.stack(expected))
+
+
+@pytest.mark.parametrize("kind", ["dates", "pixels"])
+@torch.no_grad()
+def test_modules_take_series_as_the_model_does(kind):
+    model = exact_model()
+    pixel_values, mask, dates = series(kind, size=(32, 64))
+    expected = model.sgma(pixel_values, mask, dates=dates)
+    gap = model.config.gap_value
+    shown = torch.where(by_pixel(mask, (32, 64))[:, :, BAND_OF], pixel_values, gap).split([3, 1, 2], 2)
+    features = {}
+    for name, stem, bands in zip(model.config.modalities, model.sgma.stems, shown, strict=True):
+        maps = model.sgma.encoder_maps(stem(bands.flatten(0, 1)))
+        features[name] = [stage.unflatten(0, bands.shape[:2]) for stage in maps]
+    fused = model.sgma.fusion_stages(features, mask, dates=dates)
+    for name in ("feature_maps", "robustness"):
+        for maps, right in zip(getattr(fused, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(maps, right, **TOLERANCE)
+    with pytest.raises(ValueError, match="`dates` are given to a model without `date_periods`"):
+        SemanticGuidedFusion([8], ["a"], 3)([[torch.zeros(1, 2, 8, 4, 4)]], dates=torch.zeros(1, 2, 1))

@@ -129,7 +129,8 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
                 "one image of each modality. Leave the arm out, or give it rows without series."
             )
         if dates is not None:
-            check_dates(self.config, pixel_values, dates)
+            shape = (*pixel_values.shape[:-3], self.config.num_modalities)
+            check_dates(dates, self.config.date_periods, shape, pixel_values.device)
         observed, coverage, host_observed = check_inputs(self.config, pixel_values, modality_mask, host_mask, labels)
         return FullPassEncoding(
             stages=[],

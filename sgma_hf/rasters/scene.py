@@ -107,7 +107,14 @@ def dated(
         return {name: masked(rasters, masks, values)}
     times = [date_of(file.path, table).time for file in files]
     hiding = {source.path: source.bands for source in map(RasterInput.parse, masks)}
-    for index, paths in enumerate(match_dates(times, list(hiding), table)):
+    matched = match_dates(times, list(hiding), table)
+    unmasked = [str(file.path) for file, paths in zip(files, matched, strict=True) if not paths] if hiding else []
+    if unmasked:
+        logger.warning(
+            f"{len(unmasked)} of {len(files)} dates of {name} have no mask, such as {unmasked[0]}: nothing of them is "
+            "hidden."
+        )
+    for index, paths in enumerate(matched):
         if paths:
             files[index] = replace(files[index], mask=PixelMask([(path, hiding[path]) for path in paths], values))
     order = sorted(range(len(files)), key=lambda index: times[index])

@@ -85,6 +85,15 @@ def test_two_tiles_of_one_date_are_hidden_each_by_its_own_mask(tmp_path):
     assert images["s2_dates"] == [to_days("2019-03-02T10:50:21")] * 2
 
 
+def test_dates_without_a_mask_are_named(folder, caplog):
+    files = expand([str(folder / "s2" / "*.tif")])
+    dated("s2", files, [], [])
+    dated("s2", files, expand([str(folder / "scl" / "*.tif")]), [9])
+    assert not caplog.records
+    dated("s2", files, [str(folder / "scl" / f"scl_{day}.tif") for day in DAYS[:2]], [9])
+    assert f"1 of 3 dates of s2 have no mask, such as {files[2]}: nothing of them is hidden." in caplog.text
+
+
 def test_files_without_dates_are_a_mosaic_as_before(folder):
     files = sorted(str(path) for path in (folder / "s2").iterdir())
     with RasterScene({"s2": files}, channels=CHANNELS) as scene:

@@ -57,7 +57,7 @@ def build_model_card(
         evaluation=evaluation,
         modality_table=_modality_table(processor, record.units),
         class_table=markdown_table(["id", "class"], enumerate(map(_cell, config.class_names)), text_columns=2),
-        snippet=usage_snippet(processor, repo_id or "."),
+        snippet=usage_snippet(processor, repo_id or ".", dated=config.date_periods is not None),
         result_table=results_to_markdown(evaluation).strip() if evaluation else None,
         fact_table=_fact_table(record),
     )
@@ -117,16 +117,24 @@ def _modality_table(processor: Any, units: Mapping[str, str | None]) -> str:
     return markdown_table(header, lines, text_columns=len(header))
 
 
-def usage_snippet(processor: Any, model: str) -> str:
-    """Code that loads a model, by id or folder, and predicts with a modality missing; it runs as it stands."""
+def usage_snippet(processor: Any, model: str, *, dated: bool = False) -> str:
+    """Code that loads a model, by id or folder, and predicts with a modality missing; it runs as it stands.
+
+    With `dated` the first modality is a series.
+    """
     entries = []
     for index, (name, channels) in enumerate(zip(processor.modalities, processor.modality_channels, strict=True)):
         shape = (SNIPPET_SIZE, SNIPPET_SIZE) if channels == 1 else (SNIPPET_SIZE, SNIPPET_SIZE, channels)
         value = sum(processor.image_mean[index]) / channels / processor.rescale_factor[index]
         if value in processor.nodata[index]:
             value += processor.image_std[index][0] / processor.rescale_factor[index]
-        entries.append(f'    "{name}": np.full({shape}, {value:.4g}),  # your raster, an array or a PIL image')
-    if len(entries) > 1:
+        raster = f"np.full({shape}, {value:.4g})"
+        if dated and index == 0:
+            entries.append(f'    "{name}": [{raster}] * 2,  # your rasters of one place, as many as you have')
+            entries.append(f'    "{name}_dates": ["2024-04-02", "2024-06-11"],')
+        else:
+            entries.append(f'    "{name}": {raster},  # your raster, an array or a PIL image')
+    if len(processor.modalities) > 1:
         entries[-1] = f'    "{processor.modalities[-1]}": None,  # missing'
     images = "\n".join(entries)
     return f"""import numpy as np

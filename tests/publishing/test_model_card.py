@@ -165,12 +165,16 @@ def test_scores_go_into_the_table_and_the_model_index(pair):
 
 
 @pytest.mark.long
-def test_the_cards_example_runs_as_printed(pair, tmp_path):
+@pytest.mark.parametrize("periods", [None, [365.25, 91.3]])
+def test_the_cards_example_runs_as_printed(pair, tmp_path, periods):
     model, processor = pair
+    model = type(model)(type(model.config).from_dict(model.config.to_dict() | {"date_periods": periods}))
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     text = str(build_model_card(model.config, processor))
     (snippet,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert ('_dates": ["2024-04-02", "2024-06-11"],' in snippet) == (periods is not None)
+    assert ("waves of the periods 365.25, 91.3." in text) == (periods is not None)
     run = subprocess.run(
         [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )

@@ -89,6 +89,8 @@ def export_model(
         raise ValueError(
             f"`--outputs` has robustness, and the checkpoint's fusion {model.config.fusion!r} has none; leave it out."
         )
+    if model.config.date_periods is not None:
+        sys.stderr.write("the model knows dates, and the file takes single images, as of an unknown date\n")
     output, module = check_export_path(output), PixelOutputs(model, outputs).eval()
     size = size or model.config.tile_size or min(processor.size.values())
     if dynamic_size and (size % PAD_MULTIPLE or size < 2 * PAD_MULTIPLE):

@@ -38,6 +38,22 @@ MASKS = [[True, False, True], [False, True, False], [True, True, True]]
 
 
 @torch.no_grad()
+def test_a_model_that_knows_dates_is_exported_for_single_images(tmp_path, capsys):
+    model = spread_weights(tiny_model(date_periods=[365.25])).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor = SgmaImageProcessor(model.config.modalities, model.config.modality_channels)
+    processor.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "model.pt2"), "--size", "32"]
+    assert main(arguments) == 0
+    assert "the model knows dates, and the file takes single images" in capsys.readouterr().err
+    inputs = inputs_of((32, 32), MASKS)
+    expected = upsample_to_pixels(model(**inputs).logits, 4, (32, 32))
+    torch.testing.assert_close(
+        torch.export.load(tmp_path / "model.pt2").module()(**inputs), expected, atol=1e-4, rtol=1e-4
+    )
+
+
+@torch.no_grad()
 def test_program_computes_the_logits_of_the_model(model, checkpoint, tmp_path, capsys):
     out = tmp_path / "new" / "model.pt2"
     assert main(["--model", checkpoint, "--output", str(out), "--size", "64"]) == 0

@@ -40,7 +40,7 @@ def results_to_markdown(results: Mapping[str, Any]) -> str:
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
     """The scores in percent: by combination, under each protocol, and by class for the largest combination."""
     ious = (f"IoU {name}" for name in results["class_names"])
-    over_time = _OVER_TIME if any("flicker" in scores for scores in results["combinations"].values()) else {}
+    over_time = _OVER_TIME if _is_over_time(results) else {}
     header = ["modalities", "mIoU", "F1", "accuracy", "kappa", *over_time.values(), *ious, _unit(results)]
     keys = (*_SCORES, *over_time)
     lines = [
@@ -54,6 +54,11 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     if "calibration" in results:
         tables.append(_calibration_table(results["calibration"]))
     return tables
+
+
+def _is_over_time(results: Mapping[str, Any]) -> bool:
+    """Whether some rows of a sequence follow each other, so that there is something to say of them."""
+    return any(scores.get("flicker") is not None for scores in results["combinations"].values())
 
 
 def _calibration_table(found: Mapping[str, Any]) -> Table:
@@ -246,7 +251,7 @@ def _further_remarks(results: Mapping[str, Any]) -> list[str]:
     """What sequences and agreement say, where they were asked for."""
     remarks = []
     largest, scores = list(results["combinations"].items())[-1]
-    if "flicker" in scores:
+    if _is_over_time(results):
         remarks.append(
             "Of the pixels whose label stays the same over 8, or 16, rows of a sequence, mVC8 and mVC16 are the share "
             "whose prediction stays the same, too; flicker is the share whose prediction changes from one row to the "

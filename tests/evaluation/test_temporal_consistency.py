@@ -171,6 +171,9 @@ def test_evaluation_follows_the_rows_of_a_sequence_as_separate_predictions_do(mo
     without = [{name: row[name] for name in row if name != "sequence"} for row in rows]
     plain = evaluate_modality_combinations(model, processor, without, combinations=combinations, **options)
     assert "mVC8" not in results_to_markdown(plain)
+    single = [row | {"sequence": f"{row['sequence']} {index}"} for index, row in enumerate(rows)]
+    found = evaluate_modality_combinations(model, processor, single, combinations=combinations, **options)
+    assert found["combinations"]["rgb"]["clips8"] == 0 and "mVC8" not in results_to_markdown(found)
     assert plain["combinations"]["rgb"]["confusion"] == results["combinations"]["rgb"]["confusion"]
 
 

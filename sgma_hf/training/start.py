@@ -24,11 +24,13 @@ from ..data.processor_fitting import colour_modalities, fit_processor, normalize
 from ..data.rows import SPLIT_ALIASES, count_dates, labelled_rows, load_rows, present_modalities, with_modality_columns
 from ..data.value_scale import rows_on_another_scale
 from ..model.configuration_sgma import SgmaConfig
+from ..model.image_processing_sgma import SgmaImageProcessor
 from ..model.limits_sgma import YEARLY_PERIODS
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
 from .arguments import RunArguments, SgmaTrainingArguments
 from .augmentation import for_units
+from .collator import collator_of
 from .fine_tuning.encoder_arguments import (
     all_are_pretrained,
     encoder_fields,
@@ -75,7 +77,7 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
     validation_rows = _validation_rows(arguments, training_args, modalities)
     encoder = None
     if arguments.model is None:
-        model, processor, encoder = _new_model(arguments, metadata, modalities, train_rows, training_args.crop_size)
+        model, processor, encoder = _new_model(arguments, training_args, metadata, modalities, train_rows)
     else:
         model = AutoModelForSemanticSegmentation.from_pretrained(arguments.model)
         processor = AutoImageProcessor.from_pretrained(arguments.model)
@@ -197,7 +199,11 @@ def _watched(rows: Dataset) -> Iterator[Mapping[str, Any]]:
 
 
 def _new_model(
-    arguments: RunArguments, metadata: DatasetMetadata, modalities: list[str], rows: Dataset, crop_size: int | None
+    arguments: RunArguments,
+    training_args: SgmaTrainingArguments,
+    metadata: DatasetMetadata,
+    modalities: list[str],
+    rows: Dataset,
 ) -> tuple[SgmaForSemanticSegmentation, BaseImageProcessor, str | None]:
     chosen = [metadata.modalities.index(name) for name in modalities]
     channels = [metadata.modality_channels[index] for index in chosen]
@@ -219,6 +225,8 @@ def _new_model(
         palette=metadata.palette or None,
         class_weights=_class_weights(arguments.class_weighting, metadata),
     )
+    # What the trainer's collator refuses is refused before weights and all rows are read.
+    collator_of(training_args, SgmaImageProcessor(modalities, channels), None, config)
     colours: list[str] = []
     pretrained, new = (
         pretrained_encoders(arguments),
@@ -237,9 +245,8 @@ def _new_model(
         colours = colour_modalities(modalities, channels, dtypes, arguments.encoder_statistics)
         model = SgmaForSemanticSegmentation.from_backbone_pretrained(pretrained, config)
     nodata = [metadata.nodata[index] for index in chosen]
-    processor = fit_processor(
-        _watched(rows), modalities, channels, nodata=nodata, num_labels=config.num_labels, crop_size=crop_size
-    )
+    how = {"nodata": nodata, "num_labels": config.num_labels, "crop_size": training_args.crop_size}
+    processor = fit_processor(_watched(rows), modalities, channels, **how)
     if pretrained is None:
         return model, processor, None
     if isinstance(pretrained, str):

@@ -510,6 +510,12 @@ def test_a_private_push_to_a_public_repository_is_refused_in_one_line(arguments,
     )
 
 
+@pytest.mark.parametrize(("option", "value"), [("date_dropout", 1.0), ("modality_dropout", 2.0)])
+def test_options_of_rows_are_refused_before_all_rows_are_read(arguments, option, value, monkeypatch, capsys):
+    monkeypatch.setattr("sgma_hf.training.start.fit_processor", None)
+    assert f"`{option}` is " in refusal(main, flags(arguments, **{option: value}), capsys)
+
+
 def test_a_data_set_of_series_is_trained_on_and_scored_by_the_commands(tmp_path, caplog, capsys):
     """A new model knows the seasons, or none if that is asked for; dates that a split lacks are said."""
     write_demo_series(tmp_path / "series", num_rows=14, tile_size=16)

@@ -12,11 +12,16 @@ from ..data.windows import Window
 from ..publishing.html import Html, element
 from .answers import Answer, answer, explain
 from .panels import panels
-from .sights import LABEL, Sight, Sights, View
+from .sights import LABEL, Sight, Sights, View, with_dates
 
 
 _SUFFIXES = [".tif", ".tiff", ".png", ".jpg", ".jpeg", ".npy"]
 _HINT = "Click a picture to ask why a pixel got its class. Draw a rectangle on what a modality shows to cut a gap."
+# What the tables of dates say, read when an event is sent: one that waits would be sent with what an earlier one said.
+_PICKED = """(...state) => {
+  const values = (which) => [...document.querySelectorAll(`.dates ${which}`)].map((input) => Number(input.value));
+  return [...state.slice(0, -1), [values("[type=checkbox]:not(:checked)"), values("[type=radio]:checked")]];
+}"""
 _FONTS = ["system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]  # of the machine: none is fetched
 
 Point = tuple[int, int] | None
@@ -69,6 +74,9 @@ class Page:
         def cut(view: View, on: list[str], point: Point, event: gr.EventData) -> Iterator[Changes]:
             yield from self._show(with_gap(view, self._sights.look(view), event.modality, event.corners), on, point)
 
+        def pick(view: View, on: list[str], point: Point, picked: list[list[int]]) -> Iterator[Changes]:
+            yield from self._show(with_dates(view, self._sights.look(view), *picked), on, point)
+
         def ask(view: View, on: list[str], point: Point, event: gr.EventData) -> Changes:
             point, sight = (int(event.point[0]), int(event.point[1])), self._sights.look(view)
             found = answer(self._model, self._processor, sight, on, with_agreement=False)
@@ -94,6 +102,7 @@ class Page:
         gr.on([self._left.release, self._top.release], move, [*state, self._left, self._top], **last)
         self._whole.click(close, state, **how)
         self._pictures.input(cut, state, **how)
+        self._pictures.select(pick, [*state, gr.JSON(visible=False)], js=_PICKED, **last)
         self._pictures.click(ask, state, **how)
         look.click(hand_in, [*state, *files], **how)
 

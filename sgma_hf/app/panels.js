@@ -35,3 +35,7 @@ window.addEventListener("pointerup", (event) => {
   start = box = null;
 });
 window.addEventListener("pointercancel", () => { box?.remove(); start = box = null; });
+element.addEventListener("change", () => trigger("select"));  // a box or circle in a table of dates
+new MutationObserver((changes) => {  // one that somebody clicked does not follow its attribute
+  for (const {target} of changes) target.checked = target.hasAttribute("checked");
+}).observe(element, {subtree: true, attributes: true, attributeFilter: ["checked"]});

@@ -13,7 +13,7 @@ from ..publishing.html import Html, element, html_table, joined
 from ..publishing.tables import Table
 from ..visualization.palette import class_palette
 from .answers import Answer, scores
-from .sights import Sight, middle
+from .sights import Sight
 
 
 _RIGHT, _WRONG = (205, 210, 215), (213, 94, 0)
@@ -53,9 +53,11 @@ def _card(name: str, sight: Sight, found: Answer, *, is_on: bool) -> Html:
         return element("section", element("h3", name, element("small", "missing here")), class_="card off")
     caption = ""
     if name in sight.dates:
-        date = sight.dates[name][middle(sight.dates[name])]
+        date = sight.shown_date(name)[1]
         caption = f"{len(sight.dates[name])} dates; this is {date.date() if date else 'one that nobody knows'}"
-    parts = [_figure(caption, sight.pictures[name], kind="webp", alt=name, **{"data-modality": name})]
+    parts = [_figure(caption, sight.picture(name), kind="webp", alt=name, **{"data-modality": name})]
+    if name in sight.dates:
+        parts.append(_dates(name, sight, found))
     for title, maps in (("reliance", found.reliance), ("agreement", found.agreement)):
         if name in maps:
             is_empty = np.isnan(maps[name]).all()  # of agreement, where there is no other to agree with
@@ -63,6 +65,21 @@ def _card(name: str, sight: Sight, found: Answer, *, is_on: bool) -> Html:
             parts.append(_figure(f"{title}: {mean}", share_picture(maps[name]), alt=f"{title} {name}"))
     heading = element("h3", name, *([] if is_on else [element("small", "switched off")]))
     return element("section", heading, *parts, class_="card" if is_on else "card off")
+
+
+def _dates(name: str, sight: Sight, found: Answer) -> Html:
+    """The dates of a series: which is shown, which count, and how much the map relies on each."""
+    own = {index: date for index, date in enumerate(sight.moments) if date[0] == name}
+    on, lines = set(own.values()) - sight.off, []
+    for index, date in own.items():
+        text = str(date[1] or "unknown").removesuffix(" 00:00:00")
+        is_shown, is_last = date == sight.shown_date(name), on == {date}  # one has to stay: no map is of nothing
+        shown = element("input", type="radio", name=f"shown {name}", value=index, checked=is_shown or None)
+        counts = {"type": "checkbox", "value": index, "checked": date in on or None, "disabled": is_last or None}
+        share = f"{found.by_date[date]:.1%}" if date in on and date in found.by_date else ""
+        counts["aria-label"] = f"{name} of {text} counts"
+        lines.append([element("label", shown, text), element("input", **counts), share])
+    return element("div", html_table(Table("", "", ["shown", "counts", "reliance"], lines)), class_="dates")
 
 
 def _figure(caption: str, picture: bytes, *, kind: str = "png", alt: str = "", **attributes: Any) -> Html:

@@ -3,8 +3,8 @@
 import functools
 import io
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -32,6 +32,8 @@ _KEPT = 4  # sights, each of them some 100 MB
 # How files begin that a stranger may hand in; GDAL reads others too, some of which name files of this machine.
 _BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x89PNG", b"\xff\xd8\xff", b"\x93NUMPY")
 
+Date = tuple[str, datetime | None]  # of a modality; all its images of one moment, or of none that is known
+
 
 @dataclass(frozen=True)
 class View:
@@ -42,6 +44,9 @@ class View:
     top: int = 0  # of the part that is shown, in pixels of the scene
     left: int = 0
     gaps: tuple[tuple[str, Window], ...] = ()  # modality, and where it is missing, in pixels of the scene
+    # Dates that do not count, and the one that a series shows; what is read and encoded is the same.
+    off: frozenset[Date] = field(default=frozenset(), compare=False)
+    shown: frozenset[Date] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,17 @@ class Tile:
     window: Window
     encoding: SgmaEncoding
     modality_mask: torch.Tensor
-    days: Mapping[str, Sequence[float]] | None  # of each modality's images; None: there is no series
+    dates: Mapping[str, Sequence[Date]]  # of each modality's images
+
+    def only(self, modalities: Collection[str], off: Collection[Date]) -> "Tile":
+        """The tile as if there were some modalities alone, and of these none of the dates `off`."""
+        kept = torch.zeros_like(self.encoding.observations, device="cpu")  # (1, T, M)
+        for index, (name, dates) in enumerate(self.dates.items()):
+            kept[0, : len(dates), index] = torch.tensor([name in modalities and date not in off for date in dates])
+        mask = self.modality_mask
+        by_pixel = kept if mask.ndim in (3, 5) else kept[:, 0]
+        by_pixel = by_pixel[(..., *[None] * (mask.ndim - by_pixel.ndim))]
+        return replace(self, encoding=self.encoding.only(kept), modality_mask=mask & by_pixel)
 
 
 @dataclass(frozen=True)
@@ -67,11 +82,29 @@ class Sight:
     note: str  # what is wrong with the truth
     tiles: Tiles
     encoded: Sequence[Tile]  # row by row; without those that nothing covers
+    off: frozenset[Date] = frozenset()  # see `View`
+    shown: frozenset[Date] = frozenset()
+    pictures: dict[Date, bytes] = field(default_factory=dict)  # that were made
 
     @functools.cached_property
-    def pictures(self) -> dict[str, bytes]:
-        """What each modality shows in up to three bands, of a series the date in the middle, as WebP."""
-        return {name: _picture(images[middle(images)]) for name, images in self.images.items()}
+    def moments(self) -> list[Date]:
+        """The dates of all series, each once."""
+        return list(dict.fromkeys((name, time) for name, times in self.dates.items() for time in times))
+
+    def shown_date(self, name: str) -> Date:
+        """The date of a modality that its picture is of: that which was chosen, or the one in the middle."""
+        own = [date for date in self.moments if date[0] == name] or [(name, None)]
+        return next((date for date in own if date in self.shown), own[len(own) // 2])
+
+    def picture(self, name: str) -> bytes:
+        """What a modality shows in up to three bands, of a series one date, as WebP."""
+        date = self.shown_date(name)
+        if date not in self.pictures:
+            images = zip(self.images[name], self.dates.get(name, [None]), strict=True)
+            parts = [image for image, time in images if time == date[1]]
+            image = functools.reduce(lambda one, other: np.ma.where(one.mask, other, one), parts)
+            self.pictures[date] = _picture(image)
+        return self.pictures[date]
 
 
 class Sights:
@@ -105,7 +138,7 @@ class Sights:
     def look(self, view: View) -> Sight:
         """Read and encode what is looked at; ValueError or OSError if that is not possible."""
         with self._lock:  # of two that ask for one sight, the second waits for it
-            return self._kept(view)
+            return replace(self._kept(view), off=view.off, shown=view.shown)
 
     def _look(self, view: View) -> Sight:
         scene = _own_scene(view.files) if view.files else self.scenes[view.scene]
@@ -163,7 +196,7 @@ class Sights:
             known = dates_for(model.config, dates)
             encoding = model.encode(inputs["pixel_values"].to(model.device, model.dtype), mask, **known)
             days = {name: read_dates(images, name) for name in self.processor.modalities}
-            yield Tile(place, encoding, mask, None if dates is None else days)
+            yield Tile(place, encoding, mask, {name: [(name, from_days(day)) for day in days[name]] for name in days})
 
 
 def _read(
@@ -179,14 +212,16 @@ def _read(
     return images
 
 
-def middle(dates: Sequence[Any]) -> int:
-    """Index of the date that stands for a series."""
-    return len(dates) // 2
+def with_dates(view: View, sight: Sight, off: Sequence[int], shown: Sequence[int]) -> View:
+    """A view where of the sight's `moments`, by index, some do not count and some are shown; the rest is as it was."""
+    here = set(sight.moments)
+    chosen = [frozenset(sight.moments[index] for index in indices) for indices in (off, shown)]
+    return replace(view, off=view.off - here | chosen[0], shown=view.shown - here | chosen[1])
 
 
 def _picture(raster: np.ma.MaskedArray) -> bytes:
     """Up to three bands in colours; where there is no data, it is transparent."""
-    shown = ~raster.mask.any(axis=2)
+    shown = ~np.ma.getmaskarray(raster).any(axis=2)
     values = raster.data[..., bands_to_show(raster.shape[2])]
     picture, _ = stretch(np.where(shown[..., None], values, 0), shown)
     alpha = np.where(shown, 255, 0).astype(np.uint8)

@@ -179,6 +179,15 @@ class SgmaEncoding:
             self.num_dates + more.num_dates,
         )
 
+    def only(self, subset: torch.Tensor) -> "SgmaEncoding":
+        """This encoding without what a mask of its observations, (batch_size, T, num_modalities), lacks."""
+        mask = self.observed & subset.flatten(1).to(self.observed.device)
+        pairs, there = self.position[mask].sort().values, mask[..., None, None]
+        stages = [stage.only(pairs) for stage in self.stages]
+        pixels = None if self.observed_pixels is None else self.observed_pixels & there
+        fractions = self.observed_fractions and [part * there for part in self.observed_fractions]
+        return SgmaEncoding(stages, mask, mask.tolist(), pixels, fractions, self.image_size, self.num_dates)
+
     def _pixels(self) -> torch.Tensor:
         """`observed_pixels`, also where all of them are complete."""
         if self.observed_pixels is not None:

@@ -45,6 +45,14 @@ class SgmaStageTokens:
     class_logits: torch.Tensor | None = None
     reference_keys: torch.Tensor | None = None  # of no pair, see `SgmaSpatialPerceptron.unit_keys`
 
+    def only(self, pairs: torch.Tensor) -> "SgmaStageTokens":
+        """Some of the pairs alone, by their ascending index, int64."""
+        names = ("values", "keys", "reference_values", "class_logits")
+        flat = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        sizes = self.tokens.shape[:2]
+        kept = {name: field.unflatten(0, sizes)[pairs].flatten(0, 1) for name, field in flat.items()}
+        return replace(self, tokens=self.tokens[pairs], **kept)
+
 
 def join_stages(stages: Sequence[SgmaStageTokens], counts: Sequence[list[int]]) -> SgmaStageTokens:
     """One stage of several encodings of the same rows as one, without what its pairs are compared by.

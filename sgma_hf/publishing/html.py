@@ -10,7 +10,7 @@ class Html(str):
     """What is HTML already."""
 
 
-_WITHOUT_END = ("img", "col")
+_WITHOUT_END = ("img", "col", "input")
 
 
 def element(tag: str, *content: Any, **attributes: Any) -> Html:

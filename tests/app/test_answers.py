@@ -4,24 +4,36 @@ import base64
 import io
 import re
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
 import torch
-from app_scenes import COLORS, HEIGHT, NAMES, WIDTH, app_model, app_processor, predicted, write_app_scenes
+from app_scenes import (
+    COLORS,
+    DAYS,
+    HEIGHT,
+    NAMES,
+    WIDTH,
+    app_model,
+    app_processor,
+    dated_app_model,
+    predicted,
+    predicted_from,
+    write_app_scenes,
+    write_dated_scene,
+)
 from PIL import Image
 from raster_scenes import write_tiff
 from tiny_dataset import write_dataset
-from tiny_models import spread_weights, tiny_model
+from tiny_models import tiny_model
 
-from sgma_hf import predict_raster
 from sgma_hf.app.answers import answer, explain, scores
 from sgma_hf.app.panels import panels
-from sgma_hf.app.sights import LABEL, Sights, View
+from sgma_hf.app.sights import LABEL, Sights, View, with_dates
 from sgma_hf.data.class_maps import ClassMap
 from sgma_hf.data.windows import Window
 from sgma_hf.rasters.listings.sources import list_rows, list_scenes
-from sgma_hf.rasters.scene import dated
 from sgma_hf.visualization.palette import class_palette, colorize
 
 
@@ -217,31 +229,83 @@ def test_rows_of_a_data_set_are_seen_with_their_labels(model, processor, tmp_pat
     assert sights.look(View("second")).truth is None and list(sights.look(View("second")).images) == ["rgb"]
 
 
-def test_a_series_is_predicted_from_all_its_dates_and_one_is_shown(processor, tmp_path):
-    dated_model = spread_weights(tiny_model(tile_size=64, date_periods=[365.25])).eval()
-    generator = np.random.default_rng(0)
-    days = ["20190302", "20190511", "20190702"]
-    for day in days:
-        values = np.kron(generator.integers(1, 255, (3, 8, 8)), np.ones((8, 8))).astype(np.uint8)
-        (tmp_path / "scenes" / "a").mkdir(parents=True, exist_ok=True)
-        write_tiff(tmp_path / "scenes" / "a" / f"rgb_{day}.tif", values)
-    dsm = generator.uniform(90, 130, (1, 64, 64)).astype(np.float32)
-    write_tiff(tmp_path / "scenes" / "a" / "dsm.tif", dsm)
-    write_tiff(tmp_path / "scenes" / "a" / "label.tif", np.ones((1, 64, 64), np.uint8))
-    scenes = list_scenes(tmp_path / "scenes", [*NAMES, LABEL], dated=True)
-    sight = Sights(dated_model, processor, scenes, allow_other_scale=True).look(View("a"))
+@pytest.fixture
+def dated_model():
+    return dated_app_model()
+
+
+@pytest.fixture
+def dated_scenes(tmp_path):
+    write_dated_scene(tmp_path / "scenes")
+    return list_scenes(tmp_path / "scenes", [*NAMES, LABEL], dated=True)
+
+
+def test_a_series_is_predicted_from_all_its_dates_and_one_is_shown(processor, dated_model, dated_scenes, tmp_path):
+    sight = Sights(dated_model, processor, dated_scenes, allow_other_scale=True).look(View("a"))
     assert len(sight.images["rgb"]) == 3 and len(sight.images["dsm"]) == 1 and (sight.truth == 1).all()
-    files = [str(tmp_path / "scenes" / "a" / f"rgb_{day}.tif") for day in days]
-    rasters = dated("rgb", files, (), ()) | {"dsm": str(tmp_path / "scenes" / "a" / "dsm.tif")}
-    written = predict_raster(dated_model, processor, rasters, tmp_path / "map.tif", allow_other_scale=True).files
     found = answer(dated_model, processor, sight, NAMES, with_agreement=True)
-    with rasterio.open(written["labels"]) as file:
-        assert (file.read(1) == found.labels).mean() > 0.999
+    labels, _ = predicted_from(dated_model, processor, tmp_path / "scenes" / "a", DAYS)
+    assert (labels == found.labels).mean() > 0.999
     html = panels(dated_model.config, sight, found, NAMES, None)
     assert "3 dates; this is 2019-05-11" in html
     assert any(line.startswith("Of 3 dates of rgb ") for line in explain(dated_model, sight, NAMES, found, (9, 9)))
     # a gap hides all dates
     gap = View("a", gaps=(("rgb", Window(0, 0, 64, 64)),))
-    hidden = Sights(dated_model, processor, scenes, allow_other_scale=True).look(gap)
+    hidden = Sights(dated_model, processor, dated_scenes, allow_other_scale=True).look(gap)
     alone = answer(dated_model, processor, hidden, NAMES, with_agreement=False)
     np.testing.assert_allclose(alone.reliance["dsm"], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [(0,), (1, 2), (0, 2), ()])
+def test_the_map_of_some_dates_is_that_of_predict_from_their_files(
+    processor, dated_model, dated_scenes, tmp_path, kept, monkeypatch
+):
+    sights = Sights(dated_model, processor, dated_scenes, allow_other_scale=True)
+    every = sights.look(View("a"))
+    monkeypatch.setattr(type(dated_model), "encode", None)  # nothing is encoded anew
+    assert every.moments == [("rgb", datetime.strptime(day, "%Y%m%d")) for day in DAYS]
+    off = [index for index in range(3) if index not in kept]
+    view = with_dates(View("a"), every, off, [2])
+    sight = sights.look(view)
+    found = answer(dated_model, processor, sight, NAMES, with_agreement=True)
+    monkeypatch.undo()
+    whole = answer(dated_model, processor, every, NAMES, with_agreement=False)
+    labels, expected = predicted_from(
+        dated_model, processor, tmp_path / "scenes" / "a", [DAYS[index] for index in kept]
+    )
+    assert (labels == found.labels).mean() > 0.999 and (labels != whole.labels).any()
+    for name, share in expected.reliance.items():
+        assert np.nanmean(found.reliance[name]) == pytest.approx(share, abs=1e-4)
+    assert [share > 0 for share in found.by_date.values()] == [index in kept for index in range(3)]
+    assert sum(found.by_date.values()) == pytest.approx(expected.reliance.get("rgb", 0), abs=1e-4)
+    html = panels(dated_model.config, sight, found, NAMES, None)
+    assert "3 dates; this is 2019-07-02" in html
+    assert re.findall(r'<input type="checkbox" value="(\d)" checked', html) == [str(index) for index in kept]
+    assert html.count("disabled") == (len(kept) == 1)
+    shares = re.findall(r'counts"></td><td class="number">([\d.]*%?)<', html)
+    assert shares == [f"{found.by_date[every.moments[i]]:.1%}" if i in kept else "" for i in range(3)]
+    words = explain(dated_model, sight, NAMES, found, (9, 9))
+    assert any(line.startswith(f"Of {len(kept)} dates of rgb ") for line in words) == (len(kept) > 1)
+    assert with_dates(view, every, [], [1]) == View("a") and not with_dates(view, every, [], [1]).off
+    elsewhere = replace(every, dates={"rgb": every.dates["rgb"][:1]})  # what is not there stays as it was
+    assert with_dates(view, elsewhere, [], []).off == view.off - {every.moments[0]}
+
+
+def test_two_files_of_one_date_are_one_choice_and_one_picture(processor, dated_model, dated_scenes, tmp_path):
+    folder, halves = tmp_path / "scenes" / "a", np.full((64, 64), 255, np.uint8)
+    with rasterio.open(folder / "rgb_20190511.tif") as file:
+        values = file.read()
+    halves[:, 32:] = 0
+    write_tiff(folder / "rgb_20190511.tif", values, mask=halves)
+    east = write_tiff(folder / "rgb_20190511_east.tif", values, mask=255 - halves)
+    rasters = dated_scenes[0].rasters | {"rgb": [*dated_scenes[0].rasters["rgb"], east]}
+    scenes = [replace(dated_scenes[0], rasters=rasters)]
+    sight = Sights(dated_model, processor, scenes, allow_other_scale=True).look(View("a"))
+    assert len(sight.images["rgb"]) == 4 and len(sight.moments) == 3
+    picture = np.array(Image.open(io.BytesIO(sight.picture("rgb"))).convert("RGBA"))
+    assert (picture[..., 3] == 255).all()
+    found = answer(
+        dated_model, processor, replace(sight, off=frozenset(sight.moments[1:2])), NAMES, with_agreement=False
+    )
+    labels, _ = predicted_from(dated_model, processor, folder, [DAYS[0], DAYS[2]])
+    assert (labels == found.labels).mean() > 0.999

@@ -1,13 +1,25 @@
 """The page in a browser: its pictures are the maps of `predict`, and what is wrong is a sentence."""
 
 import base64
+import contextlib
 import io
 import shutil
 import socket
 
 import numpy as np
 import pytest
-from app_scenes import COLORS, NAMES, app_model, app_processor, predicted, write_app_scenes
+from app_scenes import (
+    COLORS,
+    DAYS,
+    NAMES,
+    app_model,
+    app_processor,
+    dated_app_model,
+    predicted,
+    predicted_from,
+    write_app_scenes,
+    write_dated_scene,
+)
 from PIL import Image
 
 from sgma_hf.app.sights import LABEL, Sights
@@ -47,7 +59,13 @@ def address(page):
 
 @pytest.fixture
 def tab(address):
-    """The page as it is when it has shown all that it shows at first."""
+    with opened(address, "agreement sar") as tab:
+        yield tab
+
+
+@contextlib.contextmanager
+def opened(address, last):
+    """The page as it is when it has shown all that it shows at first, up to the picture `last`."""
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("there is no chromium")
@@ -58,7 +76,7 @@ def tab(address):
         tab.asked = []
         tab.on("request", lambda request: tab.asked.append(request.url))
         tab.goto(address)
-        tab.wait_for_selector("img[alt='agreement sar']")
+        tab.wait_for_selector(f"img[alt='{last}']")
         yield tab
         browser.close()
 
@@ -125,6 +143,24 @@ def test_a_switch_a_question_a_gap_and_no_stranger(tab, page, scene, tmp_path, a
     tab.get_by_role("button", name="Close the gaps").wait_for(state="hidden")
     assert_shows(tab, two)
     assert [url for url in tab.asked if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def test_dates_are_switched_off_and_shown(tmp_path):
+    from sgma_hf.app.page import Page
+
+    model, processor = dated_app_model(), app_processor()
+    write_dated_scene(tmp_path / "scenes")
+    scenes = list_scenes(tmp_path / "scenes", [*NAMES, LABEL], dated=True)
+    made = Page(Sights(model, processor, scenes, allow_other_scale=True), "SGMA: dates")
+    with contextlib.closing(made.blocks), opened(made.launch(), "agreement dsm") as tab:
+        every, shown = picture(tab, "map"), picture(tab, "rgb")
+        tab.get_by_label("rgb of 2019-05-11 counts").uncheck()
+        tab.get_by_label("rgb of 2019-03-02 counts").uncheck()
+        tab.wait_for_selector("input[aria-label='rgb of 2019-07-02 counts'][disabled]")
+        tab.get_by_label("2019-03-02", exact=True).check()
+        tab.get_by_text("3 dates; this is 2019-03-02").wait_for()
+        assert (picture(tab, "rgb") != shown).any() and (picture(tab, "map") != every).any()
+        assert_shows(tab, predicted_from(model, processor, tmp_path / "scenes" / "a", DAYS[2:])[0])
 
 
 def test_other_parts_and_other_scenes(tab):

@@ -261,6 +261,9 @@ def test_a_subset_of_the_dates_is_as_if_the_others_were_absent(kind):
     subset[:, 0, 0] = mask.view(3, 4, 3, -1)[:, 0, 0].any(-1) | subset[:, 0, 0]
     encoding = model.encode(pixel_values, mask, dates=dates)
     fused = model.fuse_and_decode(encoding, subset, output_date_robustness=True)
+    alone = encoding.only(subset)
+    assert_close(model.fuse_and_decode(alone, output_date_robustness=True), fused)
+    assert torch.equal(alone.observations, encoding.observations & subset)
     left = by_pixel(mask, pixel_values.shape[-2:]) & subset[..., None, None]
     expected = model(pixel_values, left, dates=dates, output_date_robustness=True)
     assert_close(fused, expected)

@@ -60,14 +60,12 @@ def explain_encoding(
     x: int,
     y: int,
     *,
-    among: Collection[str] | None = None,
     days: Mapping[str, Sequence[float]] | None = None,
     num_prototypes: int = 3,
 ) -> dict[str, Any]:
     """What `explain_pixel` says, of what `model.encode` made of one sample.
 
-    `among` are the modalities that are there, as if the encoding had no others; None: all. `days` are those of each
-    modality's images, as `read_dates` has them; None: there is no series.
+    `days` are those of each modality's images, as `read_dates` has them; None: there is no series.
     """
     height, width = encoding.image_size
     if not (0 <= x < width and 0 <= y < height):
@@ -75,12 +73,11 @@ def explain_encoding(
     modalities = list(model.config.modalities)
     there = encoding.present[0] if encoding.pixel_coverage is None else encoding.pixel_coverage[0, :, y, x]
     covering = [name for name, covers in zip(modalities, there.tolist(), strict=True) if covers]
-    covering = [name for name in covering if among is None or name in among]
     if not covering:
         raise ValueError(f"No modality covers pixel (x={x}, y={y}); there is nothing to explain.")
 
     def fuse(left_out: str | None, **kwargs: Any) -> Any:
-        subset = [name != left_out and (among is None or name in among) for name in modalities]
+        subset = [name != left_out for name in modalities]
         return model.fuse_and_decode(encoding, torch.tensor(subset, device=model.device), **kwargs)
 
     by_date = {} if days is None else {"output_date_robustness": True}
@@ -94,9 +91,7 @@ def explain_encoding(
         {
             "stride": stride,
             "robustness": outputs.robustness and shares(outputs.robustness[stage][0, :, y // stride, x // stride]),
-            "nearest_prototypes": _nearest(
-                model, encoding, outputs, stage, x // stride, y // stride, num_prototypes, among
-            ),
+            "nearest_prototypes": _nearest(model, encoding, outputs, stage, x // stride, y // stride, num_prototypes),
         }
         for stage, stride in enumerate(STAGE_STRIDES)
     ]
@@ -148,7 +143,6 @@ def _nearest(
     column: int,
     row: int,
     count: int,
-    among: Collection[str] | None,
 ) -> dict[str, list[dict[str, Any]]] | None:
     """Per modality that is there, the classes whose prototypes are nearest to its feature in a cell."""
     if outputs.prototypes is None:
@@ -163,7 +157,7 @@ def _nearest(
     for index, modality in enumerate(model.config.modalities):
         slots = range(index, len(position), encoding.num_modalities)
         slots = [slot for slot in slots if position[slot] >= 0 and covered[slot]]
-        if not slots or (among is not None and modality not in among):
+        if not slots:
             continue
         if len(slots) > 1 and outputs.date_robustness is not None:
             reliance = outputs.date_robustness[stage][0, ..., row, column].flatten()

@@ -133,15 +133,12 @@ class BlendedMaps:
     def of_encoding(
         self, encoding: SgmaEncoding, modality_mask: torch.Tensor, periods: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The same from what `model.encode` made of that, of the modalities given alone."""
-        subset = torch.zeros(len(self._processor.modalities), dtype=torch.bool).index_fill(0, self._given, True)
-        outputs = self._model.fuse_and_decode(encoding, subset.to(self._model.device), **self._how)
-        by_pixel = (1, 1) if modality_mask.ndim > 3 else ()
-        maps = self._of(outputs, modality_mask & subset.view(-1, *by_pixel), periods)
+        """The same from what `model.encode` made of that; it has no modality but those given."""
+        maps = self._of(self._model.fuse_and_decode(encoding, **self._how), modality_mask, periods)
         if not self._with_agreement:
             return maps
         given = self._given.tolist()
-        agreement = modality_agreement(self._model, encoding, given, among=given)[:, self._given.to(maps.device)]
+        agreement = modality_agreement(self._model, encoding, given)[:, self._given.to(maps.device)]
         agreement = repeat_to_pixels(agreement, LOGITS_STRIDE, maps.shape[-2:])
         # A blend of NaN is NaN: known values and where they are known are blended, and divided at the end.
         return torch.cat([maps, agreement.nan_to_num(0), (~agreement.isnan()).float()], dim=1)

@@ -87,7 +87,7 @@ def test_an_encoding_is_explained_as_if_it_had_some_modalities_alone(model, proc
     images["sar"] = np.ones((50, 60, 2), np.float32)
     with torch.no_grad():
         encoding = model.encode(**processor(images))
-    found = explain_encoding(model, encoding, 45, 11, among=["rgb", "dsm"])
+    found = explain_encoding(model, encoding.only(torch.tensor([[[True, True, False]]])), 45, 11)
     expected = explain_pixel(model, processor, {**images, "sar": None}, 45, 11)
     assert (found["modalities"], found["class"]) == (expected["modalities"], expected["class"])
     assert found["scores"] == pytest.approx(expected["scores"], abs=1e-4)
@@ -99,7 +99,7 @@ def test_an_encoding_is_explained_as_if_it_had_some_modalities_alone(model, proc
             pairs = [(entry["class"], pytest.approx(entry["similarity"], abs=1e-3)) for entry in nearest]
             assert [(entry["class"], entry["similarity"]) for entry in stage["nearest_prototypes"][name]] == pairs
     with pytest.raises(ValueError, match=r"No modality covers pixel \(x=3, y=11\)"):
-        explain_encoding(model, encoding, 3, 11, among=["dsm"])
+        explain_encoding(model, encoding.only(torch.tensor([[[False, True, False]]])), 3, 11)
 
 
 def test_an_explanation_in_words():

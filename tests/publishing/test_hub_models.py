@@ -107,7 +107,7 @@ def pushed(tmp_path_factory):
 def test_a_push_leaves_a_complete_repository_in_one_commit_each(pushed):
     hub, client = pushed
     first, *_ = hub.model("org/model").history()
-    parts = ("image_processing", "image_transforms", "normalization", "pictures", "post_processing")
+    parts = ("dates", "image_processing", "image_transforms", "normalization", "pictures", "post_processing", "rows")
     of_the_processor = {f"{name}_sgma.py" for name in parts}
     assert set(first) == CODE - of_the_processor | {
         "README.md",

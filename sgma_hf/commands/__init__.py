@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from sgma_hf.data.command_line import did_you_mean, import_own_module, report_errors
+from sgma_hf.data.command_line import OWN_MODULES, did_you_mean, import_own_module, report_errors
 
 
 # Command -> (module, one line of help). Modules are imported when their command is called: `sgma-hf --help` answers
@@ -70,10 +70,12 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: that of the command, or 2 where no known command is named or a module cannot be imported.
     """
     argv = sys.argv[1:] if argv is None else argv
+    OWN_MODULES.clear()
     while argv and argv[0] == "--import":
         if len(argv) == 1:
             raise ValueError("--import names no module; expected `--import MODULE` in front of the command")
         import_own_module(argv[1])
+        OWN_MODULES.append(argv[1])
         argv = argv[2:]
     if argv and argv[0] in ("-h", "--help"):
         print(_usage())
@@ -87,4 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sgma-hf: there is no command {argv[0]}{hint}", file=sys.stderr)
         return 2
     module, _ = COMMANDS[command]
-    return importlib.import_module(module).main(argv[1:]) or 0
+    try:
+        return importlib.import_module(module).main(argv[1:]) or 0
+    finally:
+        OWN_MODULES.clear()

@@ -278,6 +278,8 @@ def _attempt(run: "Run", options: dict[str, Any]) -> dict[str, Any] | Failure:
         try:
             from sgma_hf.comparison.runs import execute_run
 
+            if not run.arm.is_ours:  # its module may register what the arm names
+                import_own_module(run.arm.name.partition(":")[0])
             return execute_run(run, **options)
         except Exception as error:
             return Failure(type(error).__name__, str(error), traceback.format_exc())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-OWN_MODULES: list[str] = []  # that `import_own_module` imported: what a process that starts anew has to import, too
+OWN_MODULES: list[str] = []  # of the command that runs, by `--import`: a process that starts anew imports them, too
 # What a person can cause: arguments that contradict each other, files that are not there, an extra that is missing.
 USER_ERRORS = (ValueError, OSError, ImportError)
 
@@ -194,7 +194,6 @@ def import_own_module(name: str) -> types.ModuleType:
         raise ValueError(
             f"the module {name!r} cannot be imported: {reason}. It has to be in the working folder, or installed."
         ) from error
-    OWN_MODULES.append(name)
     return module
 
 

@@ -42,7 +42,8 @@ def load(title, name, folder, monkeypatch):
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_a_recipe_runs_as_printed(title, tmp_path, monkeypatch):
-    load(title, "sgma_hf.converters.recipe", tmp_path, monkeypatch)
+    module = load(title, "sgma_hf.converters.recipe", tmp_path, monkeypatch)
+    assert any(not name.startswith("__") for name in vars(module))
 
 
 def write_fields(folder):

@@ -19,8 +19,6 @@ def modality_agreement(
     model: SgmaForSemanticSegmentation,
     encoding: SgmaEncoding,
     modalities: Sequence[int] | None = None,
-    *,
-    among: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Compare the prediction from each modality alone with that from all the others.
 
@@ -35,7 +33,6 @@ def modality_agreement(
         model: An SGMA model with a segmentation head, in eval mode, or a baseline with the same `fuse_and_decode`.
         encoding: What `model.encode` returned.
         modalities: Indices of those to compare with their others. None: all.
-        among: Indices of those that are there, as if the encoding had no others. None: all.
 
     Returns:
         float32 in [0, 1], (batch_size, num_modalities, ceil(height / 4), ceil(width / 4)); NaN in cells without a
@@ -45,7 +42,6 @@ def modality_agreement(
     rows, columns = grid_size(encoding.image_size, LOGITS_STRIDE)
     agreement = torch.full((encoding.present.shape[0], count, rows, columns), float("nan"), device=model.device)
     alone = torch.eye(count, dtype=torch.bool, device=encoding.present.device)
-    present = encoding.present & alone[range(count) if among is None else list(among)].any(0)
 
     @functools.cache
     def predict(indices: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,8 +49,8 @@ def modality_agreement(
         return outputs.logits.float().log_softmax(1), outputs.coverage
 
     for modality in range(count) if modalities is None else modalities:
-        others = present & ~alone[modality]
-        if not bool((present[:, modality] & others.any(1)).any()):
+        others = encoding.present & ~alone[modality]
+        if not bool((encoding.present[:, modality] & others.any(1)).any()):
             continue
         own, covered_by_own = predict((modality,))
         rest, covered_by_rest = predict(tuple(others.any(0).nonzero().flatten().tolist()))

@@ -239,3 +239,5 @@ class SgmaConfigTest(unittest.TestCase):
             **values,
         )
         tester.run_common_tests()
+        config = SgmaConfig(**values)
+        self.assertEqual([config.num_modalities, config.num_attention_heads], [2, 2])

@@ -58,7 +58,10 @@ def is_recorded(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     settings, key = wanted["settings"], run_key(wanted)
     figures = [name for name in EVALUATED if settings[name]]
     return any(
-        run_key(row) == key and settings["choosing_split"] in (None, *row["results"]) and row.keys() >= {*figures}
+        run_key(row) == key
+        and settings["choosing_split"] in (None, *row["results"])
+        and row.keys() >= {*figures}
+        and settings["dates"] in (None, _settings(row)["dates"])  # its means are over these shares
         for row in rows
     )
 

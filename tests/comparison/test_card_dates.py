@@ -1,5 +1,7 @@
 """Arms with some of the dates of series: what a line and the card hold, and what is refused before training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from comparison_fixtures import FLAGS, TINY, made_up_run, write_scenes
@@ -50,7 +52,9 @@ def test_all_arms_are_scored_on_the_same_dates(series):
         assert conditions["all"]["combinations"]["s2"]["confusion"] == test["s2"]["confusion"]
         cells = [scores["miou"] for one in conditions.values() for scores in one["combinations"].values()]
         assert row["dates"]["average_miou"] == pytest.approx(np.mean(cells))
-        assert is_recorded(Run(ARMS[row["arm"]], 0, series, settings).identity(row["dataset"]["fingerprint"]), [row])
+        for dates, recorded in ((["all", "half"], True), (None, True), (["all", "quarter"], False), (["all"], False)):
+            wanted = Run(ARMS[row["arm"]], 0, series, replace(settings, dates=dates))
+            assert is_recorded(wanted.identity(row["dataset"]["fingerprint"]), [row]) == recorded
     pixels = [[s["pixels"] for s in row["dates"]["conditions"]["half"]["combinations"].values()] for row in rows]
     assert pixels[0] == pixels[1]
     assert "With some of the dates" in make_card(rows).markdown()

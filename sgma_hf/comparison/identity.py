@@ -22,7 +22,7 @@ PLACE_SETTINGS = ("device", "threads")
 SCORING_SETTINGS = ("score_classes", "label_column")  # they change the figures of a training, and not its weights
 # What decides a training beside the settings and the arm.
 TRAINING_ARGUMENTS = sorted(
-    {*RECORDED_ARGUMENTS, "sampling_hardness", "sampling_max_ratio", "warmup_start_factor"}
+    set(RECORDED_ARGUMENTS)
     - {"learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "crop_size"}
     - {"seed", "data_seed", "load_best_model_at_end", "metric_for_best_model"}
 )

@@ -30,11 +30,11 @@ RECORD_FILE = "training_record.json"
 # What decides the result; the rest of the arguments says where and how often to write.
 RECORDED_ARGUMENTS = (
     "learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim lr_scheduler_type "
-    "lr_scheduler_kwargs warmup_steps num_train_epochs max_steps per_device_train_batch_size "
+    "lr_scheduler_kwargs warmup_steps warmup_start_factor num_train_epochs max_steps per_device_train_batch_size "
     "gradient_accumulation_steps seed data_seed bf16 fp16 load_best_model_at_end metric_for_best_model crop_size "
     "random_flip random_quarter_turns random_scale modality_dropout noise_std gain_range augment class_balanced_crops "
-    "date_dropout date_keep max_dates date_jitter robustness_sampling freeze_encoder encoder_learning_rate "
-    "layer_decay lora_rank ema_decay"
+    "date_dropout date_keep max_dates date_jitter robustness_sampling sampling_hardness sampling_max_ratio "
+    "freeze_encoder encoder_learning_rate layer_decay lora_rank ema_decay"
 ).split()
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 _TOKEN_FLAGS = ("--hub_token", "--hub-token", "--token", "--push_to_hub_token")

@@ -109,7 +109,7 @@ class HubTrainer(Trainer):
 
     def recorded_arguments(self) -> dict[str, Any]:
         """The training arguments that decide the result, as values that JSON can hold."""
-        arguments = {key: getattr(self.args, key) for key in RECORDED_ARGUMENTS if hasattr(self.args, key)}
+        arguments = {key: getattr(self.args, key) for key in RECORDED_ARGUMENTS}
         return {key: value.value if isinstance(value, Enum) else value for key, value in arguments.items()}
 
     def training_record(self) -> TrainingRecord:

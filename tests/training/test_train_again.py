@@ -87,8 +87,10 @@ def test_resuming_names_other_arguments_and_refuses_to_train_nothing(arguments, 
     with caplog.at_level(logging.WARNING, logger="sgma_hf.training.trainer"):
         assert main(flags(arguments, resume_from_checkpoint=tmp_path / "run" / "checkpoint-1")) == 0
         assert "other arguments" not in caplog.text
-        assert main(flags(arguments, max_steps=3, learning_rate="1e-2", resume_from_checkpoint="true")) == 0
-    assert "`learning_rate` was 6e-05, is 0.01; `max_steps` was 2, is 3." in caplog.text
+        changed = {"max_steps": 3, "learning_rate": "1e-2", "warmup_start_factor": 0, "sampling_hardness": 1}
+        assert main(flags(arguments, **changed, resume_from_checkpoint="true")) == 0
+    assert "`learning_rate` was 6e-05, is 0.01; `warmup_start_factor` was 0.1, is 0.0;" in caplog.text
+    assert "`max_steps` was 2, is 3; `sampling_hardness` was 0.5, is 1.0." in caplog.text
     record = TrainingRecord.load(tmp_path / "run")
     assert record.classes == [{"name": "bare soil", "values": [10]}, {"name": "crop", "values": [11]}]
     assert record.steps == 3 and record.arguments["learning_rate"] == 0.01

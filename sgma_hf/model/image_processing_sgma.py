@@ -87,11 +87,12 @@ class SgmaImageProcessor(
 ):
     r"""Turns samples with named, possibly missing rasters into the packed input of SGMA.
 
-    Every sample is a dict `{"rgb": raster, "dsm": None, ...}`, as rows of data sets are: `id`, `label` and `preview`
-    are passed over. A raster is an array (masked or not), a torch tensor, a PIL image, the path or the bytes of a
-    `.npy` file or one that PIL reads, or an undecoded cell of `datasets`; bool, integers or floating point; (height,
-    width) for one band, else channels first or last, told by the modality's channel count. Where both ends fit, they
-    are first in a tensor and last in an array, unless `input_data_format` says otherwise. None is a missing modality.
+    Every sample is a dict `{"rgb": raster, "dsm": None, ...}`, as rows of data sets are: their other columns, `id`,
+    `label`, `scoring_label`, `sequence`, `label_date` and `preview`, are passed over. A raster is an array (masked or
+    not), a torch tensor, a PIL image, the path or the bytes of a `.npy` file or one that PIL reads, or an undecoded
+    cell of `datasets`; bool, integers or floating point; (height, width) for one band, else channels first or last,
+    told by the modality's channel count. Where both ends fit, they are first in a tensor and last in an array, unless
+    `input_data_format` says otherwise. None is a missing modality.
 
     **Series.** A list of rasters, or an array of four axes with time first, is a series of dates of one modality.
     `<name>_dates` has a date for each: ISO text, a datetime, days since 2000-01-01, or None where it is unknown; it

@@ -109,7 +109,7 @@ class SgmaTrainingArguments(TrainingArguments):
     {"power": 0.9} unless given, and without an `lr_end` there down to 0, `warmup_steps` 0.05. Ours:
     `remove_unused_columns` False, because the collator reads the rows' columns; `metric_for_best_model`
     "average_miou", the mean over all combinations of the modalities, and schedules that follow it take more for
-    better; `logging_steps` 0.02 of all steps, and the first step is logged; a GPU is not waited for to take a batch.
+    better; `logging_steps` 0.01 of all steps, and the first step is logged; a GPU is not waited for to take a batch.
 
     With rows to evaluate on, and without `eval_strategy`, `save_strategy` and `load_best_model_at_end`, the trainer
     evaluates and saves at the ends of epochs, 20 times at most, keeps the best checkpoint and the last

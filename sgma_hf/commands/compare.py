@@ -174,7 +174,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     settings = RunSettings(**values)
     load_rows(args.dataset, settings.train_split)
     for split in filter(None, (settings.report_split, settings.choosing_split)):
-        with_label_column(load_rows(args.dataset, split), settings.label_column or "label")
+        with_label_column(load_rows(args.dataset, split), settings.label_column or "label", metadata.modalities)
     check_scored_classes(settings.score_classes or "union", metadata.class_names)
     check_dates(settings, metadata)
     seeds = preset["seeds"] if args.seeds is None else args.seeds

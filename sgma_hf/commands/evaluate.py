@@ -138,7 +138,9 @@ def _score_rows(args: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(args.device)
     processor = AutoImageProcessor.from_pretrained(args.model)
     rows = load_rows(args.dataset, args.split)
-    rows = with_modality_columns(with_label_column(rows, args.label_column), processor.modalities)
+    rows = with_modality_columns(
+        with_label_column(rows, args.label_column, processor.modalities), processor.modalities
+    )
     config = AutoConfig.from_pretrained(args.model)
     check_scored_classes(args.score_classes, config.class_names)
     window_size = (config.tile_size if args.tile_size is None else args.tile_size) or None

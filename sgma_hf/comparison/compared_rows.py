@@ -62,7 +62,7 @@ def decoded_rows(
     """
     withholder = RowWithholder(metadata, missing or {}, {}, seed=0)
     rows, size = [], 0
-    for row in with_label_column(load_rows(folder, split), label_column or "label"):
+    for row in with_label_column(load_rows(folder, split), label_column or "label", metadata.modalities):
         images, label = decode_row(row, metadata.modalities)
         images, _ = withholder.apply(row["id"], images)
         if label is None or not any(observations(images, name) for name in metadata.modalities):

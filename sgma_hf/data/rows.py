@@ -109,13 +109,15 @@ def labelled_rows(rows: Dataset) -> Dataset:
     return rows if labelled.all() else rows.select(np.flatnonzero(labelled))
 
 
-def with_label_column(rows: Dataset, name: str) -> Dataset:
-    """Take another column as the label: class ids of the same classes, as `scoring_label`."""
+def with_label_column(rows: Dataset, name: str, modalities: Sequence[str] = ()) -> Dataset:
+    """Take another column as the label: class ids of the same classes, as `scoring_label`; a modality is none."""
     if name == "label":
         return rows
-    if name not in rows.column_names:
-        hint = did_you_mean(name, rows.column_names)
-        raise ValueError(f"The rows have no column {name!r} of labels{hint}. Their columns are {rows.column_names}.")
+    others = ("preview", *modalities)
+    columns = [one for one, feature in rows.features.items() if one not in others and _holds_rasters(one, feature)]
+    if name not in columns:
+        hint = did_you_mean(name, columns)
+        raise ValueError(f"The rows have no column {name!r} of labels{hint}. Columns that may be labels: {columns}.")
     others = [column for column in rows.column_names if column not in ("label", name)]
     return rows.select_columns([*others, name]).rename_column(name, "label")
 

@@ -9,6 +9,7 @@ from comparison_fixtures import BACKBONE
 from converted_rows import train_one_step
 from isprs_fixtures import POTSDAM_TEST, seams, tile_bands, tile_ids, write_potsdam
 
+from sgma_hf.commands.compare import main as compare
 from sgma_hf.commands.evaluate import main
 from sgma_hf.converters.isprs import CLASS_NAMES
 from sgma_hf.converters.isprs_potsdam import main as convert
@@ -121,6 +122,18 @@ def test_a_column_that_is_not_there_is_one_line(made, capsys):
     assert main([*paths, "--split", "test", "--label_column", "eroded"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no column 'eroded'" in error and not (folder / "no.json").exists()
+
+
+@pytest.mark.parametrize("column", ["id", "nir"])
+def test_ids_and_modalities_are_no_labels_to_score_by(made, capsys, column):
+    folder, *_ = made
+    rows = ["--dataset", str(folder / "rows"), "--label_column", column, "--output", str(folder / "no.jsonl")]
+    expected = f"no column '{column}' of labels. Columns that may be labels: "
+    assert main(["--model", str(folder / "model"), "--split", "test", *rows]) == 2
+    assert expected in capsys.readouterr().err
+    assert compare([*rows, "--arms", "mean", "--max_steps", "1"]) == 2
+    error = capsys.readouterr().err
+    assert expected in error and "Traceback" not in error and not (folder / "no.jsonl").exists()
 
 
 def test_rows_with_labels_to_score_by_are_trained_on(made, tmp_path):

@@ -1,4 +1,4 @@
-"""Training checkpoints in each of the layouts that `Trainer` writes: whether they are whole, and of which model.
+"""Training checkpoints in each of the layouts that `Trainer` writes: whether they are whole, and what continues them.
 
 | layout | weights | optimizer |
 |---|---|---|
@@ -14,11 +14,18 @@ but nothing is resumed from it.
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ..model.configuration_sgma import SgmaConfig
+from transformers.utils import logging
 
+from ..model.configuration_sgma import SgmaConfig
+from ..publishing.record import TrainingRecord
+from .arguments import TUNING_ARGUMENTS
+
+
+logger = logging.get_logger(__name__)
 
 SAMPLER_STATE_NAME = "modality_sampler.json"
 TRAINER_STATE_NAME = "trainer_state.json"
@@ -118,6 +125,45 @@ def check_continues(checkpoint: str | os.PathLike, config: SgmaConfig, *, layout
         raise ValueError(
             f"{str(checkpoint)!r} is of step {step}, and this run ends at `max_steps` {max_steps}: it would train "
             "nothing. Raise `max_steps`, or start anew in another folder."
+        )
+
+
+def compare_arguments(checkpoint: str | os.PathLike, arguments: Mapping[str, Any]) -> None:
+    """Name the arguments that differ from those of the checkpoint's run; its steps are not done again.
+
+    Raises:
+        ValueError: If one of `TUNING_ARGUMENTS` differs.
+    """
+    record = TrainingRecord.load(checkpoint)
+    if record is None:
+        return
+    here = json.loads(json.dumps(arguments))
+    changed = {name: there for name, there in record.arguments.items() if name in here and here[name] != there}
+    if not changed:
+        return
+    fields = "; ".join(f"`{name}` was {there}, is {here[name]}" for name, there in changed.items())
+    if any(name in TUNING_ARGUMENTS for name in changed):
+        raise ValueError(
+            f"{str(checkpoint)!r} was trained with other arguments: {fields}. Its optimiser does not fit this run's; "
+            "resume with those that it was started with."
+        )
+    logger.warning(
+        f"{str(checkpoint)!r} was trained with other arguments: {fields}. Those of this run hold from here on, and "
+        "its record will name them only."
+    )
+
+
+def check_rows_per_step(
+    checkpoint: str | os.PathLike, rows: int, *, num_processes: int, accumulation_steps: int
+) -> None:
+    """Raise a ValueError unless the checkpoint's steps had as many rows: places in an epoch are steps."""
+    saved = read_sampler_state(checkpoint)
+    if saved["rows_per_step"] != rows:
+        raise ValueError(
+            f"{str(checkpoint)!r} was trained with {saved['rows_per_step']} rows per step by {saved['num_processes']} "
+            f"processes; this run has {rows}: {num_processes} processes, times `per_device_train_batch_size`, times "
+            f"`gradient_accumulation_steps` {accumulation_steps}. Choose them so that the product is "
+            f"{saved['rows_per_step']}: else rows would be left out or come twice."
         )
 
 

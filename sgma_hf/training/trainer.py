@@ -18,7 +18,6 @@ from transformers import (
 )
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import speed_metrics
-from transformers.utils import logging
 
 from ..data.rows import warn_of_dates
 from ..evaluation.combinations import evaluate_modality_combinations
@@ -26,13 +25,14 @@ from ..evaluation.prepared_rows import check_processor
 from ..model.dates_sgma import over_dates
 from ..model.fusion_code_sgma import check_fusion
 from ..model.fusion_sgma import find_fusion
-from ..publishing.record import TrainingRecord
-from .arguments import TUNING_ARGUMENTS, SgmaTrainingArguments
+from .arguments import SgmaTrainingArguments
 from .checkpoints import (
     SAMPLER_STATE_NAME,
     TRAINER_STATE_NAME,
     check_continues,
+    check_rows_per_step,
     checkpoint_to_resume,
+    compare_arguments,
     read_sampler_state,
     remove_checkpoint,
 )
@@ -55,8 +55,6 @@ from .sharding import UnusedParameters, as_many_batches, check_sharding, fill_op
 from .start import check_batches, check_dataset, dates_of_rows, largest_side, prepare_to_stream
 from .statistics import TrainingStatistics
 
-
-logger = logging.get_logger(__name__)
 
 # What `Trainer` takes and this one has no use for: it evaluates every combination of the modalities itself.
 _WITHOUT_EFFECT = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
@@ -214,38 +212,16 @@ class SgmaTrainer(TuningTrainer):
             is_whole = "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
             layout = "fsdp_full" if is_whole else "fsdp_sharded"
         check_continues(checkpoint, self.model.config, layout=layout, max_steps=self.args.max_steps)
-        self._compare_arguments(checkpoint)
+        compare_arguments(checkpoint, self.recorded_arguments())
         if self.args.auto_find_batch_size:  # Trainer goes on with the batch that was found
             state = TrainerState.load_from_json(Path(checkpoint) / TRAINER_STATE_NAME)
             self._train_batch_size = state.train_batch_size
-        saved = read_sampler_state(checkpoint)
-        rows = saved["rows_per_step"]
-        if rows != self._rows_per_step() and not self.args.ignore_data_skip:
-            raise ValueError(
-                f"{str(checkpoint)!r} was trained with {rows} rows per step by {saved['num_processes']} processes; "
-                f"this run has {self._rows_per_step()}: {self.accelerator.num_processes} processes, times "
-                f"`per_device_train_batch_size`, times `gradient_accumulation_steps` "
-                f"{self.args.gradient_accumulation_steps}. Choose them so that the product is {rows}: else rows would "
-                "be left out or come twice."
-            )
-
-    def _compare_arguments(self, checkpoint: str) -> None:
-        """Name the arguments that differ from those of the checkpoint's run; its steps are not done again."""
-        record = TrainingRecord.load(checkpoint)
-        if record is None:
-            return
-        here = json.loads(json.dumps(self.recorded_arguments()))
-        changed = {name: there for name, there in record.arguments.items() if name in here and here[name] != there}
-        if changed:
-            fields = "; ".join(f"`{name}` was {there}, is {here[name]}" for name, there in changed.items())
-            if any(name in TUNING_ARGUMENTS for name in changed):
-                raise ValueError(
-                    f"{str(checkpoint)!r} was trained with other arguments: {fields}. Its optimiser does not fit this "
-                    "run's; resume with those that it was started with."
-                )
-            logger.warning(
-                f"{str(checkpoint)!r} was trained with other arguments: {fields}. Those of this run hold from here "
-                "on, and its record will name them only."
+        if not self.args.ignore_data_skip:
+            check_rows_per_step(
+                checkpoint,
+                self._rows_per_step(),
+                num_processes=self.accelerator.num_processes,
+                accumulation_steps=self.args.gradient_accumulation_steps,
             )
 
     def _rows_per_step(self) -> int:

@@ -84,7 +84,7 @@ def test_resuming_names_other_arguments_and_refuses_to_train_nothing(arguments, 
     assert main(flags(arguments)) == 0
     line = refusal(main, flags(arguments, max_steps=1, resume_from_checkpoint="true"), capsys)
     assert "is of step 2, and this run ends at `max_steps` 1" in line
-    with caplog.at_level(logging.WARNING, logger="sgma_hf.training.trainer"):
+    with caplog.at_level(logging.WARNING, logger="sgma_hf.training.checkpoints"):
         assert main(flags(arguments, resume_from_checkpoint=tmp_path / "run" / "checkpoint-1")) == 0
         assert "other arguments" not in caplog.text
         changed = {"max_steps": 3, "learning_rate": "1e-2", "warmup_start_factor": 0, "sampling_hardness": 1}

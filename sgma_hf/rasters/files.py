@@ -207,8 +207,7 @@ class RasterFile(contextlib.AbstractContextManager):
         if not self._values:
             raise ValueError(f"{self._path} has no band but alpha.")
         dtype = _stored_dtype(np.result_type(*(source.dtypes[band - 1] for band in self._values)).name, self._path)
-        is_scaled = self._scaling is not None
-        dtype = "float32" if is_scaled else dtype
+        dtype = dtype if self._scaling is None else "float32"
         nodata = tuple(None if self._is_converted else _value_of(number, dtype) for number in self._declared)
         has_mask = self.alpha_band is not None or bool(self._masks) or nodata != self._declared
         size = (source.height, source.width)
@@ -224,7 +223,6 @@ class RasterFile(contextlib.AbstractContextManager):
             has_mask=has_mask or (self.shows_colors and bool((self._colors[:, 3] == 0).any())),
             georeference=georeference,
             bands=bands,
-            is_scaled=is_scaled,
         )
 
     def _find_declared(self, use_declared: bool) -> tuple[tuple[float | None, ...], list[int]]:

@@ -167,7 +167,6 @@ class RasterInfo:
     has_mask: bool  # whether something else says which pixels hold data: alpha, a mask, nodata that is no value
     georeference: Georeference | None
     bands: BandSelection = ALL_BANDS  # those that were asked for
-    is_scaled: bool = False  # whether values are the stored numbers times the header's scale plus its offset
 
     @property
     def nodata_label(self) -> int | None:

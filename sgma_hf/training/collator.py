@@ -201,7 +201,7 @@ class SgmaDataCollator:
             return {SIZE_GROUPS: [self._collate(group) for group in groups.values()]}
         return self._collate(drawn)
 
-    def _draw(self, row: Mapping[str, Any]) -> "_DrawnRow":
+    def _draw(self, row: Mapping[str, Any]) -> _DrawnRow:
         """Decode a row and draw its random choices."""
         names = self.processor.modalities
         draw = draw_row(self.seed, row[ROW_KEY], len(names))
@@ -238,7 +238,7 @@ class SgmaDataCollator:
         draw = draw_row(self.seed, key, len(counts))
         return max(len(self._kept(count, m, draw)) for m, count in enumerate(counts))
 
-    def _collate(self, rows: Sequence["_DrawnRow"]) -> dict[str, Any]:
+    def _collate(self, rows: Sequence[_DrawnRow]) -> dict[str, Any]:
         _, keys, draws, images, labels, windows, sizes = map(list, zip(*rows, strict=True))
         try:
             zoom = {"do_resize": True, "size": sizes} if self.random_scale else {}

@@ -67,7 +67,7 @@ def test_scale_and_offset_of_a_header_are_applied(tmp_path):
     with rasterio.open(path, "r+") as file:
         file.scales, file.offsets = (0.5, 1.0), (10.0, 0.0)
     info = read_info(path)
-    assert (info.dtype, info.nodata, info.has_mask, info.is_scaled) == ("float32", (), True, True)
+    assert (info.dtype, info.nodata, info.has_mask) == ("float32", (), True)
     raster = read_raster(path)
     assert raster.values.dtype == np.float32
     np.testing.assert_array_equal(raster.valid, [[False, False, True]])  # nodata is a stored number, of any band

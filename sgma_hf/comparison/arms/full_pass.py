@@ -150,7 +150,7 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         """Predict from all or some of the modalities, one full pass; there is no robustness, no prototype."""
         covered = _covered(encoding, subset_mask)
         logits, _ = self._pass(encoding, covered, None)
-        coverage = covered.any(-3) if covered.ndim == 4 else covered.flatten(1, 2).any(1)
+        coverage = covered.flatten(1, -3).any(1)
         return SgmaSemanticSegmenterOutput(logits=logits / self.config.temperature, coverage=coverage)
 
     @can_return_tuple
@@ -171,7 +171,7 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         if labels is None:
             return self.fuse_and_decode(encoding)
         covered = _covered(encoding)
-        coverage = covered.any(-3) if covered.ndim == 4 else covered.flatten(1, 2).any(1)
+        coverage = covered.flatten(1, -3).any(1)
         labels = torch.where(coverage, labels, self.config.semantic_loss_ignore_index)
         logits, own_loss = self._pass(encoding, covered, labels if self.training else None)
         losses = row_losses(self.config, logits, labels)

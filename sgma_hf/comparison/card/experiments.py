@@ -56,11 +56,6 @@ class Experiment:
         """Every run, arm by arm."""
         return [run for seeds in self.runs.values() for run in seeds.values()]
 
-    @property
-    def seeds(self) -> list[int]:
-        """Seeds of all arms."""
-        return sorted({run["seed"] for run in self.all_runs})
-
     def results(self, run: Mapping[str, Any]) -> dict[str, Any]:
         """What a run reports."""
         return run["results"][self.settings["report_split"]]

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..model.cells_sgma import predicted_classes
 from ..model.configuration_sgma import SgmaConfig
-from ..model.encoding_sgma import host_mask_of
+from ..model.inputs_sgma import host_mask_of
 from ..model.limits_sgma import YEARLY_PERIODS
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..training.collator import SgmaDataCollator

@@ -6,8 +6,9 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from .encoding_sgma import (
-    SgmaEncoding,
+from .encoding_sgma import SgmaEncoding
+from .fusion_sgma import SgmaFusion, SgmaStageTokens, look_up_fusion
+from .inputs_sgma import (
     check_dates,
     check_mask,
     flat_mask,
@@ -16,7 +17,6 @@ from .encoding_sgma import (
     present_pairs,
     split_mask,
 )
-from .fusion_sgma import SgmaFusion, SgmaStageTokens, look_up_fusion
 from .layers_sgma import SgmaDateModulation, date_waves, initialise, to_maps
 from .outputs_sgma import SgmaModelOutput
 

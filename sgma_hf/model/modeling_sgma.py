@@ -19,17 +19,10 @@ from .backbones_sgma import load_pretrained
 from .cells_sgma import PAD_MULTIPLE, STAGE_STRIDES, covered_fractions, crop_padding
 from .configuration_sgma import SgmaConfig
 from .encoders_sgma import SgmaEncodersMixin
-from .encoding_sgma import (
-    HostMask,
-    SgmaEncoding,
-    check_dates,
-    check_inputs,
-    check_labels,
-    num_dates,
-    present_images,
-)
+from .encoding_sgma import SgmaEncoding
 from .fusion_sgma import find_fusion
 from .fusion_stages_sgma import SemanticGuidedFusion, initialise_fusion
+from .inputs_sgma import HostMask, check_dates, check_inputs, check_labels, num_dates, present_images
 from .layers_sgma import SgmaDecodeHead, SgmaModalityStem
 from .losses_sgma import filter_losses, modality_aware_sampling, row_losses, sample_subset, weigh_losses
 from .modalities_sgma import SgmaModelModalitiesMixin

@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor
 from ..data.rows import decode_row, row_days
 from ..evaluation.metrics import check_class_ids
 from ..model.dates_sgma import is_series, observations
-from ..model.encoding_sgma import host_mask_of
+from ..model.inputs_sgma import host_mask_of
 from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from .arguments import DATE_SHARES, SgmaTrainingArguments
 from .augmentation import Augmentation, balanced_window

@@ -8,7 +8,7 @@ from tiny_models import CONVNEXT, spread_weights, tiny_model
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.export import Dim
 
-from sgma_hf.model.encoding_sgma import host_mask_of
+from sgma_hf.model.inputs_sgma import host_mask_of
 
 
 pytestmark = pytest.mark.long

@@ -5,7 +5,7 @@ import torch
 from tiny_models import tiny_config, tiny_model
 
 from sgma_hf import SgmaForSemanticSegmentation
-from sgma_hf.model.encoding_sgma import host_mask_of
+from sgma_hf.model.inputs_sgma import host_mask_of
 from sgma_hf.training.statistics import TrainingStatistics
 
 

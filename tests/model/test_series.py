@@ -11,7 +11,7 @@ from torch.export import Dim
 from sgma_hf import SemanticGuidedFusion, SgmaForSemanticSegmentation, SgmaFusion
 from sgma_hf.cost.timing import CountedOperators
 from sgma_hf.model import encoders_sgma
-from sgma_hf.model.encoding_sgma import host_mask_of
+from sgma_hf.model.inputs_sgma import host_mask_of
 
 
 PERIODS = [365.25, 182.6, 121.75, 91.3, 60.9]

@@ -15,7 +15,7 @@ from sgma_hf import (
     evaluate_modality_combinations,
 )
 from sgma_hf.data.codec import encode_raster
-from sgma_hf.model.encoding_sgma import host_mask_of
+from sgma_hf.model.inputs_sgma import host_mask_of
 from sgma_hf.training.collator import draw_row
 from sgma_hf.training.row_sampling import ROW_KEY, ModalityAwareSampler, RowKey, alike_together
 from sgma_hf.training.sharding import UnusedParameters

@@ -18,7 +18,8 @@ from transformers.utils import can_return_tuple
 
 from ...model.cells_sgma import LOGITS_STRIDE, PAD_MULTIPLE, crop_padding
 from ...model.configuration_sgma import SgmaConfig
-from ...model.encoding_sgma import HostMask, SgmaEncoding, check_dates, check_inputs, check_labels, num_dates
+from ...model.encoding_sgma import SgmaEncoding
+from ...model.inputs_sgma import HostMask, check_dates, check_inputs, check_labels, num_dates
 from ...model.losses_sgma import row_losses, weigh_losses
 from ...model.modeling_sgma import SgmaPreTrainedModel
 from ...model.outputs_sgma import SgmaSemanticSegmenterOutput

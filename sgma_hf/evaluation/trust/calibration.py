@@ -20,7 +20,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ...data.evaluation_mode import evaluating
 from ...data.whole_files import write_json
 from ...model.cells_sgma import pixel_logits
-from ...model.encoding_sgma import present_pairs
+from ...model.inputs_sgma import present_pairs
 from ..combinations import modality_combinations
 from ..prepared_rows import PreparedBatches, PreparedRows
 from ..stage_cells import ratio

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WRONG_COLOR, _RIGHT_COLOR = (213, 94, 0), (232, 232, 232)
+_PANEL_INCHES = 1.75
 
 
 def plot_sample(
@@ -269,17 +270,16 @@ def _draw_board(
     *,
     title: str | None,
     aspect: float,
-    panel_inches: float = 1.75,
 ) -> "Figure":
     """Lay out rows of panels: a title, and what draws into axes and returns an image that needs a colour bar."""
     matplotlib = require_matplotlib()
     columns = max(len(panels) for _, panels in rows)
     entries = [0.45 + 0.06 * len(name) for name, _ in [*legend, ("no data", None)]]  # inches: patch, letters
-    space = columns * panel_inches + 0.5
+    space = columns * _PANEL_INCHES + 0.5
     legend_columns = len(entries) if sum(entries) <= space else max(1, int(space / max(entries)))
     legend_lines = -(-len(entries) // legend_columns)
     head, foot, side = 0.34 if title else 0.1, 0.22 + 0.2 * legend_lines, 0.08
-    cell_width, cell_height = panel_inches, panel_inches * min(max(aspect, 0.3), 3.0)
+    cell_width, cell_height = _PANEL_INCHES, _PANEL_INCHES * min(max(aspect, 0.3), 3.0)
     row_height = cell_height + 0.68  # two lines of text above a panel, one below
     width = columns * (cell_width + side) + side + 0.5  # room for the colour bar
     height = head + len(rows) * row_height + foot

@@ -69,7 +69,7 @@ def plot_learning_dynamics(record: Mapping[str, Any], *, title: str | None = Non
     return figure
 
 
-def plot_season(results: Mapping[str, Any], *, title: str | None = None) -> "Figure":
+def plot_season(results: Mapping[str, Any]) -> "Figure":
     """Draw the mIoU of each combination over the day that dates had to be before: how early a map can be made.
 
     `results` is what `evaluate_modality_combinations` returns with `dates`; a ValueError says that it has no days.
@@ -87,7 +87,7 @@ def plot_season(results: Mapping[str, Any], *, title: str | None = None) -> "Fig
     size = (4.6 + 0.2 * min(len(days), 12), 3.4)
     figure = require_matplotlib().figure.Figure(figsize=size, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
-    _show_lines(axes, lines, title=title or "mIoU in % from the dates before a day")
+    _show_lines(axes, lines, title="mIoU in % from the dates before a day")
     axes.set_xticks(places, [name.removeprefix("before ") for name in days], rotation=40, ha="right")
     axes.legend(fontsize=7, frameon=False, handlelength=1.6)
     return figure

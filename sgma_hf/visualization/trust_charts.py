@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_COLUMNS = 6
+_FEWEST = 0.001  # share of all below which a point says nothing
 
 
 class Points(NamedTuple):
@@ -24,9 +25,9 @@ class Points(NamedTuple):
     weight: np.ndarray | None = None
 
 
-def shares_of_bins(x: np.ndarray, right: np.ndarray, total: np.ndarray, *, fewest: float = 0.001) -> Points:
-    """Points of bins at `x`: the share that is right, and the share of all that is in it, left out below `fewest`."""
-    drawn = total > fewest * total.sum()
+def shares_of_bins(x: np.ndarray, right: np.ndarray, total: np.ndarray) -> Points:
+    """Points of bins at `x`: the share that is right, and the share of all that is in it, unless that is tiny."""
+    drawn = total > _FEWEST * total.sum()
     return Points(x[drawn], right[drawn] / total[drawn], total[drawn] / max(total.sum(), 1))
 
 

@@ -113,8 +113,8 @@ class Recipe:
         steps_per_epoch = math.ceil(float(self.content["cost"]["train_rows"]) / self._rows_per_step())
         return steps_per_epoch * self._number("num_train_epochs")
 
-    def _number(self, name: str, default: int = 1) -> int:
-        return int(self.values("train").get(name, default))
+    def _number(self, name: str) -> int:
+        return int(self.values("train").get(name, 1))
 
     def _rows_per_step(self) -> int:
         return self._number("per_device_train_batch_size") * self._number("gradient_accumulation_steps")

@@ -120,10 +120,10 @@ def add_score_classes(parser: Parser) -> None:
     )
 
 
-def add_dates(parser: Parser) -> None:
-    """Add `--dates`."""
+def add_date_table(parser: Parser) -> None:
+    """Add `--date_table`."""
     dates = "when files were taken, a table with the columns file and date; default: by name, tags or STAC item"
-    parser.add_argument("--dates", metavar="CSV", help=dates)
+    parser.add_argument("--date_table", metavar="CSV", help=dates)
 
 
 def date_table(path: str | None, config: Any) -> Any:
@@ -131,7 +131,7 @@ def date_table(path: str | None, config: Any) -> Any:
     from sgma_hf.rasters.dates import DateTable
 
     if path is not None and config.date_periods is None:
-        raise ValueError(f"`--dates {path}`: this checkpoint knows no dates (`date_periods`). Leave it out.")
+        raise ValueError(f"`--date_table {path}`: this checkpoint knows no dates (`date_periods`). Leave it out.")
     return None if path is None else DateTable.read(path)
 
 
@@ -139,7 +139,7 @@ def rasters_of(args: argparse.Namespace, given: Mapping[str, Sequence[str]], con
     """What `predict_raster` takes of the files given: of a model that knows dates, each of its date, else mosaics."""
     from sgma_hf.rasters.scene import dated, expand, mask_options, masked
 
-    table, masks, sources = date_table(args.dates, config), mask_options(args, list(given)), dict[str, Any]()
+    table, masks, sources = date_table(args.date_table, config), mask_options(args, list(given)), dict[str, Any]()
     for name, paths in given.items():
         file, values = masks.get(name, ("", ()))
         files, hiding = expand(paths), expand([file]) if file else []

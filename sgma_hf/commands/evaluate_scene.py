@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgma_hf.commands.checkpoint_arguments import (
-    add_dates,
+    add_date_table,
     add_device,
     add_score_classes,
     add_turns,
@@ -71,7 +71,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     add("--batch_size", type=int, help="tiles per forward pass; default: 4, on a CPU 1")
     parser.add_switch("--allow_other_scale", help="score although a raster is far from what was trained on")
     add_device(parser)
-    add_dates(parser)
+    add_date_table(parser)
     add_polygon_arguments(parser)
     add_mask_arguments(parser, "file")
     group = parser.add_argument_group("modalities of the checkpoint, one or more")

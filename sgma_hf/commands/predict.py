@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import (
-    add_dates,
+    add_date_table,
     add_device,
     add_turns,
     check_checkpoint,
@@ -116,7 +116,7 @@ def _parser(modalities: Sequence[str] | None) -> Parser:
     add("--extras", nargs="+", action="extend", choices=EXTRAS, help=extras)
     by_date = "of a model that knows dates: reliance on each month, and the day of greatest reliance"
     add("--reliance_by", nargs="+", action="extend", default=[], choices=("month", "day"), help=by_date)
-    add_dates(parser)
+    add_date_table(parser)
     tile_size = "side of the tiles; default: that of the training crops"
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
     add("--stride", type=int, metavar="PIXELS", help="from tile to tile; default: about three quarters of the tile")

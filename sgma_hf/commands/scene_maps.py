@@ -48,7 +48,7 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
         raise ValueError(f"`--like {args.like}`: with --scenes it is a modality, one of {', '.join(modalities)}.")
     config, processor = AutoConfig.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
     how = {"assets": parse_assets(args.assets), "scene_by": args.scene_by, "masks": mask_options(args, modalities)}
-    how |= {"dated": config.date_periods is not None, "table": date_table(args.dates, config)}
+    how |= {"dated": config.date_periods is not None, "table": date_table(args.date_table, config)}
     found = list_scenes(args.scenes, modalities, **how)
     scenes = found[_shard(args.shard)]
     joins = args.shard is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -80,7 +80,7 @@ class ConversionOptions:
     group_regex: str | None = None  # scenes whose names give the same match stay on one side
     sequence_regex: str | None = None  # scenes whose names give the same match are one sequence, see `sequence_of`
     series: bool = False  # whether files that differ by date alone are one scene, whatever else there is
-    dates: str | os.PathLike | None = None  # a table of dates, see `DateTable`
+    date_table: str | os.PathLike | None = None  # a table of dates, see `DateTable`
     seed: int = 0  # decides what is set aside
     split_names: Mapping[str, str] = field(default_factory=dict)  # other names for split folders: {"valid": "test"}
     split_notes: Mapping[str, str] = field(default_factory=dict)  # by split, how it was made, where the user knows
@@ -112,9 +112,12 @@ def convert_rasters(
     how = {"split_names": options.split_names, "absent": options.absent.keys(), "series": options.series}
     found = find_scenes(source, folders | masks, label, **how)
     found = [files for files in found if files.label is not None or any(map(files.rasters.get, folders))]
-    series, table = series_of(found, folders), None if options.dates is None else DateTable.read(options.dates)
+    series, table = (
+        series_of(found, folders),
+        None if options.date_table is None else DateTable.read(options.date_table),
+    )
     if table is not None and not series:
-        raise ValueError(f"--dates {options.dates}: no modality of {source} has several dates in a scene.")
+        raise ValueError(f"--date_table {options.date_table}: no modality of {source} has several dates in a scene.")
     watched = tqdm(found, desc="headers", unit="scene", leave=False)
     scenes = [read_headers(files, bands, options.masks, series, table) for files in watched]
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
@@ -445,7 +448,11 @@ def _parser() -> Parser:
     add("--sequence_regex", metavar="REGEX", help=sequence)
     dated = "a scene whose files differ by their date alone is one, also where no label or other file says so"
     parser.add_switch("--series", help=dated)
-    add("--dates", metavar="CSV", help="when files were taken, columns file and date; default: by name, tag or STAC")
+    add(
+        "--date_table",
+        metavar="CSV",
+        help="when files were taken, columns file and date; default: by name, tag or STAC",
+    )
     add("--seed", type=int, default=0, help="decides which scenes are set aside (default: 0)")
     add("--split_as", dest="split_names", **several, metavar="FOLDER=SPLIT", help="e.g. valid=test")
     how = 'how a split was made, for cards and evaluations: test="a random part of the training fields"'
@@ -474,7 +481,9 @@ def main(argv: list[str] | None = None) -> int:
     }
     options = ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
     command = command_for_card(
-        "sgma-hf convert-rasters", argv, ("--source", "--output", "--classes", "--label", "--label_extent", "--dates")
+        "sgma-hf convert-rasters",
+        argv,
+        ("--source", "--output", "--classes", "--label", "--label_extent", "--date_table"),
     )
     summary = convert_rasters(
         arguments.source, arguments.output, arguments.modalities, options=options, command=command

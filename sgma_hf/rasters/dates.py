@@ -103,8 +103,8 @@ def date_of(path: str | Path, table: DateTable | None = None) -> Dated:
     if known is None:
         raise ValueError(
             f"Nobody says when {path} was taken: neither its name (as in x_2019-03-02.tif) nor its tags nor a STAC "
-            "item beside it. Put the date into the name, or give a table with the columns file and date: `--dates "
-            "dates.csv`."
+            "item beside it. Put the date into the name, or give a table with the columns file and date: "
+            "`--date_table dates.csv`."
         )
     return known
 

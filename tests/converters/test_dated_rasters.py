@@ -190,7 +190,7 @@ def test_tags_and_tables_say_the_date_where_names_do_not(dated, tmp_path, capsys
     assert not (tmp_path / "out").exists()
     table = tmp_path / "dates.csv"
     table.write_text("file,date\na/0.tif,2018-01-03\na/1.tif,2018-01-02\na/2.tif,2018-01-01T12:00\n")
-    assert convert(dated, tmp_path / "out", "--modalities", "s2", "--dates", table) == 0
+    assert convert(dated, tmp_path / "out", "--modalities", "s2", "--date_table", table) == 0
     assert "by table (3), name (2)" in capsys.readouterr().out
     images = rows_of(tmp_path / "out")["a"][0]
     assert images["s2_dates"] == [to_days(day) for day in ("2018-01-01T12:00", "2018-01-02", "2018-01-03")]
@@ -201,8 +201,8 @@ def test_what_cannot_be_meant_is_refused_in_a_line(dated, tmp_path, capsys):
     table = tmp_path / "dates.csv"
     table.write_text("file,date\na,2018-01-03\n")
     cases = [
-        (("--modalities", "dsm", "--dates", table), "no modality of .* has several dates"),
-        (("--modalities", "s2", "--dates", tmp_path / "none.csv"), "none.csv"),
+        (("--modalities", "dsm", "--date_table", table), "no modality of .* has several dates"),
+        (("--modalities", "s2", "--date_table", tmp_path / "none.csv"), "none.csv"),
     ]
     for arguments, message in cases:
         assert convert(dated, tmp_path / "out", *arguments) == 2

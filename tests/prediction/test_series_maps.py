@@ -160,7 +160,7 @@ def test_the_files_name_their_dates_and_a_changed_date_is_another_run(checkpoint
     table = tmp_path / "dates.csv"
     table.write_text("file,date\n20190702.tif,2019-08-02\n")
     capsys.readouterr()
-    assert main([*arguments, "--dates", str(table)]) == 0
+    assert main([*arguments, "--date_table", str(table)]) == 0
     said = capsys.readouterr().out
     assert "s2: 4 dates, 2019-03-02 to 2019-08-02" in said
     assert "removed: it belonged to an earlier map" in said
@@ -324,9 +324,9 @@ def test_what_cannot_be_meant_is_refused_before_the_weights_are_read(checkpoint,
     cases = [
         (folder, ["--s2", pattern], "Nobody says when"),
         (folder, ["--s2", str(scene / "s2" / "*.jp2")], "No raster is named as"),
-        (static, ["--s2", pattern, "--dates", str(table)], "this checkpoint knows no dates"),
+        (static, ["--s2", pattern, "--date_table", str(table)], "this checkpoint knows no dates"),
         (static, ["--dsm", str(scene / "dsm.tif"), "--reliance_by", "month"], "'reliance_month' is by dates"),
-        (folder, ["--dsm", str(scene / "dsm.tif"), "--dates", "half"], "There is no half; expected a table"),
+        (folder, ["--dsm", str(scene / "dsm.tif"), "--date_table", "half"], "There is no half; expected a table"),
     ]
     for checkpoint_folder, arguments, message in cases:
         assert main(["--model", str(checkpoint_folder), *arguments, *out]) == 2

@@ -122,7 +122,7 @@ def test_tags_then_a_stac_item_beside_it_and_a_table_before_all(tmp_path):
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_what_nobody_says_is_refused_with_the_ways_out(tmp_path):
     path = write_tiff(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"when .*a\.tif was taken.*--dates dates\.csv") as error:
+    with pytest.raises(ValueError, match=r"when .*a\.tif was taken.*--date_table dates\.csv") as error:
         date_of(path)
     assert "\n" not in str(error.value)
 

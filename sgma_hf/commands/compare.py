@@ -151,6 +151,7 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     arms = select_arms(args.arms or preset["arms"])
     from sgma_hf.comparison.runs import Run, check_arm, check_dates, check_device, pretrained_config
     from sgma_hf.evaluation.metrics import check_scored_classes
+    from sgma_hf.evaluation.prepared_rows import refuse_series
     from sgma_hf.training.fine_tuning.encoder_arguments import encoder_from_text
 
     check_device(args.device)
@@ -174,7 +175,10 @@ def _planned_runs(args: CompareArguments) -> "list[Run]":
     settings = RunSettings(**values)
     load_rows(args.dataset, settings.train_split)
     for split in filter(None, (settings.report_split, settings.choosing_split)):
-        with_label_column(load_rows(args.dataset, split), settings.label_column or "label", metadata.modalities)
+        rows = load_rows(args.dataset, split)
+        with_label_column(rows, settings.label_column or "label", metadata.modalities)
+        if settings.corruptions and split == settings.report_split:
+            refuse_series(rows, metadata.modalities, "`--corruptions`")
     check_scored_classes(settings.score_classes or "union", metadata.class_names)
     check_dates(settings, metadata)
     seeds = preset["seeds"] if args.seeds is None else args.seeds
@@ -200,7 +204,8 @@ def _try_models(runs: "list[Run]", *, keeps: bool) -> None:
     for index, (name, run) in enumerate(of_arms.items()):
         if index == 0 or run.arm.build is not None or not run.arm.is_ours:
             with _quiet():
-                dry_run(name, functools.partial(build, run), run.settings.crop_size)
+                series = bool(load_metadata(run.dataset).series)
+                dry_run(name, functools.partial(build, run), run.settings.crop_size, series=series)
 
 
 def _execute(runs: "list[Run]", args: CompareArguments) -> "Iterator[Outcome]":

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from comparison_fixtures import BACKBONE, TINY
+from comparison_fixtures import BACKBONE, FLAGS, TINY
 from series_rows import series_metadata, series_rows
 
+from sgma_hf.commands.compare import main
 from sgma_hf.comparison.arms import ARMS
 from sgma_hf.comparison.arms.full_pass import FullPassConfig, FullPassForSemanticSegmentation
 from sgma_hf.comparison.arms.series_networks import DAYS_OF_MONTH, first_year
@@ -149,17 +150,40 @@ def test_attention_over_dates_is_that_of_a_loop(series):
                     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, check_dtype=False)
 
 
-def test_they_are_compared_on_shares_of_the_dates(tmp_path):
-    with ParquetDatasetWriter(tmp_path / "data", series_metadata(), title="Series") as writer:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Rows of series in three splits."""
+    folder = tmp_path_factory.mktemp("series") / "data"
+    with ParquetDatasetWriter(folder, series_metadata(), title="Series") as writer:
         for split, seed in (("train", 0), ("validation", 1), ("test", 2)):
             for row in series_rows(4, size=32, seed=seed):
                 writer.write(split, *row)
+    return str(folder)
+
+
+def test_they_are_compared_on_shares_of_the_dates(data):
     settings = RunSettings(**TINY, dates=["all", "half"])
-    runs = [Run(ARMS[name], 0, str(tmp_path / "data"), settings) for name in ("sgf", "ltae", "monthly_mean")]
+    runs = [Run(ARMS[name], 0, data, settings) for name in ("sgf", "ltae", "monthly_mean")]
     rows = [execute_run(run) for run in runs]
     pixels = [[s["pixels"] for s in row["dates"]["conditions"]["half"]["combinations"].values()] for row in rows]
     assert pixels[0] == pixels[1] == pixels[2] and all(row["dates"]["average_miou"] is not None for row in rows)
     card = make_card(rows).markdown()
     assert "| `ltae` |" in card and "| `monthly_mean` |" in card and "With some of the dates" in card
+
+
+def test_networks_of_one_image_are_refused_before_any_training(data, tmp_path, capsys):
+    flags = ["--dataset", data, "--output", str(tmp_path / "lines.jsonl"), "--seeds", "0", *FLAGS]
+    for words, message in (
+        (["--arms", "sgf", "early"], "The arm early: it fails in its first step, on 2 rows of 32 x 32 pixels: "),
+        (
+            ["--arms", "sgf", "--corruptions"],
+            "`--corruptions` is for rows of one date; a row here has up to 4 of 's2'",
+        ),
+    ):
+        capsys.readouterr()
+        assert main([*flags, *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
     with pytest.raises(ValueError, match="the network 'early' takes one image of each modality"):
-        execute_run(Run(ARMS["early"], 0, str(tmp_path / "data"), settings))
+        execute_run(Run(ARMS["early"], 0, data, RunSettings(**TINY)))
+    assert not (tmp_path / "lines.jsonl").exists()

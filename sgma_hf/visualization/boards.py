@@ -14,7 +14,7 @@ import torch
 
 from ..data.evaluation_mode import evaluating
 from ..model.dates_sgma import dates_for, observations
-from ..model.image_transforms_sgma import find_covered, read_raster, valid_pixels
+from ..model.image_transforms_sgma import read_raster, valid_pixels
 from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
 from .palette import (
     GAP_COLOR,
@@ -53,7 +53,8 @@ def plot_sample(
     Gaps inside a modality are hatched, and so is the whole panel of a missing one, None. Single bands and bands of
     more than 8 bits are shown between their 2nd and 98th percentile.
 
-    `images` are (height, width) or (height, width, channels), masked or not; labels and `predictions`, by the title of
+    `images` are (height, width) or (height, width, channels), masked or not, or series of such, of which the date with
+    the most valid pixels is shown; labels and `predictions`, by the title of
     their panel, class ids (height, width), 255 where there is none. With labels, the share of labelled pixels that are
     right is written below, and a panel shows the errors of the first prediction. `robustness` has shares in [0, 1],
     float (height, width), by heading of a row and title of a panel. `nodata` values and `units`, for the range below
@@ -62,6 +63,7 @@ def plot_sample(
     if not images:
         raise ValueError("`images` is empty; give at least one modality, None for those that are missing.")
     nodata, units = nodata or {}, units or {}
+    images = _shown(images, nodata)
     maps = [*([] if label is None else [label]), *(predictions or {}).values()]
     names, palette = _names_and_colors(maps, class_names, palette)
     inputs = [
@@ -105,7 +107,7 @@ def plot_predictions(
     names, palette = _names_and_colors(maps, class_names, palette)
     inputs = [
         (name, partial(_show_raster, raster=raster, nodata=(nodata or {}).get(name, ()), unit=None))
-        for name, raster in images.items()
+        for name, raster in _shown(images, nodata or {}).items()
     ]
     rows = [("Input", [*inputs, ("labels", partial(_show_labels, ids=label, palette=palette))])]
     for method, row in predictions.items():
@@ -217,22 +219,30 @@ def _predict_subsets(
     return predictions, robustness
 
 
-def _as_read(images: Mapping[str, Any], processor: Any, name: str) -> np.ndarray | None:
-    """A raster as the processor reads it, (height, width, channels), with transparent pixels masked.
+def _as_read(images: Mapping[str, Any], processor: Any, name: str) -> list[np.ndarray]:
+    """The dates of a modality as the processor reads them, (height, width, channels), transparent pixels masked."""
+    channels, where = processor.modality_channels[processor.modalities.index(name)], f"`images[{name!r}]`"
+    dates = []
+    for value in observations(images, name):
+        raster = read_raster(value, channels, layout=None, where=where)
+        values = np.moveaxis(raster.values, 0, -1)
+        if raster.valid is not None:
+            values = np.ma.MaskedArray(values, np.broadcast_to(~raster.valid[..., None], values.shape))
+        dates.append(values)
+    return dates
 
-    Of a series, the date with the most valid pixels.
-    """
-    index = processor.modalities.index(name)
-    channels, where = processor.modality_channels[index], f"`images[{name!r}]`"
-    dates = [read_raster(value, channels, layout=None, where=where) for value in observations(images, name)]
-    if not dates:
-        return None
-    covered = [find_covered(raster, processor.nodata[index]) for raster in dates]
-    raster = dates[int(np.argmax([1 if part is None else part.mean() for part in covered]))]
-    values = np.moveaxis(raster.values, 0, -1)
-    if raster.valid is None:
-        return values
-    return np.ma.MaskedArray(values, np.broadcast_to(~raster.valid[..., None], values.shape))
+
+def _shown(images: Mapping[str, Any], nodata: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray | None]:
+    """The raster of each modality to show, None where there is none: of a series, the date that covers most."""
+    shown = {}
+    for name in images:
+        if not name.endswith(DATES_SUFFIX):
+            dates = observations(images, name)
+            covered = (
+                [valid_pixels(raster, nodata.get(name, ())).mean() for raster in dates] if len(dates) > 1 else [1]
+            )
+            shown[name] = dates[int(np.argmax(covered))] if len(dates) else None
+    return shown
 
 
 def _subset_title(names: Sequence[str], present: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from sgma_hf.commands.compare import main
 from sgma_hf.comparison.arms import ARMS
 from sgma_hf.comparison.arms.full_pass import FullPassConfig, FullPassForSemanticSegmentation
 from sgma_hf.comparison.arms.series_networks import DAYS_OF_MONTH, first_year
+from sgma_hf.comparison.card.experiments import group_runs
+from sgma_hf.comparison.card.model_figures import model_figures_of
 from sgma_hf.comparison.card.report import make_card
 from sgma_hf.comparison.runs import Run, RunSettings, execute_run
 from sgma_hf.converters.writing.parquet import ParquetDatasetWriter
@@ -161,14 +163,18 @@ def data(tmp_path_factory):
     return str(folder)
 
 
-def test_they_are_compared_on_shares_of_the_dates(data):
+def test_they_are_compared_on_shares_of_the_dates(data, tmp_path):
     settings = RunSettings(**TINY, dates=["all", "half"])
     runs = [Run(ARMS[name], 0, data, settings) for name in ("sgf", "ltae", "monthly_mean")]
-    rows = [execute_run(run) for run in runs]
+    rows = [execute_run(run, keep_models=str(tmp_path / "models")) for run in runs]
     pixels = [[s["pixels"] for s in row["dates"]["conditions"]["half"]["combinations"].values()] for row in rows]
     assert pixels[0] == pixels[1] == pixels[2] and all(row["dates"]["average_miou"] is not None for row in rows)
     card = make_card(rows).markdown()
     assert "| `ltae` |" in card and "| `monthly_mean` |" in card and "With some of the dates" in card
+    pytest.importorskip("matplotlib")
+    figures = model_figures_of(group_runs(rows)[0], str(tmp_path / "models"), data, row_ids=["row0", "row3"])
+    titles = [[axes.get_title() for axes in figures[name].axes[:4]] for name in ("rows_1", "rows_2")]
+    assert titles == [["s2", "vv", "dsm", "labels"]] * 2
 
 
 def test_networks_of_one_image_are_refused_before_any_training(data, tmp_path, capsys):

@@ -82,5 +82,13 @@ def test_predictions_of_methods_stand_below_the_sample():
     assert_legible(figure)
     names = modality_combinations(["s1_before", "s1_after", "s2_before", "s2_after"])
     wide = plot_predictions(images, label, {arm: {"+".join(name): label for name in names} for arm in MANY[:2]})
+    clouded, clear = np.array([[0, 0], [0, 7]], np.uint8), np.array([[0, 9], [9, 9]], np.uint8)
+    series = {"a": [clouded, clear], "a_dates": ["2019-03-02", None], "b": []}
+    shown = plot_predictions(series, label, ids, nodata={"a": [0]})
+    assert [axes.get_title() for axes in shown.axes[:3]] == ["a", "b", "labels"]
+    assert (
+        shown.axes[0].get_xlabel()
+        == plot_predictions({"a": clear}, label, ids, nodata={"a": [0]}).axes[0].get_xlabel()
+    )
     assert "s1_before+s1_after+\ns2_before+s2_after" in [axes.get_title() for axes in wide.axes]
     assert_legible(wide)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ...model.cells_sgma import resize
+from ...model.cells_sgma import LOGITS_STRIDE, resize
 from ...model.configuration_sgma import SgmaConfig
 from ...model.layers_sgma import ABSENT_SCORE
 from ...model.modeling_sgma import SgmaForSemanticSegmentation
@@ -101,6 +101,10 @@ class Ltae(_OfSeries):
             shown = torch.where(covered[there].unsqueeze(1), rasters[there], self.model.config.gap_value)
             maps = sgma.encoder_maps(sgma.stems[index](shown))
             features[name] = self._over_dates(index, maps, covered, there, days[:, :, index])
+        if not features:  # of no modality is anything there, in no row
+            height, width = pixel_values.shape[-2:]
+            shape = (len(pixel_values), self.model.config.num_labels, height // LOGITS_STRIDE, width // LOGITS_STRIDE)
+            return ModelOutput(logits=pixel_values.new_zeros(shape))
         coverage = modality_mask.any(1)
         maps = sgma.fusion_stages(features, coverage).feature_maps
         return ModelOutput(logits=self.model.decode_head(maps))

@@ -17,6 +17,7 @@ from ...model.cells_sgma import predicted_classes
 from ...model.limits_sgma import IGNORE_INDEX
 from ...visualization.boards import plot_predictions
 from ...visualization.comparison_charts import plot_planes
+from ...visualization.palette import class_palette
 from ..compared_rows import content_fingerprint, load_metadata
 from ..kept_models import load_kept, model_folder
 from ..runs import check_device
@@ -69,7 +70,7 @@ def model_figures_of(
     if not seen:
         raise ValueError(f"{models!r} holds no model of these runs; train them by `compare --keep_models {models}`.")
     figures = {}
-    palette = metadata.palette or None
+    palette = metadata.palette or class_palette(metadata.class_names)
     for number, row in enumerate(rows):
         images, label = decode_row(row, metadata.modalities)
         figures[f"rows_{number + 1}"] = plot_predictions(

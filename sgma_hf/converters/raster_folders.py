@@ -112,10 +112,8 @@ def convert_rasters(
     how = {"split_names": options.split_names, "absent": options.absent.keys(), "series": options.series}
     found = find_scenes(source, folders | masks, label, **how)
     found = [files for files in found if files.label is not None or any(map(files.rasters.get, folders))]
-    series, table = (
-        series_of(found, folders),
-        None if options.date_table is None else DateTable.read(options.date_table),
-    )
+    series = series_of(found, folders)
+    table = None if options.date_table is None else DateTable.read(options.date_table)
     if table is not None and not series:
         raise ValueError(f"--date_table {options.date_table}: no modality of {source} has several dates in a scene.")
     watched = tqdm(found, desc="headers", unit="scene", leave=False)
@@ -448,11 +446,8 @@ def _parser() -> Parser:
     add("--sequence_regex", metavar="REGEX", help=sequence)
     dated = "a scene whose files differ by their date alone is one, also where no label or other file says so"
     parser.add_switch("--series", help=dated)
-    add(
-        "--date_table",
-        metavar="CSV",
-        help="when files were taken, columns file and date; default: by name, tag or STAC",
-    )
+    taken = "when files were taken, columns file and date; default: by name, tag or STAC"
+    add("--date_table", metavar="CSV", help=taken)
     add("--seed", type=int, default=0, help="decides which scenes are set aside (default: 0)")
     add("--split_as", dest="split_names", **several, metavar="FOLDER=SPLIT", help="e.g. valid=test")
     how = 'how a split was made, for cards and evaluations: test="a random part of the training fields"'
@@ -480,11 +475,8 @@ def main(argv: list[str] | None = None) -> int:
         "split_notes": _pairs(arguments.split_notes, "--split_notes"),
     }
     options = ConversionOptions(**{option.name: given[option.name] for option in fields(ConversionOptions)})
-    command = command_for_card(
-        "sgma-hf convert-rasters",
-        argv,
-        ("--source", "--output", "--classes", "--label", "--label_extent", "--date_table"),
-    )
+    paths = ("--source", "--output", "--classes", "--label", "--label_extent", "--date_table")
+    command = command_for_card("sgma-hf convert-rasters", argv, paths)
     summary = convert_rasters(
         arguments.source, arguments.output, arguments.modalities, options=options, command=command
     )

@@ -40,7 +40,7 @@ def row_parser() -> Parser:
     add("--tile_size", type=int, metavar="PIXELS", help=windows, former=("--window_size",))
     add("--stride", type=int, metavar="PIXELS", help="from window to window, which are blended; default: no overlap")
     add_turns(parser)
-    add("--batch_size", type=int, default=8, help="rows per forward pass, at most; default: 8")
+    add("--batch_size", type=int, default=8, help="windows per forward pass, at most; default: 8")
     shown = "what the model sees of a modality that is left out: nothing (default), or zeros after normalisation"
     add("--missing", choices=["absent", "zero"], default="absent", help=shown)
     add_score_classes(parser)

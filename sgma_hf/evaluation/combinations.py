@@ -104,7 +104,7 @@ def evaluate_modality_combinations(
         window_size: Side in pixels of the windows that larger rows are cut into; best the size trained on.
         stride: Pixels from window to window, blended as in `sliding_window_logits`; a row counts as one window then.
         tta: Test-time turns whose logits are averaged, `flips` or `d4`, see `average_over_turns`.
-        batch_size: Rows per forward pass, at most.
+        batch_size: Windows per forward pass, at most.
         num_workers: Processes that read and prepare rows; 0 does it in this one.
         progress_bar: Show a progress bar over the rows.
         accelerator: Shares the rows out among its processes; all return the same.

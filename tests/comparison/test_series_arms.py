@@ -175,6 +175,9 @@ def test_they_are_compared_on_shares_of_the_dates(data, tmp_path):
     figures = model_figures_of(group_runs(rows)[0], str(tmp_path / "models"), data, row_ids=["row0", "row3"])
     titles = [[axes.get_title() for axes in figures[name].axes[:4]] for name in ("rows_1", "rows_2")]
     assert titles == [["s2", "vv", "dsm", "labels"]] * 2
+    figures = model_figures_of(group_runs(rows)[0], str(tmp_path / "models"), data, row_ids=["row0"])
+    stages = [axes.get_title() for axes in figures["features"].axes if axes.get_title()]
+    assert stages == [f"sgf, stage {stage}" for stage in (1, 2, 3)]  # the last has one cell, and one has no plane
 
 
 def test_networks_of_one_image_are_refused_before_any_training(data, tmp_path, capsys):

@@ -86,7 +86,7 @@ def model_figures_of(
         f"{arm}, stage {stage + 1}": _plane(found.cells[stage], found.prototypes[stage])
         for arm, found in seen.items()
         for stage in range(4)
-        if found.cells[stage]
+        if sum(len(classes) for _, classes in found.cells[stage]) > 1  # deep cells of small rows may be of no class
     }
     if planes:
         title = "Cells of the fused maps, and class prototypes, in the plane of most variance"

@@ -1,5 +1,6 @@
 """The part of training that saves and pushes: complete repositories, no pickled arguments, a card from the run."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -34,8 +35,9 @@ from ..publishing.weights_digest import DIGEST_KEY, weights_digest
 
 logger = logging.get_logger(__name__)
 
-# What a model's repository holds; whatever else lies in the output folder stays at home.
-PUBLISHED = (
+# What a model's repository holds, beside the code that `config.json` names; whatever else lies in the output folder
+# stays at home.
+_PUBLISHED = (
     "config.json",
     "preprocessor_config.json",
     "model*.safetensors",
@@ -221,7 +223,7 @@ class HubTrainer(Trainer):
         self.create_model_card(**kwargs)
         self._finish_current_push()
         folder = self._staging()
-        _link_files(Path(self.args.output_dir), folder, PUBLISHED)
+        link_published(Path(self.args.output_dir), folder)
         private = self.args.hub_private_repo if private is None else private
         options = {"private": private, "token": token, "revision": revision or self.args.hub_revision}
         job = run_as_future(self._push_parts, folder, {"": folder}, commit_message, **options)
@@ -238,7 +240,7 @@ class HubTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         staging = self._staging()
         checkpoint = Path(checkpoint_folder)
-        _link_files(checkpoint, staging / "model", PUBLISHED)
+        link_published(checkpoint, staging / "model")
         self._write_card(staging / "model", self.training_record())
         parts = {"": staging / "model"}
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -276,6 +278,13 @@ def _backbone_name(given: str | Mapping[str, str] | None) -> str | None:
     if isinstance(given, Mapping):
         return ", ".join(f"{dataset_name(part)[0]} ({group})" for group, part in given.items())
     return dataset_name(given)[0]
+
+
+def link_published(source: Path, target: Path) -> None:
+    """Link what a repository holds, with the file of a fusion of one's own, into another folder of the same disk."""
+    auto_map = json.loads((source / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
+    code = {f"{reference.partition('.')[0]}.py" for reference in auto_map.values()}
+    _link_files(source, target, (*_PUBLISHED, *code))
 
 
 def _link_files(source: Path, target: Path, patterns: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForSemanticSegmentation
 
 from sgma_hf import SgmaForSemanticSegmentation, SgmaFusion, SgmaModel, register_fusion
 from sgma_hf.model.fusion_sgma import FUSIONS, SgmaProjectorMeanFusion
+from sgma_hf.training.hub_trainer import link_published
 
 
 CODE = '''"""At every position each modality counts by a learned number of its own."""
@@ -132,7 +133,11 @@ def test_it_comes_back_from_its_checkpoint(weighted, tmp_path):
     )
     trainer.train()
     trainer.save_model(tmp_path / "trained")
-    assert (tmp_path / "trained" / "weighted_fusion.py").is_file()
+    code = {path.name for path in (tmp_path / "trained").glob("*.py")}
+    assert {"weighted_fusion.py", "modeling_sgma.py"} <= code
+    (tmp_path / "trained" / "notes.py").write_text("mine = True")
+    link_published(tmp_path / "trained", tmp_path / "pushed")
+    assert {path.name for path in (tmp_path / "pushed").glob("*.py")} == code
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from sgma_hf.commands.train import main
 from sgma_hf.converters.demo_scenes import write_demo_scenes
 from sgma_hf.evaluation.combinations import evaluate_modality_combinations
 from sgma_hf.publishing.weights_digest import checkpoint_digest
-from sgma_hf.training.hub_trainer import PUBLISHED, _link_files
+from sgma_hf.training.hub_trainer import link_published
 
 
 pytestmark = pytest.mark.long
@@ -197,7 +197,7 @@ def test_the_command_adapts_a_pretrained_encoder_says_so_and_leaves_no_adapter_o
     card = (run / "README.md").read_text()
     assert "trained by LoRA, which is merged" in card and "average over the steps of training" in card
     assert json.loads((run / "validation_results.json").read_text())["weights_sha256"] == checkpoint_digest(run)
-    _link_files(run, tmp_path / "pushed", PUBLISHED)
+    link_published(run, tmp_path / "pushed")
     assert (tmp_path / "pushed" / "adapter" / "adapter_config.json").is_file()
     assert main(flags(arguments, overwrite="true")) == 0
     assert not (run / "adapter").exists()

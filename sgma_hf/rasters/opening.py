@@ -91,6 +91,8 @@ def named_errors(path: Path | str, advice: str = "") -> Iterator[None]:
         yield
     except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError) as error:
         detail = str(error.__cause__ or error).rstrip(".")  # rasterio says "See previous exception for details"
+        if Path(path).is_dir():  # some formats are folders
+            advice = f". It is a folder: give the files in it, as in '{path}/*.tif'."
         if "Range downloading" in detail:
             advice = f". Fetch the file, or name it /vsicurl_streaming/{path}, which reads it from the start."
         driver = _RARE_DRIVERS.get(Path(path).suffix.lower(), "")

@@ -158,6 +158,12 @@ def test_damaged_files_are_named(tmp_path, name):
         read_info(path)
 
 
+def test_a_folder_in_place_of_a_file_is_told_from_a_damaged_file(tmp_path):
+    with pytest.raises(ValueError, match=r"It is a folder: give the files in it, as in '.*scene one/\*\.tif'\.$"):
+        (tmp_path / "scene one").mkdir()
+        read_raster(tmp_path / "scene one")
+
+
 def test_crop_pads_with_no_data():
     raster = Raster(np.arange(6, dtype=np.uint8).reshape(2, 3, 1), np.ones((2, 3), dtype=bool))
     inner = raster.crop(0, 1, 2, 2)

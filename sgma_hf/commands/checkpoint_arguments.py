@@ -147,4 +147,6 @@ def rasters_of(args: argparse.Namespace, given: Mapping[str, Sequence[str]], con
             sources[name] = masked(files, hiding, values)
         else:
             sources |= dated(name, files, hiding, values, table)
+    if table is not None:
+        table.check_used(args.date_table)
     return sources

@@ -118,6 +118,8 @@ def convert_rasters(
         raise ValueError(f"--date_table {options.date_table}: no modality of {source} has several dates in a scene.")
     watched = tqdm(found, desc="headers", unit="scene", leave=False)
     scenes = [read_headers(files, bands, options.masks, series, table) for files in watched]
+    if table is not None:
+        table.check_used(options.date_table)
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:
         classes = None if options.classes is None else ClassMap.load(options.classes)
         burn_labels(scenes, layer, options.polygons, classes, Path(folder), ignore_unmapped=options.ignore_unmapped)

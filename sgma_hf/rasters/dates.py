@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..model.dates_sgma import from_days, to_days
 from .files import uses_pillow
@@ -56,6 +56,7 @@ class DateTable:
 
     def __init__(self, dates: Mapping[str, datetime]):
         self._dates = {Path(name).as_posix(): time for name, time in dates.items()}
+        self._has_named = False  # any file that was asked for
 
     @property
     def version(self) -> str:
@@ -85,7 +86,18 @@ class DateTable:
         parts = Path(str(path)).parts
         ends = [Path(*parts[start:]) for start in range(len(parts))]
         names = [name for end in ends for name in (end.as_posix(), end.with_suffix("").as_posix())]
-        return next((self._dates[name] for name in names if name in self._dates), None)
+        found = next((self._dates[name] for name in names if name in self._dates), None)
+        self._has_named |= found is not None
+        return found
+
+    def check_used(self, path: Any) -> None:
+        """Raise a ValueError if the table, which was read from `path`, had none of the files that were asked for."""
+        if not self._has_named:
+            entry = f", such as {next(iter(self._dates))!r}," if self._dates else ""
+            raise ValueError(
+                f"--date_table {path}: none of its {len(self._dates)} entries{entry} is one of the files. Name a file "
+                "by its path or the end of it, as in a/1.tif."
+            )
 
 
 def date_of(path: str | Path, table: DateTable | None = None) -> Dated:

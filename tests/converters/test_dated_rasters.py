@@ -200,7 +200,10 @@ def test_tags_and_tables_say_the_date_where_names_do_not(dated, tmp_path, capsys
 def test_what_cannot_be_meant_is_refused_in_a_line(dated, tmp_path, capsys):
     table = tmp_path / "dates.csv"
     table.write_text("file,date\na,2018-01-03\n")
+    other = tmp_path / "other.csv"
+    other.write_text("file,date\nb/0.tif,2018-01-03\n")
     cases = [
+        (("--modalities", "s2", "--date_table", other), "none of its 1 entries, such as 'b/0.tif', is one of the"),
         (("--modalities", "dsm", "--date_table", table), "no modality of .* has several dates"),
         (("--modalities", "s2", "--date_table", tmp_path / "none.csv"), "none.csv"),
     ]

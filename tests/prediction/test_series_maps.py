@@ -165,6 +165,9 @@ def test_the_files_name_their_dates_and_a_changed_date_is_another_run(checkpoint
     assert "s2: 4 dates, 2019-03-02 to 2019-08-02" in said
     assert "removed: it belonged to an earlier map" in said
     assert not out.with_name("map_reliance_month.tif").exists()
+    table.write_text("file,date\n20190702.tiff,2019-08-02\n")
+    assert main([*arguments, "--date_table", str(table)]) == 2
+    assert "none of its 1 entries, such as '20190702.tiff', is one of the files." in capsys.readouterr().err
 
 
 def test_a_series_with_an_unknown_date_is_mapped_tile_by_tile(checkpoint, scene, tmp_path):

@@ -205,33 +205,15 @@ def _new_model(
     modalities: list[str],
     rows: Dataset,
 ) -> tuple[SgmaForSemanticSegmentation, BaseImageProcessor, str | None]:
+    """Make the model, fit its processor to the rows, and say in a line what a pretrained encoder is normalised by."""
     chosen = [metadata.modalities.index(name) for name in modalities]
     channels = [metadata.modality_channels[index] for index in chosen]
-    config = SgmaConfig(
-        modalities=modalities,
-        modality_channels=channels,
-        id2label=dict(enumerate(metadata.class_names)),
-        label2id={name: index for index, name in enumerate(metadata.class_names)},
-        **encoder_fields(arguments),
-        decoder_hidden_size=arguments.decoder_hidden_size,
-        logits_stride=arguments.logits_stride,
-        modality_adapter_size=arguments.modality_adapter_size,
-        fusion=arguments.fusion,
-        date_periods=_date_periods(arguments, metadata, modalities),
-        mas_loss_weight=arguments.mas_loss_weight,
-        subset_loss_weight=arguments.subset_loss_weight,
-        filter_loss_weight=arguments.filter_loss_weight,
-        dice_loss_weight=arguments.dice_loss_weight,
-        palette=metadata.palette or None,
-        class_weights=_class_weights(arguments.class_weighting, metadata),
-    )
+    config = _new_config(arguments, metadata, modalities, channels)
     # What the trainer's collator refuses is refused before weights and all rows are read.
     collator_of(training_args, SgmaImageProcessor(modalities, channels), None, config)
+    pretrained = pretrained_encoders(arguments)
     colours: list[str] = []
-    pretrained, new = (
-        pretrained_encoders(arguments),
-        encoders_from_new_weights(arguments, list(config.encoder_configs)),
-    )
+    new = encoders_from_new_weights(arguments, list(config.encoder_configs))
     if new:
         which = "The encoder" if len(config.encoder_configs) == 1 else f"The encoder of {', that of '.join(new)}"
         logger.warning(
@@ -256,6 +238,29 @@ def _new_model(
         seen = config.encoder_name(group).split("+")
         lines.append(normalize_as_encoder(processor, path, [name for name in colours if name in seen], seen))
     return model, processor, "\n".join(lines)
+
+
+def _new_config(
+    arguments: RunArguments, metadata: DatasetMetadata, modalities: list[str], channels: list[int]
+) -> SgmaConfig:
+    return SgmaConfig(
+        modalities=modalities,
+        modality_channels=channels,
+        id2label=dict(enumerate(metadata.class_names)),
+        label2id={name: index for index, name in enumerate(metadata.class_names)},
+        **encoder_fields(arguments),
+        decoder_hidden_size=arguments.decoder_hidden_size,
+        logits_stride=arguments.logits_stride,
+        modality_adapter_size=arguments.modality_adapter_size,
+        fusion=arguments.fusion,
+        date_periods=_date_periods(arguments, metadata, modalities),
+        mas_loss_weight=arguments.mas_loss_weight,
+        subset_loss_weight=arguments.subset_loss_weight,
+        filter_loss_weight=arguments.filter_loss_weight,
+        dice_loss_weight=arguments.dice_loss_weight,
+        palette=metadata.palette or None,
+        class_weights=_class_weights(arguments.class_weighting, metadata),
+    )
 
 
 def _date_periods(arguments: RunArguments, metadata: DatasetMetadata, modalities: Sequence[str]) -> list[float] | None:

@@ -109,7 +109,8 @@ class SgmaTrainer(TuningTrainer):
 
     Raises:
         ValueError: If processor and model disagree on the modalities or the ignored label, there is no row, no
-            evaluation gives the `metric_for_best_model`, or Accelerate was started with FSDP version 1.
+            evaluation gives the `metric_for_best_model`, the model has nothing that an option of fine-tuning is for,
+            or Accelerate was started with DeepSpeed or FSDP version 1.
         TypeError: If a data set has no length and is no IterableDataset to train on, `data_collator` is of another
             class, or `kwargs` has a function that would not be called, such as `compute_metrics`.
     """

@@ -35,7 +35,7 @@ def check_processor(config: Any, processor: BaseImageProcessor) -> None:
 
 def refuse_series(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str], what: str) -> None:
     """Raise a ValueError if any row has several dates of a modality, which `what` is not defined for."""
-    most = count_dates(rows, modalities).max(0)
+    most = count_dates(rows, modalities).max(0, initial=0)
     named = [f"up to {count} of {name!r}" for name, count in zip(modalities, most.tolist(), strict=True) if count > 1]
     if named:
         raise ValueError(f"{what} is for rows of one date; a row here has {', '.join(named)}. Leave it out.")

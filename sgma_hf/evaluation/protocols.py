@@ -75,6 +75,8 @@ def evaluate_protocols(
         ValueError: If a protocol is unknown, or as `evaluate_modality_combinations` does.
     """
     check_protocols(protocols)
+    if set(protocols) - {"emm"}:
+        refuse_series(dataset, model.config.modalities, "Damaging inputs")
     options = {"missing": missing, "scored_classes": scored_classes}
     results = evaluate_modality_combinations(model, processor, dataset, **options, **reading)
     clean, modalities = results["combinations"], results["modalities"]
@@ -148,7 +150,6 @@ def _count_damaged(
     if not cases:
         return {}
     config = model.config
-    refuse_series(dataset, config.modalities, "Damaging inputs")
     prepared = PreparedRows(dataset, processor, config, window_size)
     progress = "protocols" if progress_bar else None
     batches = PreparedBatches(prepared, batch_size, num_workers=num_workers, progress=progress)

@@ -291,5 +291,7 @@ def test_wrong_options_are_refused(model, processor, rows):
         Corruption("swapped", 1, jointly=True)
     with pytest.raises(ValueError, match="`batch_size` is 0"):
         evaluate_corruptions(model, processor, rows, window_size=None, batch_size=0)
+    with pytest.raises(ValueError, match="`dataset` has no rows"):
+        evaluate_corruptions(model, processor, [], window_size=None)
     with pytest.raises(ValueError, match="None of the 1 rows can be corrupted: 0 have no label, 1 lack a modality"):
         evaluate_corruptions(model, processor, [_row("a", seed=0, rgb=None)], window_size=None)

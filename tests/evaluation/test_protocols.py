@@ -242,6 +242,16 @@ def test_the_table_has_a_line_for_each_protocol_and_level():
     assert results_to_markdown(json.loads(json.dumps(results))) == results_to_markdown(results)
 
 
+def test_series_and_no_rows_are_refused_before_anything_is_scored(monkeypatch):
+    model, processor = _pair(("rgb", "dsm"))
+    monkeypatch.setattr(model, "encode", None)
+    series = {"id": "a", "label": np.zeros((8, 8), np.uint8), "rgb": [np.ones((8, 8, 3))] * 2, "dsm": None}
+    with pytest.raises(ValueError, match=r"Damaging inputs is for rows of one date; a row here has up to 2 of 'rgb'"):
+        evaluate_protocols(model, processor, [series], ["emm", "rmm"])
+    with pytest.raises(ValueError, match=r"`dataset` has no rows"):
+        evaluate_protocols(model, processor, [], ["nm"])
+
+
 def test_a_protocol_with_a_typo_is_one_line(capsys):
     from sgma_hf.commands.evaluate import main
 

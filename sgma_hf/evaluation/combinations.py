@@ -134,9 +134,10 @@ def evaluate_modality_combinations(
     _check_options(missing, scored_classes, tta, config)
     _check_dates(dates, missing, stride, accelerator)
     rows = PreparedRows(dataset, processor, config, window_size, stride=stride)
-    subsets, num_tiles = _subset_masks(combinations, config.modalities), len(dataset) if return_tiles else 1
+    chosen = chosen_combinations(combinations, config.modalities)
+    subsets = torch.tensor([[name in names for name in config.modalities] for names in chosen])
     cases = DateCases(dates or DateGrid([]), dataset, config.modalities)
-    counts = _Counts(subsets, cases, num_tiles, config.num_labels, model.device)
+    counts = _Counts(subsets, cases, len(dataset) if return_tiles else 1, config.num_labels, model.device)
     order = counts.follow_sequences(dataset) if accelerator is None else None
     batches = PreparedBatches(rows, batch_size, accelerator=accelerator, order=order, **reading)
     with evaluating(model):
@@ -174,10 +175,12 @@ def _check_dates(dates: DateGrid | None, missing: str, stride: int | None, accel
         )
 
 
-def _subset_masks(combinations: Sequence[Sequence[str]] | None, modalities: Sequence[str]) -> torch.Tensor:
-    """Bool (combinations, num_modalities), True for the modalities that belong to each; None makes all of them."""
+def chosen_combinations(
+    combinations: Sequence[Sequence[str]] | None, modalities: Sequence[str]
+) -> Sequence[Sequence[str]]:
+    """Those that are named, None for all; a ValueError if there is none, or one is not of these modalities."""
     if combinations is None:
-        combinations = modality_combinations(modalities)
+        return modality_combinations(modalities)
     if len(combinations) == 0:
         raise ValueError("`combinations` is empty; expected at least one combination of modalities.")
     for names in combinations:
@@ -185,7 +188,7 @@ def _subset_masks(combinations: Sequence[Sequence[str]] | None, modalities: Sequ
             raise ValueError(
                 f"`combinations` holds {names!r}; expected non-empty sequences of names among {list(modalities)}."
             )
-    return torch.tensor([[name in names for name in modalities] for names in combinations])
+    return combinations
 
 
 class _Counts:

@@ -22,7 +22,7 @@ from ..rasters.grids import Grid
 from ..rasters.opening import is_npy
 from ..rasters.polygons import PolygonLabels
 from ..rasters.scene import RasterInput, RasterScene
-from .combinations import modality_combinations, summarize_combinations
+from .combinations import chosen_combinations, summarize_combinations
 from .metrics import ScoredClasses, check_class_ids, check_scored_classes, confusion_matrix, segmentation_scores
 
 
@@ -249,20 +249,22 @@ def evaluate_scene(
         None if the model has no robustness or there is one modality only; `unlabelled_share`, of the label's pixels.
 
     Raises:
-        ValueError: If a raster or the label cannot be used.
+        ValueError: If a raster or the label cannot be used, or a combination has a modality that is not there.
     """
+    config = model.config
+    given = [name for name in config.modalities if rasters.get(name) is not None]
+    if not given:
+        raise ValueError(f"The scene has none of the modalities {list(config.modalities)}; give at least one raster.")
+    combinations = chosen_combinations(combinations, given)
     if isinstance(label, PolygonLabels):
-        classes = classes or ClassMap.of_record(None, model.config.class_names)
+        classes = classes or ClassMap.of_record(None, config.class_names)
         with _burnt(label, _grid_of(rasters, processor), classes) as path:
             how = {"combinations": combinations, "scored_classes": scored_classes, "classes": classes}
             return evaluate_scene(model, processor, rasters, path, **how, **options)
     if classes is None or not classes.by_colour:
         _band_of_ids(label)  # refused before anything is computed
-    config = model.config
     check_scored_classes(scored_classes, config.class_names)
     scored = {"scored_classes": scored_classes, "class_names": config.class_names}
-    given = [name for name in config.modalities if rasters.get(name) is not None]
-    combinations = modality_combinations(given) if combinations is None else combinations
     results: dict[str, dict[str, Any]] = {}
     robustness = None
     with tempfile.TemporaryDirectory(prefix="sgma_hf_") as folder:

@@ -124,6 +124,13 @@ def test_every_combination_is_scored_and_reliance_is_told_by_class(tmp_path):
     rasters = {"rgb": rgb, "dsm": dsm}
     results = evaluate_scene(model, processor, rasters, label, tile_size=64)
     assert list(results["combinations"]) == ["rgb", "dsm", "rgb+dsm"]
+    some = evaluate_scene(model, processor, rasters, label, combinations=[["dsm"]], tile_size=64)
+    assert some["combinations"] == {"dsm": results["combinations"]["dsm"]}
+    for combinations in ([["rgb", "dsm"]], ["rgb"], []):
+        with pytest.raises(ValueError, match=r"^`combinations` (holds|is empty)"):
+            evaluate_scene(model, processor, {"rgb": rgb, "dsm": None}, label, combinations=combinations)
+    with pytest.raises(ValueError, match=r"^The scene has none of the modalities \['rgb', 'dsm'\]"):
+        evaluate_scene(model, processor, {"nir": rgb}, label)
     extras = {"extras": ["robustness"], "tile_size": 64}
     made = predict_raster(model, processor, rasters, tmp_path / "map.tif", **extras).files
     alone = score_map(made["labels"], label, 5, robustness=made["robustness"])

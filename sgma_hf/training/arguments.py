@@ -333,7 +333,7 @@ class RunArguments:
     )
     fit_statistics: list[str] | None = HfArg(
         default=None,
-        help="Modalities of `--model` whose mean and standard deviation are fitted to the rows: those that "
+        help="Modalities of `--model` whose mean, standard deviation and range are fitted to the rows: those that "
         "were added to it and have no statistics of their own yet. A new model's are fitted in any case.",
     )
     overwrite: bool = HfArg(

@@ -147,8 +147,7 @@ def evaluate_modality_combinations(
     batches.finish()
     return {
         **_settings(config, missing, scored_classes),
-        **{"window_size": window_size, "stride": stride, "tta": tta},
-        **batches.counts,
+        **{"window_size": window_size, "stride": stride, "tta": tta, **batches.counts},
         **counts.summary(config, batches.num_evaluated, scored_classes),
         **({"tiles": counts.of_tiles(dataset, config.modalities)} if return_tiles else {}),
     }

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import AutoConfig, TrainingArguments
 
 from ..model.configuration_sgma import SgmaConfig
 from ..publishing.record import RECORDED_ARGUMENTS
+from ..training.arguments import SgmaTrainingArguments
 from .settings import RunSettings
 
 
@@ -52,6 +53,19 @@ def definition(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return row["arm_definition"], {**row["model_config"], **defaults}
 
 
+def training_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was trained with; arguments that the package did not have then are as their defaults."""
+    return {**_default_arguments(), **row["training_arguments"]}
+
+
+@functools.cache
+def _default_arguments() -> dict[str, Any]:
+    """Defaults of those of `TRAINING_ARGUMENTS` that are the package's own."""
+    own = set(SgmaTrainingArguments.__annotations__).intersection(TRAINING_ARGUMENTS)
+    known = [one for one in fields(SgmaTrainingArguments) if one.name in own]
+    return {one.name: one.default_factory() if one.default is MISSING else one.default for one in known}
+
+
 def is_recorded(identity: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a run of the same training, at the same place, is among the rows with all figures that are asked for."""
     wanted = json.loads(json.dumps(identity))  # as it reads back: tuples are lists
@@ -70,7 +84,7 @@ def run_key(row: Mapping[str, Any]) -> list[Any]:
     """What decides the weights of a run."""
     settings = {name: value for name, value in _settings(row).items() if name not in EVALUATION_SETTINGS}
     named = (row["arm"], row["seed"], row["dataset"]["fingerprint"])
-    return [*named, settings, *definition(row), row["training_arguments"]]
+    return [*named, settings, *definition(row), training_arguments(row)]
 
 
 def _settings(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,6 +133,13 @@ def test_run_describes_itself_and_its_figures(scenes):
     assert {"weight_decay", "warmup_steps", "sampling_hardness", "noise_std"} <= set(row["training_arguments"])
     changed = identity["training_arguments"] | {"warmup_steps": 0.1}
     assert not is_recorded(identity | {"training_arguments": changed}, [row])
+    # A line of a version that had no dates yet: they count as the defaults.
+    earlier = {key: value for key, value in identity["training_arguments"].items() if not key.startswith("date_")}
+    assert len(earlier) == len(identity["training_arguments"]) - 3
+    assert is_recorded(identity, [row | {"training_arguments": earlier}])
+    assert len(group_runs([row, row | {"seed": 1, "training_arguments": earlier}])) == 1
+    other = identity["training_arguments"] | {"date_dropout": 0.1}
+    assert not is_recorded(identity | {"training_arguments": other}, [row | {"training_arguments": earlier}])
 
     again = execute_run(run)
     assert again["results"] == row["results"] and again["losses"] == row["losses"]

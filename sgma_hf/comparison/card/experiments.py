@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arms import ARMS
-from ..identity import definition, training_settings
+from ..identity import definition, training_arguments, training_settings
 from .statistics import (
     Spread,
     paired_difference,
@@ -163,13 +163,13 @@ def group_runs(rows: Sequence[Mapping[str, Any]]) -> list[Experiment]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         data = (row["dataset"]["name"], row["dataset"]["fingerprint"])
-        key = json.dumps([*data, training_settings(row), row["training_arguments"]], sort_keys=True)
+        key = json.dumps([*data, training_settings(row), training_arguments(row)], sort_keys=True)
         groups.setdefault(key, []).append(row)
     return [_experiment(group) for group in groups.values()]
 
 
 def _experiment(rows: Sequence[Mapping[str, Any]]) -> Experiment:
-    experiment = Experiment(dict(rows[0]["dataset"]), training_settings(rows[0]), rows[0]["training_arguments"])
+    experiment = Experiment(dict(rows[0]["dataset"]), training_settings(rows[0]), training_arguments(rows[0]))
     definitions = {row["arm"]: definition(row) for row in rows}  # the last one stays
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:

@@ -55,7 +55,7 @@ def row_parser() -> Parser:
     add("--before", nargs="+", metavar="DATE", default=[], help="also score the dates before each of these days")
     gap = "also score without the dates from a day on until before another; can be repeated"
     add("--gap", nargs=2, action="append", metavar=("FROM", "TO"), default=[], help=gap)
-    add("--plot", metavar="PNG", help="draw the scores over the days of --before, with the extra `viz`")
+    add("--plot", metavar="FILE", help="draw the scores over the days of --before, with the extra `viz`")
     agreement = (
         "also say how well each modality alone agrees with the others here: the yardstick for the maps of "
         "`sgma-hf predict --extras agreement`; it takes a second pass"
@@ -98,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("`--dates`, `--before` and `--gap` take neither `--protocol`, `--stride` nor `--missing zero`")
     if args.plot and not args.before:
         parser.error("`--plot` draws the scores over the days of `--before`; give some")
+    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".pdf", ".svg"):
+        parser.error(f"`--plot {args.plot}`: expected a file that ends in .png, .pdf or .svg")
     args.dtype = args.dtype or choose_dtype(parser, args)
     check_folder_or_id(args.dataset, "--dataset")
     check_checkpoint(args.model)

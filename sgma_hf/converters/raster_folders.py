@@ -51,7 +51,7 @@ from .folders.scenes import (
     shared_layer,
 )
 from .folders.sequences import sequence_of
-from .folders.spatial_groups import choose_validation, group_scenes, least_gap
+from .folders.spatial_groups import check_fraction, choose_validation, group_scenes, least_gap
 from .folders.tiling import Tiling, cut
 from .writing.card import command_for_card
 from .writing.parquet import ParquetDatasetWriter, check_output
@@ -249,9 +249,13 @@ def _check_options(source: Path, out: Path, modalities: list[str], options: Conv
     for flag, entries in (("--absent", options.absent), ("--nodata", options.nodata), ("--units", options.units)):
         unknown = sorted(entries.keys() - modalities)
         if unknown:
-            raise ValueError(f"{flag} names {unknown}; the modalities are {modalities}.")
+            raise ValueError(
+                f"{flag} names {unknown}; the modalities are {modalities}. --modalities names all of them."
+            )
     if (options.group_distance is not None or options.group_regex is not None) and options.val_fraction is None:
         raise ValueError("Groups are for setting validation scenes aside: give --val_fraction too.")
+    if options.val_fraction is not None:
+        check_fraction(options.val_fraction)
     if options.classes is not None and options.label is None:
         raise ValueError("--classes needs labels; leave out --label none.")
     Tiling(options.tile, options.stride)

@@ -51,6 +51,7 @@ def test_dates_are_scored_by_share_day_and_gap(folders, tmp_path, capsys):
         (["--before", "20190230"], "'20190230' is no date"),
         (["--gap", "2019-03-01", "2019-02-01"], "The gap from 2019-03-01 to 2019-02-01 has no day"),
         (["--plot", "season.png"], "`--plot` draws the scores over the days of `--before`; give some"),
+        (["--before", "2019-03-01", "--plot", "season.xyz"], "`--plot season.xyz`: expected a file that ends in .png"),
         (["--dates", "half", "--missing", "zero"], "`--dates`, `--before` and `--gap` take neither `--protocol`"),
     ],
 )

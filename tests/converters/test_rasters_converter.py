@@ -490,6 +490,7 @@ def test_wrong_options_are_explained(plain, tmp_path, capsys):
         (("--nodata", "nir=300"), "cannot hold that value"),
         (("--stride", "3"), "needs a tile size"),
         (("--group_distance", "60"), "--val_fraction"),
+        (("--val_fraction", "2"), "--val_fraction is 2; expected a share between 0 and 1"),
         (("--split_as", "vaild=test"), "--split_as names ['vaild']"),
     ]
     for arguments, message in cases:

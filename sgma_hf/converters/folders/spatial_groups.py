@@ -102,13 +102,18 @@ def _gaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.hypot(gap_x, gap_y)
 
 
+def check_fraction(fraction: float) -> None:
+    """Raise ValueError unless it is a share of rows that leaves some on each side."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"--val_fraction is {fraction:g}; expected a share between 0 and 1.")
+
+
 def choose_validation(groups: Sequence[int], sizes: Sequence[int], fraction: float, seed: int) -> list[bool]:
     """Draw whole groups for validation until they hold about `fraction` of the rows, at least one on each side.
 
     Per scene, `groups` has the number of its group and `sizes` its rows; the result says whether it was drawn.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"--val_fraction is {fraction}; expected a share between 0 and 1.")
+    check_fraction(fraction)
     totals = np.bincount(groups, weights=sizes)
     if len(totals) < 2:
         raise ValueError(

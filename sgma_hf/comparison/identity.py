@@ -55,7 +55,7 @@ def definition(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def training_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a run was trained with; arguments that the package did not have then are as their defaults."""
-    return {**_default_arguments(), **row["training_arguments"]}
+    return dict(sorted({**_default_arguments(), **row["training_arguments"]}.items()))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import pytest
 from comparison_fixtures import made_up_tiles
 
 from sgma_hf.commands import results_card
+from sgma_hf.comparison.identity import training_settings
 from sgma_hf.comparison.run_records import read_rows
 
 
@@ -57,7 +58,7 @@ def test_table_of_scores_follows_from_the_lines(lines):
     card = (lines.parents[1] / f"results_{lines.stem}.md").read_text(encoding="utf-8")
     by_arm = {}
     for row in read_rows(lines):
-        runs = by_arm.setdefault((row["arm"], json.dumps(row["settings"], sort_keys=True)), {})
+        runs = by_arm.setdefault((row["arm"], json.dumps(training_settings(row), sort_keys=True)), {})
         runs[row["seed"]] = row["results"][row["settings"]["report_split"]]
     for (arm, _), runs in by_arm.items():
         cells = []

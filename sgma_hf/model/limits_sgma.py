@@ -5,11 +5,11 @@ import re
 
 # A modality name is also a column of the data set, a command-line flag and a part of output file names.
 RESERVED_MODALITY_NAMES = frozenset(
-    "allow_other_scale areas assets bands batch_size bbox bf16 classes config coverage dataset date_table dates device "
-    "dtype extras format fp16 help id image images index label label_all_touched label_attribute label_background "
-    "label_buffer label_date label_extent label_priority labels like map mask mask_values min_area min_confidence "
-    "missing modalities modality modality_mask model nodata num_workers out output pixel_values plot polygons "
-    "preview processor reliance_by resampling resolution resume robustness scene_by scenes score_classes "
+    "allow_other_scale areas assets bands batch_size bbox bf16 classes config coverage dataset date_table dates "
+    "device dtype extras format fp16 help id image images index label label_all_touched label_attribute "
+    "label_background label_buffer label_date label_extent label_priority labels like map mask mask_values min_area "
+    "min_confidence missing modalities modality modality_mask model nodata num_workers out output pixel_values plot "
+    "polygons preview processor reliance_by resampling resolution resume robustness scene_by scenes score_classes "
     "scoring_label seed sequence shard sieve source split stride tile tile_size tta zone_by zones".split()
 )
 ROW_COLUMNS = ("id", "label", "scoring_label", "sequence", "label_date", "preview")  # beside the modalities

@@ -28,7 +28,7 @@ from ..model.image_processing_sgma import SgmaImageProcessor
 from ..model.limits_sgma import YEARLY_PERIODS
 from ..model.modeling_sgma import SgmaForSemanticSegmentation
 from ..publishing.record import DataDescription
-from .arguments import RunArguments, SgmaTrainingArguments
+from .arguments import DATE_SHARES, RunArguments, SgmaTrainingArguments
 from .augmentation import for_units
 from .collator import collator_of
 from .fine_tuning.encoder_arguments import (
@@ -69,6 +69,8 @@ def start_training(arguments: RunArguments, training_args: SgmaTrainingArguments
     units = {} if metadata is None else dict(zip(metadata.modalities, metadata.units, strict=True))
     training_args.augment = for_units(training_args.augment, units)
     modalities = _modalities(arguments, metadata)
+    if metadata is not None:
+        _check_dates(training_args, metadata, modalities)
     all_rows = load_rows(arguments.dataset, arguments.train_split)
     train_rows = _usable_rows(all_rows, modalities, "training")
     if len(train_rows) == 0:
@@ -118,6 +120,15 @@ def check_arguments(arguments: RunArguments, training_args: SgmaTrainingArgument
     changed = [f"--{item.name}" for item in of_new_model if getattr(arguments, item.name) != item.default]
     if arguments.model is not None and changed:
         raise ValueError(f"{changed} describe a new model, but `--model` goes on from one; leave one of the two out.")
+
+
+def _check_dates(args: SgmaTrainingArguments, metadata: DatasetMetadata, modalities: list[str]) -> None:
+    """Raise a ValueError if something is asked of dates, and no modality is a series."""
+    asked = [f"--{name}" for name in ("date_dropout", "max_dates", "date_jitter") if getattr(args, name)]
+    if args.date_keep != list(DATE_SHARES):
+        asked.append("--date_keep")
+    if asked and not any(metadata.is_series(name) for name in modalities if name in metadata.modalities):
+        raise ValueError(f"{', '.join(asked)}: of the modalities {modalities} none is a series; leave it out.")
 
 
 def _modalities(arguments: RunArguments, metadata: DatasetMetadata | None) -> list[str]:

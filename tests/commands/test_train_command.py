@@ -510,10 +510,16 @@ def test_a_private_push_to_a_public_repository_is_refused_in_one_line(arguments,
     )
 
 
-@pytest.mark.parametrize(("option", "value"), [("date_dropout", 1.0), ("modality_dropout", 2.0)])
+@pytest.mark.parametrize(("option", "value"), [("gain_range", 1.0), ("modality_dropout", 2.0)])
 def test_options_of_rows_are_refused_before_all_rows_are_read(arguments, option, value, monkeypatch, capsys):
     monkeypatch.setattr("sgma_hf.training.start.fit_processor", None)
     assert f"`{option}` is " in refusal(main, flags(arguments, **{option: value}), capsys)
+
+
+@pytest.mark.parametrize("option", [{"date_jitter": 5}, {"date_dropout": 0.2}, {"max_dates": 3}, {"date_keep": 0.5}])
+def test_options_of_dates_are_refused_where_nothing_is_dated(arguments, option, capsys):
+    said = refusal(main, flags(arguments, **option), capsys)
+    assert f"--{next(iter(option))}: of the modalities" in said and "none is a series;" in said
 
 
 def test_a_data_set_of_series_is_trained_on_and_scored_by_the_commands(tmp_path, caplog, capsys):

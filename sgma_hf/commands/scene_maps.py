@@ -50,6 +50,8 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     how = {"assets": parse_assets(args.assets), "scene_by": args.scene_by, "masks": mask_options(args, modalities)}
     how |= {"dated": config.date_periods is not None, "table": date_table(args.date_table, config)}
     found = list_scenes(args.scenes, modalities, **how)
+    if how["table"] is not None:
+        how["table"].check_used(args.date_table)
     scenes = found[_shard(args.shard)]
     joins = args.shard is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
     ledger = SceneLedger(output, suffix)

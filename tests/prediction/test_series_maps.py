@@ -249,7 +249,7 @@ def test_clouds_of_each_date_hide_that_date(checkpoint, scene, tmp_path):
     np.testing.assert_allclose(read(out.with_name("masked_probabilities.tif")), logits.softmax(0), atol=1e-5)
 
 
-def test_scenes_of_dates_have_a_map_each_and_a_record_of_their_dates(checkpoint, scene, tmp_path):
+def test_scenes_of_dates_have_a_map_each_and_a_record_of_their_dates(checkpoint, scene, tmp_path, capsys):
     folder, _, _ = checkpoint
     source = tmp_path / "scenes"
     for name in ("a", "b"):
@@ -271,6 +271,12 @@ def test_scenes_of_dates_have_a_map_each_and_a_record_of_their_dates(checkpoint,
     assert main(["--model", str(folder), *files, "--output", str(single)]) == 0
     # The grid is that of the first modality of the model in a folder, of the first flag on a command line.
     np.testing.assert_array_equal(read(single), read(out / "a.tif"))
+    table = tmp_path / "dates.csv"
+    table.write_text("file,date\nelsewhere.tif,2019-08-02\n")
+    arguments[5] = str(tmp_path / "others")
+    assert main([*arguments, "--date_table", str(table)]) == 2
+    assert "none of its 1 entries, such as 'elsewhere.tif', is one of the files." in capsys.readouterr().err
+    assert not (tmp_path / "others").exists()
 
 
 def test_a_run_that_died_goes_on_where_a_date_is_not_known(checkpoint, scene, tmp_path):

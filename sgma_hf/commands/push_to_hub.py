@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     from sgma_hf.model.saving_sgma import push_folder
     from sgma_hf.publishing.model_card import MARKER, build_model_card
     from sgma_hf.publishing.push import PUSH_ERRORS, explain_push_error
+    from sgma_hf.training.fine_tuning.weights import copy_adapter
 
     processor = AutoImageProcessor.from_pretrained(folder)
     model = load_model(str(folder), dtype="auto", device="cpu")
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         model.save_pretrained(staging, max_shard_size=args.max_shard_size)
         processor.save_pretrained(staging)
         record.save(staging)
+        copy_adapter(folder, staging)
         Path(staging, "README.md").write_text(card, encoding="utf-8")
         options = {"private": not args.public, "revision": args.revision, "commit_message": args.commit_message}
         try:

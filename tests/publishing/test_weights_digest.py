@@ -96,6 +96,21 @@ def test_scores_of_training_stay_with_its_weights(tmp_path, push, capsys):
     assert "are of other weights, or do not say of which, and are left out" in capsys.readouterr().err
 
 
+def test_adapters_are_pushed_beside_the_weights_that_they_are_merged_in(tmp_path, monkeypatch):
+    save(tmp_path, seed=0)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    pushed = []
+
+    def take(folder, repo_id, **options):
+        pushed.extend(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*"))
+        return SimpleNamespace(commit_url="there")
+
+    monkeypatch.setattr("sgma_hf.model.saving_sgma.push_folder", take)
+    assert push_to_hub.main(["--model", str(tmp_path), "--repo_id", "org/name"]) == 0
+    assert {"adapter/adapter_config.json", "model.safetensors", "README.md"} <= set(pushed)
+
+
 def test_a_folder_without_weights_has_no_digest(tmp_path):
     save(tmp_path, 0)
     (tmp_path / "model.safetensors").unlink()

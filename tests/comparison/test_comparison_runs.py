@@ -62,6 +62,8 @@ def test_arms_are_what_their_names_say(scenes):
     row_sampling = {name for name, training in trainings.items() if training["robustness_sampling"]}
     assert row_sampling == {"sgma_row_sampling", "sgma_recipe", "sgma_subsets"} | with_filter
     default = SgmaTrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    less_dropout = {name for name, training in trainings.items() if training["modality_dropout"] == [0.3]}
+    assert {name for name in ARMS if name.endswith("less_dropout")} == less_dropout - {"sgma_filter", "sgma_recipe"}
     recipe = trainings["sgma_recipe"]
     assert recipe == {name: getattr(default, name) for name in recipe}
 

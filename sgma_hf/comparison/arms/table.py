@@ -50,6 +50,7 @@ _NO_DROPOUT = {"modality_dropout": [0.0]}
 _LESS_DROPOUT = {"modality_dropout": [0.3]}
 _WITHOUT_BRANCH = {"mas_loss_weight": 0.0}
 _MEAN = {"fusion": "mean", **_WITHOUT_BRANCH}
+_MEAN_SINGLE = {"fusion": "mean", "mas_loss_weight": 1.0}
 _PROJECTOR_MEAN_SINGLE = {"fusion": "projector_mean", "mas_loss_weight": 1.0}
 _SUBSETS = {"subset_loss_weight": 1.0}
 _FILTER = {"filter_loss_weight": 0.5}
@@ -107,8 +108,9 @@ _ALL = (
     Arm(
         "mean_mas",
         "modality-aware sampling with mean fusion, which has no robustness: a uniform draw",
-        {"fusion": "mean", "mas_loss_weight": 1.0},
+        _MEAN_SINGLE,
     ),
+    Arm("mean_mas_less_dropout", "`mean_mas` with modality dropout 0.3", _MEAN_SINGLE, _LESS_DROPOUT),
     Arm("sgma", "semantic-guided fusion and modality-aware sampling"),
     Arm(
         "sgma_uniform_draw",

@@ -33,6 +33,7 @@ PARTS = (
     ("SGF's, with a branch", "sgma", "projector_mean_single"),
     ("SGF's, with a branch and less dropout", "sgma_less_dropout", "projector_mean_single_less_dropout"),
     ("less dropout, with early fusion", "early_less_dropout", "early"),
+    ("less dropout, with mean fusion and the branch", "mean_mas_less_dropout", "mean_mas"),
     ("less dropout, with a branch", "projector_mean_single_less_dropout", "projector_mean_single"),
     ("less dropout, with SGMA", "sgma_less_dropout", "sgma"),
     ("row sampling", "sgma_row_sampling", "sgma"),

@@ -148,8 +148,8 @@ def _by_modality(flag: str, entries: Sequence[str], modalities: Sequence[str]) -
     for entry in sorted(entries, key=lambda entry: "=" in entry):
         name, equals, text = entry.rpartition("=")
         if equals and name not in modalities:
-            near = did_you_mean(name, modalities) or "."
-            raise ValueError(f"{flag} {entry}: no modality is called {name!r}{near} They are {', '.join(modalities)}.")
+            near, known = did_you_mean(name, modalities) or ".", ", ".join(modalities)
+            raise ValueError(f"{flag} {entry}: no modality that is read is called {name!r}{near} They are {known}.")
         found |= dict.fromkeys([name] if equals else modalities, text)
     return {name: text for name, text in found.items() if text}
 

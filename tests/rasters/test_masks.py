@@ -152,7 +152,7 @@ def test_integers_without_a_value_for_nothing_get_one(tmp_path):
     [
         (["--mask", "scl"], "--mask and --mask_values go together"),
         (["--mask_values", "3"], "--mask and --mask_values go together"),
-        (["--mask", "s1=scl", "--mask_values", "3"], "--mask s1=scl: no modality is called 's1'. They are s2."),
+        (["--mask", "s1=scl", "--mask_values", "3"], "s1=scl: no modality that is read is called 's1'. They are s2."),
         (["--mask", "scl", "--mask_values", "3,x"], "--mask_values 3,x: expected numbers, as in 3,8,9,10"),
         (["--mask", "clouds", "--mask_values", "3"], "holds no file for mask of s2=clouds"),
     ],

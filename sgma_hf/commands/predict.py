@@ -162,7 +162,8 @@ def main(argv: list[str] | None = None) -> int | None:
     first.add_argument("--model")
     model = first.parse_known_args(argv)[0].model
     if model is None:
-        _parser(None).parse_args(argv)  # prints the help, or that --model is missing
+        parser = _parser(None)
+        parser.parse_known_args(argv)  # prints the help, or that --model is missing: the other flags depend on it
     modalities = check_checkpoint(model)
     flags = ", ".join(f"--{name}" for name in modalities)
     parser = _parser(modalities)
@@ -176,6 +177,9 @@ def main(argv: list[str] | None = None) -> int | None:
     one_map = {"zones": args.zones, "areas": args.areas, "polygons": args.polygons, "bbox": args.bbox}
     if args.scenes and any(one_map.values()):
         parser.error(f"--{next(filter(one_map.get, one_map))} is of one map, and --scenes makes many")
+    many_maps = {"assets": args.assets, "scene_by": args.scene_by, "shard": args.shard, "format": args.format}
+    if not args.scenes and any(many_maps.values()):
+        parser.error(f"--{next(filter(many_maps.get, many_maps))} is of many maps, and --scenes is not given")
     if args.min_area and args.polygons is None:
         parser.error("--min_area is of --polygons, which are not asked for")
     if args.zone_by is not None and args.zones is None:

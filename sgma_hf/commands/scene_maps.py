@@ -26,7 +26,7 @@ def add_scene_arguments(parser: Parser) -> None:
     scene_by = "column of a table that names the scenes; property by which items of one date are one scene"
     add("--scene_by", metavar="NAME", help=scene_by)
     add("--shard", metavar="I/N", help="make the maps of one of N parts of the scenes, I from 1 to N")
-    add("--format", choices=("tif", "png"), default="tif", help="of the maps; default: tif")
+    add("--format", choices=("tif", "png"), help="of the maps; default: tif")
 
 
 def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
@@ -41,7 +41,7 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     from sgma_hf.rasters.scene import mask_options
     from sgma_hf.visualization.palette import recolor
 
-    output, suffix, is_first = Path(args.output), f".{args.format}", os.environ.get("RANK", "0") == "0"
+    output, suffix, is_first = Path(args.output), f".{args.format or 'tif'}", os.environ.get("RANK", "0") == "0"
     if output.suffix.lower() in (".tif", ".tiff", ".png") or output.is_file():
         raise ValueError(f"`--output {output}`: with --scenes it is the folder of the maps.")
     if args.like is not None and args.like not in modalities:

@@ -295,6 +295,10 @@ def test_array_with_channels_first_is_read_as_well(tmp_path):
         (["--rg", "x.tif"], "there is no flag --rg; did you mean --rgb? (the modalities of"),
         (["--rg", "x.tif"], "are --rgb, --dsm, --sar)\n"),
         ([], "no raster given; give at least one of --rgb, --dsm, --sar"),
+        (["--rgb", "x.tif", "--shard", "1/2"], "--shard is of many maps, and --scenes is not given"),
+        (["--rgb", "x.tif", "--assets", "rgb=visual"], "--assets is of many maps, and --scenes is not given"),
+        (["--rgb", "x.tif", "--scene_by", "id"], "--scene_by is of many maps, and --scenes is not given"),
+        (["--rgb", "x.tif", "--format", "tif"], "--format is of many maps, and --scenes is not given"),
     ],
 )
 def test_wrong_flags_are_answered_with_the_modalities(checkpoint, tmp_path, capsys, arguments, message):
@@ -422,6 +426,12 @@ def test_output_that_cannot_be_written_stops_before_the_work(checkpoint, rasters
         assert main(["--model", checkpoint, *flags(files, "rgb"), "--output", str(out)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("sgma-hf predict: ") and message in error
+
+
+def test_without_a_model_it_is_the_model_that_is_missing(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--rgb", "x.tif", "--output", "map.tif"])
+    assert capsys.readouterr().err == "sgma-hf predict: the following arguments are required: --model\n"
 
 
 def test_checkpoint_that_is_none_is_refused(tmp_path, capsys):

@@ -20,6 +20,7 @@ from ..data.windows import Window
 from ..model.image_transforms_sgma import valid_pixels
 from ..model.pictures_sgma import DECODE_ERRORS, any_size, is_squeezed, orientation, picture_values, shown_mode
 from .bands import ALL_BANDS, BandGaps, BandSelection
+from .grids import check_degrees
 from .opening import alpha_bands, as_source, named_errors, open_dataset, turned, unturned_window
 from .raster import Georeference, Raster, RasterInfo, require_rasterio
 
@@ -214,6 +215,7 @@ class RasterFile(contextlib.AbstractContextManager):
         georeference = None
         if self._has_place():
             georeference = Georeference(source.transform, source.crs.to_wkt() if source.crs else None)
+            check_degrees(self._path, georeference, size)
         return RasterInfo(
             path=self._path,
             size=size if self._turn < 5 else size[::-1],

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from .raster import (
     require_rasterio,
     same_crs,
 )
+
+
+MOST_TIMES_FINER = 1000  # of the pixels of two grids; what a pixel is made of has to fit into memory
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Grid:
             )
         if not 0 < resolution < np.inf:
             raise ValueError(f"`resolution` is {resolution:g}; expected metres per pixel, more than 0.")
+        if resolution * MOST_TIMES_FINER < min(metres):
+            raise ValueError(
+                f"`resolution` is {resolution:g} metres per pixel, and the map's grid has {min(metres):g}; expected "
+                f"no more than {MOST_TIMES_FINER} times less. Is it in degrees or kilometres?"
+            )
         steps = [resolution / side for side in metres]
         height, width = (max(1, math.ceil(side / step - 0.01)) for side, step in zip(self.size, steps, strict=True))
         return Grid((height, width), self.georeference.scaled(*steps))
@@ -171,6 +180,17 @@ def _transformed(own: str, target: str, x: list[float], y: list[float]) -> tuple
             return [np.inf], [np.inf]
     found = [_transformed(own, target, [one], [other]) for one, other in zip(x, y, strict=True)]
     return [one for (one,), _ in found], [other for _, (other,) in found]
+
+
+def check_degrees(path: Path | str, place: Georeference, size: tuple[int, int]) -> None:
+    """Raise ValueError that names the file if it is in degrees by its CRS, and lies beyond a pole by its numbers."""
+    bounds = place.bounds(size)
+    beyond = 90 + np.abs(_steps(place)[1]).max()  # grids of the whole Earth reach over a pole by half a pixel
+    if place.is_geographic and not -beyond <= bounds[1] <= bounds[3] <= beyond:
+        raise ValueError(
+            f"{path} is in degrees by its CRS, but covers (west, south, east, north) ({_listed(bounds)}), which lies "
+            "beyond a pole. Write the CRS that it is in: `gdal_edit.py -a_srs EPSG:... FILE`."
+        )
 
 
 def check_crs(info: RasterInfo, place: Georeference) -> None:

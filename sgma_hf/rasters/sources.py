@@ -16,6 +16,7 @@ from ..model.pictures_sgma import DECODE_ERRORS
 from .bands import BandSelection
 from .files import RasterFile, read_info, read_raster, uses_pillow
 from .grids import (
+    MOST_TIMES_FINER,
     Grid,
     check_proportions,
     footprint,
@@ -302,6 +303,12 @@ class WarpedSource:
         self._method = "nearest" if file.shows_colors else method
         steps = pixel_steps(file.info, grid)
         scales = np.linalg.norm(np.linalg.inv(steps), axis=0)
+        if min(scales) * MOST_TIMES_FINER < 1:
+            raise ValueError(
+                f"{self._info.path} has pixels {1 / min(scales):.0f} times finer than the grid that it is read for; "
+                f"expected {MOST_TIMES_FINER} times at most. Choose a finer grid, or make the file coarser by "
+                "`gdalwarp -r average -tr ...`."
+            )
         scales[scales > 0.95] = 1  # GDAL is three times as fast where its kernel is not widened
         is_same = same_crs(own.crs, place.crs)
         # As the image processor, a mean of the area where the file is finer. GDAL takes that from two corners of a

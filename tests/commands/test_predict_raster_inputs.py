@@ -107,6 +107,35 @@ def test_pixels_without_an_area(tmp_path):
     refused(tmp_path, {"dsm": dsm}, r"dsm\.tif has the geotransform .* no area")
 
 
+def test_metres_that_are_called_degrees(tmp_path):
+    transform = rasterio.Affine(0.5, 0, 484700, 0, -0.5, 6632950)
+    dsm = write_tiff(tmp_path / "dsm.tif", ones(), transform=transform, crs="EPSG:4326")
+    message = r"dsm\.tif is in degrees by its CRS, but covers .*\(484700, 6632930, 484720, 6632950\).*gdal_edit"
+    refused(tmp_path, {"dsm": dsm}, message)
+
+
+def test_grid_of_the_earth_whose_pixels_are_centred_on_the_poles(tmp_path):
+    heights = np.random.default_rng(0).uniform(0, 20, (1, 73, 144)).astype(np.float32)
+    transform = rasterio.Affine(2.5, 0, -1.25, 0, -2.5, 91.25)
+    dsm = write_tiff(tmp_path / "dsm.tif", heights, transform=transform, crs="EPSG:4326")
+    predict_height_classes({"dsm": dsm}, tmp_path / "map.tif")
+    with rasterio.open(tmp_path / "map.tif") as file:
+        np.testing.assert_array_equal(file.read(1), height_classes(heights[0]))
+
+
+def test_grids_that_are_much_too_fine_or_coarse_for_a_raster(tmp_path):
+    dsm = write_tiff(tmp_path / "dsm.tif", ones())
+    message = "`resolution` is 9e-05 metres per pixel, and the map's grid has 1; expected no more than 1000 times less"
+    refused(tmp_path, {"dsm": dsm}, message, resolution=9e-5)
+    message = r"dsm\.tif has pixels 5000 times finer than the grid that it is read for; expected 1000 times at most"
+    refused(tmp_path, {"dsm": dsm}, message, resolution=5000)
+    coarse = write_tiff(tmp_path / "like.tif", ones(1, 2, 2), transform=rasterio.Affine(5000, 0, 5e5, 0, -5000, 4.8e6))
+    refused(tmp_path, {"dsm": dsm}, message, like=coarse)
+    predict_height_classes({"dsm": dsm}, tmp_path / "map.tif", resolution=900)
+    with rasterio.open(tmp_path / "map.tif") as file:
+        assert file.read().tolist() == [[[255]]]  # less than half of the pixel is there
+
+
 def test_one_pixel(tmp_path):
     dsm = write_tiff(tmp_path / "dsm.tif", np.full((1, 1, 1), 20, dtype=np.float32))
     predict_height_classes({"dsm": dsm}, tmp_path / "map.tif")

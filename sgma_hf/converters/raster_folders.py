@@ -315,8 +315,8 @@ def _split_notes(source: Path, scenes: Sequence[Scene], options: ConversionOptio
             distance, regex = options.group_distance, options.group_regex
             apart = "" if distance is None else f", {distance:g} m or more from the others"
             apart += "" if regex is None else f", those that {regex!r} matches alike on one side"
-            share = f"{options.val_fraction:.0%} of the training rows"
-            made = f"Whole scenes drawn with seed {options.seed}, {share}{apart}."
+            drawn = f"{len(places)} of {len(places) + len(footprints['train'])} scenes, drawn whole with seed"
+            made = f"{drawn} {options.seed} to come near {options.val_fraction:.0%} of the rows{apart}."
         else:
             files = next(scene.files for scene in scenes if scene.files.split == split)
             path = next(path for path in (files.label, *files.rasters.values()) if path is not None)

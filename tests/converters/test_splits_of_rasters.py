@@ -70,8 +70,8 @@ def test_each_split_says_how_it_was_made(tmp_path, capsys):
     notes = DatasetMetadata.load(tmp_path / "out").split_notes
     assert notes == {
         "train": "Scenes of the source.",
-        "validation": "Whole scenes drawn with seed 0, 34% of the training rows. How far from the training scenes it "
-        "lies is not known.",
+        "validation": "1 of 3 scenes, drawn whole with seed 0 to come near 34% of the rows. How far from the training "
+        "scenes it lies is not known.",
         "test": "a random part of the training fields.",
     }
     card = (tmp_path / "out" / "README.md").read_text()

@@ -314,12 +314,13 @@ class SgmaDataCollator:
 
     def _perturb(self, values: torch.Tensor, draw: RowDraws) -> None:
         """Multiply and add noise to (T, channels, height, width), by modality, in place; what is missing is masked."""
-        generator = np.random.default_rng(draw.noise_seed)
         modalities = values.split(list(self.processor.modality_channels), dim=1)
-        for bands, gain, std, drawn in zip(modalities, self.gain_range, self.noise_std, draw.gain, strict=True):
+        numbers = zip(modalities, self.gain_range, self.noise_std, draw.gain, strict=True)
+        for modality, (bands, gain, std, drawn) in enumerate(numbers):
             if gain:
                 bands *= 1 + gain * drawn
-            if std:
+            if std:  # one generator for all would go on behind the dates that only a longer series of the batch has
+                generator = np.random.default_rng([draw.noise_seed, modality])
                 bands += std * torch.from_numpy(generator.standard_normal(bands.shape, dtype=np.float32))
 
 

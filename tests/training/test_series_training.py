@@ -97,6 +97,16 @@ def test_dates_are_dropped_one_by_one_but_never_the_last(processor):
     assert len(kept(fewer([make_row(0, dates=2)]))) == 2
 
 
+def test_a_series_beside_a_longer_one_has_the_noise_that_it_has_alone(processor):
+    options = {"noise_std": [0.1, 0.2], "gain_range": 0.2, "augment": ["s2=gain"], "date_keep": [1.0]}
+    collator = SgmaDataCollator(processor, **options, seed=0)
+    short, long = make_row(0, dates=2), make_row(1, dates=5)
+    alone, together = collator([short]), collator([short, long])
+    assert together["pixel_values"].shape[1] == 5
+    assert torch.equal(together["pixel_values"][0, :2], alone["pixel_values"][0])
+    assert not together["modality_mask"][0, 2:].any()
+
+
 def test_the_calendar_of_a_row_is_shifted_as_one(processor):
     collator = SgmaDataCollator(processor, date_jitter=30.0, date_keep=[1.0], seed=0)
     row = make_row(0, dsm=[np.zeros((8, 8))] * 2, dsm_dates=[7000.0, None])

@@ -67,6 +67,8 @@ def _say(line: str) -> None:
 class SpreadEvaluations(TrainerCallback):
     """Of the evaluations at the ends of epochs, leaves 20 at most, evenly spread, the last among them.
 
+    With them go the checkpoints, unless it was asked for one at the end of each epoch.
+
     It comes after Trainer's own callback, which asks for one at each end.
     """
 
@@ -75,7 +77,8 @@ class SpreadEvaluations(TrainerCallback):
         ended, epochs = round(state.epoch), state.num_train_epochs
         before, after = (MAX_EVALUATIONS * epoch // epochs for epoch in (ended - 1, ended))
         if epochs > MAX_EVALUATIONS and before == after and state.global_step < state.max_steps:
-            control.should_evaluate = control.should_save = False
+            control.should_evaluate = False
+            control.should_save &= not args.saves_by_default  # saving that was asked for stays
 
 
 class _Score(NamedTuple):

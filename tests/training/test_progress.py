@@ -15,15 +15,16 @@ from sgma_hf.training.progress import SpreadEvaluations, scores_by_name
 BY_DEFAULT = {"eval_strategy": None, "save_strategy": None}
 
 
-def evaluated_epochs(epochs, last=None):
+def evaluated_epochs(epochs, last=None, saves_by_default=True):
     """The epochs at whose end is evaluated, of so many, the last of which may end early."""
     kept = []
     for epoch in range(1, epochs + 1):
         is_last = epoch == epochs
         control = SimpleNamespace(should_evaluate=True, should_save=True)
         place = {"epoch": last if is_last and last else float(epoch), "global_step": epoch, "max_steps": epochs}
-        SpreadEvaluations().on_epoch_end(None, SimpleNamespace(**place, num_train_epochs=epochs), control)
-        assert control.should_evaluate == control.should_save
+        args = SimpleNamespace(saves_by_default=saves_by_default)
+        SpreadEvaluations().on_epoch_end(args, SimpleNamespace(**place, num_train_epochs=epochs), control)
+        assert control.should_save == (control.should_evaluate or not saves_by_default)
         kept += [epoch] * control.should_evaluate
     return kept
 
@@ -37,6 +38,7 @@ def test_a_run_is_evaluated_twenty_times_at_most_evenly_and_at_its_end():
         assert len(kept) == MAX_EVALUATIONS and kept[-1] == epochs
         assert max(np.diff(kept)) - min(np.diff(kept)) <= 1
     assert evaluated_epochs(50, last=49.1)[-1] == 50
+    assert len(evaluated_epochs(50, saves_by_default=False)) == MAX_EVALUATIONS
 
 
 def test_names_of_scores_worked_by_hand():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ..evaluation.metrics import count_cells
-from ..model.cells_sgma import STAGE_STRIDES, touched_cells
+from ..model.cells_sgma import LOGITS_STRIDE, STAGE_STRIDES, logits_stride, touched_cells
 from ..model.configuration_sgma import SgmaConfig
 
 
@@ -127,7 +127,7 @@ class TrainingStatistics:
     def _add_single_classes(self, outputs: Any, cells: torch.Tensor, seen: torch.Tensor) -> None:
         """Add confusion and loss by class of the predictions from the drawn modality, at one pixel per cell."""
         logits, sums = outputs.sampled_logits, self.sums["class_single_loss"]
-        finer = -(-logits.shape[-1] // cells.shape[-1])  # logits of these pixels alone, where there are more
+        finer = LOGITS_STRIDE // logits_stride(logits, outputs.coverage.shape[-2:])  # those of these pixels alone
         logits = logits[..., ::finer, ::finer]
         confusion, num_labels = self.sums["single_confusion"], sums.shape[2]
         places = (outputs.sampled_modality[:, None, None] * num_labels + cells) * num_labels + logits.argmax(1)

@@ -152,6 +152,20 @@ def test_loss_of_one_modality_alone_is_added_up_by_class():
     assert torch.equal(counts, expected_counts) and counts.sum() == 32 and counts[:, 4].sum() == 0
 
 
+@pytest.mark.parametrize("size", [(64, 9), (9, 9), (6, 33)])
+def test_finer_logits_are_looked_at_in_the_corner_of_each_cell(size):
+    model = tiny_model(logits_stride=1).train()
+    torch.manual_seed(0)
+    labels = torch.randint(0, 5, (2, *size))
+    outputs = model(torch.randn(2, 6, *size), labels=labels)
+    sums = statistics()
+    sums.add(outputs, torch.ones(2, 3, dtype=torch.bool), labels, torch.arange(2))
+    expected = -outputs.sampled_logits.double().log_softmax(1).gather(1, labels[:, None])[..., ::4, ::4].sum()
+    losses, counts = sums.sums["class_single_loss"]
+    torch.testing.assert_close(losses.sum(), expected, rtol=1e-6, atol=0)
+    assert counts.sum() == 2 * math.prod(-(-side // 4) for side in size) == sums.sums["single_confusion"].sum()
+
+
 def test_robustness_counts_where_modalities_compete():
     """The second covers two of ten columns of cells, where both are equal; alone, the first has robustness 1."""
     maps = torch.zeros(1, 2, 8, 10)

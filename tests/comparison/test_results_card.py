@@ -70,6 +70,8 @@ def test_matrix_of_wins_is_corrected_for_all_its_pairs():
     assert found["4. `sgma`"][0] == "+10.0 s" and found["2. `early`"][0] == "+10.0"
     apart = lines_of([made_up_run("sgma", 0, 0.6), made_up_run("mean", 1, 0.5)], "wins_average")
     assert apart["2. `sgma`"] == ["–", ""]  # no seed in common
+    apart = lines_of([made_up_run("pointwise_mean", 0, 0.6), made_up_run("mean", 1, 0.5)], "parts")
+    assert list(apart.values()) == [["–"] * 5]
     single = lines_of([made_up_run("sgma", 0, 0.6), made_up_run("mean", 0, 0.5)], "wins_average")
     assert single["2. `sgma`"] == ["+10.0", ""] and single["1. `mean`"] == ["", "-10.0"]  # cannot be tested
     assert "wins_average" not in {table.name for table in make_card(three_seeds()[:3]).tables[""]}

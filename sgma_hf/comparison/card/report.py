@@ -226,7 +226,8 @@ def _parts(experiment: Experiment) -> Iterator[Table]:
     named = {(a, b): f"{what}: `{a}` − `{b}`" for what, a, b in PARTS if {a, b} <= experiment.runs.keys()}
     if named:
         average, *others = (difference_cells(experiment, list(named), key) for key in SCORES.values())
-        seeds = [interval(experiment.difference(*pair, experiment.score("average_miou")).interval) for pair in named]
+        found = [experiment.difference(*pair, experiment.score("average_miou")) for pair in named]
+        seeds = [interval(one and one.interval) for one in found]
         tiles = [interval(tile_bounds(experiment.resampled(*pair))) for pair in named]
         lines = list(zip(named.values(), average, seeds, tiles, *others, strict=True))
         header = ["", "Average", "over seeds", "over tiles", "Last-1", "Top-1"]

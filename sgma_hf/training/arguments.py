@@ -166,7 +166,9 @@ class SgmaTrainingArguments(TrainingArguments):
     ema_decay: float = HfArg(
         default=0.0, help="Evaluate and save an average of the weights that keeps this share per step; 0: the last."
     )
-    warmup_start_factor: float = HfArg(default=0.1, help="Share of the learning rate at which the warm-up starts.")
+    warmup_start_factor: float = HfArg(
+        default=0.1, help="Share of the learning rate at which the warm-up starts (polynomial)."
+    )
 
     learning_rate: float = HfArg(default=6e-5, help="Initial learning rate of AdamW.")
     weight_decay: float = HfArg(default=1e-2, help="Weight decay of AdamW.")
@@ -253,6 +255,12 @@ class SgmaTrainingArguments(TrainingArguments):
             )
         if not 0 <= self.warmup_start_factor <= 1:
             raise ValueError(f"`warmup_start_factor` is {self.warmup_start_factor}; expected a share in [0, 1].")
+        is_default = self.warmup_start_factor == SgmaTrainingArguments.warmup_start_factor
+        if not is_default and self.lr_scheduler_type != SchedulerType.POLYNOMIAL:
+            raise ValueError(
+                f"`warmup_start_factor` is that of the polynomial schedule, and `lr_scheduler_type` is "
+                f"{self.lr_scheduler_type.value!r}; leave one of the two out."
+            )
 
     def _settle_evaluation(self) -> None:
         """Note what is left open of evaluating and saving, and take it as Trainer does until rows are known."""

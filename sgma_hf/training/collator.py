@@ -159,6 +159,8 @@ class SgmaDataCollator:
                 f"`random_scale` is {self.random_scale}, and `crop_size` {self.crop_size}; expected a number of at "
                 "least 0, and with it the size that all crops are brought to."
             )
+        if self.class_balanced_crops and self.crop_size is None:
+            raise ValueError("`class_balanced_crops` says where crops are cut, and there is no `crop_size`; give one.")
         if self.num_labels is None:
             self.num_labels = self.processor.num_labels
         self.modality_dropout = self._per_modality("modality_dropout", 1.0)
@@ -354,6 +356,7 @@ def collator_of(
     """The collator that arguments describe, or the given one, after which the arguments are changed then."""
     of_model = {"num_labels": config.num_labels, "with_dates": config.date_periods is not None}
     if given is None:
+        _check_jitter(args.date_jitter, config)
         options = {name: getattr(args, name) for name in _AUGMENTATION}
         return SgmaDataCollator(processor, **options, **of_model, seed=data_seed(args), with_row_index=True)
     if not isinstance(given, SgmaDataCollator):
@@ -361,9 +364,19 @@ def collator_of(
             f"`data_collator` is a {type(given).__name__}; expected an SgmaDataCollator, whose random choices can "
             "be repeated and whose dropout is steered. Derive yours from it."
         )
+    _check_jitter(given.date_jitter, config)
     for name in _AUGMENTATION:
         value = getattr(given, name)
         setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)
     for name, value in {**of_model, "with_row_index": True}.items():
         setattr(given, name, value)
     return given
+
+
+def _check_jitter(date_jitter: float, config: Any) -> None:
+    """Refuse to shift the dates that a model does not know."""
+    if date_jitter and config.date_periods is None:
+        raise ValueError(
+            f"`date_jitter` is {date_jitter}, and the model has no `date_periods`: it knows no dates that could be "
+            "shifted. Leave it out, or train a model with `date_periods`."
+        )

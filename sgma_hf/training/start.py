@@ -116,6 +116,11 @@ def check_arguments(arguments: RunArguments, training_args: SgmaTrainingArgument
         raise ValueError("`--encoder_statistics` are those of a `--backbone`; name one, or leave the flag out.")
     if arguments.model is None and arguments.fit_statistics:
         raise ValueError("`--fit_statistics` goes with `--model`; those of a new model are all fitted. Leave it out.")
+    if arguments.filter_loss_weight and arguments.fusion != "sgf":
+        raise ValueError(
+            f"`--filter_loss_weight` is of the class filter of semantic-guided fusion, and `--fusion` is "
+            f"{arguments.fusion!r}; leave one of the two out."
+        )
     of_new_model = [item for item in fields(RunArguments) if item.name not in _OF_ANY_MODEL]
     changed = [f"--{item.name}" for item in of_new_model if getattr(arguments, item.name) != item.default]
     if arguments.model is not None and changed:

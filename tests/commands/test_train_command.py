@@ -136,6 +136,11 @@ def test_a_frozen_encoder_of_random_weights_is_refused_in_a_group_too(arguments,
     assert "would keep an encoder of random weights" in refusal(main, [*given, "--freeze_encoder", "true"], capsys)
 
 
+def test_a_loss_of_the_class_filter_needs_the_fusion_that_has_one(arguments, capsys):
+    line = refusal(main, flags(arguments, filter_loss_weight=0.5, fusion="mean"), capsys)
+    assert line.endswith("semantic-guided fusion, and `--fusion` is 'mean'; leave one of the two out.")
+
+
 def test_statistics_of_an_encoder_need_one(arguments, capsys):
     line = refusal(main, flags(arguments, encoder_statistics="rgb"), capsys)
     assert (
@@ -528,6 +533,8 @@ def test_a_data_set_of_series_is_trained_on_and_scored_by_the_commands(tmp_path,
     metadata = DatasetMetadata.load(tmp_path / "series")
     arguments = tiny_run(tmp_path / "series", tmp_path, date_jitter=9.0, max_dates=3)
     assert main(flags(arguments)) == 0
+    undated = flags(arguments, date_periods=0, output_dir=tmp_path / "undated")
+    assert "`date_jitter` is 9.0, and the model has no `date_periods`" in refusal(main, undated, capsys)
     model = SgmaForSemanticSegmentation.from_pretrained(tmp_path / "run")
     assert list(model.config.date_periods) == [365.25, 182.6, 121.75, 91.3, 60.9]
     record = TrainingRecord.load(tmp_path / "run").arguments

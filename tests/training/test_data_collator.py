@@ -204,6 +204,7 @@ def test_gain_and_noise_touch_only_their_modality(processor):
         ({"modality_dropout": [0.1, 0.1, 0.1]}, "one for each of"),
         ({"noise_std": -1.0}, "at least 0"),
         ({"crop_size": 0}, "at least 1"),
+        ({"class_balanced_crops": True}, "there is no `crop_size`; give one"),
     ],
 )
 def test_impossible_options_are_refused(processor, option, message):

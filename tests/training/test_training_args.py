@@ -39,6 +39,13 @@ def test_float16_is_refused_on_a_cpu_which_would_not_follow(tmp_path):
             SgmaTrainingArguments(str(tmp_path), bf16=True)
 
 
+def test_the_start_of_the_warm_up_is_refused_with_a_schedule_that_does_not_follow_it(tmp_path):
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "warmup_start_factor": 0.5}
+    assert SgmaTrainingArguments(**options).warmup_start_factor == 0.5
+    with pytest.raises(ValueError, match="of the polynomial schedule, and `lr_scheduler_type` is 'cosine'; leave one"):
+        SgmaTrainingArguments(**options, lr_scheduler_type="cosine")
+
+
 def test_the_polynomial_schedule_takes_its_power_and_its_end_as_numbers(tmp_path):
     options = {"output_dir": str(tmp_path), "use_cpu": True, "learning_rate": 1e-3}
     args = SgmaTrainingArguments(**options, lr_scheduler_kwargs='{"power": 2, "lr_end": "1e-5"}')

@@ -473,7 +473,7 @@ def add_polygon_arguments(parser: Parser) -> None:
     extent = "what was digitised, outside of which nothing has a label: hull or bounds of the features, or a file"
     add("--label_extent", metavar="EXTENT", help=extent)
     priority = "classes that count where features overlap, first things first; default: the last feature of the file"
-    add("--label_priority", nargs="+", action="extend", default=(), metavar="CLASS", help=priority)
+    add("--label_priority", nargs="+", action="extend", default=[], metavar="CLASS", help=priority)
     add("--label_buffer", type=float, default=0.0, metavar="METRES", help="around lines and points")
     touched = "a feature labels all pixels that it touches, not those alone whose centre it holds"
     add("--label_all_touched", **SWITCH, help=touched)
@@ -482,4 +482,5 @@ def add_polygon_arguments(parser: Parser) -> None:
 def polygon_options(args: argparse.Namespace) -> PolygonLabels:
     """What those flags say, for a layer that is not known yet."""
     names = [option.name for option in fields(PolygonLabels) if option.name != "source"]
-    return PolygonLabels(**{name: getattr(args, f"label_{name}") for name in names})
+    given = {name: getattr(args, f"label_{name}") for name in names}
+    return PolygonLabels(**given | {"priority": tuple(args.label_priority)})

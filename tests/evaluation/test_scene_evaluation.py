@@ -431,7 +431,8 @@ def test_polygons_score_as_the_raster_that_they_stand_for(tmp_path, capsys):
     )
     expected = score_map(made, raster, 3, class_names=names)
     assert score_map(made, PolygonLabels(layer, "use"), 3, class_names=names) == expected
-    main(["--map", made, "--label", str(layer), "--label_attribute", "use", "--output", str(tmp_path / "a.json")])
+    flags = ["--label_attribute", "use", "--label_priority", "high", "low", "--output", str(tmp_path / "a.json")]
+    assert main(["--map", made, "--label", str(layer), *flags]) == 0
     assert json.loads((tmp_path / "a.json").read_text())["confusion"] == expected["confusion"]
     capsys.readouterr()
     assert main(["--map", made, "--label", str(layer), "--label_attribute", "us"]) == 2

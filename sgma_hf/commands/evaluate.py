@@ -98,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("`--dates`, `--before` and `--gap` take neither `--protocol`, `--stride` nor `--missing zero`")
     if args.plot and not args.before:
         parser.error("`--plot` draws the scores over the days of `--before`; give some")
-    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".pdf", ".svg"):
-        parser.error(f"`--plot {args.plot}`: expected a file that ends in .png, .pdf or .svg")
+    if args.plot:
+        evaluate_scene.check_plot(parser, args.plot)
     args.dtype = args.dtype or choose_dtype(parser, args)
     check_folder_or_id(args.dataset, "--dataset")
     check_checkpoint(args.model)

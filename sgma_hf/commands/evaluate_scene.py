@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 
 _GIVEN = "The classes of `--classes`"
+_OF_MODEL = ("tile_size", "resolution", "stride", "tta", "batch_size", "allow_other_scale", "device", "bf16", "fp16")
+_OF_MODEL += ("date_table", "mask", "mask_values")
 
 
 def _parser(modalities: Sequence[str]) -> Parser:
@@ -62,7 +64,7 @@ def _parser(modalities: Sequence[str]) -> Parser:
     scored.add_argument("--map", metavar="FILE", help="map to score, as `sgma-hf predict` writes them")
     add_score_classes(parser)
     add("--output", metavar="FILE", help="JSON file to write the results to")
-    add("--plot", metavar="FILE", help="picture of the reliance on each modality by class: .png, .pdf")
+    add("--plot", metavar="FILE", help="picture of the reliance on each modality by class: .png, .pdf or .svg")
     tile_size = "side of the tiles; default: that of training"
     add("--tile_size", type=int, metavar="PIXELS", help=tile_size, former=("--tile",))
     add("--resolution", type=float, metavar="METRES", help="pixels on the ground to predict at; default: the label's")
@@ -95,9 +97,14 @@ def main(argv: list[str]) -> None:
     parser.known_flags = f" (the modalities of {model_name} are {flags})" if modalities else ""
     args = parser.parse_args(argv)
     args.dtype = choose_dtype(parser, args)
+    of_model = [name for name in _OF_MODEL if getattr(args, name)]
+    if args.map is not None and of_model:
+        parser.error(f"--{of_model[0]} is of a model that is run, and --map is scored as it is; leave it out")
     given = {name: paths for name, paths in vars(args).items() if name in modalities}
     rasters = rasters_of(args, given, AutoConfig.from_pretrained(args.model)) if given else {}
     _check_outputs(args, [source for name in given for source in rasters[name]])
+    if args.plot is not None:
+        check_plot(parser, args.plot)
     classes = None if args.classes is None else ClassMap.load(args.classes)
     if args.map is not None:
         results = _score_map(args, classes)
@@ -121,6 +128,12 @@ def main(argv: list[str]) -> None:
 
         Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
         plot_robustness_matrix(results["robustness_per_class"], title="Reliance by class").savefig(args.plot, dpi=200)
+
+
+def check_plot(parser: Parser, path: str) -> None:
+    """End the process with one line if `--plot` is no kind of picture that can be drawn."""
+    if Path(path).suffix.lower() not in (".png", ".pdf", ".svg"):
+        parser.error(f"`--plot {path}`: expected a file that ends in .png, .pdf or .svg")
 
 
 def _check_outputs(args: argparse.Namespace, sources: "Sequence[RasterInput]") -> None:

@@ -200,11 +200,31 @@ def test_command_scores_a_checkpoint_and_a_map(tmp_path, capsys):
         (["--dsm", dsm], "or a scene by `--label` and its rasters"),
         (["--label", label, "--nir", dsm], "there is no flag --nir (the modalities of"),
         (["--label", label, "--dms", dsm], "there is no flag --dms; did you mean --dsm?"),
+        (["--label", label, "--dsm", dsm, "--plot", "x.tif"], "`--plot x.tif`: expected a file that ends in .png"),
     ):
         with pytest.raises(SystemExit):
             main(["--model", str(tmp_path / "model"), *flags])
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tile_size", "64"],
+        ["--resolution", "2"],
+        ["--tta", "flips"],
+        ["--allow_other_scale"],
+        ["--device", "cpu"],
+        ["--mask", "clouds.tif", "--mask_values", "3"],
+    ],
+)
+def test_a_map_is_scored_without_flags_of_a_model(tmp_path, capsys, flags):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--map", "map.tif", "--label", "truth.tif", *flags, "--output", str(tmp_path / "scores.json")])
+    said = capsys.readouterr().err
+    assert f"{flags[0]} is of a model that is run, and --map is scored as it is" in said and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("flag", ["--output", "--plot"])

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from sgma_hf.commands.checkpoint_arguments import check_checkpoint
 from sgma_hf.data.command_line import Parser, report_errors
@@ -25,27 +26,39 @@ def main(argv: list[str] | None = None) -> None:
     colors = 'a file of classes, or JSON as in [{"name": "road", "color": "#808080"}]'
     parser.add_argument("--classes", required=True, metavar="FILE_OR_JSON", help=colors)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    for target in args.targets:  # before any of them is changed
+        _check(target, args.classes)
     for target in args.targets:
         for path in _recolour(target, args.classes):
             print(path)
 
 
-def _recolour(target: Path, classes: str) -> list[Path]:
-    from sgma_hf.prediction.map_files import recolor_map
+def _check(target: Path, classes: str) -> None:
+    from sgma_hf.prediction.map_files import plan_colors
 
     if not target.exists():
         raise FileNotFoundError(f"{target}: there is no such file or folder.")
     check_writable(target / "config.json" if target.is_dir() else target)
-    return [_recolour_checkpoint(target, classes)] if target.is_dir() else recolor_map(target, classes)
+    if target.is_dir():
+        check_checkpoint(str(target))
+        _configuration(target, classes)
+    else:
+        plan_colors(target, classes)
 
 
-def _recolour_checkpoint(folder: Path, classes: str) -> Path:
-    """Change what the configuration says of colours, and nothing else of the checkpoint."""
+def _recolour(target: Path, classes: str) -> list[Path]:
+    from sgma_hf.prediction.map_files import recolor_map
+
+    if not target.is_dir():
+        return recolor_map(target, classes)
+    write_json(target / "config.json", _configuration(target, classes))
+    return [target / "config.json"]
+
+
+def _configuration(folder: Path, classes: str) -> dict[str, Any]:
+    """The configuration of a checkpoint, in which nothing but the colours is new."""
     from sgma_hf.visualization.palette import recolor
 
-    check_checkpoint(str(folder))
-    path = folder / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     names = [content["id2label"][index] for index in sorted(content["id2label"], key=int)]
-    write_json(path, content | {"palette": recolor(names, content.get("palette"), classes)})
-    return path
+    return content | {"palette": recolor(names, content.get("palette"), classes)}

@@ -180,6 +180,15 @@ def _read_picture(path: Path, label_map: np.ndarray) -> tuple[dict[str, str], di
     return tags, dict(zip(values.tolist(), map(tuple, pixels[first, :3].tolist()), strict=True))
 
 
+def plan_colors(path: Path, classes: str | os.PathLike) -> tuple[str, Layer]:
+    """The run that wrote a map, and its labels in other colours; raises what `recolor_map` does."""
+    run = _run_of(path, _LABELS)
+    if run is None:
+        raise ValueError(f"{path} is no map that `sgma-hf predict` wrote.")
+    names, colors = read_classes(path)
+    return run, _indices(_LABELS, "class", recolor(names, colors, classes), "CLASS", names)
+
+
 def recolor_map(path: Path, classes: str | os.PathLike) -> list[Path]:
     """Give a map, and what lies beside it to show it, other colours; returns its files.
 
@@ -190,11 +199,7 @@ def recolor_map(path: Path, classes: str | os.PathLike) -> list[Path]:
     Raises:
         ValueError: If it is no such map, or `classes` has no colours or knows another class.
     """
-    run = _run_of(path, _LABELS)
-    if run is None:
-        raise ValueError(f"{path} is no map that `sgma-hf predict` wrote.")
-    names, colors = read_classes(path)
-    labels = _indices(_LABELS, "class", recolor(names, colors, classes), "CLASS", names)
+    run, labels = plan_colors(path, classes)
     info = read_info(path, palette_as_indices=True)
     with open_dataset(path) as file:
         label_map = file.read(1)

@@ -43,3 +43,11 @@ def test_what_has_no_colours_is_named(target, reason, tmp_path, monkeypatch, cap
     assert main(["recolour", target, "--classes", COLOURS]) == 2
     said = capsys.readouterr().err
     assert said.startswith("sgma-hf recolour: ") and said.endswith(f"{reason}\n") and said.count("\n") == 1
+
+
+def test_nothing_is_changed_where_one_of_several_cannot_be(tmp_path, capsys):
+    tiny_model(num_labels=2, id2label={0: "road", 1: "water"}).save_pretrained(tmp_path / "model")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").iterdir()}
+    assert main(["recolour", str(tmp_path / "model"), str(tmp_path / "nowhere.tif"), "--classes", COLOURS]) == 2
+    assert capsys.readouterr().out == ""
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").iterdir()} == before

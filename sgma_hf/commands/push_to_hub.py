@@ -1,6 +1,5 @@
 """`sgma-hf push-to-hub`: upload a checkpoint with its processor, code and card, in one commit."""
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -65,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 def record_with_scores(folder: Path, evaluation: str | None) -> Any:
     """What the checkpoint's training recorded, with the scores of a file if one is given."""
     from sgma_hf.publishing.record import RECORD_FILE, TrainingRecord, dataset_name
+    from sgma_hf.publishing.results import read_results
     from sgma_hf.publishing.weights_digest import DIGEST_KEY, checkpoint_digest
 
     record = TrainingRecord.load(folder) or TrainingRecord()
@@ -78,9 +78,7 @@ def record_with_scores(folder: Path, evaluation: str | None) -> Any:
                 file=sys.stderr,
             )
         return record
-    results = json.loads(Path(evaluation).read_text(encoding="utf-8"))
-    if "combinations" not in results:
-        raise ValueError(f"--evaluation {evaluation} is not what `sgma-hf evaluate` writes.")
+    results = read_results(evaluation)
     if "label" in results:
         raise ValueError(
             f"--evaluation {evaluation} has the scores of one scene, by `--label`; a card states those of a data "

@@ -82,6 +82,9 @@ def test_scores_are_pushed_with_the_weights_that_they_are_of_and_no_others(tmp_p
     results.write_text(json.dumps(evaluation))
     assert push(tmp_path / "copy", "--evaluation", results) == (2, None)
     assert "has scores without the `weights_sha256` of those" in capsys.readouterr().err
+    results.write_bytes(b"\xc8 no text")
+    assert push(tmp_path / "copy", "--evaluation", results) == (2, None)
+    assert "results.json holds no scores of combinations" in capsys.readouterr().err
 
 
 def test_scores_of_training_stay_with_its_weights(tmp_path, push, capsys):

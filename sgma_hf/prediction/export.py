@@ -92,7 +92,9 @@ def export_model(
     if model.config.date_periods is not None:
         sys.stderr.write("the model knows dates, and the file takes single images, as of an unknown date\n")
     output, module = check_export_path(output), PixelOutputs(model, outputs).eval()
-    size = size or model.config.tile_size or min(processor.size.values())
+    size = (model.config.tile_size or min(processor.size.values())) if size is None else size
+    if size < 1:
+        raise ValueError(f"`--size` is {size}; expected pixels, at least 1.")
     if dynamic_size and (size % PAD_MULTIPLE or size < 2 * PAD_MULTIPLE):
         raise ValueError(
             f"`--size` is {size}; `--dynamic_size` expects a multiple of {PAD_MULTIPLE}, at least {2 * PAD_MULTIPLE}."

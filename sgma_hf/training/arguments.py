@@ -225,9 +225,10 @@ class SgmaTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
                 raise ValueError(f"`{name}` is {value}; expected a number of at least {lowest}.")
-        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+        if self.max_steps == 0 or (self.max_steps < 0 and not self.num_train_epochs > 0):
             raise ValueError(
-                f"`num_train_epochs` is {self.num_train_epochs}, without `max_steps`; nothing is trained."
+                f"`max_steps` is {self.max_steps} and `num_train_epochs` {self.num_train_epochs}; nothing is trained. "
+                "Give one of them, more than 0."
             )
         for name, (expected, reason) in _FIXED.items():
             if getattr(self, name) != expected:

@@ -82,6 +82,8 @@ def test_program_takes_other_sizes_if_asked_to(model, checkpoint, tmp_path, caps
     expected = upsample_to_pixels(model(**inputs).logits, 4, (96, 160))
     torch.testing.assert_close(program(**inputs), expected, atol=1e-4, rtol=1e-4)
     assert json.loads((tmp_path / "model.json").read_text())["size"] == "multiples of 32"
+    assert main(["--model", checkpoint, "--output", str(out), "--size", "0"]) == 2
+    assert "`--size` is 0; expected pixels, at least 1" in capsys.readouterr().err
     assert main(["--model", checkpoint, "--output", str(out), "--size", "72", "--dynamic_size"]) == 2
     assert "expects a multiple of 32, at least 64" in capsys.readouterr().err
 

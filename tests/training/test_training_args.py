@@ -99,8 +99,9 @@ def test_numbers_out_of_range_are_refused_before_the_rows_are_read(tmp_path, nam
 
 
 def test_a_run_of_no_step_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`num_train_epochs` is 0, without `max_steps`"):
-        SgmaTrainingArguments(str(tmp_path), use_cpu=True, num_train_epochs=0)
+    for nothing in ({"num_train_epochs": 0}, {"max_steps": 0}):
+        with pytest.raises(ValueError, match=r"`max_steps` is .* and `num_train_epochs` .*; nothing is trained"):
+            SgmaTrainingArguments(str(tmp_path), use_cpu=True, **nothing)
     SgmaTrainingArguments(str(tmp_path), use_cpu=True, num_train_epochs=0, max_steps=1)
 
 

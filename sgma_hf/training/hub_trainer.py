@@ -82,7 +82,7 @@ class HubTrainer(Trainer):
         evaluation rows.
         """
         rows = self.eval_dataset if rows is None else rows
-        own = rows is self.eval_dataset
+        own = rows is self._choosing_rows()
         name, split = self._evaluation_origin() if own else _origin(rows)
         source = {
             "dataset": name,
@@ -95,8 +95,16 @@ class HubTrainer(Trainer):
         self._evaluation = (self.step_of_weights(), source | dict(results))
         return self._evaluation[1]
 
+    def _choosing_rows(self) -> Sequence | None:
+        """The evaluation rows; of several sets by name those that the score for the best checkpoint is of."""
+        if not isinstance(self.eval_dataset, Mapping):
+            return self.eval_dataset
+        score = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        names = [name for name in self.eval_dataset if score.startswith(f"{name}_")]
+        return self.eval_dataset[max(names, key=len)] if names else None
+
     def _evaluation_origin(self) -> tuple[str | None, str | None]:
-        name, split = _origin(self.eval_dataset)
+        name, split = _origin(self._choosing_rows())
         described = self.data_description
         return dataset_name(described.dataset)[0] or name, described.evaluation_split or split
 

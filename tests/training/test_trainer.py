@@ -255,6 +255,19 @@ def test_with_several_evaluation_sets_the_metric_names_one(tmp_path):
     assert SgmaTrainer(trainer.model, args, **options).eval_dataset.keys() == {"north", "south"}
 
 
+def test_of_several_evaluation_sets_the_one_that_chose_says_so(tmp_path):
+    sets = {"south": make_rows(2), "south_coast": make_rows(3)}
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    chosen = {"load_best_model_at_end": True, "metric_for_best_model": "eval_south_coast_miou/rgb"}
+    first = make_trainer(tmp_path)
+    args = SgmaTrainingArguments(str(tmp_path), use_cpu=True, per_device_train_batch_size=2, **options, **chosen)
+    processor = first.processing_class
+    trainer = SgmaTrainer(first.model, args, processing_class=processor, train_dataset=make_rows(), eval_dataset=sets)
+    trainer.train()
+    found = {name: trainer.score(rows)["chosen_by"] for name, rows in sets.items()}
+    assert found == {"south": None, "south_coast": "eval_south_coast_miou/rgb"}
+
+
 def test_schedule_ramps_from_a_tenth_and_decays_by_the_papers_power(tmp_path):
     trainer = make_trainer(tmp_path, learning_rate=1.0, warmup_steps=2)
     trainer.create_optimizer()

@@ -173,6 +173,17 @@ def test_without_one_its_loss_is_that_of_all_arms(arm):
 
 
 @torch.no_grad()
+def test_a_temperature_counts_with_labels_and_without_but_not_in_training(arm):
+    model = new_model(arm(Recorder)).eval()
+    pixel_values, labels = torch.randn(1, 6, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64)
+    plain = model(pixel_values).logits
+    model.config.temperature = 2.0
+    for outputs in (model(pixel_values), model(pixel_values, labels=labels)):
+        assert torch.equal(outputs.logits, plain / 2)
+    assert torch.equal(model.train()(pixel_values, labels=labels).logits, plain)
+
+
+@torch.no_grad()
 def test_agreement_of_pixels_is_averaged_over_cells(arm):
     """Against a loop over the cells of a network with logits of every pixel."""
     model = new_model(arm(lambda config: Recorder(config, stride=1))).eval()

@@ -152,7 +152,7 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         covered = _covered(encoding, subset_mask)
         logits, _ = self._pass(encoding, covered, None)
         coverage = covered.flatten(1, -3).any(1)
-        return SgmaSemanticSegmenterOutput(logits=logits / self.config.temperature, coverage=coverage)
+        return SgmaSemanticSegmenterOutput(logits=logits, coverage=coverage)
 
     @can_return_tuple
     def forward(
@@ -203,7 +203,8 @@ class FullPassForSemanticSegmentation(SgmaPreTrainedModel):
         output = self.network(pixel_values=shown, modality_mask=mask, labels=labels, **dates)
         logits = self._checked_logits(output, shown.shape)
         stride = shown.shape[-1] // logits.shape[-1]
-        return crop_padding(logits, stride, size), None if labels is None else output.get("loss")
+        logits = crop_padding(logits if self.training else logits / self.config.temperature, stride, size)
+        return logits, None if labels is None else output.get("loss")
 
     def _checked_logits(self, output: Any, shape: torch.Size) -> torch.Tensor:
         """The logits, at each pixel or at stride 4; what else a network returns is a TypeError or ValueError."""

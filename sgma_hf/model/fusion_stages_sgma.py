@@ -241,6 +241,7 @@ class SemanticGuidedFusion(nn.ModuleList):
 
         Raises:
             ValueError: If the subset has an unknown name or another shape.
+            TypeError: If it is a tensor of another type than bool.
         """
         mask, host_mask, known = encoding.observed, encoding.host_observed, True
         if subset is not None:
@@ -359,6 +360,8 @@ class SemanticGuidedFusion(nn.ModuleList):
         rows = (by_date[0], by_date[2])
         if tuple(subset.shape) not in (rows[1:], rows, by_date):
             raise ValueError(f"The subset has shape {tuple(subset.shape)}; expected {rows[1:]}, {rows} or {by_date}.")
+        if subset.dtype != torch.bool:
+            raise TypeError(f"The subset is {subset.dtype}; expected bool, True for what is used.")
         if subset.ndim == 3:
             return subset.flatten(1)
         return subset if encoding.num_dates == 1 else subset.expand(rows).repeat(1, encoding.num_dates)

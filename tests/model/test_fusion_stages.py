@@ -251,6 +251,7 @@ def test_the_draw_is_that_of_the_fragile():
         ({"subset": ["nir"]}, ValueError, r"The subset is \['nir'\]; expected a list of names"),
         ({"subset": "rgb"}, ValueError, r"The subset is 'rgb'; expected a list"),
         ({"subset": torch.tensor([True])}, ValueError, r"The subset has shape \(1,\); expected \(3,\), \(2, 3\) or"),
+        ({"subset": torch.tensor([2, 0, 1])}, TypeError, r"The subset is torch.int64; expected bool, True for what"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(change, error, message):

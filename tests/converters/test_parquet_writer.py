@@ -1,5 +1,6 @@
 """A data set is written as a whole, by the format, with its statistics."""
 
+import errno
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +54,17 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path):
         ParquetDatasetWriter(tmp_path / "data", make_metadata(), title="T"),
     ):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["opened", "closed"])
+def test_writer_leaves_nothing_behind_on_a_full_disk(tmp_path, monkeypatch, moment):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "__init__" if moment == "opened" else "close", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_dataset(tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """Writes a dataset in the row format: Parquet shards, metadata and a card, whole or not at all."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -154,8 +155,9 @@ class ParquetDatasetWriter:
             if kind is None:
                 self._finish()
         finally:
-            for shards in self._shards.values():
-                shards[-1].file.close()
+            for shard in (shards[-1] for shards in self._shards.values() if shards):
+                with contextlib.suppress(OSError):  # of a full disk, which has been said
+                    shard.file.close()
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _finish(self) -> None:

@@ -1,6 +1,7 @@
 """A model as a torch.export program or as ONNX, checked against the model and timed beside it."""
 
 import functools
+import io
 import os
 import statistics
 import sys
@@ -128,7 +129,9 @@ def _write(
         sides = {2: PAD_MULTIPLE * rows, 3: PAD_MULTIPLE * columns}
     shapes = {name: {0: batch} | (sides if tensor.ndim == 4 else {}) for name, tensor in inputs.items()}
     if path.suffix == ".pt2":
-        torch.export.save(torch.export.export(module, (), inputs, dynamic_shapes=shapes), path)
+        content = io.BytesIO()  # on a full disk, torch would end the process
+        torch.export.save(torch.export.export(module, (), inputs, dynamic_shapes=shapes), content)
+        path.write_bytes(content.getbuffer())
         return torch.export.load(path).module()
     names = list(module.names)
     torch.onnx.export(module, (), path, kwargs=inputs, dynamic_shapes=shapes, output_names=names, external_data=False)

@@ -1,6 +1,7 @@
 """`sgma-hf export`: files that compute what the checkpoint computes."""
 
 import json
+import resource
 import sys
 
 import pytest
@@ -71,6 +72,18 @@ def test_program_computes_the_logits_of_the_model(model, checkpoint, tmp_path, c
     assert described["modalities"] == ["rgb", "dsm", "sar"] and described["modality_mask"] == "per modality"
     assert described["class_names"][4] == "LABEL_4" and described["size"] == [64, 64]
     assert sorted(path.name for path in out.parent.iterdir()) == ["model.json", "model.pt2"]
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(checkpoint, tmp_path, capsys):
+    """A limit on the size of files stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert main(["--model", checkpoint, "--output", str(tmp_path / "model.pt2"), "--size", "64"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capsys.readouterr().err.endswith(f"sgma-hf export: [Errno 27] File too large: '{tmp_path / 'model.pt2'}'\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @torch.no_grad()

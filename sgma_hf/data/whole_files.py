@@ -30,6 +30,10 @@ def replace_file(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.chmod(0o644)  # mkstemp gives the owner alone the right to read
         partial.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk does not say of which file
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

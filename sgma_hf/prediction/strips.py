@@ -79,7 +79,11 @@ class StripStore:
         self.remove()
         self.folder.mkdir(parents=True)
         if self.held is None:
-            write_json(record, self._fingerprint)
+            try:
+                write_json(record, self._fingerprint)
+            except OSError:
+                self.remove()
+                raise
 
     def path(self, strip: int, layer: str) -> Path:
         """Raw file of one layer of a strip."""

@@ -283,6 +283,15 @@ def test_full_disk_in_the_middle_keeps_what_is_done(tmp_path, monkeypatch):
     assert sorted(path.name for path in out.parent.iterdir()) == ["map.qml", "map.sld", "map.tif", "map.tif.aux.xml"]
 
 
+def test_full_disk_at_the_start_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    dsm = write_tiff(tmp_path / "dsm.tif", ones(1, 100, 30))
+    monkeypatch.setattr("sgma_hf.data.whole_files.os.fsync", fail)
+    refused(tmp_path, {"dsm": dsm}, r"No space left on device: '.*map\.tif\.partial/run\.json'", error=OSError)
+
+
 def _limit_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 

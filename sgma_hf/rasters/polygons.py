@@ -105,7 +105,8 @@ class PolygonLabels:
             )
             raise NothingLabelled(
                 f"{layer} labels no pixel of the rasters: it covers (west, south, east, north) ({own}), they cover "
-                f"({asked}), each in its own CRS. Give the file that belongs there, or another extent of the labels."
+                f"({asked}), each in its own CRS. Give the file that belongs there, or another extent of the labels; "
+                "features without a value, and those that hold the centre of no pixel, label none."
             )
 
     def _check(self, layer: "_Layer", classes: ClassMap | None) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import logging
 
-from ..model.cells_sgma import predicted_classes
+from ..model.cells_sgma import PAD_MULTIPLE, predicted_classes
 from ..model.configuration_sgma import SgmaConfig
 from ..model.inputs_sgma import host_mask_of
 from ..model.limits_sgma import YEARLY_PERIODS
@@ -100,18 +101,24 @@ class BenchmarkCase:
             batch["dates"] = 365 * torch.rand(*leading, self.num_modalities, generator=generator)
         return send_to_device(batch, self.device) | {"host_mask": host_mask_of(mask)}
 
+    def autocast(self) -> torch.autocast:
+        """The precision of a pass."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16)
+
     def passes(self, variant: str, *, training: bool) -> Callable[[], None]:
         """Make a function that does one training step, without the optimiser, or one inference of a variant."""
         model, batch = self.build(variant).train(training), self.batch()
         pairs = sum(share > 0 for row in batch["host_mask"] for share in row)
-        stacked = batch["pixel_values"].flatten(0, -4)[:1, :3].repeat(pairs, 1, 1, 1)
+        beyond = -self.size % PAD_MULTIPLE  # to the sides that the model brings images to
+        stacked = nn.functional.pad(batch["pixel_values"].flatten(0, -4)[:1, :3], (0, beyond, 0, beyond))
+        stacked = stacked.repeat(pairs, 1, 1, 1)
         inputs = {name: values for name, values in batch.items() if training or name != "labels"}
         called = model.sgma.encoder_maps if variant == BACKBONE else model
         if self.compiled:
             called = torch.compile(called)
 
         def run() -> None:
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16):
+            with self.autocast():
                 if variant == BACKBONE:
                     loss = sum(stage.mean() for stage in called(stacked))
                 else:
@@ -206,15 +213,14 @@ def measure_subsets(case: BenchmarkCase, *, repeats: int) -> dict[str, float | b
         for subset in subsets:
             model(pixel_values, subset)
 
-    rounds = time_in_turn(
-        {
-            "all modalities": lambda: model(pixel_values),
-            "one modality": lambda: model(pixel_values, subsets[0]),
-            "all combinations, one encoding": one_encoding,
-            "all combinations, plain loop": loop,
-        },
-        repeats,
-    )
+    functions = {
+        "all modalities": lambda: model(pixel_values),
+        "one modality": lambda: model(pixel_values, subsets[0]),
+        "all combinations, one encoding": one_encoding,
+        "all combinations, plain loop": loop,
+    }
+    with case.autocast():
+        rounds = time_in_turn(functions, repeats)
     every, one, cached, naive = rounds.values()
     return {
         "seconds": {name: statistics.median(seconds) for name, seconds in rounds.items()},
@@ -236,7 +242,9 @@ def measure_loading(
     batch = send_to_device(collator(rows), case.device)
 
     def step() -> None:
-        model(**batch).loss.backward()
+        with case.autocast():
+            loss = model(**batch).loss
+        loss.backward()
         model.zero_grad()
 
     loading, compute = time_in_turn({"loading": lambda: collator(rows), "step": step}, repeats).values()

@@ -3,9 +3,18 @@
 import pytest
 import torch
 from tiny_models import PVT_V2
+from torch.utils.flop_counter import FlopCounterMode
 
 from sgma_hf.cost.memory import CLEAR_REFS, measure_memory
-from sgma_hf.cost.timing import VARIANTS, BenchmarkCase, measure_host, median_ratio, time_in_turn
+from sgma_hf.cost.timing import (
+    VARIANTS,
+    BenchmarkCase,
+    measure_host,
+    measure_loading,
+    measure_subsets,
+    median_ratio,
+    time_in_turn,
+)
 from sgma_hf.training.arguments import PVT_V2_SIZES
 
 
@@ -29,6 +38,28 @@ def test_only_the_modalities_that_are_present_are_run(monkeypatch):
         case.passes(name, training=False)()
         monkeypatch.undo()
     assert shapes == [(2, 3, 32, 32), (2, 3, 32, 32)]
+
+
+def test_the_bare_encoder_sees_as_many_pixels_as_the_models_do():
+    counted = []
+    for size in (40, 64):
+        step = BenchmarkCase(PVT_V2, size=size).passes("bare backbone", training=False)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0
+
+
+def test_all_that_is_timed_is_in_the_precision_that_is_asked_for(monkeypatch):
+    case = BenchmarkCase(PVT_V2, size=32, num_modalities=2, bf16=True)
+    model, found = case.build(), []
+    model.decode_head.register_forward_hook(lambda module, inputs, output: found.append(output.dtype))
+    monkeypatch.setattr("sgma_hf.cost.timing._combinations_agree", lambda case: True)
+    monkeypatch.setattr(BenchmarkCase, "build", lambda case: model)
+    measure_subsets(case, repeats=1)
+    batch = case.batch()
+    measure_loading(case, [], lambda rows: batch, repeats=1)
+    assert len(found) > 10 and set(found) == {torch.bfloat16}
 
 
 def test_gaps_and_bfloat16_reach_the_model(monkeypatch):

@@ -16,6 +16,10 @@ from sgma_hf.data.whole_files import write_json
 from sgma_hf.training import PVT_V2_SIZES
 
 
+# What the figures that are measured alone are not of.
+_OF_MANY = ("num_dates", "sweep", "bf16", "gaps", "compiled")
+
+
 @dataclass
 class BenchmarkArguments:
     """Arguments of `sgma-hf benchmark`."""
@@ -80,6 +84,13 @@ class BenchmarkArguments:
         for name in ("size", "batch_size", "num_modalities", "num_dates", "num_labels", "repeats", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` is {getattr(self, name)}; expected at least 1.")
+        if self.overlap_rasters and self.overlap_model is None:
+            raise ValueError("`--overlap_rasters` is the scene for an `--overlap_model`; name that, or leave it out.")
+        alone = [name for name in ("overlap_model", "raster_throughput") if getattr(self, name)]
+        ignored = [name for name in _OF_MANY if getattr(self, name) != getattr(BenchmarkArguments, name)]
+        if alone and alone[1:] + ignored:
+            names = ", ".join(f"`--{name}`" for name in alone[1:] + ignored)
+            raise ValueError(f"`--{alone[0]}` measures that alone, without {names}; leave one of the two out.")
 
 
 @report_errors("sgma-hf benchmark", on_stop="--output holds what was measured so far")

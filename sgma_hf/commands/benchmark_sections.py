@@ -24,6 +24,7 @@ from sgma_hf.cost.timing import (
     measure_subsets,
 )
 from sgma_hf.data.codec import encode_raster
+from sgma_hf.data.command_line import check_folder_or_id
 from sgma_hf.publishing.tables import markdown_table
 from sgma_hf.training.row_sampling import ROW_KEY, RowKey
 
@@ -52,7 +53,8 @@ def measure_sections(args: Any, case: BenchmarkCase) -> Iterator[tuple[dict, str
 
 
 def _overlaps(args: Any) -> tuple[dict, str]:
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.overlap_model).eval()
+    check_folder_or_id(args.overlap_model, "--overlap_model")
+    model = AutoModelForSemanticSegmentation.from_pretrained(args.overlap_model).eval().to(args.device)
     processor = AutoImageProcessor.from_pretrained(args.overlap_model)
     rasters = dict(text.partition("=")[::2] for text in args.overlap_rasters or [])
     overlaps = measure_scene_overlaps(model, processor, rasters)

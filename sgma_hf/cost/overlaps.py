@@ -31,7 +31,7 @@ def measure_scene_overlaps(model: Any, processor: Any, rasters: Mapping[str, str
             images = scene.read(top, left, tile, 2 * tile)
             if len(images) == len(rasters) and not any(image.mask.any() for image in images.values()):
                 inputs = processor(images=[images], do_resize=False, input_data_format="channels_last")
-                pair = inputs["pixel_values"], inputs["modality_mask"]
+                pair = [inputs[name].to(model.device) for name in ("pixel_values", "modality_mask")]
                 measured.append(measure_overlaps(model, *pair, tile_size=tile))
     if not measured:
         raise ValueError("The scene has gaps wherever two tiles would lie; choose another one.")

@@ -57,6 +57,13 @@ def test_figures_name_the_device_that_they_were_measured_on(tmp_path, monkeypatc
     [
         (["--device", "nosuch"], "`--device nosuch` cannot be used: "),
         (["--repeats", "0"], "`--repeats` is 0; expected at least 1."),
+        (["--overlap_rasters", "rgb=a.tif"], "`--overlap_rasters` is the scene for an `--overlap_model`; name that"),
+        (["--raster_throughput", "--bf16", "--gaps"], "`--raster_throughput` measures that alone, without `--bf16`, "),
+        (
+            ["--overlap_model", "m", "--raster_throughput"],
+            "`--overlap_model` measures that alone, without `--raster_throughput`; leave one of the two out.",
+        ),
+        (["--overlap_model", "/nowhere/m"], "--overlap_model /nowhere/m: there is no such folder"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(flags, message, capsys):

@@ -44,6 +44,8 @@ def predict_folder(args: argparse.Namespace, modalities: Sequence[str]) -> int:
     output, suffix, is_first = Path(args.output), f".{args.format or 'tif'}", os.environ.get("RANK", "0") == "0"
     if output.suffix.lower() in (".tif", ".tiff", ".png") or output.is_file():
         raise ValueError(f"`--output {output}`: with --scenes it is the folder of the maps.")
+    if output.exists() and os.path.exists(args.scenes) and output.samefile(args.scenes):
+        raise ValueError(f"`--output {output}` is the folder of the scenes; the maps take one of their own.")
     if args.like is not None and args.like not in modalities:
         raise ValueError(f"`--like {args.like}`: with --scenes it is a modality, one of {', '.join(modalities)}.")
     config, processor = AutoConfig.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)

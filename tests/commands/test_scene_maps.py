@@ -164,6 +164,13 @@ def test_a_folder_that_cannot_be_written_and_a_model_that_cannot_be_loaded(check
     assert len(said) == 1 and f"--model {damaged} cannot be loaded: " in said[0]
 
 
+def test_maps_take_a_folder_of_their_own(checkpoint, scenes, capsys):
+    before = sorted(scenes.rglob("*"))
+    assert predict(checkpoint, scenes, f"{scenes}/../{scenes.name}") == 2
+    assert "is the folder of the scenes; the maps take one of their own" in capsys.readouterr().err
+    assert sorted(scenes.rglob("*")) == before
+
+
 def test_what_masks_hide_is_missing_in_one_scene_and_in_many(checkpoint, scenes, tmp_path, caplog):
     """The maps are those of heights that are NaN there; c has no heights, and d no mask."""
     rasterio, holed = pytest.importorskip("rasterio"), tmp_path / "holed"

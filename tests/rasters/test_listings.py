@@ -100,6 +100,7 @@ def test_what_is_wrong_with_one_row_is_that_scene_s_problem(tmp_path):
     [
         ([["id", "image"], ["a", "x.tif"]], r"the columns \['id', 'image'\], and none of \['rgb', 'nir'\].*--assets"),
         ([["rgb"], ["x.tif"]], r"none named scene, id or name.*--scene_by"),
+        ([["id", "rgb"]], "holds no row below the names of its columns"),
     ],
 )
 def test_a_table_without_what_is_asked_for(tmp_path, rows, message):
@@ -160,6 +161,15 @@ def test_a_source_that_is_nothing_of_all_that(tmp_path):
         list_scenes(tmp_path, ["rgb"])
     with pytest.raises(ValueError, match=r"`assets` names \['red'\]"):
         list_scenes(tmp_path, ["rgb"], assets={"red": "x"})
+    with pytest.raises(ValueError, match=r"`scene_by` 'grid' is a column of a table.* is a folder"):
+        list_scenes(tmp_path, ["rgb"], scene_by="grid")
+
+
+def test_a_name_that_no_scene_has_is_said(tmp_path, caplog):
+    for name in ("rgb", "nir"):
+        touch(tmp_path / name / "a.tif")
+    assert list(list_scenes(tmp_path, ["rgb", "nir"], assets={"nir": "B8"})[0].rasters) == ["rgb"]
+    assert f"No scene of {tmp_path} has 'B8' for nir: it is missing in all of them." in caplog.text
 
 
 def test_rows_of_a_data_set_are_files_while_they_are_read(tmp_path):

@@ -155,6 +155,7 @@ def test_integers_without_a_value_for_nothing_get_one(tmp_path):
         (["--mask", "s1=scl", "--mask_values", "3"], "s1=scl: no modality that is read is called 's1'. They are s2."),
         (["--mask", "scl", "--mask_values", "3,x"], "--mask_values 3,x: expected numbers, as in 3,8,9,10"),
         (["--mask", "clouds", "--mask_values", "3"], "holds no file for mask of s2=clouds"),
+        (["--mask", "clouds", "--mask_values", "3"], " If no scene has one, leave --mask out.\n"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(tmp_path, capsys, flags, expected):

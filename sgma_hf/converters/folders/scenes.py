@@ -13,7 +13,7 @@ from ...rasters.bands import BandSelection
 from ...rasters.dates import Dated, DateTable, date_of, match_dates
 from ...rasters.files import read_info
 from ...rasters.grids import Grid
-from ...rasters.listings.folders import SceneFiles
+from ...rasters.listings.folders import MASK_OF, SceneFiles
 from ...rasters.polygons import NothingLabelled, PolygonLabels, is_vector_file, split_layer
 from ...rasters.raster import Georeference, RasterInfo
 from ...rasters.sources import PixelMask
@@ -41,7 +41,7 @@ class Scene:
 
 def mask_key(modality: str) -> str:
     """What a modality's mask is called where masks are listed among the modalities."""
-    return f"mask of {modality}"
+    return MASK_OF + modality
 
 
 def series_of(scenes: Sequence[SceneFiles], modalities: Iterable[str]) -> list[str]:

@@ -27,6 +27,7 @@ from ..polygons import is_vector_file
 
 
 LABEL_NAMES = ("label", "labels", "mask", "masks", "gt", "truth", "ground_truth", "annotation", "annotations")
+MASK_OF = "mask of "  # a modality: in the place of its name, where masks are listed among the modalities
 
 
 @dataclass
@@ -112,6 +113,7 @@ def _problems(
         names.append(f"{label} (the label; --label none if there is none)")
     if names:
         hint = f" If no scene has it, say how many bands it would have: --absent {lacking[0]}=1." if lacking else ""
+        hint = " If no scene has one, leave --mask out." if lacking and lacking[0].startswith(MASK_OF) else hint
         yield f"{source} holds no file for {', '.join(names)}. It holds {_contents(root)}.{hint}"
     for name in folders:
         if has_labels and name in found and not any(scene.label and scene.rasters[name] for scene in scenes):

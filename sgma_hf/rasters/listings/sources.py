@@ -13,14 +13,12 @@ from ...data.rows import SPLIT_ALIASES, load_rows, present_modalities
 from ..bands import ALL_BANDS, BandSelection
 from ..dates import DateTable
 from .catalogues import scenes_of_catalogue
-from .folders import SceneFiles, find_scenes
+from .folders import MASK_OF, SceneFiles, find_scenes
 from .listed import ListedScene, file_name, named
 from .tables import scenes_of_table
 
 
 logger = logging.get_logger(__name__)
-
-_MASK = "mask of "  # a modality, in the place of a modality's name
 
 
 def list_scenes(
@@ -58,8 +56,11 @@ def list_scenes(
     if unknown:
         raise ValueError(f"`assets` names {unknown}; the modalities are {list(modalities)}.")
     keys = {name: BandSelection.parse((assets or {}).get(name, name)) for name in modalities}
-    keys |= {_MASK + name: BandSelection.parse(key) for name, (key, _) in (masks or {}).items()}
+    keys |= {MASK_OF + name: BandSelection.parse(key) for name, (key, _) in (masks or {}).items()}
     found = _list(path, keys, scene_by, dated)
+    for name, key in (assets or {}).items():
+        if not any(name in scene.modalities for scene in found):
+            logger.warning(f"No scene of {path} has {key!r} for {name}: it is missing in all of them.")
     found = [replace(scene, is_dated=dated, table=table or scene.table) for scene in found]
     return [_with_masks(scene, masks) for scene in found] if masks else found
 
@@ -71,11 +72,11 @@ def list_rows(dataset: str, columns: Sequence[str]) -> list[ListedScene]:
 
 def _with_masks(scene: ListedScene, masks: Mapping[str, tuple[str, Sequence[float]]]) -> ListedScene:
     """A scene whose masks were listed as rasters."""
-    rasters = {name: files for name, files in scene.rasters.items() if not name.startswith(_MASK)}
+    rasters = {name: files for name, files in scene.rasters.items() if not name.startswith(MASK_OF)}
     hiding = {
-        name: (scene.rasters[_MASK + name], values)
+        name: (scene.rasters[MASK_OF + name], values)
         for name, (_, values) in masks.items()
-        if _MASK + name in scene.rasters
+        if MASK_OF + name in scene.rasters
     }
     unmasked = [name for name in masks if name in rasters and name not in hiding]
     if unmasked:
@@ -89,8 +90,13 @@ def _list(
 ) -> list[ListedScene]:
     """The scenes of a source with all that `keys` name."""
     if path.is_dir():
+        if scene_by is not None:
+            raise ValueError(
+                f"`scene_by` {scene_by!r} is a column of a table or a property of a catalogue; {path} is a folder. "
+                "Leave it out: the names of files or rows say of which scene they are."
+            )
         is_data_set = (path / METADATA_FILE).is_file() or any(path.glob("*.parquet")) or any(path.glob("*/*.parquet"))
-        if is_data_set and any(name.startswith(_MASK) for name in keys):
+        if is_data_set and any(name.startswith(MASK_OF) for name in keys):
             raise ValueError(f"{path} is a data set: it holds no masks, and what they hid is missing already.")
         return _scenes_of_rows(str(path), keys) if is_data_set else _scenes_of_folder(path, keys, dated)
     suffix = path.suffix.lower()

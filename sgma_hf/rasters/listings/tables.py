@@ -24,6 +24,8 @@ def scenes_of_table(
     stands in two rows has a problem.
     """
     columns, rows = _read(path)
+    if not rows:
+        raise ValueError(f"{path} holds no row below the names of its columns.")
     modalities = {name: key for name, (key, _) in keys.items() if key in columns}
     if not modalities:
         raise ValueError(

@@ -103,6 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     args.dtype = args.dtype or choose_dtype(parser, args)
     check_folder_or_id(args.dataset, "--dataset")
     check_checkpoint(args.model)
+    if args.calibration == "fit":
+        check_writable(Path(args.model) / "config.json")
     if args.plot:
         from sgma_hf.visualization.charts import plot_season
         from sgma_hf.visualization.palette import require_matplotlib

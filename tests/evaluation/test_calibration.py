@@ -7,6 +7,7 @@ import pytest
 import torch
 from three_modalities import MODALITIES, noise_row, processor_of, spread_model
 
+from sgma_hf.commands import evaluate
 from sgma_hf.evaluation.trust import calibration
 from sgma_hf.evaluation.trust.calibration import (
     add_confidences,
@@ -177,3 +178,15 @@ def test_a_saved_temperature_scales_what_the_model_says_and_no_class(tmp_path):
     for wrong in (0, -1.0, float("inf")):
         with pytest.raises(ValueError, match="`temperature` is"):
             type(loaded.config)(temperature=wrong)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch, capsys):
+    def check_writable(path):
+        raise OSError(f"Cannot write the output {path}: Read-only file system, {tmp_path}.")
+
+    monkeypatch.setattr(evaluate, "check_writable", check_writable)
+    monkeypatch.setattr(evaluate, "_score_rows", None)
+    spread_model().save_pretrained(tmp_path)
+    words = ["--model", str(tmp_path), "--dataset", str(tmp_path), "--split", "test", "--output", "found.json"]
+    assert evaluate.main([*words, "--calibration", "fit"]) == 2
+    assert f"Cannot write the output {tmp_path / 'config.json'}: Read-only" in capsys.readouterr().err

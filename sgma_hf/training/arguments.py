@@ -203,10 +203,10 @@ class SgmaTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         self._settle_evaluation()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch only warns that it cannot
         if self.accelerator_config is None and self.dataloader_pin_memory:
             # Else each copy of a batch to a GPU waits for all that the GPU was given before.
             self.accelerator_config = {"non_blocking": True}
-        self.dataloader_pin_memory &= torch.accelerator.is_available()  # else torch only warns that it cannot
         if self.bf16 and not self.use_cpu and not torch.accelerator.is_available():
             raise ValueError(
                 "`bf16` is asked for, as recipes do, but torch sees no GPU: give `--bf16 false`, or, to train in "

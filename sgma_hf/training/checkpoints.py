@@ -103,8 +103,8 @@ def read_sampler_state(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
     return _read_json(Path(checkpoint) / SAMPLER_STATE_NAME)
 
 
-def check_continues(checkpoint: str | os.PathLike, config: SgmaConfig, *, layout: Layout, max_steps: int) -> None:
-    """Raise a ValueError for a checkpoint of another layout or model than a run's, or beyond its `max_steps`."""
+def check_continues(checkpoint: str | os.PathLike, config: SgmaConfig, *, layout: Layout, last_step: int) -> None:
+    """Raise a ValueError for a checkpoint of another layout or model than a run's, or beyond its last step."""
     saved_layout = checkpoint_layout(checkpoint)
     if saved_layout != layout:
         raise ValueError(
@@ -121,10 +121,10 @@ def check_continues(checkpoint: str | os.PathLike, config: SgmaConfig, *, layout
             "weights."
         )
     step = _read_json(Path(checkpoint) / TRAINER_STATE_NAME)["global_step"]
-    if 0 < max_steps < step:  # it is 0 or less where epochs are counted
+    if last_step < step:
         raise ValueError(
-            f"{str(checkpoint)!r} is of step {step}, and this run ends at `max_steps` {max_steps}: it would train "
-            "nothing. Raise `max_steps`, or start anew in another folder."
+            f"{str(checkpoint)!r} is of step {step}, and this run ends at step {last_step}: it would train nothing. "
+            "Raise `max_steps`, or without it `num_train_epochs`, or start anew in another folder."
         )
 
 

@@ -212,11 +212,12 @@ class SgmaTrainer(TuningTrainer):
         if self.is_fsdp_enabled:
             is_whole = "FULL_STATE_DICT" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
             layout = "fsdp_full" if is_whole else "fsdp_sharded"
-        check_continues(checkpoint, self.model.config, layout=layout, max_steps=self.args.max_steps)
-        compare_arguments(checkpoint, self.recorded_arguments())
         if self.args.auto_find_batch_size:  # Trainer goes on with the batch that was found
             state = TrainerState.load_from_json(Path(checkpoint) / TRAINER_STATE_NAME)
             self._train_batch_size = state.train_batch_size
+        *_, last_step = self.set_initial_training_values(self.args, self.get_train_dataloader())
+        check_continues(checkpoint, self.model.config, layout=layout, last_step=last_step)
+        compare_arguments(checkpoint, self.recorded_arguments())
         if not self.args.ignore_data_skip:
             check_rows_per_step(
                 checkpoint,

@@ -83,7 +83,10 @@ def test_a_folder_in_use_is_kept_unless_it_may_be_replaced(arguments, tmp_path, 
 def test_resuming_names_other_arguments_and_refuses_to_train_nothing(arguments, tmp_path, caplog, capsys):
     assert main(flags(arguments)) == 0
     line = refusal(main, flags(arguments, max_steps=1, resume_from_checkpoint="true"), capsys)
-    assert "is of step 2, and this run ends at `max_steps` 1" in line
+    assert "is of step 2, and this run ends at step 1: it would train nothing. Raise `max_steps`, or" in line
+    epochs = {"max_steps": -1, "num_train_epochs": 0.01}
+    line = refusal(main, flags(arguments, **epochs, resume_from_checkpoint="true"), capsys)
+    assert "is of step 2, and this run ends at step 1" in line
     with caplog.at_level(logging.WARNING, logger="sgma_hf.training.checkpoints"):
         assert main(flags(arguments, resume_from_checkpoint=tmp_path / "run" / "checkpoint-1")) == 0
         assert "other arguments" not in caplog.text

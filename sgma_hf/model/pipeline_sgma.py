@@ -19,7 +19,8 @@ class SgmaPipeline(Pipeline):
     as a whole; for large ones there is `sgma_hf.predict_raster`. Samples of any sizes may share a batch
     (`batch_size=8`): what is predicted for one does not depend on the others.
 
-    A call returns a dict for each sample, with arrays of the size of its largest raster:
+    A call returns a dict for each sample, with arrays of the size of its largest raster, or of the processor's `size`
+    if that has `do_resize`:
 
     - `labels`: class ids, uint8 (height, width), 255 where no modality covers.
     - `scores`: probability of the class, float32 (height, width) in [0, 1], 0 where no modality covers.

@@ -117,6 +117,10 @@ def test_one_configuration_serves_all_groups(arguments, tmp_path, caplog):
         ({"encoder_groups": ["rgb", "dsm"]}, "each of the modalities ['rgb', 'dsm', 'nir'] in one of them"),
         ({"encoder_groups": ["rgb+nir", "height"]}, "each of the modalities ['rgb', 'dsm', 'nir'] in one of them"),
         ({"backbone_config": ["dsm=pvt_v2_b0"]}, "The groups ['dsm'] have encoders of their own"),
+        (
+            {"backbone": ["rgb+nir=."], "backbone_config": ["pvt_v2_b0"]},
+            "`--backbone` brings its own configuration, so `--backbone_config pvt_v2_b0` would be left out; give one",
+        ),
         ({"backbone_config": ["dsm=pvt_v2_b0", "pvt_v2_b0"]}, "or GROUP=VALUE for each group"),
         ({"backbone_config": ["dsm=pvt_v2_b9", "rgb+nir=pvt_v2_b0"]}, "`--backbone_config` is 'pvt_v2_b9'"),
         ({"backbone": ["dsm=nowhere", "rgb+nir=nowhere"]}, "--backbone nowhere: there is no such folder"),

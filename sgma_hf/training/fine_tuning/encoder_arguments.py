@@ -37,6 +37,11 @@ def encoders_from_new_weights(arguments: RunArguments, groups: Sequence[str]) ->
 def encoder_fields(arguments: RunArguments) -> dict[str, Any]:
     """Fields of `SgmaConfig` that describe the encoders: those of the pretrained ones, presets, JSON, or files."""
     pretrained, configs = pretrained_encoders(arguments), _values(arguments.backbone_config, "--backbone_config")
+    if pretrained is not None and isinstance(configs, str):
+        raise ValueError(
+            f"`--backbone` brings its own configuration, so `--backbone_config {configs}` would be left out; give one "
+            "of the two, or `--backbone_config GROUP=VALUE` for groups that `--backbone` does not name."
+        )
     by_group: dict[str, Any] = {}
     if isinstance(configs, dict):
         by_group |= {group: encoder_from_text(value) for group, value in configs.items()}

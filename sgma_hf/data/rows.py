@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, List, Value, get_dataset_split_names, load_dataset
 from datasets.config import HF_CACHE_HOME, HF_DATASETS_CACHE
+from datasets.exceptions import DatasetBuildError
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
@@ -51,8 +52,8 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
 
     Raises:
         FileNotFoundError: If there is no such folder or dataset.
-        ValueError: If there is no such split (the message lists those there are), it is empty, or a cell names a file
-            outside the dataset.
+        ValueError: If there is no such split (the message lists those there are), it is empty or damaged, or a cell
+            names a file outside the dataset.
     """
     source = str(directory_or_id)
     check_folder_or_id(source, "data set")
@@ -60,7 +61,14 @@ def load_rows(directory_or_id: str | os.PathLike, split: str) -> Dataset:
     chosen = split if split in names else SPLIT_ALIASES.get(split, split)
     if chosen not in names:
         raise ValueError(f"Dataset {source!r} has no split {split!r}. Splits: {names}.")
-    rows = load_dataset(source, split=chosen)
+    try:
+        rows = load_dataset(source, split=chosen)
+    except DatasetBuildError as error:
+        reason = next(iter(str(error.__cause__ or error).splitlines()), "")
+        raise ValueError(
+            f"Dataset {source!r} cannot be read: {reason.rstrip('.')}. Where a file is damaged, fetch or convert it "
+            "again."
+        ) from error
     if len(rows) == 0:
         raise ValueError(f"Split {chosen!r} of dataset {source!r} has no rows.")
     pictures = [name for name, feature in rows.features.items() if isinstance(_cell(feature), Image)]

@@ -61,6 +61,17 @@ def test_load_rows_names_the_splits_there_are(tmp_path):
         load_rows(tmp_path / "data", "test")
 
 
+@pytest.mark.parametrize("kept", [0, 500])
+def test_load_rows_says_that_a_file_is_damaged(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")  # or it takes the same rows of before
+    write_dataset(tmp_path / "data")
+    (shard,) = (tmp_path / "data" / "data").iterdir()
+    shard.write_bytes(shard.read_bytes()[:kept])
+    message = r"Dataset '.*data' cannot be read: .*arquet.*\. Where a file is damaged, fetch or convert it again\.$"
+    with pytest.raises(ValueError, match=message):
+        load_rows(tmp_path / "data", "train")
+
+
 def test_load_rows_knows_other_words_for_validation(tmp_path):
     with ParquetDatasetWriter(tmp_path / "data", make_metadata(), title="Tiny") as writer:
         writer.write("validation", *make_rows()[0])

@@ -161,7 +161,7 @@ def test_masks_and_nan_hide_a_label(tmp_path, capsys):
     first, second = stored(tmp_path / "out")
     np.testing.assert_array_equal(first, np.where(IDS == 1, 255, IDS))
     np.testing.assert_array_equal(second, np.where(IDS == 2, 255, IDS))
-    assert table(capsys.readouterr().out)["none", "ignored: masked or not a number"] == 5
+    assert table(capsys.readouterr().out)["none", "ignored: masked, not a number, or in no polygon"] == 5
 
 
 def test_nodata_before_scale_and_offset_hides_a_label(tmp_path, capsys):

@@ -61,7 +61,7 @@ class LabelSurvey:
         lines = [(self.class_map.show(value), outcome, count) for (value, outcome), count in sorted(found.items())]
         hidden = sum(file.hidden for file in self.files)
         if hidden:
-            lines.append((None, f"{_IGNORED}: masked or not a number", hidden))
+            lines.append((None, f"{_IGNORED}: masked, not a number, or in no polygon", hidden))
         total = sum(found.values()) + hidden
         return [
             {"value": value, "becomes": outcome, "pixels": count, "share": count / total}

@@ -150,7 +150,8 @@ class PreparedRows(torch.utils.data.Dataset):
         return ["modality"] if self.stride and not any(part.modality_mask.any() for part in parts) else parts
 
     def _prepare(self, images: Mapping[str, Any], label: np.ndarray, window: Window, index: int) -> PreparedRow | str:
-        inputs = self.processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
+        options = {"windows": [window], "do_resize": False, "return_tensors": "pt"}  # as maps are predicted
+        inputs = self.processor(images=[images], segmentation_maps=[label], **options)
         mask, labels = inputs["modality_mask"][0], inputs["labels"][0]
         place = torch.tensor([index, window.top, window.left])
         dates = inputs["dates"][0] if "dates" in inputs else None

@@ -243,7 +243,7 @@ class SgmaDataCollator:
     def _collate(self, rows: Sequence[_DrawnRow]) -> dict[str, Any]:
         _, keys, draws, images, labels, windows, sizes = map(list, zip(*rows, strict=True))
         try:
-            zoom = {"do_resize": True, "size": sizes} if self.random_scale else {}
+            zoom = {"do_resize": self.random_scale > 0, "size": sizes}
             batch = self.processor(images, segmentation_maps=labels, windows=windows, **zoom)
             if self.num_labels != self.processor.num_labels:
                 check_class_ids(batch["labels"], self.num_labels, "label")

@@ -265,7 +265,8 @@ def _sampled_windows(
             extents = [min(side, config.tile_size) for side in label.shape]
             starts = [generator.integers(side - extent + 1) for side, extent in zip(label.shape, extents, strict=True)]
             window = (*map(int, starts), *extents)
-        inputs = processor(images=[images], segmentation_maps=[label], windows=[window], return_tensors="pt")
+        options = {"windows": [window], "do_resize": False, "return_tensors": "pt"}
+        inputs = processor(images=[images], segmentation_maps=[label], **options)
         fields = (inputs[name] for name in ("pixel_values", "modality_mask", "labels"))
         batch = PreparedRow(*fields, torch.tensor([[index, 0, 0]]), inputs.get("dates"))
         pixels = ((batch.labels != config.semantic_loss_ignore_index) & batch.covered.any(1))[0].nonzero()

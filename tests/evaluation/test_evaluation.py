@@ -154,6 +154,13 @@ def test_workers_and_chosen_combinations_change_no_figure(model, processor, rows
         assert scores == everything["combinations"][name]
 
 
+def test_what_is_evaluated_is_not_resized_as_what_is_mapped_is_not(model, processor, rows):
+    resizing = copy.copy(processor)
+    resizing.do_resize, resizing.size = True, {"height": 32, "width": 32}
+    expected, found = (evaluate_modality_combinations(model, one, rows) for one in (processor, resizing))
+    assert found["combinations"] == expected["combinations"]
+
+
 def test_evaluation_leaves_the_global_random_state_alone(model, processor, rows):
     state = torch.get_rng_state()
     evaluate_modality_combinations(model, processor, rows, num_workers=1)

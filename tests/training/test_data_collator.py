@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -210,6 +211,15 @@ def test_gain_and_noise_touch_only_their_modality(processor):
 def test_impossible_options_are_refused(processor, option, message):
     with pytest.raises(ValueError, match=message):
         SgmaDataCollator(processor, **option)
+
+
+def test_rows_keep_their_pixels_where_the_processor_would_resize(processor):
+    resizing = copy.copy(processor)
+    resizing.do_resize, resizing.size = True, {"height": 16, "width": 16}
+    rows = [make_row(index) for index in range(4)]
+    for options in ({}, {"crop_size": 5}):
+        plain, resized = (SgmaDataCollator(one, **options)(rows) for one in (processor, resizing))
+        assert plain.keys() == resized.keys() and all(torch.equal(plain[name], resized[name]) for name in plain)
 
 
 def test_rows_that_cannot_be_trained_on_are_named(processor):

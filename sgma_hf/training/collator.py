@@ -17,6 +17,7 @@ from ..evaluation.metrics import check_class_ids
 from ..model.dates_sgma import is_series, observations
 from ..model.inputs_sgma import host_mask_of
 from ..model.limits_sgma import DATES_SUFFIX, IGNORE_INDEX
+from ..model.modalities_sgma import PROCESSOR_LISTS
 from .arguments import DATE_SHARES, SgmaTrainingArguments
 from .augmentation import Augmentation, balanced_window
 from .row_sampling import ROW_KEY, RowKey
@@ -365,6 +366,13 @@ def collator_of(
             "be repeated and whose dropout is steered. Derive yours from it."
         )
     _check_jitter(given.date_jitter, config)
+    own = ("modalities", "modality_channels", *PROCESSOR_LISTS)
+    other = [name for name in own if getattr(given.processor, name) != getattr(processor, name)]
+    if other:
+        raise ValueError(
+            f"The processor of `data_collator` has other {other} than `processing_class`, which is saved with the "
+            "model: build the collator with that one."
+        )
     for name in _AUGMENTATION:
         value = getattr(given, name)
         setattr(args, name, value.tolist() if isinstance(value, np.ndarray) else value)

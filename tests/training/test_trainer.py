@@ -172,7 +172,10 @@ def test_the_augmentation_of_a_given_collator_counts(tmp_path):
     assert second["row_weight/min"] < second["row_weight/max"]  # losses of single rows were seen
 
 
-def test_a_collator_of_another_class_is_refused(tmp_path):
+def test_a_collator_of_another_class_or_processor_is_refused(tmp_path):
+    turned = SgmaDataCollator(SgmaImageProcessor(MODALITIES[::-1], CHANNELS[::-1]))
+    with pytest.raises(ValueError, match=r"has other \['modalities', .*\] than `processing_class`, which is"):
+        make_trainer(tmp_path, data_collator=turned)
     with pytest.raises(TypeError, match="`data_collator` is a function; expected an SgmaDataCollator"):
         make_trainer(tmp_path, data_collator=lambda rows: {})
 

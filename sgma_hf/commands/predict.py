@@ -162,8 +162,7 @@ def main(argv: list[str] | None = None) -> int | None:
     first.add_argument("--model")
     model = first.parse_known_args(argv)[0].model
     if model is None:
-        parser = _parser(None)
-        parser.parse_known_args(argv)  # prints the help, or that --model is missing: the other flags depend on it
+        _parser(None).parse_known_args(argv)  # prints the help, or that --model is missing, which says the flags
     modalities = check_checkpoint(model)
     flags = ", ".join(f"--{name}" for name in modalities)
     parser = _parser(modalities)
